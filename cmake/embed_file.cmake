@@ -1,0 +1,11 @@
+# cmake -DINPUT=file -DOUTPUT=file.cpp -P embed_file.cmake: the file's bytes as raw string literals.
+file(READ ${INPUT} text)
+string(LENGTH "${text}" length)
+set(pieces "")
+set(position 0)
+while(position LESS length)
+  string(SUBSTRING "${text}" ${position} 8000 piece)
+  string(APPEND pieces "R\"peft_data(${piece})peft_data\"\n")
+  math(EXPR position "${position} + 8000")
+endwhile()
+file(WRITE ${OUTPUT} "#include <string_view>\nnamespace peft::model {\nextern const std::string_view kFamiliesJson;\nconst std::string_view kFamiliesJson =\n${pieces};\n}\n")

@@ -1,0 +1,13 @@
+# Flags of our own targets: warnings, hardening, sanitizers. Not exported to users.
+add_library(peft_build_flags INTERFACE)
+target_compile_options(peft_build_flags INTERFACE
+  -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wold-style-cast -Wdouble-promotion
+  -Wformat=2 -Wimplicit-fallthrough -Wnon-virtual-dtor -Woverloaded-virtual
+  -fstack-protector-strong -ffp-contract=off
+  $<$<BOOL:${PEFT_WERROR}>:-Werror>)
+if(PEFT_SANITIZE)
+  target_compile_options(peft_build_flags INTERFACE -fsanitize=${PEFT_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  target_link_options(peft_build_flags INTERFACE -fsanitize=${PEFT_SANITIZE})
+else()
+  target_compile_definitions(peft_build_flags INTERFACE $<$<CONFIG:Debug>:_GLIBCXX_ASSERTIONS>)
+endif()

@@ -1,0 +1,76 @@
+// An adapter on disk, and what it means: LoRA factors.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "peft/config.h"
+#include "peft/model.h"
+#include "peft/safetensors.h"
+
+namespace peft {
+
+// A folder with adapter_config.json and adapter_model.safetensors. Headers and config only; no tensor is read.
+struct Adapter {
+  std::string folder;
+  std::string name;                            // "default", or the subfolder of a further adapter
+  AdapterConfig config;
+  std::shared_ptr<const TensorFile> weights;
+  std::vector<std::string> side_files;         // README.md, tokenizer, chat template: names inside folder, to be copied
+};
+
+struct AdapterOptions {
+  std::string adapter_name;                    // "" = the one in the folder itself
+  OpenOptions open;
+};
+Adapter open(const std::string& folder, const AdapterOptions& options = {});
+// All adapters of a folder: "default" for the folder itself, then subfolders that are adapters, sorted.
+std::vector<std::string> adapter_names(const std::string& folder);
+// A path as it is; else org/model found in the local Hugging Face cache (HF_HUB_CACHE, HF_HOME); never the network.
+std::string resolve_path(const std::string& path_or_repo);
+
+// The place of a factor in the model, independent of layout and generation.
+struct Site {
+  std::string module;                          // v5 path of a dense module ("….self_attn.q_proj") or of the experts ("….mlp.experts")
+  std::string parameter;                       // set for LoRA on an nn.Parameter that is not per expert: "weight" of a router, "gate_up_proj_bias"
+  std::int64_t expert = -1;                    // -1: not an expert
+  Projection projection = Projection::none;    // of an expert
+  auto operator<=>(const Site&) const = default;
+};
+std::string describe(const Site& site);        // "model.layers.0.mlp.experts.7.gate"
+
+enum class FactorKind : std::uint8_t { linear, embedding };
+
+// One weight matrix's update: delta W [out, in] = scale * B * A. For an embedding, of W^T: [dim, vocabulary].
+struct Factor {
+  Site site;
+  FactorKind kind = FactorKind::linear;
+  std::int64_t out = 0, in = 0, rank = 0;
+  double scale = 1;
+  View a;                                      // [rank, in]
+  View b;                                      // [out, rank]
+};
+
+// A tensor that is carried along whole under its module's name.
+enum class ExtraKind : std::uint8_t {
+  magnitude,        // DoRA: lora_magnitude_vector
+  lora_bias,        // lora_B.bias
+  saved_module,     // modules_to_save, save_embedding_layers: the module's own weight or bias
+  token_delta,      // token_adapter.trainable_tokens_delta
+  base_bias,        // bias="all" / "lora_only"
+};
+struct Extra {
+  ExtraKind kind;
+  Site site;                                   // module, or the expert's projection
+  std::string suffix;                          // what follows the module in the key: "lora_magnitude_vector", "weight"
+  std::uint32_t tensor = 0;
+};
+
+struct Factors {
+  std::vector<Factor> factors;                 // sorted by site, experts in numeric order
+  std::vector<Extra> extras;
+  std::vector<std::string> notes, warnings;
+};
+
+}  // namespace peft

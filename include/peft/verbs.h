@@ -1,0 +1,85 @@
+// The verbs of the command line as functions: options in, report out, no printing.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "peft/adapter.h"
+#include "peft/execute.h"
+#include "peft/layout.h"
+#include "peft/plan.h"
+
+namespace peft {
+
+// Options that say how to read an adapter; shared by all verbs.
+struct InputOptions {
+  std::string base, family, families_file;
+  std::int64_t num_experts = 0;
+  std::string adapter_name;
+  ReadOptions read;
+  OpenOptions open;
+};
+// An adapter, opened, with its model and its factors. The first three stages in one step.
+struct Input {
+  Adapter adapter;
+  Model model;
+  Reading reading;
+};
+Input load(const std::string& path, const InputOptions& options);
+
+// ---- convert -------------------------------------------------------------------------------------------------
+struct ConvertOptions {
+  InputOptions input;
+  Layout to = Layout::peft_fused;
+  std::optional<Dtype> dtype;            // --dtype
+  bool block_diagonal = false;           // keep gate and up apart even where they share A
+};
+// Everything is checked here; nothing is written.
+Plan plan_convert(const Input& input, const ConvertOptions& options);
+
+// A config alone: what adapter_config.json becomes. `path` is a config file or an adapter folder. Needs a module tree (--base).
+struct ConfigConversion {
+  std::string before, after;             // file texts
+  std::vector<std::string> warnings;
+};
+ConfigConversion convert_config(const std::string& path, const ConvertOptions& options);
+
+// ---- verify --------------------------------------------------------------------------------------------------
+struct VerifyOptions {
+  InputOptions a, b;
+  bool tolerance_rounded = true;         // false: exact
+  int threads = 0;
+};
+struct VerifyDifference { std::string site, what; double relative = 0; };
+struct VerifyReport {
+  bool same = false;
+  Exactness exactness = Exactness::bit_exact;   // how b differs from a, when same
+  double largest_relative = 0;                  // ||dW_a - dW_b|| / ||dW_a||, Frobenius
+  std::string where;                            // site of the largest
+  std::int64_t compared = 0, identical = 0;
+  std::vector<VerifyDifference> differences;    // up to 50
+  std::int64_t num_differences = 0;
+  std::vector<std::string> notes;
+};
+VerifyReport verify(const std::string& a, const std::string& b, const VerifyOptions& options);
+
+// ---- inspect -------------------------------------------------------------------------------------------------
+struct InspectReport {
+  std::string path, producer, layout, family, model_type, dtype;
+  std::vector<std::string> evidence;
+  struct Row { std::string key, shape, meaning; std::int64_t count = 1; };
+  std::vector<Row> tensors;                     // grouped over layers and experts
+  std::int64_t num_tensors = 0, num_layers = 0, num_experts = 0;
+  std::uint64_t bytes = 0, parameters = 0;
+  struct RankRow { std::string site; std::int64_t rank; double alpha, scale; std::int64_t count; };
+  std::vector<RankRow> ranks;
+  std::string orientation, b_packing;
+  std::vector<std::string> anomalies, warnings;
+  struct Consumer { std::string name, verdict, why; };   // "reads it right", "refuses", "silently wrong"
+  std::vector<Consumer> consumers;
+  std::string error;                            // when the file cannot be decoded: what the reading said
+};
+InspectReport inspect(const std::string& path, const InputOptions& options);
+
+}  // namespace peft
