@@ -1,0 +1,125 @@
+#include "peft/adapter.h"
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+
+#include "peft/error.h"
+
+namespace peft {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kConfigFile = "adapter_config.json";
+constexpr std::string_view kWeightsFile = "adapter_model.safetensors";
+
+// Files that stand beside an adapter and mean the same in every layout. Optimizer state, training arguments and
+// the like do not: they belong to the tensors as they were.
+constexpr std::array<std::string_view, 16> kSideFiles = {
+    "README.md",         "LICENSE",          "tokenizer.json",          "tokenizer_config.json",
+    "tokenizer.model",   "vocab.json",       "vocab.txt",               "merges.txt",
+    "added_tokens.json", "spiece.model",     "special_tokens_map.json", "chat_template.jinja",
+    "chat_template.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"};
+
+bool is_file(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_regular_file(path, ignored);
+}
+
+std::vector<std::string> side_files(const fs::path& folder) {
+  std::vector<std::string> found;
+  for (auto name : kSideFiles) {
+    if (is_file(folder / name)) found.emplace_back(name);
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+bool is_adapter(const fs::path& folder) {
+  return is_file(folder / kConfigFile) &&
+         (is_file(folder / kWeightsFile) || is_file(folder / "adapter_model.bin"));
+}
+
+fs::path adapter_folder(const std::string& root, const std::string& name) {
+  if (name.empty() || name == "default") return root;
+  if (name.find('/') != std::string::npos || name == "..") {
+    throw Error(ErrorCode::USAGE, {.file = root, .problem = "an adapter name is the name of a subfolder", .got = name});
+  }
+  const fs::path folder = fs::path(root) / name;
+  if (!is_adapter(folder)) {
+    std::string known;
+    for (const auto& other : adapter_names(root)) known += (known.empty() ? "" : ", ") + other;
+    throw Error(ErrorCode::IO_OPEN, {.file = root,
+                                     .problem = "there is no adapter of this name",
+                                     .expected = known.empty() ? "a folder with adapters" : known,
+                                     .got = name});
+  }
+  return folder;
+}
+
+[[noreturn]] void no_weights(const fs::path& folder) {
+  if (is_file(folder / "adapter_model.bin")) {
+    throw Error(ErrorCode::E_PICKLE,
+                {.file = (folder / "adapter_model.bin").string(),
+                 .problem = "the adapter is a pickle, which can run code when loaded; it is never opened",
+                 .expected = std::string(kWeightsFile),
+                 .hint = "load it with PEFT in a sandbox and save it with safe_serialization=True"});
+  }
+  std::string inside;
+  for (const auto& name : adapter_names(folder.string())) inside += (inside.empty() ? "" : ", ") + name;
+  throw Error(ErrorCode::IO_OPEN,
+              {.file = folder.string(),
+               .problem = "no adapter weights here",
+               .expected = std::string(kWeightsFile),
+               .got = inside.empty() ? std::string() : "adapters in subfolders: " + inside,
+               .hint = inside.empty() ? "is this an adapter folder?" : "choose one with --adapter-name"});
+}
+
+}  // namespace
+
+std::vector<std::string> adapter_names(const std::string& folder) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    if (entry.is_directory(error) && is_adapter(entry.path())) names.push_back(entry.path().filename().string());
+  }
+  std::sort(names.begin(), names.end());
+  if (is_adapter(folder)) names.insert(names.begin(), "default");
+  return names;
+}
+
+Adapter open(const std::string& path, const AdapterOptions& options) {
+  std::string root = resolve_path(path);
+  if (fs::path(root).filename() == kWeightsFile) root = fs::path(root).parent_path().string();
+  std::error_code error;
+  if (!fs::is_directory(root, error)) {
+    throw Error(fs::exists(root, error) ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
+                {.file = path,
+                 .problem = fs::exists(root, error) ? "not an adapter folder" : "there is no such folder",
+                 .expected = "a folder with adapter_config.json and adapter_model.safetensors",
+                 .hint = "Hugging Face names work when the model is in the local cache; nothing is downloaded"});
+  }
+  const fs::path folder = adapter_folder(root, options.adapter_name);
+  if (!is_file(folder / kWeightsFile)) {
+    std::error_code ignored;
+    if (!fs::exists(folder / kWeightsFile, ignored)) no_weights(folder);
+  }
+  Adapter adapter;
+  adapter.folder = folder.string();
+  adapter.name = options.adapter_name.empty() ? "default" : options.adapter_name;
+  adapter.config = AdapterConfig::read((folder / kConfigFile).string());
+  adapter.weights = TensorFile::open((folder / kWeightsFile).string(), options.open);
+  adapter.side_files = side_files(folder);
+  return adapter;
+}
+
+std::string describe(const Site& site) {
+  std::string text = site.module;
+  if (!site.parameter.empty()) text += "." + site.parameter;
+  if (site.expert >= 0) text += "." + std::to_string(site.expert);
+  if (site.projection != Projection::none) text += "." + std::string(name(site.projection));
+  return text;
+}
+
+}  // namespace peft
