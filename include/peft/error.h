@@ -30,12 +30,12 @@ const ErrorCodeInfo& info(ErrorCode code);
 
 // What an error knows. Fields that do not apply stay empty. Untrusted text goes in raw: message() escapes it.
 struct ErrorDetail {
-  std::string file;      // path of the file
-  std::string tensor;    // tensor, config key or module name the error is about
-  std::string problem;   // what is wrong, lower case, no full stop
-  std::string expected;  // numbers exact
+  std::string file{};      // path of the file
+  std::string tensor{};    // tensor, config key or module name the error is about
+  std::string problem{};   // what is wrong, lower case, no full stop
+  std::string expected{};  // numbers exact
   std::string got;
-  std::string hint;      // one action that helps
+  std::string hint{};      // one action that helps
 };
 
 class Error : public std::exception {
