@@ -34,7 +34,7 @@ struct ErrorDetail {
   std::string tensor{};    // tensor, config key or module name the error is about
   std::string problem{};   // what is wrong, lower case, no full stop
   std::string expected{};  // numbers exact
-  std::string got;
+  std::string got{};
   std::string hint{};      // one action that helps
 };
 
