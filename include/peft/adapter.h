@@ -67,9 +67,16 @@ struct Extra {
   std::uint32_t tensor = 0;
 };
 
+// How many experts a layer has, where factors are absent for some: a fused tensor tells, single factors do not.
+struct ExpertCount {
+  std::string module;                          // v5 path of the experts
+  std::int64_t count = 0;
+};
+
 struct Factors {
-  std::vector<Factor> factors;                 // sorted by site, experts in numeric order
+  std::vector<Factor> factors;                 // in natural order of their modules (layer 10 after 9), then by expert and projection
   std::vector<Extra> extras;
+  std::vector<ExpertCount> expert_counts;
   std::vector<std::string> notes, warnings;
 };
 

@@ -1,0 +1,183 @@
+#include "layout/orientation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+
+#include "layout/fused_forms.h"
+
+namespace peft::layout {
+namespace {
+
+std::string_view word(Orientation o) { return o == Orientation::natural ? "natural" : "reversed"; }
+
+std::string shapes_of(const Context& context, const FusedSlot& slot) {
+  return fmt::format("{}: lora_A {}, lora_B {}", slot.name, shape_text(context.tensor(slot.slot->a).shape),
+                     shape_text(context.tensor(slot.slot->b).shape));
+}
+
+// What the shapes of one slot say; nullopt when both ways fit.
+std::optional<Orientation> vote(const Context& context, const FusedSlot& slot) {
+  const Dims dims = natural_dims(*slot.experts, *slot.parameter);
+  if (dims.in == 0 || dims.out == 0) return std::nullopt;
+  const bool natural = slot.a_width == dims.in && slot.b_width == dims.out;
+  const bool reversed = slot.a_width == dims.out && slot.b_width == dims.in;
+  if (!natural && !reversed) {
+    context.fail(ErrorCode::LO_SHAPE, slot.slot->a, "the pair does not fit the model's parameter",
+                 fmt::format("widths {} (in) and {} (out)", dims.in, dims.out),
+                 fmt::format("lora_A has {} columns, lora_B {} rows", slot.a_width, slot.b_width),
+                 "is this the right base model?");
+  }
+  if (natural && reversed) return std::nullopt;
+  return natural ? Orientation::natural : Orientation::reversed;
+}
+
+bool is(const FusedSlot& slot, Projection first) {
+  return !slot.parameter->projections.empty() && slot.parameter->projections.front() == first;
+}
+
+// Without a model's sizes: gate_up is {H, 2I}, down {I, H}, and the two share H.
+std::optional<Orientation> sibling_vote(const std::vector<FusedSlot>& slots) {
+  for (const FusedSlot& up : slots) {
+    if (up.parameter->projections.size() != 2) continue;
+    for (const FusedSlot& down : slots) {
+      if (down.slot->module != up.slot->module || !is(down, Projection::down)) continue;
+      if (up.a_width == down.b_width && up.b_width == 2 * down.a_width) return Orientation::natural;
+      if (up.b_width == down.a_width && up.a_width == 2 * down.b_width) return Orientation::reversed;
+    }
+  }
+  return std::nullopt;
+}
+
+// What the user's --orientation means for a parameter: out-in is dP[e] = s B_e A_e in a parameter stored [E, out, in].
+Orientation named_orientation(const std::string& orientation, const ExpertsForm::Fused& parameter) {
+  return (orientation == "out-in") != parameter.in_out ? Orientation::natural : Orientation::reversed;
+}
+
+std::optional<Orientation> decide_by_shapes(Context& context, const std::vector<FusedSlot>& slots) {
+  std::optional<Orientation> decided;
+  const FusedSlot* witness = nullptr;
+  for (const FusedSlot& slot : slots) {
+    if (!slot.stacked()) continue;
+    const auto seen = vote(context, slot);
+    if (!seen) continue;
+    if (decided && *decided != *seen) {
+      context.fail(ErrorCode::LO_LAYOUT, slot.slot->a, "the file contradicts itself",
+                   shapes_of(context, *witness) + " is " + std::string(word(*decided)),
+                   shapes_of(context, slot) + " is " + std::string(word(*seen)));
+    }
+    if (!decided) witness = &slot;
+    decided = seen;
+  }
+  if (decided) {
+    context.reading.evidence.push_back(fmt::format("{}: {} by its shapes{}", shapes_of(context, *witness), word(*decided),
+                                                   *decided == Orientation::natural ? ", lora_A has the input width"
+                                                                                    : ", lora_A has the output width"));
+    return decided;
+  }
+  decided = sibling_vote(slots);
+  if (decided) context.reading.evidence.push_back(fmt::format("gate_up_proj and down_proj share the hidden size: {}", word(*decided)));
+  return decided;
+}
+
+// The square parameter alone: PEFT's version says which rule it followed, the family how the parameter lies.
+Orientation decide_by_version(Context& context, const FusedSlot& slot, Layout by_version, const std::string& version_evidence) {
+  const ExpertsForm& form = *slot.experts->form;
+  std::optional<Orientation> seen;
+  for (const auto* list : {&form.v5, &form.v4}) {
+    for (const auto& parameter : *list) {
+      if (parameter.name != slot.parameter->name || parameter.projections != slot.parameter->projections) continue;
+      // PEFT 0.19.1 and later ran on transformers 5, 0.17 mostly on 4; only a parameter that was turned in between leaves a doubt.
+      if (list == &form.v4 && by_version != Layout::peft_fused_0_18) continue;
+      if (list == &form.v4 && context.model.base_is_v5_only) continue;
+      if (list == &form.v5 && context.model.base_is_v4_only) continue;
+      const Orientation o = orientation_of(by_version, parameter);
+      if (seen && *seen != o) {
+        context.fail(ErrorCode::LO_LAYOUT, slot.slot->a,
+                     "square, and stored the other way round in transformers 4 and 5: the file fits both",
+                     "--orientation out-in or in-out", shapes_of(context, slot), "or give --base with the checkpoint it was trained on");
+      }
+      seen = o;
+    }
+  }
+  const Orientation decided = seen.value_or(orientation_of(by_version, *slot.parameter));
+  context.reading.evidence.push_back(fmt::format("{} is square; {}: {}", shapes_of(context, slot), version_evidence, word(decided)));
+  const bool doubtful = by_version == Layout::peft_fused && slot.parameter->is_transposed.value_or(false) && !form.v4.empty();
+  if (doubtful) {
+    context.reading.factors.warnings.push_back(
+        "the only expert tensor is square: read as written on transformers 5. PEFT >= 0.19.1 on transformers 4 writes the "
+        "same shapes the other way round; --orientation decides");
+  }
+  return decided;
+}
+
+BPacking decide_packing(Context& context, const std::vector<FusedSlot>& slots) {
+  const auto& options = context.options;
+  const std::string& marker = context.adapter.config.lora_B_layout;
+  std::optional<BPacking> packing = options.b_packing;
+  if (!packing && options.layout == Layout::unsloth_grouped) packing = BPacking::grouped_by_expert;
+  if (!packing && !marker.empty()) {
+    if (marker != "grouped_by_expert" && marker != "rank_major") {
+      throw Error(ErrorCode::LO_LAYOUT, {.file = context.adapter.config.file, .tensor = "lora_B_layout",
+                                         .problem = "unknown packing of lora_B", .expected = "rank_major or grouped_by_expert", .got = marker});
+    }
+    packing = marker == "grouped_by_expert" ? BPacking::grouped_by_expert : BPacking::rank_major;
+    context.reading.evidence.push_back("lora_B_layout = " + marker);
+  }
+  const bool same = std::all_of(slots.begin(), slots.end(), [](const FusedSlot& s) { return s.num_experts <= 1 || s.rank == 1; });
+  const bool hints = context.adapter.config.base_model_name_or_path.value_or("").starts_with("unsloth/");
+  if (!packing && !same && hints) {
+    context.reading.factors.warnings.push_back(
+        "the base model's name points to Unsloth, whose versions of February to September 2026 grouped lora_B by expert "
+        "without marking it; read as PEFT writes it, --b-packing grouped-by-expert reads it the other way");
+  }
+  return packing.value_or(BPacking::rank_major);
+}
+
+// The layout's name: of those that write this orientation, the one of the stated version.
+Layout name_layout(Context& context, const std::vector<FusedSlot>& slots, Orientation o, BPacking packing, Layout by_version) {
+  if (packing == BPacking::grouped_by_expert) return Layout::unsloth_grouped;
+  const auto writes = [&](Layout layout) {
+    return std::all_of(slots.begin(), slots.end(), [&](const FusedSlot& slot) {
+      return !slot.stacked() || orientation_of(layout, *slot.parameter) == o;
+    });
+  };
+  if (writes(by_version)) return by_version;
+  for (const Layout layout : {Layout::peft_fused_0_18, Layout::peft_fused_0_19_0, Layout::peft_fused}) {
+    if (!writes(layout)) continue;
+    context.reading.anomalies.push_back(
+        fmt::format("peft_version claims a generation that writes {}, the tensors are {}: PEFT refuses or misreads this file",
+                    info(by_version).name, info(layout).name));
+    return layout;
+  }
+  return by_version;
+}
+
+}  // namespace
+
+FusedForm decide_form(Context& context, const std::vector<FusedSlot>& slots) {
+  FusedForm form;
+  form.packing = decide_packing(context, slots);
+  const auto [version, version_evidence] = context.adapter.config.likely_version();
+  const Layout by_version = layout_of(version);
+  const auto square = std::find_if(slots.begin(), slots.end(), [](const FusedSlot& s) { return s.stacked(); });
+  if (square == slots.end()) return form;
+
+  auto decided = decide_by_shapes(context, slots);
+  const auto& options = context.options;
+  std::optional<Orientation> asked;
+  if (!options.orientation.empty()) asked = named_orientation(options.orientation, *square->parameter);
+  else if (options.layout && *options.layout != Layout::peft_per_expert) asked = orientation_of(*options.layout, *square->parameter);
+  if (decided && asked && *decided != *asked) {
+    context.fail(ErrorCode::LO_LAYOUT, square->slot->a, "the shapes contradict the layout or orientation that was asked for",
+                 std::string(word(*asked)), shapes_of(context, *square) + ": " + std::string(word(*decided)));
+  }
+  if (!decided) decided = asked;
+  if (!decided) decided = decide_by_version(context, *square, by_version, version_evidence);
+  form.orientation = *decided;
+  form.layout = name_layout(context, slots, *decided, form.packing, by_version);
+  return form;
+}
+
+}  // namespace peft::layout

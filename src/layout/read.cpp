@@ -1,0 +1,125 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "layout/decode.h"
+#include "layout/fused_forms.h"
+#include "layout/natural_order.h"
+#include "peft/layout.h"
+
+namespace peft {
+namespace {
+
+using layout::Context;
+using layout::Slot;
+
+std::optional<Model::Located> locate(Context& context, const Slot& slot) {
+  try {
+    return context.model.locate(slot.module);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::LO_EXPERT) throw;
+    for (const std::uint32_t part : {slot.a, slot.b, slot.b_bias, slot.magnitude}) {
+      if (part == layout::kNoTensor) continue;
+      context.unused.push_back({std::string(context.tensor(part).name), ErrorCode::LO_EXPERT, error.detail().problem});
+    }
+    return Model::Located{};   // experts == nullptr: dealt with
+  }
+}
+
+void check_asked_layout(const Context& context, bool per_expert, bool fused) {
+  const auto& asked = context.options.layout;
+  if (!asked || (!per_expert && !fused)) return;
+  if ((*asked == Layout::peft_per_expert) == per_expert) return;
+  throw Error(ErrorCode::LO_LAYOUT, {.file = context.adapter.weights->path(),
+                                     .problem = "the file is not in the layout that was named",
+                                     .expected = std::string(info(*asked).name),
+                                     .got = per_expert ? "one pair per expert and projection" : "pairs that hold all experts"});
+}
+
+// Factors in natural order of modules, then by expert and projection.
+void sort_factors(Factors& factors) {
+  std::stable_sort(factors.factors.begin(), factors.factors.end(), [](const Factor& x, const Factor& y) {
+    if (x.site.module != y.site.module) return layout::natural_less(x.site.module, y.site.module);
+    if (x.site.parameter != y.site.parameter) return x.site.parameter < y.site.parameter;
+    if (x.site.expert != y.site.expert) return x.site.expert < y.site.expert;
+    return x.site.projection < y.site.projection;
+  });
+  std::stable_sort(factors.extras.begin(), factors.extras.end(), [](const Extra& x, const Extra& y) {
+    if (x.site.module != y.site.module) return layout::natural_less(x.site.module, y.site.module);
+    return x.site.expert < y.site.expert;
+  });
+  auto& counts = factors.expert_counts;
+  std::stable_sort(counts.begin(), counts.end(), [](const ExpertCount& x, const ExpertCount& y) {
+    return x.module != y.module ? layout::natural_less(x.module, y.module) : x.count > y.count;
+  });
+  counts.erase(std::unique(counts.begin(), counts.end(), [](const ExpertCount& x, const ExpertCount& y) { return x.module == y.module; }),
+               counts.end());
+}
+
+void warn_of_config(Context& context) {
+  const AdapterConfig& config = context.adapter.config;
+  auto& warnings = context.reading.factors.warnings;
+  const auto& extras = context.reading.factors.extras;
+  const bool biases = std::any_of(extras.begin(), extras.end(), [](const Extra& e) { return e.kind == ExtraKind::base_bias; });
+  if (config.bias != "none" && !biases) {
+    warnings.push_back(fmt::format("bias = {}, but the file holds no bias: PEFT before 0.21 trained them and did not save them; "
+                                   "nothing can bring them back", config.bias));
+  }
+  const std::string& init = config.init_lora_weights;
+  if (init.starts_with("pissa") || init == "olora" || init == "loftq" || init == "corda" || init == "lora_ga") {
+    warnings.push_back(fmt::format("init_lora_weights = {} changed the base model: the factors belong to the changed base, not to "
+                                   "the original one", init));
+  }
+}
+
+}  // namespace
+
+Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options) {
+  Reading reading;
+  layout::Slots found = layout::collect_slots(adapter, options.ignore_unused);
+  Context context{adapter, model, options, reading, found.unused};
+
+  std::vector<Slot> fused;
+  std::vector<Model::Located> fused_at;
+  bool per_expert = false;
+  for (const Slot& slot : found.slots) {
+    const auto located = locate(context, slot);
+    if (!located) {
+      layout::decode_dense(context, slot);
+    } else if (located->experts == nullptr) {
+      continue;
+    } else if (located->expert >= 0) {
+      layout::decode_per_expert(context, slot, *located);
+      per_expert = true;
+    } else {
+      fused.push_back(slot);
+      fused_at.push_back(*located);
+    }
+  }
+  check_asked_layout(context, per_expert, !fused.empty());
+  if (per_expert && !fused.empty()) {
+    context.fail(ErrorCode::LO_LAYOUT, fused.front().a, "some experts are stacked, others have pairs of their own",
+                 "one layout", "both");
+  }
+  reading.layout = per_expert ? Layout::peft_per_expert : layout::layout_of(adapter.config.likely_version().first);
+  layout::decode_fused(context, fused, fused_at);
+  for (const auto& single : found.singles) layout::decode_single(context, single);
+  reading.has_experts = per_expert || !fused.empty();
+  if (per_expert) reading.evidence.insert(reading.evidence.begin(), "every expert and projection has a pair of its own");
+
+  for (const auto& unused : found.unused) reading.unused.push_back(unused.name + ": " + unused.reason);
+  layout::refuse_unused(found.unused, adapter, options.ignore_unused);
+  if (reading.factors.factors.empty() && reading.factors.extras.empty()) {
+    const auto tensors = adapter.weights->tensors();
+    throw Error(ErrorCode::LO_NONE, {.file = adapter.weights->path(),
+                                     .problem = "no LoRA tensor that fits the model",
+                                     .expected = "names such as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+                                     .got = tensors.empty() ? "an empty file" : std::string(tensors.front().name),
+                                     .hint = "is this the right base model? See --base and --family"});
+  }
+  sort_factors(reading.factors);
+  warn_of_config(context);
+  return reading;
+}
+
+}  // namespace peft
