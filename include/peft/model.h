@@ -4,10 +4,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace peft {
@@ -44,8 +46,14 @@ struct ModuleTree {
   std::vector<Parameter> parameters;
   std::string output_embedding;      // the module get_output_embeddings() gives ("lm_head"), or ""
   std::string input_embedding;
+  bool complete = true;              // false: from a config alone; a module that is not listed may exist all the same
   const Module* find(std::string_view module) const;
   const Parameter* find_parameter(std::string_view full_name) const;
+
+  // Makes the two find() hash lookups. To be called again after a change of the lists.
+  void build_lookup();
+  struct Lookup;
+  std::shared_ptr<const Lookup> lookup;
 };
 
 // How a family holds its experts. Static data: one row of the table, shared by all layers.
@@ -72,10 +80,13 @@ struct ExpertsForm {
 // The experts of one layer.
 struct Experts {
   const ExpertsForm* form = nullptr;
-  std::string v4_module, v5_module;        // "model.layers.0.block_sparse_moe.experts"; "" when that generation has none
+  // "model.layers.0.block_sparse_moe.experts"; "" when that generation has none. Where only checkpoints name experts
+  // one by one (form->per_expert_on_disk_only), v4_module is their path there.
+  std::string v4_module, v5_module;
   std::int64_t layer = 0;
   std::int64_t num_experts = 0;            // 0: unknown
-  std::int64_t hidden = 0, intermediate = 0;   // H, I; 0: unknown
+  std::int64_t hidden = 0, intermediate = 0;   // what gate and up read, what down reads; 0: unknown
+  std::vector<std::pair<std::string, std::int64_t>> other_dims;   // further names in the formulas: "zero_expert_num"
   std::string_view module(Generation g) const { return g == Generation::v4 ? v4_module : v5_module; }
   // Full path of one expert's module: "model.layers.0.mlp.experts.7.gate_proj"
   std::string per_expert_module(std::int64_t expert, Projection projection) const;
@@ -126,6 +137,10 @@ class Model {
   std::optional<ModuleKind> kind(Generation g, std::string_view module_path) const;
   // Whether the path is a module of that generation, as far as is known; nullopt: unknown.
   std::optional<bool> has(Generation g, std::string_view module_path) const;
+
+  // Made by describe(); a Model without it locates and renames nothing.
+  struct Index;
+  std::shared_ptr<const Index> index;
 };
 
 Model describe(const DescribeOptions& options);

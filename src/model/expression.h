@@ -1,0 +1,32 @@
+// The small Python-like expressions of the family table: which layers have experts, how large a dimension is.
+//
+//   i >= first_k_dense_replace        (i + 1) % decoder_sparse_step == 0 and i not in mlp_only_layers
+//   mlp_layer_types[i] == 'sparse'    a <= i <= b        2I   E*I   I//2   (A+2*K)*D   E+zero_expert_num
+//
+// Evaluation never throws: an unknown name, a wrong type, an overflow or a syntax error gives nullopt ("not known").
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <variant>
+
+namespace peft::model {
+
+using Json = nlohmann::json;
+
+// None, a truth value, an integer, a string, or a list of the config.
+using Value = std::variant<std::monostate, bool, std::int64_t, std::string, const Json*>;
+using Lookup = std::function<std::optional<Value>(std::string_view name)>;
+
+std::optional<Value> evaluate(std::string_view expression, const Lookup& lookup);
+std::optional<std::int64_t> evaluate_integer(std::string_view expression, const Lookup& lookup);
+std::optional<bool> evaluate_condition(std::string_view expression, const Lookup& lookup);
+
+// What a JSON value is to an expression; nullopt for numbers with a fraction and for objects.
+std::optional<Value> to_value(const Json& json);
+
+}  // namespace peft::model

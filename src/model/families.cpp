@@ -1,0 +1,246 @@
+#include "model/families.h"
+
+#include <algorithm>
+
+#include "model/json_file.h"
+#include "peft/error.h"
+
+namespace peft::model {
+
+extern const std::string_view kFamiliesJson;  // data/families.json, embedded by cmake/embed_families.cmake
+
+namespace {
+
+constexpr std::string_view kBuiltIn = "the built-in family table";
+
+std::string text_or(const Json& json, std::string_view key, std::string fallback = {}) {
+  const auto found = json.find(key);
+  return found != json.end() && found->is_string() ? found->get<std::string>() : std::move(fallback);
+}
+
+// A dimension is a formula, or a plain number.
+std::string formula(const Json& json) {
+  return json.is_string() ? json.get<std::string>() : std::to_string(json.get<std::int64_t>());
+}
+
+std::vector<std::string> formulas(const Json& json) {
+  std::vector<std::string> result;
+  for (const Json& dim : json) result.push_back(formula(dim));
+  return result;
+}
+
+std::vector<ParameterRow> parameters(const Json& json) {
+  std::vector<ParameterRow> rows;
+  for (const Json& row : json) {
+    const bool owned = row.size() > 2 && row.at(2).is_string();
+    rows.push_back({row.at(0).get<std::string>(), formulas(row.at(1)), owned ? row.at(2).get<std::string>() : ""});
+  }
+  return rows;
+}
+
+FormRow read_form(const Json& json) {
+  FormRow form;
+  form.modules = json.at("form").get<std::string>() == "modules";
+  form.params = parameters(json.at(form.modules ? "linears" : "params"));
+  form.roles = json.value("roles", form.roles);
+  form.fused = text_or(json, "fused");
+  form.interleaved = text_or(json, "order").starts_with("interleaved");
+  form.layout = text_or(json, "layout");
+  form.expert_name = text_or(json, "expert_names", "{expert}");
+  const auto flags = json.find("flags");
+  if (flags != json.end() && flags->contains("is_transposed"))
+    form.is_transposed = flags->at("is_transposed").get<bool>();
+  return form;
+}
+
+// What a table's rows refer to by name.
+struct Shared {
+  std::map<std::string, FormRow> forms;
+  std::map<std::string, Json> conversions;
+};
+
+ExpertsRow read_experts(const Json& json, const Shared& shared) {
+  ExpertsRow row;
+  row.path = json.at("path").get<std::string>();
+  row.block = json.at("block").get<std::string>();
+  row.class_name = text_or(json, "class");
+  row.config = text_or(json, "config");
+  row.form_id = json.at("form").get<std::string>();
+  row.form = shared.forms.at(row.form_id);
+  row.keys = json.at("keys").get<std::map<std::string, std::string>>();
+  row.moe_layers = json.value("moe_layers", row.moe_layers);
+  row.default_layers = text_or(json, "default_layers");
+  row.layer_keys = json.value("layer_keys", row.layer_keys);
+  if (json.contains("router")) row.router = parameters(json.at("router"));
+  if (json.contains("shared")) row.shared = parameters(json.at("shared"));
+  const auto disk = json.find("disk");
+  if (disk != json.end() && disk->is_array()) {
+    for (const Json& pair : *disk) row.disk.emplace_back(pair.at(0).get<std::string>(), pair.at(1).get<std::string>());
+  }
+  return row;
+}
+
+std::optional<GenerationRow> read_generation(const Json& family, std::string_view key, const Shared& shared) {
+  const auto json = family.find(key);
+  if (json == family.end() || json->is_null()) return std::nullopt;
+  GenerationRow row;
+  row.arch = text_or(*json, "arch");
+  for (const Json& experts : json->at("experts")) row.experts.push_back(read_experts(experts, shared));
+  row.linears = json->at("linears").get<std::vector<std::string>>();
+  return row;
+}
+
+std::shared_ptr<const Family> read_family(const std::string& name, const Json& json, const Shared& shared) {
+  auto family = std::make_shared<Family>();
+  family->model_type = name;
+  family->v4 = read_generation(json, "v4", shared);
+  family->v5 = read_generation(json, "v5", shared);
+  family->sub_configs = json.value("sub_configs", family->sub_configs);
+  if (json.contains("peft")) family->peft_config = text_or(json.at("peft"), "config");
+  std::vector<Json> conversions;
+  if (family->v5 && json.at("v5").contains("conversion")) {
+    for (const Json& use : json.at("v5").at("conversion")) {
+      conversions.push_back(shared.conversions.at(use.at("ref").get<std::string>()));
+    }
+  }
+  derive_kinds(*family, conversions);
+  derive_renamings(*family);
+  return family;
+}
+
+std::vector<DenseLinear> read_dense_linears(const Json& json) {
+  std::vector<DenseLinear> rows;
+  for (const Json& row : json) {
+    DenseLinear linear;
+    linear.path = row.at(0).get<std::string>();
+    linear.dims = formulas(row.at(1));
+    const bool typed = row.size() > 2 && row.at(2).get<std::string>() != "bias";
+    linear.class_name = typed ? row.at(2).get<std::string>() : "Linear";
+    if (linear.class_name == "Conv1D") linear.kind = ModuleKind::conv1d;
+    rows.push_back(std::move(linear));
+  }
+  return rows;
+}
+
+std::shared_ptr<const DenseFamily> read_dense(const std::string& name, const Json& json) {
+  auto family = std::make_shared<DenseFamily>();
+  family->model_type = name;
+  family->v5 = read_dense_linears(json.at("linears"));
+  const auto v4 = json.find("v4");
+  if (v4 == json.end()) {
+    family->v4 = family->v5;
+  } else if (v4->is_array()) {
+    family->v4 = read_dense_linears(*v4);
+  }
+  return family;
+}
+
+// Reads one file's rows into the table. The key being read is kept for messages.
+void read_rows(const Json& json, Shared& shared, Table& table, std::string& at) {
+  const Json empty = Json::object();
+  const auto section = [&](const char* key) -> const Json& {
+    at = key;
+    return json.contains(key) ? json.at(key) : empty;
+  };
+  for (const auto& [name, form] : section("forms").items()) shared.forms[at = name] = read_form(form);
+  for (const auto& [name, list] : section("conversions").items()) shared.conversions[at = name] = list;
+  for (const auto& [name, family] : section("families").items()) {
+    at = name;
+    table.dense.erase(name);
+    table.families[name] = read_family(name, family, shared);
+  }
+  for (const auto& [name, family] : section("dense").items()) {
+    at = name;
+    table.families.erase(name);
+    table.dense[name] = read_dense(name, family);
+  }
+  for (const auto& [part, rules] : section("module_rules").items()) {
+    table.module_rules.push_back({at = part, rules.get<std::vector<std::string>>()});
+  }
+  for (const auto& [name, family] : table.families) {
+    for (const auto& [key, type] : family->sub_configs) {
+      if (!type.empty() && !table.families.contains(type)) table.part_of.try_emplace(type, name);
+    }
+  }
+}
+
+void read_file(std::string_view text, const std::string& file, Shared& shared, Table& table) {
+  const Json json = parse_object(text, file, ErrorCode::MD_FAMILY);
+  std::string at;
+  try {
+    read_rows(json, shared, table, at);
+  } catch (const nlohmann::json::exception& error) {
+    throw Error(ErrorCode::MD_FAMILY, {.file = file,
+                                       .tensor = at,
+                                       .problem = "a row of the family table cannot be read",
+                                       .got = error.what(),
+                                       .hint = "see docs/add_a_family.md"});
+  } catch (const std::out_of_range&) {
+    throw Error(ErrorCode::MD_FAMILY, {.file = file,
+                                       .tensor = at,
+                                       .problem = "a row names a form or conversion that is not there",
+                                       .hint = "see docs/add_a_family.md"});
+  }
+}
+
+struct BuiltIn {
+  Shared shared;
+  std::shared_ptr<const Table> table;
+};
+
+const BuiltIn& built_in() {
+  static const BuiltIn result = [] {
+    BuiltIn fresh;
+    Table table;
+    read_file(kFamiliesJson, std::string(kBuiltIn), fresh.shared, table);
+    fresh.table = std::make_shared<const Table>(std::move(table));
+    return fresh;
+  }();
+  return result;
+}
+
+// Edits (insert, remove, replace) from one word to the other.
+std::size_t distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
+    }
+  }
+  return row[b.size()];
+}
+
+}  // namespace
+
+std::shared_ptr<const Table> load_table(const std::string& file) {
+  if (file.empty()) return built_in().table;
+  Shared shared = built_in().shared;  // so that the file's forms replace built-in ones for its own rows only
+  Table table = *built_in().table;
+  read_file(read_text(file), file, shared, table);
+  return std::make_shared<const Table>(std::move(table));
+}
+
+std::vector<std::string> near_names(const Table& table, std::string_view name) {
+  constexpr std::size_t kMaxNames = 3, kMaxLength = 64;
+  if (name.size() > kMaxLength) return {};
+  std::vector<std::pair<std::size_t, std::string>> found;
+  const auto consider = [&](const std::string& type) {
+    const std::size_t edits = distance(name, type);
+    const bool part =
+        name.size() > 2 && (type.find(name) != std::string::npos || name.find(type) != std::string_view::npos);
+    if (edits <= 2 + name.size() / 4 || part) found.emplace_back(edits, type);
+  };
+  for (const auto& [type, family] : table.families) consider(type);
+  for (const auto& [type, family] : table.dense) consider(type);
+  std::sort(found.begin(), found.end());
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < std::min(found.size(), kMaxNames); ++i) names.push_back(found[i].second);
+  return names;
+}
+
+}  // namespace peft::model

@@ -1,0 +1,116 @@
+// The family table (data/families.json) as typed rows. What each field means: docs/add_a_family.md.
+// Model knowledge is data: nothing outside this table knows the name of a model type.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "model/expression.h"
+#include "peft/model.h"
+
+namespace peft::model {
+
+struct ParameterRow {
+  std::string name;               // below the block: "gate.weight"; of a form: "gate_up_proj"
+  std::vector<std::string> dims;  // formulas
+  std::string owner;              // class that owns it: "Linear", "MixtralTopKRouter"
+};
+
+// One way to hold experts: parameters of one module, or one module per expert.
+struct FormRow {
+  bool modules = false;
+  std::vector<ParameterRow> params;  // in registration order; of a per-expert module: its Linears
+  std::map<std::string, std::string> roles;
+  std::string fused;  // the parameter that holds gate and up
+  bool interleaved = false;
+  std::string layout;                 // "out,in", "in,out", or "" where the table does not say
+  std::optional<bool> is_transposed;  // the attribute of the class; absent: it has none
+  std::string expert_name = "{expert}";
+};
+
+struct ExpertsRow {
+  std::string path, block, class_name;
+  std::string config;  // the sub-config the keys are in; "" the top one
+  std::string form_id;
+  FormRow form;
+  std::map<std::string, std::string> keys;  // "E" -> "num_local_experts"
+  std::vector<std::string> moe_layers;      // rules; all hold
+  std::string default_layers;               // "3..60", "1..31/2"
+  Json layer_keys = Json::object();         // keys about layers and their defaults
+  std::vector<ParameterRow> router, shared;
+  std::vector<std::pair<std::string, std::string>> disk;  // name in a checkpoint, name in memory
+};
+
+struct GenerationRow {
+  std::string arch;
+  std::vector<ExpertsRow> experts;
+  std::vector<std::string> linears;  // path templates of the Linears of the text part
+};
+
+// One kind of experts of a family, in both generations: what describe() makes Experts of, once per layer.
+struct Kind {
+  ExpertsForm form;
+  std::string v4_path, v5_path;  // templates; "" when that generation has none
+  std::string v4_block, v5_block;
+  std::vector<const ExpertsRow*> v4, v5;  // granite v4 has two rows (input_linear, output_linear) for one kind
+};
+
+// "v4" becomes "v5" and back, at the start of a path.
+struct Renaming {
+  std::string v4, v5;  // templates, at most {layer} in them
+};
+
+struct Family {
+  std::string model_type;
+  std::optional<GenerationRow> v4, v5;
+  std::map<std::string, std::string> sub_configs;  // "text_config" -> "qwen3_5_moe_text"
+  std::vector<Kind> kinds;
+  std::vector<Renaming> renamings;
+  std::string peft_config;  // PEFT's own conversion table; "" none
+
+  Family() = default;
+  Family(const Family&) = delete;  // kinds point into v4 and v5
+  Family& operator=(const Family&) = delete;
+  const std::optional<GenerationRow>& generation(Generation g) const { return g == Generation::v4 ? v4 : v5; }
+};
+
+struct DenseLinear {
+  std::string path;
+  std::vector<std::string> dims;
+  ModuleKind kind = ModuleKind::linear;
+  std::string class_name;
+};
+struct DenseFamily {
+  std::string model_type;
+  std::optional<std::vector<DenseLinear>> v4, v5;
+};
+
+// Which layers have a module that only some layers have: the first rule whose keys the config has decides.
+struct ModuleRule {
+  std::string part;  // of the path behind the layer: "linear_attn", "self_attn.q_a_proj"
+  std::vector<std::string> rules;
+};
+
+struct Table {
+  std::map<std::string, std::shared_ptr<const Family>, std::less<>> families;
+  std::map<std::string, std::shared_ptr<const DenseFamily>, std::less<>> dense;
+  std::vector<ModuleRule> module_rules;
+  std::map<std::string, std::string, std::less<>> part_of;  // a type without classes of its own -> its composite
+};
+
+// The built-in table, read on first use; with `file`, its rows add to the built-in ones or replace them.
+std::shared_ptr<const Table> load_table(const std::string& file = {});
+
+// Derived parts of a row, in files of their own.
+void derive_kinds(Family& family, const std::vector<Json>& conversions);  // families_kinds.cpp
+void derive_renamings(Family& family);                                    // families_renamings.cpp
+
+// Model types whose spelling is near `name`, nearest first, for messages.
+std::vector<std::string> near_names(const Table& table, std::string_view name);
+
+}  // namespace peft::model

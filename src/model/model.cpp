@@ -1,0 +1,179 @@
+#include "peft/model.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "model/index.h"
+#include "model/names.h"
+#include "peft/error.h"
+
+namespace peft {
+
+using model::find_place;
+using model::path_key;
+using model::PathKey;
+using model::PathTemplate;
+
+std::string_view name(Projection projection) {
+  switch (projection) {
+    case Projection::none:
+      return "";
+    case Projection::gate:
+      return "gate";
+    case Projection::up:
+      return "up";
+    case Projection::down:
+      return "down";
+  }
+  return "";
+}
+
+// ---- ModuleTree -------------------------------------------------------------------------------------------------
+
+struct ModuleTree::Lookup {
+  std::unordered_map<std::string, std::size_t> modules, parameters;
+};
+
+void ModuleTree::build_lookup() {
+  auto fresh = std::make_shared<Lookup>();
+  fresh->modules.reserve(modules.size());
+  fresh->parameters.reserve(parameters.size());
+  for (std::size_t i = 0; i < modules.size(); ++i) fresh->modules.try_emplace(modules[i].name, i);
+  for (std::size_t i = 0; i < parameters.size(); ++i) fresh->parameters.try_emplace(parameters[i].full_name(), i);
+  lookup = std::move(fresh);
+}
+
+const Module* ModuleTree::find(std::string_view module) const {
+  if (lookup) {
+    const auto found = lookup->modules.find(std::string(module));
+    return found == lookup->modules.end() ? nullptr : &modules[found->second];
+  }
+  const auto found = std::find_if(modules.begin(), modules.end(), [&](const Module& m) { return m.name == module; });
+  return found == modules.end() ? nullptr : &*found;
+}
+
+const Parameter* ModuleTree::find_parameter(std::string_view full_name) const {
+  if (lookup) {
+    const auto found = lookup->parameters.find(std::string(full_name));
+    return found == lookup->parameters.end() ? nullptr : &parameters[found->second];
+  }
+  const auto found = std::find_if(parameters.begin(), parameters.end(),
+                                  [&](const Parameter& p) { return p.full_name() == full_name; });
+  return found == parameters.end() ? nullptr : &*found;
+}
+
+// ---- Experts ----------------------------------------------------------------------------------------------------
+
+std::string Experts::per_expert_module(std::int64_t expert, Projection projection) const {
+  const auto& modules = form->per_expert;
+  const auto found =
+      std::find_if(modules.begin(), modules.end(), [&](const auto& m) { return m.projection == projection; });
+  if (found == modules.end()) return {};
+  const std::string& experts = v4_module.empty() ? v5_module : v4_module;
+  return experts + "." + model::replace_all(form->expert_name, "{expert}", std::to_string(expert)) + "." + found->name;
+}
+
+std::string Experts::fused_module(Generation g, const ExpertsForm::Fused& parameter) const {
+  return model::resolve_module(module(g), parameter.module);
+}
+
+std::vector<std::int64_t> Experts::fused_shape(const ExpertsForm::Fused& parameter) const {
+  const auto lookup = [this](std::string_view name) -> std::optional<model::Value> {
+    const std::int64_t known = name == "E" ? num_experts : name == "H" ? hidden : name == "I" ? intermediate : 0;
+    if (known > 0) return model::Value(known);
+    for (const auto& [other, value] : other_dims) {
+      if (other == name) return model::Value(value);
+    }
+    return std::nullopt;
+  };
+  std::vector<std::int64_t> shape;
+  for (const std::string& dim : parameter.dims) shape.push_back(model::evaluate_integer(dim, lookup).value_or(0));
+  return shape;
+}
+
+// ---- Model ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+// The experts of the layer a path names; null: that layer has none.
+const Experts* experts_of(const Model& model, const model::PlaceMatch& match) {
+  if (!match.layer.plain) return nullptr;
+  const auto& layers = model.index->layers[match.place->kind];
+  const auto at = layers.find(match.layer.value);
+  return at == layers.end() ? nullptr : &model.experts[at->second];
+}
+
+bool is_past_last(const Model& model, const Experts& experts, std::int64_t expert) {
+  return experts.num_experts > 0 && !model.num_experts_assumed && expert >= experts.num_experts;
+}
+
+}  // namespace
+
+std::optional<Model::Located> Model::locate(std::string_view module_path) const {
+  if (!index) return std::nullopt;
+  const auto match = find_place(index->places, module_path);
+  const Experts* at = match ? experts_of(*this, *match) : nullptr;
+  if (at == nullptr) return std::nullopt;
+  const Experts& found = *at;
+  const Index::Place& place = *match->place;
+  if (!place.path.has_expert()) {
+    return Located{&found, -1, Projection::none, place.fused, place.fused_generation};
+  }
+  if (!match->expert.plain) {
+    throw Error(ErrorCode::LO_EXPERT, {.tensor = std::string(module_path),
+                                       .problem = "an expert index is not a plain number",
+                                       .expected = "0, 1, 2, ... without sign or leading zero"});
+  }
+  if (is_past_last(*this, found, match->expert.value)) {
+    throw Error(ErrorCode::LO_EXPERT, {.tensor = std::string(module_path),
+                                       .problem = "the model has no such expert",
+                                       .expected = "an index below " + std::to_string(found.num_experts),
+                                       .got = std::to_string(match->expert.value),
+                                       .hint = "is this the base model of the adapter?"});
+  }
+  return Located{&found, match->expert.value, place.projection, nullptr, std::nullopt};
+}
+
+std::string Model::rename(std::string_view module_path, Generation from, Generation to) const {
+  if (!index || from == to) return std::string(module_path);
+  const Index::RenameMap& map = to == Generation::v5 ? index->to_v5 : index->to_v4;
+  if (map.empty()) return std::string(module_path);
+  // The longest start of the path that has a rule.
+  for (std::string_view start = module_path; !start.empty(); start = model::parent(start)) {
+    const PathKey key = path_key(start);
+    const auto rule = map.find(key.key);
+    if (rule == map.end()) continue;
+    const auto match = rule->second.first.match(key.numbers);
+    if (!match || !match->layer.plain) continue;
+    return rule->second.second.fill(match->layer.value) + std::string(module_path.substr(start.size()));
+  }
+  return std::string(module_path);
+}
+
+std::optional<ModuleKind> Model::kind(Generation g, std::string_view module_path) const {
+  if (tree(g)) {
+    if (const Module* module = tree(g)->find(module_path)) return module->kind;
+  }
+  if (!index) return std::nullopt;
+  if (const auto match = find_place(index->places, module_path)) {
+    return match->place->path.has_expert() ? ModuleKind::linear : ModuleKind::other;
+  }
+  if (const auto* known = index->find_known(g, module_path)) return known->kind;
+  if (model::is_embedding_name(module_path)) return ModuleKind::embedding;
+  return std::nullopt;
+}
+
+std::optional<bool> Model::has(Generation g, std::string_view module_path) const {
+  const auto& known_tree = tree(g);
+  if (!known_tree) return std::nullopt;
+  if (known_tree->find(module_path) != nullptr) return true;
+  if (known_tree->complete) return false;
+  // From a config alone: certain only about experts, whose layers and number it gives.
+  const auto match = index ? find_place(index->places, module_path) : std::nullopt;
+  if (!match) return std::nullopt;
+  const Experts* found = experts_of(*this, *match);
+  if (found == nullptr || !match->expert.plain || is_past_last(*this, *found, match->expert.value)) return false;
+  return std::nullopt;
+}
+
+}  // namespace peft

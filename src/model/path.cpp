@@ -1,0 +1,116 @@
+#include "model/path.h"
+
+#include <algorithm>
+
+namespace peft::model {
+namespace {
+
+constexpr std::string_view kExpertPrefix = "expert_";  // "expert_7", as switch_transformers and nllb-moe name experts
+
+bool all_digits(std::string_view text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+// A segment that stands where a number is expected: digits, possibly with a sign in front.
+bool looks_like_number(std::string_view segment) {
+  return all_digits(segment) ||
+         (segment.size() > 1 && (segment[0] == '-' || segment[0] == '+') && all_digits(segment.substr(1)));
+}
+
+PathNumber read_number(std::string_view digits) {
+  constexpr std::size_t kMaxDigits = 18;
+  if (!all_digits(digits) || digits.size() > kMaxDigits || (digits.size() > 1 && digits[0] == '0')) return {0, false};
+  std::int64_t value = 0;
+  for (const char c : digits) value = value * 10 + (c - '0');
+  return {value, true};
+}
+
+// Calls visit(prefix kept in the key, number text) for number segments, visit(segment, "") for the others.
+template <class Visit>
+void for_each_segment(std::string_view path, Visit visit) {
+  for (std::size_t start = 0; start <= path.size();) {
+    const std::size_t end = std::min(path.find('.', start), path.size());
+    const std::string_view segment = path.substr(start, end - start);
+    const bool prefixed = segment.starts_with(kExpertPrefix);
+    const std::string_view tail = prefixed ? segment.substr(kExpertPrefix.size()) : segment;
+    if (looks_like_number(tail) || tail == "{layer}" || tail == "{expert}") {
+      visit(prefixed ? kExpertPrefix : std::string_view(), tail, end == path.size());
+    } else {
+      visit(segment, std::string_view(), end == path.size());
+    }
+    start = end + 1;
+  }
+}
+
+}  // namespace
+
+PathKey path_key(std::string_view path) {
+  PathKey result;
+  result.key.reserve(path.size());
+  for_each_segment(path, [&](std::string_view text, std::string_view number, bool last) {
+    result.key += text;
+    if (!number.empty()) {
+      result.key += '#';
+      result.numbers.push_back(read_number(number));
+    }
+    if (!last) result.key += '.';
+  });
+  return result;
+}
+
+PathTemplate::PathTemplate(std::string_view text) : text_(text) {
+  int slot = 0;
+  for_each_segment(text, [&](std::string_view fixed, std::string_view number, bool last) {
+    key_ += fixed;
+    if (!number.empty()) {
+      key_ += '#';
+      if (number == "{layer}") {
+        layer_slot_ = slot;
+      } else if (number == "{expert}") {
+        expert_slot_ = slot;
+      } else {
+        literals_.emplace_back(slot, read_number(number).value);
+      }
+      ++slot;
+    }
+    if (!last) key_ += '.';
+  });
+}
+
+std::optional<PathTemplate::Match> PathTemplate::match(const std::vector<PathNumber>& numbers) const {
+  for (const auto& [slot, value] : literals_) {
+    const PathNumber& number = numbers[static_cast<std::size_t>(slot)];
+    if (!number.plain || number.value != value) return std::nullopt;
+  }
+  Match result;
+  if (layer_slot_ >= 0) result.layer = numbers[static_cast<std::size_t>(layer_slot_)];
+  if (expert_slot_ >= 0) result.expert = numbers[static_cast<std::size_t>(expert_slot_)];
+  return result;
+}
+
+std::string PathTemplate::fill(std::int64_t layer, std::int64_t expert) const {
+  return replace_all(replace_all(text_, "{layer}", std::to_string(layer)), "{expert}", std::to_string(expert));
+}
+
+std::string replace_all(std::string text, std::string_view from, std::string_view to) {
+  for (std::size_t at = text.find(from); at != std::string::npos; at = text.find(from, at + to.size())) {
+    text.replace(at, from.size(), to);
+  }
+  return text;
+}
+
+std::string_view parent(std::string_view path) {
+  const std::size_t dot = path.rfind('.');
+  return dot == std::string_view::npos ? std::string_view() : path.substr(0, dot);
+}
+
+std::string_view leaf(std::string_view path) {
+  const std::size_t dot = path.rfind('.');
+  return dot == std::string_view::npos ? path : path.substr(dot + 1);
+}
+
+bool is_below(std::string_view path, std::string_view ancestor) {
+  return path.size() > ancestor.size() && path.starts_with(ancestor) && path[ancestor.size()] == '.';
+}
+
+}  // namespace peft::model

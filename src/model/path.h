@@ -1,0 +1,56 @@
+// Module paths with their numbers set apart, so that one hash lookup finds the template a path was made from:
+//
+//   "model.layers.3.mlp.experts.17.w1"                     key "model.layers.#.mlp.experts.#.w1", numbers 3, 17
+//   "model.layers.{layer}.mlp.experts.{expert}.w1"         the same key, slots layer, expert
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace peft::model {
+
+struct PathNumber {
+  std::int64_t value = 0;
+  bool plain = true;  // false: "01", "-1", or too long for a number
+};
+
+struct PathKey {
+  std::string key;
+  std::vector<PathNumber> numbers;
+};
+PathKey path_key(std::string_view path);
+
+// A path with {layer} and {expert} in it. A literal number ("layer.2") must be equal to match.
+class PathTemplate {
+ public:
+  explicit PathTemplate(std::string_view text);
+  const std::string& text() const { return text_; }
+  const std::string& key() const { return key_; }
+  bool has_layer() const { return layer_slot_ >= 0; }
+  bool has_expert() const { return expert_slot_ >= 0; }
+
+  struct Match {
+    PathNumber layer, expert;  // {0, true} where the template has no such slot
+  };
+  // The numbers of a path with this key; nullopt when a literal number differs.
+  std::optional<Match> match(const std::vector<PathNumber>& numbers) const;
+  std::string fill(std::int64_t layer, std::int64_t expert = 0) const;
+
+ private:
+  std::string text_, key_;
+  int layer_slot_ = -1, expert_slot_ = -1;
+  std::vector<std::pair<int, std::int64_t>> literals_;
+};
+
+std::string replace_all(std::string text, std::string_view from, std::string_view to);
+// "a.b.c" -> "a.b"; "" when there is no dot.
+std::string_view parent(std::string_view path);
+// "a.b.c" -> "c".
+std::string_view leaf(std::string_view path);
+bool is_below(std::string_view path, std::string_view ancestor);  // "a.b.c" is below "a.b" and "a"
+
+}  // namespace peft::model
