@@ -73,6 +73,8 @@ struct AdapterConfig {
   std::string value(std::string_view key) const;
   void set(std::string_view key, std::string_view json_value);        // replaces or adds
   void erase(std::string_view key);
+  // Removes keys that `version` does not know and that have their default value; others stay (PEFT warns and ignores them).
+  void drop_keys_newer_than(const Version& version);
 };
 
 // A line diff of two texts, for --config-only: "-" removed, "+" added, " " same.

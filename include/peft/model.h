@@ -113,6 +113,7 @@ class Model {
   bool num_experts_assumed = false;        // E is highest index + 1 of the file
   bool base_is_v4_only = false, base_is_v5_only = false;
   std::string default_targets_type;        // key of PEFT's default target table
+  std::string peft_config;                 // PEFT's config conversion table for this type ("mixtral", "qwen2_moe"); "" none
   // (for config.json facts other stages need)
   std::int64_t vocab_size = 0;
   bool tie_word_embeddings = false;

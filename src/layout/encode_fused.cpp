@@ -1,0 +1,252 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "layout/encoder.h"
+#include "layout/fused_forms.h"
+#include "layout/keys.h"
+#include "layout/same_values.h"
+
+namespace peft::layout {
+namespace {
+
+// The factors of one fused parameter: parts[p][e], null where an expert has none.
+struct Stack {
+  std::vector<std::vector<const Factor*>> parts;
+  std::int64_t experts = 0;
+  std::vector<std::int64_t> ranks;     // of each part: the largest of its experts
+  std::int64_t rank = 0;               // of the fused pair
+  bool shared_a = false;
+  double scale = 1;
+  Dims dims;                           // natural widths of the fused matrix
+  std::vector<std::int64_t> out;       // rows of each part
+};
+
+std::vector<const Factor*> all_of(const Stack& stack) {
+  std::vector<const Factor*> all;
+  for (const auto& part : stack.parts) {
+    for (const Factor* factor : part) {
+      if (factor != nullptr) all.push_back(factor);
+    }
+  }
+  return all;
+}
+
+// The scale most factors have: the others are folded into B, one rounding each.
+double common_scale(const std::vector<const Factor*>& factors) {
+  std::vector<std::pair<double, int>> counts;
+  for (const Factor* factor : factors) {
+    auto at = std::find_if(counts.begin(), counts.end(), [&](const auto& c) { return c.first == factor->scale; });
+    if (at == counts.end()) counts.emplace_back(factor->scale, 1);
+    else ++at->second;
+  }
+  return std::max_element(counts.begin(), counts.end(), [](const auto& x, const auto& y) { return x.second < y.second; })->first;
+}
+
+// Gate and up of every expert have the same A: then one A serves both and the rank need not double.
+bool shares_a(const TensorFile* file, const Stack& stack) {
+  if (file == nullptr || stack.parts.size() != 2) return false;
+  for (std::size_t e = 0; e < stack.parts[0].size(); ++e) {
+    const Factor *gate = stack.parts[0][e], *up = stack.parts[1][e];
+    if (gate == nullptr && up == nullptr) continue;
+    if (gate == nullptr || up == nullptr || !same_values(*file, gate->a, up->a)) return false;
+  }
+  return true;
+}
+
+// Two row ranges that are neighbours in their tensor, as one view.
+std::optional<View> join_rows(const View& first, const View& second, bool interleaved) {
+  View joined = first;
+  joined.rows = first.rows + second.rows;
+  if (interleaved) joined.row_stride = first.row_stride / 2;
+  const std::int64_t next = interleaved ? joined.row_stride : first.rows * first.row_stride;
+  View expected = first;
+  expected.offset += next;
+  if (first.row_stride % (interleaved ? 2 : 1) != 0 || expected != second) return std::nullopt;
+  return joined;
+}
+
+// Puts natural blocks of one expert into the two tensors of a fused pair, whichever way round the layout has them.
+class Placer {
+ public:
+  Placer(const Stack& stack, Orientation orientation, BPacking packing)
+      : stack_(stack), natural_(orientation == Orientation::natural), rank_major_(packing == BPacking::rank_major) {}
+
+  // `rank_at`: first of the fused components this block fills. `out_at`: first row of the natural B.
+  void put_a(std::int64_t expert, std::int64_t rank_at, const View& view) {
+    if (natural_) stacked.push_back({expert * stack_.rank + rank_at, 0, 1, view, 1.0});
+    else columns.push_back({0, column(expert, rank_at), step(), view.transposed(), 1.0});
+  }
+  void put_b(std::int64_t expert, std::int64_t rank_at, std::int64_t out_at, const View& view, double scale) {
+    if (natural_) columns.push_back({out_at, column(expert, rank_at), step(), view, scale});
+    else stacked.push_back({expert * stack_.rank + rank_at, out_at, 1, view.transposed(), scale});
+  }
+  std::int64_t stacked_width() const { return natural_ ? stack_.dims.in : stack_.dims.out; }
+  std::int64_t columns_height() const { return natural_ ? stack_.dims.out : stack_.dims.in; }
+
+  std::vector<Block> stacked, columns;   // of lora_A and lora_B
+
+ private:
+  std::int64_t column(std::int64_t expert, std::int64_t rank_at) const {
+    return rank_major_ ? rank_at * stack_.experts + expert : expert * stack_.rank + rank_at;
+  }
+  std::int64_t step() const { return rank_major_ ? stack_.experts : 1; }
+
+  const Stack& stack_;
+  bool natural_, rank_major_;
+};
+
+bool is_power_of_two(double ratio) {
+  int exponent = 0;
+  return std::frexp(std::abs(ratio), &exponent) == 0.5;
+}
+
+Exactness exactness_of(const Stack& stack) {
+  Exactness worst = Exactness::bit_exact;
+  std::size_t count = 0;
+  for (const Factor* factor : all_of(stack)) {
+    ++count;
+    if (factor->scale != stack.scale) worst = std::max(worst, is_power_of_two(factor->scale / stack.scale) ? Exactness::value_exact : Exactness::rounded);
+    if (factor->rank != stack.rank) worst = std::max(worst, Exactness::value_exact);
+  }
+  if (count != stack.parts.size() * static_cast<std::size_t>(stack.experts)) worst = std::max(worst, Exactness::value_exact);
+  return worst;
+}
+
+// Narrowest dtype that holds all values of both.
+Dtype wider(Dtype a, Dtype b) {
+  if (a == b) return a;
+  return a == Dtype::f64 || b == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+}
+
+void place(const Stack& stack, const ExpertsForm::Fused& parameter, Placer& placer) {
+  for (std::int64_t e = 0; e < stack.experts; ++e) {
+    const auto at = static_cast<std::size_t>(e);
+    if (stack.shared_a) {
+      const Factor *gate = stack.parts[0][at], *up = stack.parts[1][at];
+      if (gate == nullptr) continue;
+      placer.put_a(e, 0, gate->a);
+      const auto joined = gate->scale == up->scale ? join_rows(gate->b, up->b, parameter.interleaved) : std::nullopt;
+      if (joined) {
+        placer.put_b(e, 0, 0, *joined, gate->scale / stack.scale);
+      } else {
+        placer.put_b(e, 0, 0, gate->b, gate->scale / stack.scale);
+        placer.put_b(e, 0, gate->out, up->b, up->scale / stack.scale);
+      }
+      continue;
+    }
+    std::int64_t rank_at = 0, out_at = 0;
+    for (std::size_t p = 0; p < stack.parts.size(); ++p) {
+      if (const Factor* factor = stack.parts[p][at]) {
+        placer.put_a(e, rank_at, factor->a);
+        placer.put_b(e, rank_at, out_at, factor->b, factor->scale / stack.scale);
+      }
+      rank_at += stack.ranks[p];
+      out_at += stack.out[p];
+    }
+  }
+}
+
+Stack collect(std::span<const Factor> group, const ExpertsForm::Fused& parameter, std::int64_t experts) {
+  Stack stack;
+  stack.experts = experts;
+  const std::size_t parts = std::max<std::size_t>(1, parameter.projections.size());
+  stack.parts.assign(parts, std::vector<const Factor*>(static_cast<std::size_t>(experts), nullptr));
+  for (const Factor& factor : group) {
+    if (factor.site.expert < 0 || factor.site.expert >= experts) continue;
+    for (std::size_t p = 0; p < parts; ++p) {
+      const bool mine = parameter.projections.empty() ? factor.site.parameter == parameter.name
+                                                      : factor.site.parameter.empty() && factor.site.projection == parameter.projections[p];
+      if (mine) stack.parts[p][static_cast<std::size_t>(factor.site.expert)] = &factor;
+    }
+  }
+  return stack;
+}
+
+std::string describe_step(const ExpertsForm::Fused& parameter, const Stack& stack, Exactness exactness) {
+  std::string ranks = std::to_string(stack.rank);
+  if (stack.parts.size() == 2 && !stack.shared_a) {
+    ranks = fmt::format("{} + {} -> {}, block-diagonal", stack.ranks[0], stack.ranks[1], stack.rank);
+  } else if (stack.parts.size() == 2) {
+    ranks += ", gate and up share A";
+  }
+  return fmt::format("{} of {} experts, rank {} ({})", parameter.name, stack.experts, ranks, name(exactness));
+}
+
+}  // namespace
+
+void Encoder::fused(const Experts& experts, Group group) {
+  const ExpertsForm& form = *experts.form;
+  const Generation g = generation_ == Generation::v4 && !form.v4.empty() ? Generation::v4 : Generation::v5;
+  const auto& parameters = g == Generation::v4 ? form.v4 : form.v5;
+  std::int64_t experts_count = experts.num_experts;
+  if (const auto at = counts_.find(group.front().site.module); at != counts_.end()) experts_count = std::max(experts_count, at->second);
+  std::int64_t highest = -1;
+  for (const Factor& factor : group) highest = std::max(highest, factor.site.expert);
+  if (experts_count == 0 || model_.num_experts_assumed) experts_count = std::max(experts_count, highest + 1);
+
+  // Wrappers nest in order of registration: the first parameter is the innermost. Walk from the outermost.
+  std::map<std::string, int> depth;
+  std::size_t used = 0;
+  for (auto p = parameters.rbegin(); p != parameters.rend(); ++p) {
+    const std::string module = experts.fused_module(g, *p);
+    std::string key = std::string(kPrefix) + module;
+    for (int i = 0; i < depth[module]; ++i) key += ".base_layer";
+    if (p->dims.size() == 2) {   // one matrix, not a stack
+      const auto matrix = std::find_if(group.begin(), group.end(), [&](const Factor& f) { return f.site.expert < 0 && f.site.parameter == p->name; });
+      if (matrix == group.end()) continue;
+      add_matrix(key + ".lora_A.weight", matrix->a, source_shape(matrix->a));
+      add_matrix(key + ".lora_B.weight", matrix->b, source_shape(matrix->b));
+      add_target(module + "." + p->name, true, matrix->rank, matrix->scale);
+      ++used, ++depth[module];
+      continue;
+    }
+    Stack stack = collect(group, *p, experts_count);
+    const auto factors = all_of(stack);
+    if (factors.empty()) continue;
+    used += factors.size();
+    ++depth[module];
+    stack.scale = common_scale(factors);
+    stack.shared_a = !options_.block_diagonal && shares_a(file_, stack);
+    stack.dims.in = factors.front()->in;
+    const std::int64_t out = factors.front()->out;
+    for (const auto& part : stack.parts) {
+      std::int64_t rank = 0;
+      for (const Factor* factor : part) {
+        if (factor == nullptr) continue;
+        rank = std::max(rank, factor->rank);
+        if (factor->in != stack.dims.in || factor->out != out) no_form(describe(factor->site), "experts of one layer have different shapes", "is this one adapter?");
+      }
+      stack.ranks.push_back(rank);
+      stack.out.push_back(out);
+      stack.dims.out += out;
+      stack.rank = stack.shared_a ? std::max(stack.rank, rank) : stack.rank + rank;
+    }
+    if (p->interleaved && !stack.shared_a && file_ != nullptr) {
+      no_form(module, "gate and up of this family alternate row by row, and the factors do not share A", "keep the layout of the file");
+    }
+    Placer placer(stack, orientation_of(options_.to, *p), packing_of(options_.to));
+    place(stack, *p, placer);
+    std::vector<Dtype> dtypes;
+    Dtype dtype = dtype_of(factors.front()->a);
+    for (const Factor* factor : factors) {
+      for (const View* view : {&factor->a, &factor->b}) {
+        const Dtype d = dtype_of(*view);
+        dtype = wider(dtype, d);
+        if (std::find(dtypes.begin(), dtypes.end(), d) == dtypes.end()) dtypes.push_back(d);
+      }
+    }
+    dtype = options_.dtype.value_or(dtype);
+    const std::int64_t components = experts_count * stack.rank;
+    add_tensor({key + ".lora_A.weight", dtype, {components, placer.stacked_width()}, components, placer.stacked_width(), std::move(placer.stacked)}, dtypes);
+    add_tensor({key + ".lora_B.weight", dtype, {placer.columns_height(), components}, placer.columns_height(), components, std::move(placer.columns)}, dtypes);
+    const Exactness exactness = exactness_of(stack);
+    note(exactness);
+    step(describe_step(*p, stack, exactness));
+    add_target(module + "." + p->name, true, stack.rank, stack.scale);
+  }
+  if (used != group.size()) no_form(group.front().site.module, "some factors have no place in the family's fused parameters", "report this file");
+}
+
+}  // namespace peft::layout

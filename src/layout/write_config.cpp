@@ -1,0 +1,187 @@
+#include "layout/write_config.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <set>
+
+#include "layout/suffixes.h"
+#include "peft/error.h"
+
+namespace peft::layout {
+namespace {
+
+constexpr std::string_view kOldDropout = "peft_cpp_lora_dropout";   // what lora_dropout was before it had to be 0
+
+double scale_of_alpha(double alpha, std::int64_t rank, bool use_rslora) {
+  const auto r = static_cast<double>(rank);
+  return use_rslora ? alpha / std::sqrt(r) : alpha / r;
+}
+
+// Equal but for the last bits of a double: one division and one square root may differ by that much.
+bool same_scale(double x, double y) { return x == y || std::abs(x - y) <= 4e-16 * std::max(std::abs(x), std::abs(y)); }
+
+// Every name PEFT's suffix rule would be tried on: modules and the containers above them.
+std::vector<std::string> module_names(const ModuleTree& tree) {
+  std::set<std::string> names;
+  const auto add = [&](std::string_view name) {
+    while (!name.empty() && names.emplace(name).second) {
+      const auto dot = name.rfind('.');
+      name = dot == std::string_view::npos ? std::string_view() : name.substr(0, dot);
+    }
+  };
+  for (const Module& module : tree.modules) add(module.name);
+  for (const Parameter& parameter : tree.parameters) add(parameter.module);
+  return {names.begin(), names.end()};
+}
+
+std::vector<std::string> parameter_names(const ModuleTree& tree) {
+  std::vector<std::string> names;
+  for (const Module& module : tree.modules) names.push_back(module.name + ".weight");
+  for (const Parameter& parameter : tree.parameters) names.push_back(parameter.full_name());
+  return names;
+}
+
+std::vector<std::string> names_of(const Encoded& encoded, bool parameters) {
+  std::vector<std::string> names;
+  for (const TargetEntry& target : encoded.targets) {
+    if (target.parameter == parameters) names.push_back(target.name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+// Short names where the model's tree shows that they mean the same, full names otherwise.
+std::vector<std::string> target_list(const std::vector<std::string>& names, const std::optional<ModuleTree>& tree, bool parameters) {
+  if (!tree) return names;
+  return shortest_suffixes(names, parameters ? parameter_names(*tree) : module_names(*tree));
+}
+
+double most_common(const std::vector<double>& values, double preferred) {
+  std::vector<std::pair<double, int>> counts;
+  for (const double value : values) {
+    if (value == preferred) return preferred;
+    auto at = std::find_if(counts.begin(), counts.end(), [&](const auto& c) { return c.first == value; });
+    if (at == counts.end()) counts.emplace_back(value, 1);
+    else ++at->second;
+  }
+  if (counts.empty()) return preferred;
+  return std::max_element(counts.begin(), counts.end(), [](const auto& x, const auto& y) { return x.second < y.second; })->first;
+}
+
+Number number(double value) { return {value, value == std::floor(value) && std::abs(value) < 1e15}; }
+
+void write_ranks(AdapterConfig& config, const Encoded& encoded) {
+  std::vector<NamedValue> ranks, alphas;
+  std::vector<double> rank_values, alpha_values;
+  for (const TargetEntry& target : encoded.targets) {
+    const double alpha = alpha_for_scale(target.scale, target.rank, config.use_rslora).value;
+    ranks.push_back({target.name, static_cast<double>(target.rank)});
+    alphas.push_back({target.name, alpha});
+    rank_values.push_back(static_cast<double>(target.rank));
+    alpha_values.push_back(alpha);
+  }
+  const double rank = most_common(rank_values, static_cast<double>(config.r));
+  const double alpha = most_common(alpha_values, config.lora_alpha.value);
+  config.r = static_cast<std::int64_t>(rank);
+  if (alpha != config.lora_alpha.value) config.lora_alpha = number(alpha);
+  config.rank_pattern.clear();
+  config.alpha_pattern.clear();
+  for (const auto& [name, value] : shortest_patterns(ranks, rank)) config.rank_pattern.emplace_back(name, number(value));
+  for (const auto& [name, value] : shortest_patterns(alphas, alpha)) config.alpha_pattern.emplace_back(name, number(value));
+}
+
+// Entries of modules_to_save that no longer end a saved module's name are replaced by that module's own last segment.
+void write_saved_modules(AdapterConfig& config, const Encoded& encoded) {
+  if (!config.modules_to_save) return;
+  std::vector<std::string> entries;
+  const auto matches = [&](const std::string& entry) {
+    return std::any_of(encoded.saved_modules.begin(), encoded.saved_modules.end(), [&](const std::string& m) {
+      return m == entry || m.ends_with(entry) || m.find("." + entry + ".") != std::string::npos;
+    });
+  };
+  for (const std::string& entry : *config.modules_to_save) {
+    if (encoded.saved_modules.empty() || matches(entry)) entries.push_back(entry);
+  }
+  for (const std::string& module : encoded.saved_modules) {
+    const bool covered = std::any_of(entries.begin(), entries.end(), [&](const std::string& e) {
+      return module.ends_with(e) || module.find(e + ".") != std::string::npos;
+    });
+    if (!covered && entries.size() < config.modules_to_save->size()) entries.push_back(module.substr(module.rfind('.') + 1));
+  }
+  std::sort(entries.begin(), entries.end());
+  entries.erase(std::unique(entries.begin(), entries.end()), entries.end());
+  config.modules_to_save = entries;
+}
+
+void write_dropout(AdapterConfig& config, bool parameters, std::vector<std::string>& warnings) {
+  if (parameters && config.lora_dropout != 0) {
+    warnings.push_back(fmt::format("lora_dropout {} is written as 0.0: PEFT refuses any other value on parameters. It plays no part in "
+                                   "inference; the old value is kept as {}", config.lora_dropout, kOldDropout));
+    config.set(kOldDropout, fmt::format("{}", config.lora_dropout));
+    config.lora_dropout = 0;
+  } else if (const std::string old = config.value(kOldDropout); !parameters && !old.empty()) {
+    config.lora_dropout = std::strtod(old.c_str(), nullptr);
+    config.erase(kOldDropout);
+  }
+}
+
+AdapterConfig::Version version_of(Layout layout) {
+  switch (layout) {
+    case Layout::peft_per_expert:
+    case Layout::peft_fused_0_18: return {0, 18, 1};
+    case Layout::peft_fused_0_19_0: return {0, 19, 0};
+    default: return {0, 21, 2};
+  }
+}
+
+void write_generation(AdapterConfig& config, Layout to) {
+  const auto v = version_of(to);
+  config.peft_version = fmt::format("{}.{}.{}", v.major, v.minor, v.patch);
+  config.drop_keys_newer_than(v);
+  config.lora_B_layout = to == Layout::unsloth_grouped ? "grouped_by_expert" : "";
+  if (to != Layout::unsloth_grouped) config.erase("lora_B_layout");
+  config.erase("unsloth_fused_expert_lora");
+}
+
+}  // namespace
+
+Number alpha_for_scale(double scale, std::int64_t rank, bool use_rslora) {
+  const auto r = static_cast<double>(rank);
+  const double exact = use_rslora ? scale * std::sqrt(r) : scale * r;
+  for (int digits = 1; digits <= 17; ++digits) {
+    const double candidate = std::strtod(fmt::format("{:.{}e}", exact, digits - 1).c_str(), nullptr);
+    if (same_scale(scale_of_alpha(candidate, rank, use_rslora), scale)) return number(candidate);
+  }
+  return {exact, false};
+}
+
+AdapterConfig write_config(const AdapterConfig& source, const Encoded& encoded, const Model& model, Layout to,
+                           std::vector<std::string>& warnings) {
+  AdapterConfig config = source;
+  const Generation g = generation_of(to, model);
+  const auto modules = names_of(encoded, false), parameters = names_of(encoded, true);
+  if (!parameters.empty() && (config.use_dora || config.lora_bias)) {
+    throw Error(ErrorCode::LO_NO_FORM, {.file = source.file,
+                                        .tensor = parameters.front(),
+                                        .problem = config.use_dora ? "DoRA does not exist on parameters: PEFT refuses the whole adapter"
+                                                                   : "lora_bias does not exist on parameters: PEFT refuses the whole adapter",
+                                        .expected = "something that " + std::string(info(to).name) + " can hold",
+                                        .hint = "merge the adapter into the base model, or keep the per-expert layout"});
+  }
+  config.target_modules = target_list(modules, model.tree(g), false);
+  const auto parameter_list = target_list(parameters, model.tree(g), true);
+  config.target_parameters = parameter_list.empty() ? std::nullopt : std::optional(parameter_list);
+  config.exclude_modules = std::monostate();
+  config.layers_to_transform.reset();
+  config.layers_pattern.reset();
+  write_ranks(config, encoded);
+  write_saved_modules(config, encoded);
+  write_dropout(config, !parameters.empty(), warnings);
+  write_generation(config, to);
+  return config;
+}
+
+}  // namespace peft::layout

@@ -1,0 +1,113 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+#include "layout/encode.h"
+#include "layout/keys.h"
+#include "layout/write_config.h"
+#include "peft/verbs.h"
+
+namespace peft {
+namespace {
+
+constexpr std::string_view kWeights = "adapter_model.safetensors";
+constexpr std::string_view kConfig = "adapter_config.json";
+
+// Every tensor that the reading uses, byte for byte.
+std::vector<PlannedTensor> copies(const Input& input) {
+  std::set<std::uint32_t> used;
+  for (const Factor& factor : input.reading.factors.factors) used.insert({factor.a.tensor, factor.b.tensor});
+  for (const Extra& extra : input.reading.factors.extras) used.insert(extra.tensor);
+  // A stacked pair whose experts are all zero has no factor, but it is no stranger either.
+  if (input.reading.unused.empty()) {
+    for (std::uint32_t i = 0; i < input.adapter.weights->tensors().size(); ++i) used.insert(i);
+  }
+  std::vector<PlannedTensor> tensors;
+  for (const std::uint32_t index : used) {
+    const TensorInfo& tensor = input.adapter.weights->tensors()[index];
+    std::int64_t count = 1;
+    for (const auto d : tensor.shape) count *= d;
+    tensors.push_back({std::string(tensor.name), tensor.dtype, {tensor.shape.begin(), tensor.shape.end()}, 1, count,
+                       {{0, 0, 1, View{0, index, 0, 1, count, count, 1}, 1.0}}});
+  }
+  return tensors;
+}
+
+// Names of dense modules that PEFT's own migration takes for experts (peft issue 3711).
+void warn_of_namesakes(const layout::Encoded& encoded, const Model& model, Layout to, std::vector<std::string>& warnings) {
+  if (to == Layout::peft_per_expert || model.peft_config.empty()) return;
+  for (const auto& target : encoded.targets) {
+    if (target.parameter) continue;
+    const std::string leaf = target.name.substr(target.name.rfind('.') + 1);
+    static const std::set<std::string, std::less<>> kRewritten = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"};
+    if (kRewritten.count(leaf) == 0) continue;
+    warnings.push_back(fmt::format("{} is named as an expert's projection: PEFT up to 0.21.2 rewrites such targets while loading, even in a "
+                                   "right config, and drops their LoRA without a word (peft issue 3711)", target.name));
+    return;
+  }
+}
+
+void finish(Plan& plan, const Input& input) {
+  plan.sources = {input.adapter.weights};
+  std::set<std::uint32_t> read;
+  for (const PlannedFile& file : plan.files) {
+    std::vector<NewTensor> tensors;
+    for (const PlannedTensor& tensor : file.tensors) {
+      tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+      for (const Block& block : tensor.blocks) read.insert(block.source.tensor);
+    }
+    const FileLayout layout = layout_file(tensors, file.metadata);
+    plan.bytes_out += layout.file_bytes();
+    plan.peak_memory += layout.head.size();
+  }
+  for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
+  for (const std::uint32_t index : read) plan.bytes_in += input.adapter.weights->tensors()[index].bytes();
+  plan.peak_memory += input.adapter.weights->data_offset() + (std::uint64_t{32} << 20);
+  for (const auto& name : input.adapter.side_files) plan.copies.emplace_back(name, input.adapter.folder + "/" + name);
+}
+
+bool keeps_everything(const Input& input, const layout::Encoded& encoded, const ConvertOptions& options) {
+  if (options.dtype || options.block_diagonal) return false;
+  if (input.reading.has_experts) return options.to == input.reading.layout;
+  // Nothing but dense modules, and none of them is called or owned differently in the target.
+  const bool parameters = std::any_of(encoded.targets.begin(), encoded.targets.end(), [](const auto& t) { return t.parameter; });
+  return encoded.steps.empty() && !parameters;
+}
+
+}  // namespace
+
+Plan plan_convert(const Input& input, const ConvertOptions& options) {
+  Plan plan;
+  plan.warnings = input.reading.factors.warnings;
+  const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal};
+  if (input.reading.has_experts && options.to == input.reading.layout && !options.dtype && !options.block_diagonal) {
+    plan.files.push_back({std::string(kWeights), copies(input)});
+    plan.texts.emplace_back(kConfig, input.adapter.config.dump());
+    plan.steps.push_back("already in this layout: copied as it is (bit-exact)");
+    finish(plan, input);
+    return plan;
+  }
+  layout::Encoded encoded = layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
+  if (keeps_everything(input, encoded, options)) {
+    plan.files.push_back({std::string(kWeights), copies(input)});
+    plan.texts.emplace_back(kConfig, input.adapter.config.dump());
+    plan.steps.push_back("nothing in this adapter differs between the layouts: copied as it is (bit-exact)");
+    finish(plan, input);
+    return plan;
+  }
+  if (input.model.num_experts_assumed) {
+    plan.warnings.push_back("the number of experts is taken from the file (highest index + 1); --base or --num-experts would confirm it");
+  }
+  warn_of_namesakes(encoded, input.model, options.to, plan.warnings);
+  const AdapterConfig config = layout::write_config(input.adapter.config, encoded, input.model, options.to, plan.warnings);
+  plan.exactness = encoded.exactness;
+  plan.steps = std::move(encoded.steps);
+  plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
+  plan.files.push_back({std::string(kWeights), std::move(encoded.tensors)});
+  plan.texts.emplace_back(kConfig, config.dump());
+  finish(plan, input);
+  return plan;
+}
+
+}  // namespace peft
