@@ -7,21 +7,10 @@
 #include "layout/fused_forms.h"
 #include "layout/keys.h"
 #include "layout/same_values.h"
+#include "layout/stack.h"
 
 namespace peft::layout {
 namespace {
-
-// The factors of one fused parameter: parts[p][e], null where an expert has none.
-struct Stack {
-  std::vector<std::vector<const Factor*>> parts;
-  std::int64_t experts = 0;
-  std::vector<std::int64_t> ranks;     // of each part: the largest of its experts
-  std::int64_t rank = 0;               // of the fused pair
-  bool shared_a = false;
-  double scale = 1;
-  Dims dims;                           // natural widths of the fused matrix
-  std::vector<std::int64_t> out;       // rows of each part
-};
 
 std::vector<const Factor*> all_of(const Stack& stack) {
   std::vector<const Factor*> all;
@@ -176,77 +165,103 @@ std::string describe_step(const ExpertsForm::Fused& parameter, const Stack& stac
 
 }  // namespace
 
+std::int64_t Encoder::count_experts(const Experts& experts, Group group) const {
+  std::int64_t count = experts.num_experts;
+  if (const auto at = counts_.find(group.front().site.module); at != counts_.end()) count = std::max(count, at->second);
+  if (count != 0 && !model_.num_experts_assumed) return count;
+  for (const Factor& factor : group) count = std::max(count, factor.site.expert + 1);
+  return count;
+}
+
+// Ranks, widths and the one scale of a fused pair.
+void Encoder::measure(Stack& stack) const {
+  const auto factors = all_of(stack);
+  stack.scale = common_scale(factors);
+  stack.shared_a = !options_.block_diagonal && shares_a(file_, stack);
+  const Factor& first = *factors.front();
+  stack.dims.in = first.in;
+  for (const auto& part : stack.parts) {
+    std::int64_t rank = 0;
+    for (const Factor* factor : part) {
+      if (factor == nullptr) continue;
+      rank = std::max(rank, factor->rank);
+      if (factor->in != first.in || factor->out != first.out) {
+        no_form(describe(factor->site), "experts of one layer have different shapes", "is this one adapter?");
+      }
+    }
+    stack.ranks.push_back(rank);
+    stack.out.push_back(first.out);
+    stack.dims.out += first.out;
+    stack.rank = stack.shared_a ? std::max(stack.rank, rank) : stack.rank + rank;
+  }
+}
+
+void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack) {
+  Placer placer(stack, orientation_of(options_.to, parameter), packing_of(options_.to));
+  place(stack, parameter, placer);
+  std::vector<Dtype> dtypes;
+  for (const Factor* factor : all_of(stack)) {
+    for (const View* view : {&factor->a, &factor->b}) {
+      if (const Dtype d = dtype_of(*view); std::find(dtypes.begin(), dtypes.end(), d) == dtypes.end()) dtypes.push_back(d);
+    }
+  }
+  Dtype dtype = dtypes.front();
+  for (const Dtype d : dtypes) dtype = wider(dtype, d);
+  dtype = options_.dtype.value_or(dtype);
+  const std::int64_t components = stack.experts * stack.rank;
+  const std::int64_t width = placer.stacked_width(), height = placer.columns_height();
+  add_tensor({key + ".lora_A.weight", dtype, {components, width}, components, width, std::move(placer.stacked)}, dtypes);
+  add_tensor({key + ".lora_B.weight", dtype, {height, components}, height, components, std::move(placer.columns)}, dtypes);
+  const Exactness exactness = exactness_of(stack);
+  note(exactness);
+  step(describe_step(parameter, stack, exactness));
+}
+
+// One parameter of the experts, if the group has factors for it; returns how many.
+std::size_t Encoder::fused_parameter(const std::string& module, const std::string& key, const ExpertsForm::Fused& parameter,
+                                     std::int64_t experts, Group group) {
+  const std::string name = module + "." + parameter.name;
+  if (parameter.dims.size() == 2) {   // one matrix, not a stack
+    const auto matrix = std::find_if(group.begin(), group.end(), [&](const Factor& f) {
+      return f.site.expert < 0 && f.site.parameter == parameter.name;
+    });
+    if (matrix == group.end()) return 0;
+    add_matrix(key + ".lora_A.weight", matrix->a, source_shape(matrix->a));
+    add_matrix(key + ".lora_B.weight", matrix->b, source_shape(matrix->b));
+    add_target(name, true, matrix->rank, matrix->scale);
+    return 1;
+  }
+  Stack stack = collect(group, parameter, experts);
+  const std::size_t found = all_of(stack).size();
+  if (found == 0) return 0;
+  measure(stack);
+  if (parameter.interleaved && !stack.shared_a && file_ != nullptr) {
+    no_form(module, "gate and up of this family alternate row by row, and the factors do not share A", "keep the layout of the file");
+  }
+  add_stack(key, parameter, stack);
+  add_target(name, true, stack.rank, stack.scale);
+  return found;
+}
+
 void Encoder::fused(const Experts& experts, Group group) {
   const ExpertsForm& form = *experts.form;
   const Generation g = generation_ == Generation::v4 && !form.v4.empty() ? Generation::v4 : Generation::v5;
   const auto& parameters = g == Generation::v4 ? form.v4 : form.v5;
-  std::int64_t experts_count = experts.num_experts;
-  if (const auto at = counts_.find(group.front().site.module); at != counts_.end()) experts_count = std::max(experts_count, at->second);
-  std::int64_t highest = -1;
-  for (const Factor& factor : group) highest = std::max(highest, factor.site.expert);
-  if (experts_count == 0 || model_.num_experts_assumed) experts_count = std::max(experts_count, highest + 1);
-
-  // Wrappers nest in order of registration: the first parameter is the innermost. Walk from the outermost.
+  const std::int64_t count = count_experts(experts, group);
+  // Wrappers nest in order of registration, the first parameter innermost: walk from the outermost.
   std::map<std::string, int> depth;
   std::size_t used = 0;
-  for (auto p = parameters.rbegin(); p != parameters.rend(); ++p) {
-    const std::string module = experts.fused_module(g, *p);
+  for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter) {
+    const std::string module = experts.fused_module(g, *parameter);
     std::string key = std::string(kPrefix) + module;
     for (int i = 0; i < depth[module]; ++i) key += ".base_layer";
-    if (p->dims.size() == 2) {   // one matrix, not a stack
-      const auto matrix = std::find_if(group.begin(), group.end(), [&](const Factor& f) { return f.site.expert < 0 && f.site.parameter == p->name; });
-      if (matrix == group.end()) continue;
-      add_matrix(key + ".lora_A.weight", matrix->a, source_shape(matrix->a));
-      add_matrix(key + ".lora_B.weight", matrix->b, source_shape(matrix->b));
-      add_target(module + "." + p->name, true, matrix->rank, matrix->scale);
-      ++used, ++depth[module];
-      continue;
-    }
-    Stack stack = collect(group, *p, experts_count);
-    const auto factors = all_of(stack);
-    if (factors.empty()) continue;
-    used += factors.size();
-    ++depth[module];
-    stack.scale = common_scale(factors);
-    stack.shared_a = !options_.block_diagonal && shares_a(file_, stack);
-    stack.dims.in = factors.front()->in;
-    const std::int64_t out = factors.front()->out;
-    for (const auto& part : stack.parts) {
-      std::int64_t rank = 0;
-      for (const Factor* factor : part) {
-        if (factor == nullptr) continue;
-        rank = std::max(rank, factor->rank);
-        if (factor->in != stack.dims.in || factor->out != out) no_form(describe(factor->site), "experts of one layer have different shapes", "is this one adapter?");
-      }
-      stack.ranks.push_back(rank);
-      stack.out.push_back(out);
-      stack.dims.out += out;
-      stack.rank = stack.shared_a ? std::max(stack.rank, rank) : stack.rank + rank;
-    }
-    if (p->interleaved && !stack.shared_a && file_ != nullptr) {
-      no_form(module, "gate and up of this family alternate row by row, and the factors do not share A", "keep the layout of the file");
-    }
-    Placer placer(stack, orientation_of(options_.to, *p), packing_of(options_.to));
-    place(stack, *p, placer);
-    std::vector<Dtype> dtypes;
-    Dtype dtype = dtype_of(factors.front()->a);
-    for (const Factor* factor : factors) {
-      for (const View* view : {&factor->a, &factor->b}) {
-        const Dtype d = dtype_of(*view);
-        dtype = wider(dtype, d);
-        if (std::find(dtypes.begin(), dtypes.end(), d) == dtypes.end()) dtypes.push_back(d);
-      }
-    }
-    dtype = options_.dtype.value_or(dtype);
-    const std::int64_t components = experts_count * stack.rank;
-    add_tensor({key + ".lora_A.weight", dtype, {components, placer.stacked_width()}, components, placer.stacked_width(), std::move(placer.stacked)}, dtypes);
-    add_tensor({key + ".lora_B.weight", dtype, {placer.columns_height(), components}, placer.columns_height(), components, std::move(placer.columns)}, dtypes);
-    const Exactness exactness = exactness_of(stack);
-    note(exactness);
-    step(describe_step(*p, stack, exactness));
-    add_target(module + "." + p->name, true, stack.rank, stack.scale);
+    const std::size_t found = fused_parameter(module, key, *parameter, count, group);
+    used += found;
+    if (found != 0) ++depth[module];
   }
-  if (used != group.size()) no_form(group.front().site.module, "some factors have no place in the family's fused parameters", "report this file");
+  if (used != group.size()) {
+    no_form(group.front().site.module, "some factors have no place in the family's fused parameters", "keep the layout of the file");
+  }
 }
 
 }  // namespace peft::layout

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <map>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
 #include "layout/encode.h"
+#include "layout/stack.h"
 #include "peft/error.h"
 
 namespace peft::layout {
@@ -35,6 +37,11 @@ class Encoder {
   void per_expert(const Experts& experts, Group group);
   // encode_fused.cpp
   void fused(const Experts& experts, Group group);
+  std::size_t fused_parameter(const std::string& module, const std::string& key, const ExpertsForm::Fused& parameter,
+                              std::int64_t experts, Group group);
+  std::int64_t count_experts(const Experts& experts, Group group) const;
+  void measure(Stack& stack) const;
+  void add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack);
 
   std::string dense_name(const std::string& v5_module) const {
     return generation_ == Generation::v4 ? model_.rename(v5_module, Generation::v5, Generation::v4) : v5_module;

@@ -26,6 +26,16 @@ std::optional<Model::Located> locate(Context& context, const Slot& slot) {
   }
 }
 
+// Pairs that hold all experts of a layer can only be read with the family's facts.
+void require_family(const Context& context, const Slot& slot) {
+  if (slot.depth == 0 && !slot.module.ends_with(".experts")) return;
+  if (!context.model.experts.empty()) return;
+  std::string notes;
+  for (const auto& note : context.model.notes) notes += (notes.empty() ? "" : "; ") + note;
+  context.fail(ErrorCode::MD_NEEDED, slot.a, "this pair holds all experts of a layer, and the model is not known",
+               "--base with the model, or --family with its type", notes);
+}
+
 void check_asked_layout(const Context& context, bool per_expert, bool fused) {
   const auto& asked = context.options.layout;
   if (!asked || (!per_expert && !fused)) return;
@@ -85,6 +95,7 @@ Reading read(const Adapter& adapter, const Model& model, const ReadOptions& opti
   for (const Slot& slot : found.slots) {
     const auto located = locate(context, slot);
     if (!located) {
+      require_family(context, slot);
       layout::decode_dense(context, slot);
     } else if (located->experts == nullptr) {
       continue;

@@ -6,6 +6,7 @@
 #include "layout/encode.h"
 #include "layout/keys.h"
 #include "layout/write_config.h"
+#include "peft/error.h"
 #include "peft/verbs.h"
 
 namespace peft {
@@ -75,9 +76,26 @@ bool keeps_everything(const Input& input, const layout::Encoded& encoded, const 
   return encoded.steps.empty() && !parameters;
 }
 
+// Experts of an unknown family look like dense modules: carried along they would be silently wrong in another layout.
+void require_known_experts(const Input& input) {
+  if (!input.model.experts.empty()) return;
+  for (const Factor& factor : input.reading.factors.factors) {
+    const auto at = factor.site.module.find(".experts.");
+    if (at == std::string::npos) continue;
+    std::string notes;
+    for (const auto& note : input.model.notes) notes += (notes.empty() ? "" : "; ") + note;
+    throw Error(ErrorCode::MD_NEEDED, {.file = input.adapter.weights->path(),
+                                       .tensor = factor.site.module,
+                                       .problem = "these are experts, and the model is not known",
+                                       .expected = "--base with the model, or --family with its type",
+                                       .got = notes});
+  }
+}
+
 }  // namespace
 
 Plan plan_convert(const Input& input, const ConvertOptions& options) {
+  require_known_experts(input);
   Plan plan;
   plan.warnings = input.reading.factors.warnings;
   const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal};
