@@ -1,0 +1,21 @@
+// The one kernel behind fusing and unfusing experts: a transpose between rows that lie anywhere.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+namespace peft::execute {
+
+// out_rows[j][i] = in_rows[i][j] for elements of 1, 2, 4 or 8 bytes at any alignment.
+//   fuse    in_rows = one pointer per expert, out_rows = one pointer per (row, rank)
+//   unfuse  in_rows = one pointer per (row, rank), out_rows = one pointer per expert
+// Reads out_rows.size() elements of each input row and writes in_rows.size() of each output row; some may
+// be written twice with the same value. Rows must not overlap.
+void transpose(std::span<const std::byte* const> in_rows, std::span<std::byte* const> out_rows,
+               std::size_t element_size);
+
+// The same as two loops. What transpose() is tested against.
+void transpose_scalar(std::span<const std::byte* const> in_rows, std::span<std::byte* const> out_rows,
+                      std::size_t element_size);
+
+}  // namespace peft::execute
