@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Converts golden adapters with `peft convert` and has the real PEFT load the results: run.sh calls this. See cases.py for what.
+
+One process per environment answers all its jobs. Every check that was planned must come back, or the run fails.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cases import all_cases, read
+
+ROOT = Path(__file__).resolve().parents[2]
+LEAST_CHECKS = 100  # fewer: golden data is missing, and a run that checks nothing would pass
+LEAST_CHECKS_QUICK = 40
+
+
+def as_json(value):
+    return str(value) if isinstance(value, Path) else value
+
+
+class Environment:
+    """check.py --serve in one virtual environment."""
+
+    def __init__(self, name, golden, work):
+        python = ROOT / "build" / "venvs" / name / "bin" / "python"
+        self.process = subprocess.Popen(
+            [python, "-W", "ignore", Path(__file__).with_name("check.py"), "--serve", "--golden", golden, "--work", work],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
+            text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"})
+
+    def answer(self, jobs):
+        """-> {id: failures}. A process that ends early leaves its jobs failed."""
+        answers = {}
+        for job in jobs:
+            try:
+                self.process.stdin.write(json.dumps(job, default=as_json) + "\n")
+                self.process.stdin.flush()
+                answer = json.loads(self.process.stdout.readline() or "{}")
+            except BrokenPipeError:
+                answer = {}
+            matches = answer.get("id") == job["id"]
+            answers[job["id"]] = answer["failures"] if matches else ["the Python process ended; VERBOSE=1 shows why"]
+        return answers
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def answer_in_parallel(environments, jobs):
+    """jobs: [(environment name, job)]; the environments work side by side."""
+    results, threads = {}, []
+    for name, environment in environments.items():
+        mine = [job for env, job in jobs if env == name]
+        thread = threading.Thread(target=lambda e=environment, j=mine: results.update(e.answer(j)))
+        thread.start()
+        threads.append(thread)
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def base_model(golden, name):
+    """The folder `peft convert --base` gets: the config as users have it, with weights where the golden data has them."""
+    return golden / "models" / name
+
+
+def convert(peft, golden, case, out):
+    """-> (folder of the result, failures)"""
+    adapter = case.adapter
+    for step, layout in enumerate(case.to):
+        target = out / str(step)
+        command = [peft, "convert", adapter, "--to", layout, "--out", target, "--base", base_model(golden, case.model),
+                   "--overwrite", "--no-sync", "--quiet", *case.flags]
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+        except subprocess.TimeoutExpired:
+            return target, [f"peft convert --to {layout} ran for a minute"]
+        if done.returncode or not (target / "adapter_config.json").exists():
+            return target, [f"peft convert --to {layout} ended with {done.returncode}: {' '.join(done.stderr.split())[:400]}"]
+        adapter = target
+    return adapter, []
+
+
+def source_job(source, work):
+    against = [[source.golden, source.limit]] if source.golden else []
+    return {"do": "check", "id": source.id, "model": source.model, "adapter": source.adapter, "ids": source.ids,
+            "strict": source.strict, "against": against, "write": work / "answers" / f"{source.id}.safetensors"}
+
+
+def case_job(case, adapter, work):
+    against = [[work / "answers" / f"{case.source}.safetensors", case.limit]] if case.source else []
+    return {"do": "check", "id": case.id, "model": case.model, "adapter": adapter, "ids": case.ids, "against": against,
+            "deltas": case.deltas, "rename": case.rename, "migration": case.migration}
+
+
+def model_jobs(golden, sources, cases):
+    """Every base, made by the environment whose transformers wrote its config."""
+    jobs = []
+    for name in sorted({x.model for x in sources + cases}):
+        v4 = read(golden / "models" / name / "config.json").get("transformers_version", "5").startswith("4.")
+        jobs.append(("old" if v4 else "new", {"do": "make", "id": f"models/{name}", "model": name}))
+    return jobs
+
+
+def run(arguments, golden, work):
+    """-> {id: failures} of everything planned."""
+    sources, cases = all_cases(golden, arguments.quick)
+    environments = {name: Environment(name, golden, work) for name in ("old", "new")}
+    with ThreadPoolExecutor(2) as pool:  # while Python imports torch
+        converted = list(pool.map(lambda c: convert(arguments.peft, golden, c, work / "converted" / c.id.replace(" ", "_")), cases))
+    results = answer_in_parallel(environments, model_jobs(golden, sources, cases))
+    made = {id: failures for id, failures in results.items() if failures}
+    source_results = answer_in_parallel(environments, [(s.env, source_job(s, work)) for s in sources])
+    jobs, case_results = [], {}
+    for case, (adapter, failures) in zip(cases, converted):
+        if failures:
+            case_results[case.id] = failures
+        elif case.source and source_results[case.source]:
+            case_results[case.id] = [f"its judge {case.source} failed"]
+        else:
+            jobs.append((case.env, case_job(case, adapter, work)))
+    case_results.update(answer_in_parallel(environments, jobs))
+    for environment in environments.values():
+        environment.close()
+    assert len(case_results) == len(cases) and len(source_results) == len(sources)
+    return made, {f"source {id}": f for id, f in source_results.items()}, case_results
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one case of each kind and family")
+    parser.add_argument("--peft", type=Path, default=ROOT / "build" / "release" / "peft")
+    parser.add_argument("--verbose", action="store_true", help="name every check")
+    arguments = parser.parse_args()
+    if not arguments.peft.exists():
+        sys.exit(f"{arguments.peft} is missing: make build")
+    golden = Path(os.environ.get("PEFT_GOLDEN") or next(p for p in (ROOT / "../shared/golden", ROOT / "tests/golden") if p.exists()))
+    work = ROOT / "build" / "real_peft"
+    shutil.rmtree(work, ignore_errors=True)
+    start = time.monotonic()
+    made, sources, cases = run(arguments, golden.resolve(), work)
+    for id, failures in {**made, **sources, **cases}.items():
+        for failure in failures:
+            print(f"FAILED {id}: {failure}")
+        if arguments.verbose and not failures:
+            print(f"ok {id}")
+    checks = {**sources, **cases}
+    passed = sum(not failures for failures in checks.values())
+    print(f"{len(sources)} source adapters, {len(cases)} converted, golden data {golden}, {time.monotonic() - start:.0f} s")
+    print(f"real peft: {len(checks)} checks, {passed} passed")
+    enough = len(checks) >= (LEAST_CHECKS_QUICK if arguments.quick else LEAST_CHECKS)
+    if not enough:
+        print(f"too few checks: {len(checks)}")
+    sys.exit(0 if enough and passed == len(checks) and not made else 1)
+
+
+if __name__ == "__main__":
+    main()
