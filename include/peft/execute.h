@@ -17,7 +17,7 @@ struct ExecuteOptions {
   bool sync = true;                          // fsync files and folders
   bool readback = true;                      // read what was written and compare digests
   bool overwrite = false;                    // replace an existing output folder, atomically
-  std::function<void(std::uint64_t done, std::uint64_t total)> progress;   // bytes written; called from any thread, rate limited by the callee
+  std::function<void(std::uint64_t done, std::uint64_t total)> progress{};   // bytes written; called from any thread, rate limited by the callee
   const std::atomic<bool>* cancel = nullptr; // set to stop: INTERRUPTED, nothing left behind
 };
 

@@ -5,6 +5,7 @@
 #include "layout/decode.h"
 #include "layout/fused_forms.h"
 #include "layout/natural_order.h"
+#include "peft/error.h"
 #include "peft/layout.h"
 
 namespace peft {
@@ -34,6 +35,20 @@ void require_family(const Context& context, const Slot& slot) {
   for (const auto& note : context.model.notes) notes += (notes.empty() ? "" : "; ") + note;
   context.fail(ErrorCode::MD_NEEDED, slot.a, "this pair holds all experts of a layer, and the model is not known",
                "--base with the model, or --family with its type", notes);
+}
+
+// Variants whose factors are not A and B of a plain product. (DoRA is: its magnitudes are carried along.)
+void refuse_variants(const AdapterConfig& config) {
+  for (const std::string_view key : {"use_bdlora", "kasa_config", "use_qalora", "arrow_config", "monteclora_config"}) {
+    const std::string value = config.value(key);
+    if (value.empty() || value == "null" || value == "false") continue;
+    throw Error(ErrorCode::CF_UNSUP, {.file = config.file,
+                                      .tensor = std::string(key),
+                                      .problem = "this variant of LoRA is not implemented",
+                                      .expected = "plain LoRA, rsLoRA, DoRA or lora_bias",
+                                      .got = std::string(key) + " = " + value,
+                                      .hint = "merge the adapter with the PEFT that made it"});
+  }
 }
 
 void check_asked_layout(const Context& context, bool per_expert, bool fused) {
@@ -75,6 +90,7 @@ void warn_of_config(Context& context) {
     warnings.push_back(fmt::format("bias = {}, but the file holds no bias: PEFT before 0.21 trained them and did not save them; "
                                    "nothing can bring them back", config.bias));
   }
+  for (const auto& key : config.unknown) warnings.push_back("unknown config key " + key + ": kept as it is; PEFT ignores it");
   const std::string& init = config.init_lora_weights;
   if (init.starts_with("pissa") || init == "olora" || init == "loftq" || init == "corda" || init == "lora_ga") {
     warnings.push_back(fmt::format("init_lora_weights = {} changed the base model: the factors belong to the changed base, not to "
@@ -85,6 +101,7 @@ void warn_of_config(Context& context) {
 }  // namespace
 
 Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options) {
+  refuse_variants(adapter.config);
   Reading reading;
   layout::Slots found = layout::collect_slots(adapter, options.ignore_unused);
   Context context{adapter, model, options, reading, found.unused};

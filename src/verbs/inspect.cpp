@@ -1,0 +1,135 @@
+#include <fmt/format.h>
+
+#include <set>
+
+#include "layout/keys.h"
+#include "layout/write_config.h"
+#include "peft/error.h"
+#include "peft/targets.h"
+#include "peft/verbs.h"
+#include "verbs/consumers.h"
+#include "verbs/inspect_rows.h"
+#include "verbs/inspect_values.h"
+
+namespace peft {
+namespace {
+
+std::string producer(const AdapterConfig& config) {
+  const auto [version, evidence] = config.likely_version();
+  std::string text = fmt::format("PEFT {}.{}.{} ({})", version.major, version.minor, version.patch, evidence);
+  if (!config.lora_B_layout.empty()) text += ", marked by Unsloth";
+  else if (config.base_model_name_or_path.value_or("").starts_with("unsloth/")) text += ", base model from Unsloth";
+  return text;
+}
+
+std::string dtypes_of(const TensorFile& file) {
+  std::set<std::string_view> names;
+  for (const TensorInfo& tensor : file.tensors()) names.insert(tensor.dtype_name);
+  std::string text;
+  for (const auto name : names) text += (text.empty() ? "" : ", ") + std::string(name);
+  return text;
+}
+
+// Patterns of the config that decide nothing, and modules the config targets that the file has no tensors for.
+void check_config(const Input& input, InspectReport& report) {
+  const AdapterConfig& config = input.adapter.config;
+  const bool fused = input.reading.layout != Layout::peft_per_expert;
+  const Generation g = input.reading.has_experts && !fused ? Generation::v4 : Generation::v5;
+  const auto& tree = input.model.tree(g) ? input.model.tree(g) : input.model.tree(g == Generation::v4 ? Generation::v5 : Generation::v4);
+  if (!tree) return;
+  ResolvedTargets resolved;
+  try {
+    resolved = resolve_targets(config, *tree, input.model, g, config.likely_version().first);
+  } catch (const Error& error) {
+    report.anomalies.push_back("the config alone would not load: " + error.detail().problem);
+    return;
+  }
+  report.warnings.insert(report.warnings.end(), resolved.warnings.begin(), resolved.warnings.end());
+  std::set<std::string> present;
+  for (const TensorInfo& tensor : input.adapter.weights->tensors()) present.insert(std::string(layout::parse_key(tensor.name).module));
+  std::size_t random = 0;
+  std::string example;
+  for (const Target& target : resolved.targets) {
+    const std::string module = target.parameter ? target.name.substr(0, target.name.rfind('.')) : target.name;
+    if (present.count(module) != 0) continue;
+    ++random;
+    if (example.empty()) example = target.name;
+  }
+  if (random != 0) {
+    report.anomalies.push_back(fmt::format("the config targets {} modules or parameters that the file has no tensors for ({}): PEFT gives them {}",
+                                           random, example, config.init_lora_weights == "false" ? "random values that change the model" : "untrained values"));
+  }
+}
+
+void fill_decoded(const Input& input, InspectReport& report) {
+  const Reading& reading = input.reading;
+  const bool fused = reading.has_experts && reading.layout != Layout::peft_per_expert;
+  report.layout = reading.has_experts ? std::string(info(reading.layout).name) : "dense (no experts; the same in every layout)";
+  report.evidence = reading.evidence;
+  report.anomalies = reading.anomalies;
+  report.warnings = reading.factors.warnings;
+  for (const auto& unused : reading.unused) report.anomalies.push_back("belongs to nothing: " + unused);
+  std::set<std::int64_t> layers;
+  std::int64_t highest = -1;
+  std::set<std::string> blocks;
+  for (const Factor& factor : reading.factors.factors) {
+    if (factor.site.expert >= 0) blocks.insert(factor.site.module);
+    highest = std::max(highest, factor.site.expert);
+  }
+  report.num_layers = static_cast<std::int64_t>(blocks.size());
+  report.num_experts = highest + 1;
+  for (const ExpertCount& count : reading.factors.expert_counts) report.num_experts = std::max(report.num_experts, count.count);
+  for (const Experts& experts : input.model.experts) report.num_experts = std::max(report.num_experts, experts.num_experts);
+  if (fused) {
+    bool reversed = false;
+    for (const Factor& factor : reading.factors.factors) {
+      if (factor.site.expert >= 0) reversed = layout::parse_key(input.adapter.weights->tensors()[factor.a.tensor].name).kind == layout::KeyKind::lora_b;
+    }
+    report.orientation = reversed ? "reversed: lora_A has the output width" : "natural: lora_A has the input width";
+    report.b_packing = reading.layout == Layout::unsloth_grouped ? "grouped by expert: column e * r + k" : "rank-major: column k * E + e";
+  }
+  report.ranks = verbs::describe_ranks(input);
+  for (auto& sentence : verbs::value_anomalies(input.adapter, reading.factors)) report.anomalies.push_back(std::move(sentence));
+  report.consumers = verbs::consumer_verdicts(verbs::consumer_facts(input));
+}
+
+}  // namespace
+
+InspectReport inspect(const std::string& path, const InputOptions& options) {
+  Input input;
+  InspectReport report;
+  report.path = path;
+  InputOptions lenient = options;
+  lenient.read.ignore_unused = true;
+  bool decoded = true;
+  try {
+    input = load(path, lenient);
+  } catch (const Error& error) {
+    // The file itself must open; what it means may be in doubt, and that is what inspect is for.
+    input.adapter = open(path, {options.adapter_name, options.open});
+    report.error = error.what();
+    decoded = false;
+  }
+  report.producer = producer(input.adapter.config);
+  report.model_type = input.model.model_type;
+  report.family = input.model.source;
+  report.dtype = dtypes_of(*input.adapter.weights);
+  report.num_tensors = static_cast<std::int64_t>(input.adapter.weights->tensors().size());
+  for (const TensorInfo& tensor : input.adapter.weights->tensors()) {
+    report.bytes += tensor.bytes();
+    std::uint64_t count = 1;
+    for (const auto d : tensor.shape) count *= static_cast<std::uint64_t>(d);
+    report.parameters += count;
+  }
+  report.tensors = verbs::describe_tensors(input, decoded);
+  for (const auto& key : input.adapter.config.unknown) report.anomalies.push_back("unknown config key " + key + ": PEFT ignores it");
+  if (decoded) {
+    auto unknown = std::move(report.anomalies);
+    fill_decoded(input, report);
+    report.anomalies.insert(report.anomalies.end(), unknown.begin(), unknown.end());
+    check_config(input, report);
+  }
+  return report;
+}
+
+}  // namespace peft
