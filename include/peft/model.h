@@ -96,11 +96,11 @@ struct Experts {
 };
 
 struct DescribeOptions {
-  std::string base;                        // model folder, config.json, or module-tree file
-  std::string family;                      // model_type; alone (names only), or against what base says
-  std::string families_file;               // further families, in the form of data/families.json
+  std::string base = {};                        // model folder, config.json, or module-tree file
+  std::string family = {};                      // model_type; alone (names only), or against what base says
+  std::string families_file = {};               // further families, in the form of data/families.json
   std::int64_t num_experts = 0;            // 0: from base or the adapter
-  std::vector<std::string> names;          // module paths of the adapter: layers are found in them when there is no base
+  std::vector<std::string> names = {};          // module paths of the adapter: layers are found in them when there is no base
 };
 
 class Model {

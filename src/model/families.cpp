@@ -1,6 +1,7 @@
 #include "model/families.h"
 
 #include <algorithm>
+#include <set>
 
 #include "model/json_file.h"
 #include "peft/error.h"
@@ -135,6 +136,34 @@ std::shared_ptr<const DenseFamily> read_dense(const std::string& name, const Jso
   return family;
 }
 
+// What is asked of all rows together.
+void derive_lookups(Table& table) {
+  std::set<std::string> rules;
+  table.part_of.clear();
+  for (const auto& [name, family] : table.families) {
+    for (const auto& [key, type] : family->sub_configs) {
+      if (type.empty() || table.families.contains(type)) continue;
+      // Several composites may have the part: the one whose text it is comes first.
+      if (key == "text_config") {
+        table.part_of[type] = name;
+      } else {
+        table.part_of.try_emplace(type, name);
+      }
+    }
+    for (const Kind& kind : family->kinds) {
+      for (const auto* rows : {&kind.v5, &kind.v4}) {
+        for (const ExpertsRow* row : *rows) rules.insert(row->moe_layers.begin(), row->moe_layers.end());
+      }
+    }
+  }
+  rules.erase("all");
+  table.layer_rules.assign(rules.begin(), rules.end());
+  std::stable_sort(table.module_rules.begin(), table.module_rules.end(), [](const ModuleRule& a, const ModuleRule& b) {
+    if ((a.type == "*") != (b.type == "*")) return b.type == "*";
+    return a.part.size() > b.part.size();
+  });
+}
+
 // Reads one file's rows into the table. The key being read is kept for messages.
 void read_rows(const Json& json, Shared& shared, Table& table, std::string& at) {
   const Json empty = Json::object();
@@ -154,14 +183,12 @@ void read_rows(const Json& json, Shared& shared, Table& table, std::string& at) 
     table.families.erase(name);
     table.dense[name] = read_dense(name, family);
   }
-  for (const auto& [part, rules] : section("module_rules").items()) {
-    table.module_rules.push_back({at = part, rules.get<std::vector<std::string>>()});
-  }
-  for (const auto& [name, family] : table.families) {
-    for (const auto& [key, type] : family->sub_configs) {
-      if (!type.empty() && !table.families.contains(type)) table.part_of.try_emplace(type, name);
+  for (const auto& [type, parts] : section("module_rules").items()) {
+    for (const auto& [part, rules] : parts.items()) {
+      table.module_rules.push_back({type, at = part, rules.get<std::vector<std::string>>()});
     }
   }
+  derive_lookups(table);
 }
 
 void read_file(std::string_view text, const std::string& file, Shared& shared, Table& table) {

@@ -92,6 +92,7 @@ struct DenseFamily {
 
 // Which layers have a module that only some layers have: the first rule whose keys the config has decides.
 struct ModuleRule {
+  std::string type;  // of the model; "*": any
   std::string part;  // of the path behind the layer: "linear_attn", "self_attn.q_a_proj"
   std::vector<std::string> rules;
 };
@@ -99,7 +100,8 @@ struct ModuleRule {
 struct Table {
   std::map<std::string, std::shared_ptr<const Family>, std::less<>> families;
   std::map<std::string, std::shared_ptr<const DenseFamily>, std::less<>> dense;
-  std::vector<ModuleRule> module_rules;
+  std::vector<ModuleRule> module_rules;  // those of a type before those of any; longer parts first
+  std::vector<std::string> layer_rules;  // every rule about layers with experts, for configs with another family's keys
   std::map<std::string, std::string, std::less<>> part_of;  // a type without classes of its own -> its composite
 };
 

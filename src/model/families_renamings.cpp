@@ -33,13 +33,6 @@ void add(Family& family, std::string v4, std::string v5) {
   if (!known) family.renamings.push_back({std::move(v4), std::move(v5)});
 }
 
-// "model.layers.{layer}.mlp" -> "model.layers.{layer}"
-std::string up_to_layer(const std::string& path) {
-  constexpr std::string_view kLayer = "{layer}";
-  const std::size_t at = path.find(kLayer);
-  return at == std::string::npos ? path : path.substr(0, at + kLayer.size());
-}
-
 // The block, and whatever stands before it. Blocks of different depth (a checkpoint without a block) say nothing
 // about their siblings.
 void rename_blocks(Family& family, const Kind& kind) {

@@ -109,6 +109,12 @@ std::string_view leaf(std::string_view path) {
   return dot == std::string_view::npos ? path : path.substr(dot + 1);
 }
 
+std::string up_to_layer(std::string_view path) {
+  constexpr std::string_view kLayer = "{layer}";
+  const std::size_t at = path.find(kLayer);
+  return std::string(at == std::string_view::npos ? path : path.substr(0, at + kLayer.size()));
+}
+
 bool is_below(std::string_view path, std::string_view ancestor) {
   return path.size() > ancestor.size() && path.starts_with(ancestor) && path[ancestor.size()] == '.';
 }

@@ -51,6 +51,8 @@ std::string replace_all(std::string text, std::string_view from, std::string_vie
 std::string_view parent(std::string_view path);
 // "a.b.c" -> "c".
 std::string_view leaf(std::string_view path);
+// "model.layers.{layer}.mlp" -> "model.layers.{layer}"; a path without a layer as it is.
+std::string up_to_layer(std::string_view path);
 bool is_below(std::string_view path, std::string_view ancestor);  // "a.b.c" is below "a.b" and "a"
 
 }  // namespace peft::model

@@ -1,0 +1,150 @@
+// Modules from the tensor names and shapes of a checkpoint. Headers do not tell classes: the family table does, then
+// the name.
+#include <algorithm>
+#include <map>
+
+#include "model/builder.h"
+#include "model/names.h"
+#include "model/path.h"
+
+namespace peft::model {
+namespace {
+
+bool is_digit(char c) { return c >= '0' && c <= '9'; }
+
+// "layers.2" before "layers.10".
+bool natural_less(std::string_view a, std::string_view b) {
+  std::size_t i = 0, j = 0;
+  while (i < a.size() && j < b.size()) {
+    if (is_digit(a[i]) && is_digit(b[j])) {
+      std::size_t x = i, y = j;
+      while (x < a.size() && is_digit(a[x])) ++x;
+      while (y < b.size() && is_digit(b[y])) ++y;
+      if (x - i != y - j) return x - i < y - j;
+      const int order = a.substr(i, x - i).compare(b.substr(j, y - j));
+      if (order != 0) return order < 0;
+      i = x;
+      j = y;
+    } else if (a[i] != b[j]) {
+      return a[i] < b[j];
+    } else {
+      ++i;
+      ++j;
+    }
+  }
+  return a.size() - i < b.size() - j;
+}
+
+struct NaturalLess {
+  using is_transparent = void;
+  bool operator()(std::string_view a, std::string_view b) const {
+    return natural_less(a, b) || (!natural_less(b, a) && a < b);
+  }
+};
+
+using Tensors = std::vector<std::pair<std::string, const TensorInfo*>>;  // parameter name, tensor
+
+const Model::Index::KnownModule* known_module(const Draft& draft, std::string_view module) {
+  const auto* known = draft.index->find_known(Generation::v5, module);
+  return known != nullptr ? known : draft.index->find_known(Generation::v4, module);
+}
+
+// The part of the names that a checkpoint of the bare model leaves out: "transformer." of gpt2.
+std::string missing_prefix(const Checkpoint& checkpoint, const Draft& draft) {
+  for (const auto& [key, list] : draft.index->known_v5) {
+    const std::size_t dot = key.find('.');
+    if (dot == std::string::npos || key.find('#') == std::string::npos) continue;
+    const std::string prefix = key.substr(0, dot + 1);
+    bool found = false, would_fit = false;
+    for (const Checkpoint::Entry& entry : checkpoint.tensors()) {
+      const std::string_view name = entry.tensor->name;
+      found = found || name.starts_with(prefix);
+      would_fit = would_fit || (!would_fit && known_module(draft, prefix + std::string(parent(name))) != nullptr);
+      if (found) return {};
+    }
+    return would_fit ? prefix : std::string();
+  }
+  return {};
+}
+
+// Packed integers of a quantised checkpoint have another shape than the weight.
+std::vector<std::int64_t> weight_shape(const TensorInfo& tensor) {
+  const bool packed = tensor.dtype == Dtype::u8 || tensor.dtype == Dtype::i8 || tensor.dtype == Dtype::i32 ||
+                      tensor.dtype == Dtype::u32;
+  return packed ? std::vector<std::int64_t>{} : std::vector<std::int64_t>(tensor.shape.begin(), tensor.shape.end());
+}
+
+bool is_quantised(const Tensors& tensors) {
+  return std::any_of(tensors.begin(), tensors.end(), [](const auto& t) { return t.first == "qweight"; });
+}
+
+Module classify(const Draft& draft, const std::string& name, const Tensors& tensors) {
+  Module module{name, ModuleKind::other, "", {}};
+  for (const auto& [parameter, tensor] : tensors) {
+    if (parameter == "weight") module.weight = weight_shape(*tensor);
+  }
+  if (const auto* known = known_module(draft, name)) {
+    module.kind = known->kind;
+    module.class_name = known->class_name;
+  } else if (const auto place = find_place(draft.index->places, name)) {
+    module.kind = place->place->path.has_expert() ? ModuleKind::linear : ModuleKind::other;
+  } else if (is_embedding_name(name) && module.weight.size() == 2) {
+    module.kind = ModuleKind::embedding;
+    module.class_name = "Embedding";
+  } else if ((module.weight.size() == 2 && !is_norm_name(name)) || is_quantised(tensors)) {
+    module.kind = ModuleKind::linear;
+    module.class_name = "Linear";
+  } else if (module.weight.size() > 2) {
+    module.kind = ModuleKind::conv;
+  }
+  return module;
+}
+
+// A buffer that is saved with the weights; PEFT never looks at buffers.
+bool is_buffer(const std::string& parameter) {
+  return parameter == "e_score_correction_bias" || parameter == "inv_freq";
+}
+
+// A tied output has no tensor of its own: it is as large as the embedding.
+void add_tied_output(ModuleTree& tree, const Draft& draft) {
+  finish_tree(tree);
+  if (!tree.output_embedding.empty() || tree.input_embedding.empty()) return;
+  for (const auto& [key, list] : draft.index->known_v5) {
+    for (const auto& known : list) {
+      if (known.path.has_layer() || !is_output_name(known.path.text())) continue;
+      tree.modules.push_back(
+          {known.path.text(), known.kind, known.class_name, tree.find(tree.input_embedding)->weight});
+      return;
+    }
+  }
+}
+
+}  // namespace
+
+ModuleTree tree_from_checkpoint(const Checkpoint& checkpoint, const Draft& draft) {
+  const std::string prefix = missing_prefix(checkpoint, draft);
+  std::map<std::string, Tensors, NaturalLess> modules;
+  for (const Checkpoint::Entry& entry : checkpoint.tensors()) {
+    const std::string_view name = entry.tensor->name;
+    const bool prefixed = !prefix.empty() && !is_output_name(parent(name));
+    const std::string module = (prefixed ? prefix : std::string()) + std::string(parent(name));
+    modules[module].emplace_back(leaf(name), entry.tensor);
+  }
+  ModuleTree tree;
+  for (const auto& [name, tensors] : modules) {
+    if (name.empty()) continue;
+    if (std::all_of(tensors.begin(), tensors.end(), [](const auto& t) { return is_buffer(t.first); })) continue;
+    const Module module = classify(draft, name, tensors);
+    append_module(tree, module);
+    if (module.kind != ModuleKind::other) continue;
+    for (const auto& [parameter, tensor] : tensors) {
+      if (parameter == "weight" || is_buffer(parameter)) continue;
+      tree.parameters.push_back(
+          {name, parameter, std::vector<std::int64_t>(tensor->shape.begin(), tensor->shape.end())});
+    }
+  }
+  add_tied_output(tree, draft);
+  return tree;
+}
+
+}  // namespace peft::model
