@@ -34,3 +34,5 @@ foreach(source IN LISTS cross_tests)
   target_link_libraries(${stem} PRIVATE peft peft_test_flags)
   gtest_discover_tests(${stem} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900)
 endforeach()
+
+include(cmake/command_tests.cmake)

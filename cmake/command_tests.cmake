@@ -1,0 +1,33 @@
+# Tests of the command line, of what is generated from it, of the source tree, and of an installed peft.
+find_package(Python3 REQUIRED COMPONENTS Interpreter)
+
+set(cli_parts ${cli_sources})
+list(FILTER cli_parts EXCLUDE REGEX "/main\\.cpp$")
+file(GLOB cli_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/*_test.cpp)
+add_executable(test_cli ${cli_tests} ${cli_parts})
+target_include_directories(test_cli PRIVATE src tests)
+target_link_libraries(test_cli PRIVATE peft peft_test_flags GTest::gmock)
+gtest_discover_tests(test_cli DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 300)
+
+# tests/cli_test.cpp runs the program itself.
+if(TARGET cli_test)
+  add_dependencies(cli_test peft_cli)
+  target_compile_definitions(cli_test PRIVATE PEFT_PROGRAM="$<TARGET_FILE:peft_cli>")
+  target_link_libraries(cli_test PRIVATE GTest::gmock)
+endif()
+
+foreach(page errors layouts families)
+  add_test(NAME docs_${page}_is_fresh COMMAND ${CMAKE_COMMAND} -DPROGRAM=$<TARGET_FILE:peft_cli> -DPAGE=${page}
+    -DFILE=${CMAKE_CURRENT_SOURCE_DIR}/docs/${page}.md -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/check_page.cmake)
+endforeach()
+
+add_test(NAME layers COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_layers.py ${CMAKE_CURRENT_SOURCE_DIR})
+add_test(NAME layers_self_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_layers.py --self-test)
+
+# Installs into the build folder, then configures, builds and runs a program that knows nothing of this tree.
+# Sanitized libraries are left out: a program that links them needs the same flags.
+if(NOT PEFT_SANITIZE)
+  add_test(NAME consumer COMMAND ${CMAKE_COMMAND} -DBUILD=${CMAKE_CURRENT_BINARY_DIR} -DSOURCE=${CMAKE_CURRENT_SOURCE_DIR}
+    -DCXX=${CMAKE_CXX_COMPILER} -DGENERATOR=${CMAKE_GENERATOR} -P ${CMAKE_CURRENT_SOURCE_DIR}/tests/consumer/run.cmake)
+  set_tests_properties(consumer PROPERTIES TIMEOUT 300)
+endif()

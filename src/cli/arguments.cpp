@@ -1,0 +1,298 @@
+// The only file that includes CLI11, which takes seconds to compile.
+#include "cli/arguments.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+
+#include "cli/version.h"
+#include "peft/error.h"
+#include "peft/model.h"
+
+namespace peft::cli {
+namespace {
+
+constexpr const char* kExamples = R"(Examples:
+  peft inspect my-lora                                         what is this file, and who can read it?
+  peft targets my-lora --base Qwen3-30B-A3B                    what will LoRA sit on, with which rank?
+  peft convert my-lora --to peft-fused --out my-lora-v5        transformers 4 -> 5
+  peft convert my-lora-v5 --to peft-per-expert --out my-lora-v4
+  peft verify my-lora my-lora-v5                               are they the same function?
+  peft layouts                                                 the layouts that --to and --from know
+
+Exit codes: 0 done; 1 bad input (verify: different); 2 usage (verify: also bad input); 3 I/O or space; 4 a bug; 5 interrupted.
+More: peft VERB --help, docs/cli.md.)";
+
+constexpr const char* kInspectExamples = R"(Examples:
+  peft inspect my-lora
+  peft inspect my-lora --base Qwen3-30B-A3B      checks every name and shape against the model
+  peft inspect org/my-lora --json                from the local Hugging Face cache
+
+Exit code 1 when the file cannot be decoded.)";
+
+constexpr const char* kTargetsExamples = R"(Examples:
+  peft targets my-lora --base Qwen3-30B-A3B
+  peft targets adapter_config.json --base Qwen3-30B-A3B/config.json --generation v4
+  peft targets my-lora --base Qwen3-30B-A3B --as-of 0.18.1 --json)";
+
+constexpr const char* kConvertExamples = R"(Examples:
+  peft convert my-lora --to peft-fused --out my-lora-v5
+  peft convert my-lora --to peft-fused --out my-lora-v5 --base Qwen3-30B-A3B
+  peft convert my-lora --to peft-fused --dry-run               what would be written
+  peft convert runs/a runs/b --to peft-per-expert --out v4     v4/a and v4/b, and a table
+  peft convert my-lora --to peft-fused --config-only --base Qwen3-30B-A3B
+  peft convert old --from peft-fused-0.18 --orientation in-out --to peft-fused --out new
+
+DIR appears complete and checked, or not at all; the input is never modified.)";
+
+constexpr const char* kVerifyExamples = R"(Examples:
+  peft verify my-lora my-lora-v5
+  peft verify a b --tolerance exact --json
+  peft verify a b --from peft-fused-0.18 --from auto           --from for A only
+
+Exit codes: 0 same function, 1 different, 2 an input is bad.)";
+
+constexpr const char* kCompletionExamples = R"(Examples:
+  source <(peft completion bash)
+  peft completion zsh > "${fpath[1]}/_peft"
+  peft completion fish > ~/.config/fish/completions/peft.fish)";
+
+const std::vector<std::string> kShells = {"bash", "zsh", "fish"};
+const std::vector<std::string> kPages = {"errors", "layouts", "families"};
+
+// All commands that a command line can fill in; one of them is taken.
+struct Commands {
+  InspectCommand inspect;
+  TargetsCommand targets;
+  ConvertCommand convert;
+  VerifyCommand verify;
+  LayoutsCommand layouts;
+  FamiliesCommand families;
+  CompletionCommand completion;
+  DocsCommand docs;
+  bool no_sync = false, no_readback = false;
+};
+
+// A flag that may be given once, or for `verify` twice. CLI11 gives a vector all words that follow unless told
+// otherwise.
+void add_per_adapter(CLI::App& verb, bool two, const std::string& flag, std::vector<std::string>& values,
+                     const std::string& help, const std::string& value) {
+  auto* option = verb.add_option(flag, values, help + (two ? " (twice: for A, then B)" : ""));
+  option->allow_extra_args(false)->type_name(value)->group("Reading");
+  option->expected(1, two ? 2 : 1);
+}
+
+void add_input_flags(CLI::App& verb, InputFlags& input, bool two) {
+  verb.add_option("--base", input.base, "The base model: its folder, config.json, or a module-tree file")
+      ->type_name("DIR")
+      ->group("Reading");
+  verb.add_option("--family", input.family, "Names only: the model_type of the base, as \"peft families\" lists it")
+      ->type_name("TYPE")
+      ->group("Reading");
+  verb.add_option("--num-experts", input.num_experts, "Experts per layer, where neither file nor base says it")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber)
+      ->group("Reading");
+  verb.add_option("--families", input.families_file, "Further families, in the form of data/families.json")
+      ->type_name("FILE")
+      ->group("Reading");
+  add_per_adapter(verb, two, "--adapter-name", input.adapter_name, "The adapter in this subfolder of the folder",
+                  "NAME");
+  add_per_adapter(verb, two, "--from", input.from, "The layout of the file; found out when not given", "LAYOUT");
+  add_per_adapter(verb, two, "--orientation", input.orientation,
+                  "Decides an ambiguous file: how an expert's update lies in the parameter", "out-in|in-out");
+  add_per_adapter(verb, two, "--b-packing", input.b_packing, "Decides an ambiguous file: the order of lora_B's columns",
+                  "rank-major|grouped-by-expert");
+  verb.add_flag("--ignore-unused", input.ignore_unused, "Go on without tensors that belong to nothing")
+      ->group("Reading");
+  verb.add_flag("--allow-trailing-bytes", input.open.allow_trailing_bytes, "Accept bytes after the last tensor")
+      ->group("Reading");
+  verb.add_flag("--follow-symlinks", input.open.follow_symlinks,
+                "Accept shards that are links out of the model's folder")
+      ->group("Reading");
+  verb.add_option("--max-tensors", input.open.max_tensors, "Refuse files with more tensors")
+      ->type_name("N")
+      ->group("Reading");
+}
+
+void add_json(CLI::App& verb, bool& json) { verb.add_flag("--json", json, "Print the result, or the error, as JSON"); }
+
+void add_inspect(CLI::App& app, InspectCommand& command) {
+  auto& verb =
+      *app.add_subcommand("inspect", "Say what an adapter is: layout, producer, ranks, and who reads it right");
+  verb.add_option("path", command.path, "The adapter: a folder, or org/name in the local Hugging Face cache")
+      ->required()
+      ->type_name("PATH");
+  add_json(verb, command.json);
+  add_input_flags(verb, command.input, false);
+  verb.footer(kInspectExamples);
+}
+
+void add_targets(CLI::App& app, TargetsCommand& command) {
+  auto& verb = *app.add_subcommand("targets", "List what a config puts LoRA on: modules, parameters, ranks, shapes");
+  verb.add_option("path", command.path, "An adapter folder, or an adapter_config.json")
+      ->required()
+      ->type_name("ADAPTER|CONFIG");
+  verb.add_option("--base", command.base, "The base model: its folder, config.json, or a module-tree file")
+      ->required()
+      ->type_name("DIR");
+  verb.add_option("--generation", command.generation, "Module names of transformers 4 or 5; v5 where the model has it")
+      ->check(CLI::IsMember({"v4", "v5"}));
+  verb.add_option("--as-of", command.as_of,
+                  "By the rules of this PEFT version, such as 0.18.1; the newest known when not given")
+      ->type_name("VERSION");
+  verb.add_option("--families", command.families_file, "Further families, in the form of data/families.json")
+      ->type_name("FILE");
+  add_json(verb, command.json);
+  verb.footer(kTargetsExamples);
+}
+
+void add_convert(CLI::App& app, Commands& all) {
+  ConvertCommand& command = all.convert;
+  auto& verb = *app.add_subcommand("convert", "Write adapters in another layout");
+  verb.add_option("adapters", command.paths, "Adapter folders (with --config-only: a config or a folder)")
+      ->required()
+      ->type_name("ADAPTER");
+  verb.add_option("--to", command.to, "The layout to write: " + CLI::detail::join(layout_names(), ", "))
+      ->required()
+      ->type_name("LAYOUT");
+  verb.add_option("--out", command.out, "The folder to write; of several adapters, each gets DIR/NAME")
+      ->type_name("DIR");
+  verb.add_option("--dtype", command.dtype, "Cast the factors: " + CLI::detail::join(float_dtype_names(), ", "))
+      ->type_name("T");
+  verb.add_flag("--block-diagonal", command.block_diagonal,
+                "Keep gate and up apart (rank 2r) even where they share lora_A");
+  verb.add_flag("--dry-run", command.dry_run, "Print the plan; write nothing");
+  verb.add_flag("--config-only", command.config_only,
+                "Convert adapter_config.json alone: print a diff, write it to --out");
+  verb.add_flag("--overwrite", command.execute.overwrite, "Replace an output folder that exists, in one step");
+  verb.add_option("--threads", command.execute.threads,
+                  "Threads; all cores when not given. The bytes do not depend on it")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024));
+  verb.add_flag("--no-sync", all.no_sync, "Do not wait until the disk has the data");
+  verb.add_flag("--no-readback", all.no_readback, "Do not read the written files back");
+  verb.add_flag("--quiet", command.quiet, "No progress bar");
+  add_json(verb, command.json);
+  add_input_flags(verb, command.input, false);
+  verb.footer(kConvertExamples);
+}
+
+void add_verify(CLI::App& app, VerifyCommand& command) {
+  auto& verb = *app.add_subcommand("verify", "Say whether two adapters are the same function, whatever their layouts");
+  verb.add_option("a", command.a, "An adapter")->required()->type_name("A");
+  verb.add_option("b", command.b, "Another one")->required()->type_name("B");
+  verb.add_option("--tolerance", command.tolerance, "What counts as the same: equal numbers, or equal up to rounding")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"exact", "rounded"}));
+  verb.add_option("--threads", command.threads, "Threads; all cores when not given")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024));
+  add_json(verb, command.json);
+  add_input_flags(verb, command.input, true);
+  verb.footer(kVerifyExamples);
+}
+
+void add_tables(CLI::App& app, Commands& all) {
+  auto& layouts = *app.add_subcommand("layouts", "List the layouts: who writes and reads them, keys, shapes");
+  add_json(layouts, all.layouts.json);
+  auto& families =
+      *app.add_subcommand("families", "List the model families: what their experts are called and how they lie");
+  families.add_option("--families", all.families.families_file, "Further families, in the form of data/families.json")
+      ->type_name("FILE");
+  add_json(families, all.families.json);
+  auto& completion = *app.add_subcommand("completion", "Print a completion script for a shell");
+  completion.add_option("shell", all.completion.shell, "bash, zsh or fish")->required()->check(CLI::IsMember(kShells));
+  completion.footer(kCompletionExamples);
+  auto& docs = *app.add_subcommand("docs", "Print a page of docs/ that is made from the program's tables");
+  docs.add_option("page", all.docs.page, "errors, layouts or families")->required()->check(CLI::IsMember(kPages));
+  docs.group("");  // for `make docs`, not for users
+}
+
+std::vector<std::string> choices_of(const std::string& flag) {
+  if (flag == "--to" || flag == "--from") return layout_names();
+  if (flag == "--dtype") return float_dtype_names();
+  if (flag == "--orientation") return {"out-in", "in-out"};
+  if (flag == "--b-packing") return {"rank-major", "grouped-by-expert"};
+  if (flag == "--tolerance") return {"exact", "rounded"};
+  if (flag == "--generation") return {"v4", "v5"};
+  if (flag != "--family") return {};
+  std::vector<std::string> types;
+  for (const auto& row : families()) types.push_back(row.model_type);
+  return types;
+}
+
+// The flags of all verbs that users see.
+std::vector<VerbInfo> describe_verbs(const CLI::App& app) {
+  std::vector<VerbInfo> verbs;
+  for (const CLI::App* verb : app.get_subcommands([](const CLI::App* sub) { return !sub->get_group().empty(); })) {
+    VerbInfo info{.name = verb->get_name(), .description = verb->get_description()};
+    for (const CLI::Option* option : verb->get_options()) {
+      if (option->nonpositional()) {
+        FlagInfo flag{.name = "--" + option->get_lnames().front(), .description = option->get_description()};
+        flag.choices = choices_of(flag.name);
+        const bool is_path = option->get_type_name() == "DIR" || option->get_type_name() == "FILE";
+        if (option->get_expected_max() > 0) flag.value = is_path ? ValueKind::path : ValueKind::text;
+        info.flags.push_back(std::move(flag));
+      }
+    }
+    if (info.name == "completion") info.choices = kShells;
+    if (info.name == "layouts" || info.name == "families") info.choices = {"--json"};  // they take no argument
+    verbs.push_back(std::move(info));
+  }
+  return verbs;
+}
+
+Command chosen(const CLI::App& app, Commands& all) {
+  const std::string verb = app.get_subcommands().front()->get_name();
+  if (verb == "inspect") return all.inspect;
+  if (verb == "targets") return all.targets;
+  if (verb == "convert") {
+    all.convert.execute.sync = !all.no_sync;
+    all.convert.execute.readback = !all.no_readback;
+    return all.convert;
+  }
+  if (verb == "verify") return all.verify;
+  if (verb == "layouts") return all.layouts;
+  if (verb == "families") return all.families;
+  if (verb == "docs") return all.docs;
+  all.completion.verbs = describe_verbs(app);
+  return all.completion;
+}
+
+std::string help_of(const CLI::App& app) {
+  const auto verbs = app.get_subcommands();
+  return verbs.empty() ? app.help() : verbs.front()->help();
+}
+
+}  // namespace
+
+Command parse_arguments(std::vector<std::string> arguments) {
+  CLI::App app{"LoRA adapters of Mixture-of-Experts models: inspect, convert, verify.", "peft"};
+  Commands all;
+  app.set_version_flag("--version", std::string("peft ") + kVersion);
+  app.require_subcommand(1);
+  app.footer(kExamples);
+  app.get_formatter()->column_width(30);
+  add_inspect(app, all.inspect);
+  add_targets(app, all.targets);
+  add_convert(app, all);
+  add_verify(app, all.verify);
+  add_tables(app, all);
+  if (arguments.empty()) return TextCommand{app.help()};
+  std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants them
+  try {
+    app.parse(arguments);
+  } catch (const CLI::CallForVersion& version) {
+    return TextCommand{std::string(version.what()) + "\n"};
+  } catch (const CLI::CallForHelp&) {
+    return TextCommand{help_of(app)};
+  } catch (const CLI::ParseError& error) {
+    const auto verbs = app.get_subcommands();
+    throw Error(
+        ErrorCode::USAGE,
+        {.problem = error.what(), .hint = "peft " + (verbs.empty() ? "" : verbs.front()->get_name() + " ") + "--help"});
+  }
+  return chosen(app, all);
+}
+
+}  // namespace peft::cli

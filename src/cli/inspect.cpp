@@ -1,0 +1,126 @@
+#include "cli/inspect.h"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include "cli/json_output.h"
+#include "cli/output.h"
+#include "cli/table.h"
+#include "cli/units.h"
+
+namespace peft::cli {
+namespace {
+
+Json to_json(const InspectReport& report) {
+  Json tensors = Json::array(), ranks = Json::array(), consumers = Json::array();
+  for (const auto& row : report.tensors) {
+    tensors.push_back({{"key", row.key}, {"shape", row.shape}, {"meaning", row.meaning}, {"count", row.count}});
+  }
+  for (const auto& row : report.ranks) {
+    ranks.push_back(
+        {{"site", row.site}, {"rank", row.rank}, {"alpha", row.alpha}, {"scale", row.scale}, {"count", row.count}});
+  }
+  for (const auto& row : report.consumers) {
+    consumers.push_back({{"name", row.name}, {"verdict", row.verdict}, {"why", row.why}});
+  }
+  return {{"path", report.path},
+          {"producer", report.producer},
+          {"layout", report.layout},
+          {"family", report.family},
+          {"model_type", report.model_type},
+          {"dtype", report.dtype},
+          {"evidence", report.evidence},
+          {"tensors", tensors},
+          {"num_tensors", report.num_tensors},
+          {"num_layers", report.num_layers},
+          {"num_experts", report.num_experts},
+          {"bytes", report.bytes},
+          {"parameters", report.parameters},
+          {"ranks", ranks},
+          {"orientation", report.orientation},
+          {"b_packing", report.b_packing},
+          {"anomalies", report.anomalies},
+          {"warnings", report.warnings},
+          {"consumers", consumers},
+          {"error", report.error}};
+}
+
+void heading(std::string_view text) { write_out("\n" + bold(text, STDOUT_FILENO) + "\n"); }
+
+void facts(const InspectReport& report) {
+  Table table({{""}, {""}});
+  const auto add = [&](std::string_view what, std::string value) {
+    if (!value.empty()) table.add({std::string(what), std::move(value)});
+  };
+  add("layout", report.layout.empty() ? "could not be decided" : report.layout);
+  add("written by", report.producer);
+  add("model", report.family == report.model_type || report.family.empty()
+                   ? report.model_type
+                   : report.model_type + " (" + report.family + ")");
+  std::string size =
+      fmt::format("{} tensors, {} parameters, {}", grouped(static_cast<std::uint64_t>(report.num_tensors)),
+                  grouped(report.parameters), human_bytes(report.bytes));
+  if (!report.dtype.empty()) size += ", " + report.dtype;
+  add("size", size);
+  if (report.num_layers > 0) {
+    add("coverage", report.num_experts > 0 ? fmt::format("{} layers, {} experts", report.num_layers, report.num_experts)
+                                           : fmt::format("{} layers", report.num_layers));
+  }
+  add("orientation", report.orientation);
+  add("lora_B packing", report.b_packing);
+  write_out(bold(printable(report.path, 1000), STDOUT_FILENO) + "\n" +
+            table.render(2, static_cast<std::size_t>(terminal_width())));
+}
+
+void list(std::string_view title, const std::vector<std::string>& lines) {
+  if (lines.empty()) return;
+  heading(title);
+  Table table({{""}, {""}});
+  for (const auto& line : lines) table.add({"-", line});
+  write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
+}
+
+void print(const InspectReport& report) {
+  const auto width = static_cast<std::size_t>(terminal_width());
+  facts(report);
+  list("Why this layout", report.evidence);
+  if (!report.tensors.empty()) {
+    heading("Tensors");
+    Table table({{"count", Align::right}, {"shape"}, {"key"}, {"meaning"}});
+    for (const auto& row : report.tensors) table.add({std::to_string(row.count), row.shape, row.key, row.meaning});
+    write_out(table.render(2, width));
+  }
+  if (!report.ranks.empty()) {
+    heading("Ranks");
+    Table table(
+        {{"count", Align::right}, {"rank", Align::right}, {"alpha", Align::right}, {"scale", Align::right}, {"where"}});
+    for (const auto& row : report.ranks) {
+      table.add({std::to_string(row.count), std::to_string(row.rank), short_number(row.alpha), short_number(row.scale),
+                 row.site});
+    }
+    write_out(table.render(2, width));
+  }
+  if (!report.consumers.empty()) {
+    heading("Who reads this file");
+    Table table({{""}, {""}, {""}});
+    for (const auto& row : report.consumers) table.add({row.name, row.verdict, row.why});
+    write_out(table.render(2, width));
+  }
+  list("Unusual", report.anomalies);
+  list("Warnings", report.warnings);
+  if (!report.error.empty()) list("Cannot be decoded", {report.error});
+}
+
+}  // namespace
+
+int run(const InspectCommand& command) {
+  const InspectReport report = inspect(command.path, command.input.options());
+  if (command.json) {
+    print_json(to_json(report));
+  } else {
+    print(report);
+  }
+  return report.error.empty() ? 0 : 1;
+}
+
+}  // namespace peft::cli

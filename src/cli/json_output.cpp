@@ -1,0 +1,53 @@
+#include "cli/json_output.h"
+
+#include <algorithm>
+
+#include "cli/output.h"
+
+namespace peft::cli {
+
+void print_json(const Json& value) {
+  // Paths may hold bytes that are no UTF-8; they are replaced, so that the output is always JSON.
+  write_out(value.dump(2, ' ', true, Json::error_handler_t::replace) + "\n");
+}
+
+Json error_json(const Error& error) {
+  const ErrorDetail& detail = error.detail();
+  return {
+      {"code", info(error.code()).name}, {"file", detail.file}, {"tensor", detail.tensor}, {"problem", detail.problem},
+      {"expected", detail.expected},     {"got", detail.got},   {"hint", detail.hint}};
+}
+
+Json plan_json(const Plan& plan) {
+  Json files = Json::array();
+  for (const auto& file : plan.files) {
+    Json tensors = Json::array();
+    for (const auto& tensor : file.tensors) {
+      tensors.push_back({{"name", tensor.name},
+                         {"dtype", info(tensor.dtype).name},
+                         {"shape", tensor.shape},
+                         {"blocks", tensor.blocks.size()}});
+    }
+    std::sort(tensors.begin(), tensors.end(), [](const Json& a, const Json& b) { return a["name"] < b["name"]; });
+    files.push_back({{"name", file.name}, {"tensors", tensors}});
+  }
+  std::vector<std::string> texts, copies;
+  for (const auto& [name, content] : plan.texts) texts.push_back(name);
+  for (const auto& [name, path] : plan.copies) copies.push_back(name);
+  return {{"files", files},
+          {"texts", sorted(texts)},
+          {"copies", sorted(copies)},
+          {"exactness", name(plan.exactness)},
+          {"steps", plan.steps},
+          {"warnings", plan.warnings},
+          {"bytes_in", plan.bytes_in},
+          {"bytes_out", plan.bytes_out},
+          {"peak_memory", plan.peak_memory}};
+}
+
+Json sorted(std::vector<std::string> texts) {
+  std::sort(texts.begin(), texts.end());
+  return texts;
+}
+
+}  // namespace peft::cli

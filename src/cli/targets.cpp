@@ -1,0 +1,109 @@
+#include "cli/targets.h"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "cli/json_output.h"
+#include "cli/output.h"
+#include "cli/table.h"
+#include "cli/units.h"
+#include "peft/adapter.h"
+#include "peft/targets.h"
+
+namespace peft::cli {
+namespace {
+
+std::optional<AdapterConfig::Version> parse_version(const std::string& text) {
+  if (text.empty()) return std::nullopt;
+  AdapterConfig::Version version;
+  int used = 0;
+  const int fields = std::sscanf(text.c_str(), "%4d.%4d.%4d%n", &version.major, &version.minor, &version.patch, &used);
+  if (fields != 3 || static_cast<std::size_t>(used) != text.size()) {
+    throw Error(ErrorCode::USAGE, {.problem = "--as-of is not a version", .expected = "like 0.18.1", .got = text});
+  }
+  return version;
+}
+
+// The generation to resolve in: the one asked for, else v5 where the model has it.
+Generation choose_generation(const Model& model, const TargetsCommand& command) {
+  Generation generation = model.v5 ? Generation::v5 : Generation::v4;
+  if (command.generation == "v4") generation = Generation::v4;
+  if (command.generation == "v5") generation = Generation::v5;
+  if (!model.tree(generation)) {
+    throw Error(ErrorCode::MD_NEEDED,
+                {.file = command.base,
+                 .problem = fmt::format("the modules of this model in transformers {} are not known",
+                                        generation == Generation::v4 ? "4" : "5"),
+                 .got = model.model_type,
+                 .hint = "--base takes a model folder, its config.json, or a module-tree file"});
+  }
+  return generation;
+}
+
+Json to_json(const ResolvedTargets& resolved, Generation generation) {
+  Json targets = Json::array();
+  for (const auto& target : resolved.targets) {
+    targets.push_back({{"name", target.name},
+                       {"kind", target.parameter ? "parameter" : "module"},
+                       {"rank", target.rank},
+                       {"alpha", target.alpha},
+                       {"scale", target.scaling},
+                       {"shape", target.shape},
+                       {"lora_a", target.a},
+                       {"lora_b", target.b},
+                       {"key", target.key},
+                       {"pattern", target.pattern}});
+  }
+  return {{"generation", generation == Generation::v4 ? "v4" : "v5"},
+          {"targets", targets},
+          {"modules_to_save", sorted(resolved.modules_to_save)},
+          {"excluded", sorted(resolved.excluded)},
+          {"warnings", resolved.warnings},
+          {"config_after", Json::parse(resolved.config_after.dump())}};
+}
+
+void print(const ResolvedTargets& resolved) {
+  Table table({{"target"},
+               {"kind"},
+               {"weight"},
+               {"rank", Align::right},
+               {"alpha", Align::right},
+               {"scale", Align::right},
+               {"lora_A"},
+               {"lora_B"},
+               {"key on disk"}});
+  for (const auto& target : resolved.targets) {
+    table.add({target.name, target.parameter ? "parameter" : "module", shape_text(target.shape),
+               std::to_string(target.rank), short_number(target.alpha), short_number(target.scaling),
+               shape_text(target.a), shape_text(target.b), target.key == target.name ? "same" : target.key});
+  }
+  write_out(table.render());
+  std::size_t parameters = 0;
+  for (const auto& target : resolved.targets) parameters += target.parameter ? 1 : 0;
+  write_out(fmt::format("{} modules, {} parameters", resolved.targets.size() - parameters, parameters));
+  if (!resolved.modules_to_save.empty())
+    write_out(fmt::format(", {} modules saved whole", resolved.modules_to_save.size()));
+  if (!resolved.excluded.empty()) write_out(fmt::format(", {} excluded", resolved.excluded.size()));
+  write_out("\n");
+}
+
+}  // namespace
+
+int run(const TargetsCommand& command) {
+  const auto as_of = parse_version(command.as_of);
+  const AdapterConfig config = AdapterConfig::read(resolve_path(command.path));
+  const Model model = describe({.base = resolve_path(command.base), .families_file = command.families_file});
+  const Generation generation = choose_generation(model, command);
+  const ResolvedTargets resolved = resolve_targets(config, *model.tree(generation), model, generation, as_of);
+  if (command.json) {
+    print_json(to_json(resolved, generation));
+    return 0;
+  }
+  print(resolved);
+  write_warnings(resolved.warnings);
+  return 0;
+}
+
+}  // namespace peft::cli

@@ -1,0 +1,71 @@
+#include "cli/verify.h"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include "cli/json_output.h"
+#include "cli/output.h"
+#include "cli/table.h"
+#include "cli/units.h"
+
+namespace peft::cli {
+namespace {
+
+Json to_json(const VerifyReport& report) {
+  Json differences = Json::array();
+  for (const auto& difference : report.differences) {
+    differences.push_back({{"site", difference.site}, {"what", difference.what}, {"relative", difference.relative}});
+  }
+  return {{"same", report.same},
+          {"exactness", report.same ? Json(name(report.exactness)) : Json(nullptr)},
+          {"compared", report.compared},
+          {"identical", report.identical},
+          {"largest_relative", report.largest_relative},
+          {"where", report.where},
+          {"differences", differences},
+          {"num_differences", report.num_differences},
+          {"notes", report.notes}};
+}
+
+void print(const VerifyReport& report) {
+  if (report.same) {
+    write_out(fmt::format("{}: {} matrices compared, {} identical ({})\n", bold("same function", STDOUT_FILENO),
+                          report.compared, report.identical, name(report.exactness)));
+  } else {
+    write_out(fmt::format("{}: {} differences, {} matrices compared, {} identical\n", bold("different", STDOUT_FILENO),
+                          report.num_differences, report.compared, report.identical));
+  }
+  if (report.largest_relative > 0) {
+    write_out(
+        fmt::format("largest relative difference {:.3g} at {}\n", report.largest_relative, printable(report.where)));
+  }
+  if (!report.differences.empty()) {
+    Table table({{"relative", Align::right}, {"where"}, {"what"}});
+    for (const auto& row : report.differences) {
+      table.add({row.relative == 0 ? "" : fmt::format("{:.3g}", row.relative), row.site, row.what});
+    }
+    write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
+    const auto rest = report.num_differences - static_cast<std::int64_t>(report.differences.size());
+    if (rest > 0) write_out(fmt::format("  and {} more\n", rest));
+  }
+  for (const auto& note : report.notes) write_out("note: " + printable(note, 1000) + "\n");
+}
+
+}  // namespace
+
+int run(const VerifyCommand& command) {
+  VerifyOptions options;
+  options.a = command.input.options(0);
+  options.b = command.input.options(1);
+  options.tolerance_rounded = command.tolerance == "rounded";
+  options.threads = command.threads;
+  const VerifyReport report = verify(command.a, command.b, options);
+  if (command.json) {
+    print_json(to_json(report));
+  } else {
+    print(report);
+  }
+  return report.same ? 0 : 1;
+}
+
+}  // namespace peft::cli

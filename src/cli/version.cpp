@@ -1,0 +1,7 @@
+#include "cli/version.h"
+
+namespace peft::cli {
+
+const char* const kVersion = PEFT_VERSION;
+
+}  // namespace peft::cli

@@ -1,0 +1,21 @@
+# cmake -DBUILD= -DSOURCE= -DCXX= -DGENERATOR= -P run.cmake: install, then build and run tests/consumer against it.
+function(step)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT result EQUAL 0)
+    message(FATAL_ERROR "${ARGN}\n${output}")
+  endif()
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+
+set(work ${BUILD}/consumer)
+file(REMOVE_RECURSE ${work})
+step(${CMAKE_COMMAND} --install ${BUILD} --prefix ${work}/prefix)
+step(${CMAKE_COMMAND} -S ${SOURCE}/tests/consumer -B ${work}/build -G ${GENERATOR}
+  -DCMAKE_PREFIX_PATH=${work}/prefix -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_BUILD_TYPE=Release)
+step(${CMAKE_COMMAND} --build ${work}/build)
+step(${work}/build/consumer ${SOURCE}/tests/golden/convert/mixtral-plain/adapter)
+if(NOT output MATCHES "^peft-per-expert, [1-9][0-9]* factors")
+  message(FATAL_ERROR "unexpected output: ${output}")
+endif()
+step(${work}/prefix/bin/peft --version)
+message(STATUS "${output}")
