@@ -68,17 +68,12 @@ def answer_in_parallel(environments, jobs):
     return results
 
 
-def base_model(golden, name):
-    """The folder `peft convert --base` gets: the config as users have it, with weights where the golden data has them."""
-    return golden / "models" / name
-
-
 def convert(peft, golden, case, out):
     """-> (folder of the result, failures)"""
     adapter = case.adapter
     for step, layout in enumerate(case.to):
         target = out / str(step)
-        command = [peft, "convert", adapter, "--to", layout, "--out", target, "--base", base_model(golden, case.model),
+        command = [peft, "convert", adapter, "--to", layout, "--out", target, "--base", golden / "models" / case.model,
                    "--overwrite", "--no-sync", "--quiet", *case.flags]
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
@@ -90,6 +85,18 @@ def convert(peft, golden, case, out):
     return adapter, []
 
 
+def spoil(adapter, out):
+    """The same adapter with its last quarter of numbers zero: a check that accepts this one sees nothing."""
+    shutil.copytree(adapter, out)
+    weights = out / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    begin = 8 + int.from_bytes(data[:8], "little")
+    lost = (len(data) - begin) // 4
+    data[-lost:] = bytes(lost)
+    weights.write_bytes(data)
+    return out
+
+
 def source_job(source, work):
     against = [[source.golden, source.limit]] if source.golden else []
     return {"do": "check", "id": source.id, "model": source.model, "adapter": source.adapter, "ids": source.ids,
@@ -98,8 +105,9 @@ def source_job(source, work):
 
 def case_job(case, adapter, work):
     against = [[work / "answers" / f"{case.source}.safetensors", case.limit]] if case.source else []
+    against += [[case.golden, case.limit]] if case.golden else []
     return {"do": "check", "id": case.id, "model": case.model, "adapter": adapter, "ids": case.ids, "against": against,
-            "deltas": case.deltas, "rename": case.rename, "migration": case.migration}
+            "deltas": case.deltas, "rename": case.rename, "migration": case.migration, "strict": case.strict}
 
 
 def model_jobs(golden, sources, cases):
@@ -112,7 +120,7 @@ def model_jobs(golden, sources, cases):
 
 
 def run(arguments, golden, work):
-    """-> {id: failures} of everything planned."""
+    """-> {id: failures} of the bases, of the sources, and of the cases with one spoiled adapter per environment."""
     sources, cases = all_cases(golden, arguments.quick)
     environments = {name: Environment(name, golden, work) for name in ("old", "new")}
     with ThreadPoolExecutor(2) as pool:  # while Python imports torch
@@ -129,9 +137,17 @@ def run(arguments, golden, work):
         else:
             jobs.append((case.env, case_job(case, adapter, work)))
     case_results.update(answer_in_parallel(environments, jobs))
+    controls = []
+    for name in environments:
+        job = next((job for env, job in jobs if env == name and not case_results[job["id"]]), None)
+        if job:
+            controls.append((name, {**job, "id": f"spoiled in {name}", "adapter": spoil(job["adapter"], work / "spoiled" / name)}))
+    for id, failures in answer_in_parallel(environments, controls).items():
+        noticed = failures and all("differ" in failure for failure in failures)
+        case_results[id] = [] if noticed else [f"a spoiled adapter was not told from a right one: {failures}"]
     for environment in environments.values():
         environment.close()
-    assert len(case_results) == len(cases) and len(source_results) == len(sources)
+    assert len(case_results) == len(cases) + len(controls) and len(source_results) == len(sources)
     return made, {f"source {id}": f for id, f in source_results.items()}, case_results
 
 

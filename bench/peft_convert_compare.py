@@ -1,0 +1,329 @@
+#!/usr/bin/env python3
+"""`peft convert` beside `cp` and beside the real PEFT, in one run, on an adapter of the size of a Qwen3-30B-A3B LoRA.
+
+    bench/peft_convert_compare.py [--quick] [--repeat 5] [--peft build/release/peft] [--dir build/bench_convert] [--no-python]
+
+48 layers x 128 experts, H 2048, I 768, r 8, bf16: 37,248 tensors, 805 MB per expert, 949 MB fused. The file is made once.
+Rows, each a cold process on files that are in the page cache; the rounds go through all rows in turn, so that a busy
+machine hits all alike:
+    cp                       the file that `peft convert` writes, copied
+    cp + sync + cmp          the same, made durable and compared
+    ours                     --no-sync --no-readback, 1 and 2 threads, both directions; "durable" is the default: synced, read back
+    PEFT in memory           its state dict conversion alone, tensors already read (time of that call, not of the process)
+    PEFT, whole job          import, base on the meta device (no weights), read, convert, save; the adapter keeps its dtype,
+                             and no model takes it: less work than loading and saving it as the documentation says
+Memory: the largest RssAnon seen in /proc, sampled every 2 ms (mapped files are not in it), and VmHWM.
+Before the table our result is compared with PEFT's, tensor by tensor, and the way back with the original.
+"""
+
+import argparse
+import json
+import mmap
+import os
+import platform
+import random
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import threading
+import time
+from array import array
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HIDDEN, INTERMEDIATE, EXPERTS, RANK = 2048, 768, 128, 8
+ATTENTION = (("q_proj", 4096, HIDDEN), ("k_proj", 512, HIDDEN), ("v_proj", 512, HIDDEN), ("o_proj", HIDDEN, 4096))
+EXPERT = (("gate_proj", INTERMEDIATE, HIDDEN), ("up_proj", INTERMEDIATE, HIDDEN), ("down_proj", HIDDEN, INTERMEDIATE))
+
+
+# ---------------------------------------------------------------------------------------------------------------- the adapter
+
+def tensor_shapes(layers):
+    """-> {name: shape}, sorted as the safetensors library writes them (one dtype: by name)."""
+    shapes = {}
+    for layer in range(layers):
+        prefix = f"base_model.model.model.layers.{layer}."
+        modules = [(f"{prefix}self_attn.{name}", out, width) for name, out, width in ATTENTION]
+        modules += [(f"{prefix}mlp.experts.{e}.{name}", out, width) for e in range(EXPERTS) for name, out, width in EXPERT]
+        for module, out, width in modules:
+            shapes[module + ".lora_A.weight"] = [RANK, width]
+            shapes[module + ".lora_B.weight"] = [out, RANK]
+    return dict(sorted(shapes.items()))
+
+
+def random_bf16(count):
+    """The upper halves of normal fp32 numbers."""
+    numbers = random.Random(0)
+    floats = array("f", (numbers.gauss(0, 1) for _ in range(count)))
+    return array("H", floats.tobytes())[1::2].tobytes()
+
+
+def write_adapter(folder, layers):
+    """Every tensor is a piece of one pool of random numbers, at its own place: no two are equal."""
+    pool = random_bf16(1 << 20)
+    places = random.Random(1)
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in tensor_shapes(layers).items():
+        size = 2 * shape[0] * shape[1]
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    folder.mkdir(parents=True)
+    with open(folder / "adapter_model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                place = 2 * places.randrange((len(pool) - (end - begin)) // 2)
+                file.write(pool[place:place + end - begin])
+    config = {"base_model_name_or_path": "tiny/qwen3-30b-a3b-shapes", "bias": "none", "inference_mode": True, "lora_alpha": 2 * RANK,
+              "lora_dropout": 0.0, "peft_type": "LORA", "peft_version": "0.18.1", "r": RANK, "task_type": "CAUSAL_LM",
+              "target_modules": sorted(name for name, _, _ in ATTENTION + EXPERT)}
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+
+
+def model_config(layers):
+    return {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "vocab_size": 1000, "hidden_size": HIDDEN,
+            "intermediate_size": 6144, "moe_intermediate_size": INTERMEDIATE, "num_hidden_layers": layers, "num_attention_heads": 32,
+            "num_key_value_heads": 4, "head_dim": 128, "num_experts": EXPERTS, "num_experts_per_tok": 8, "norm_topk_prob": True}
+
+
+def make_inputs(folder, layers):
+    adapter, base = folder / "per-expert", folder / "base"
+    if not (adapter / "adapter_config.json").exists():
+        shutil.rmtree(adapter, ignore_errors=True)
+        write_adapter(adapter, layers)
+    base.mkdir(exist_ok=True)
+    (base / "config.json").write_text(json.dumps(model_config(layers)))
+    return adapter, base
+
+
+# ------------------------------------------------------------------------------------------------------------------ measuring
+
+def status(pid, field):
+    with open(f"/proc/{pid}/status") as file:
+        for line in file:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+class Measured:
+    """One cold process: wall and CPU seconds, largest RssAnon and VmHWM in MiB, what it printed."""
+
+    def __init__(self, command):
+        self.anon = self.high_water = 0.0
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        watcher = threading.Thread(target=self._watch, args=(process.pid,))
+        watcher.start()
+        self.output, errors = process.stdout.read().decode(), process.stderr.read()
+        _, code, usage = os.wait4(process.pid, 0)
+        self.seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(code)
+        watcher.join()
+        self.cpu = usage.ru_utime + usage.ru_stime
+        if process.returncode:
+            sys.exit(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{errors.decode()[-2000:]}")
+
+    def _watch(self, pid):
+        try:
+            while True:
+                anon, high_water = status(pid, "RssAnon"), status(pid, "VmHWM")
+                if not high_water:  # the process has ended and waits to be collected
+                    return
+                self.anon, self.high_water = max(self.anon, anon), max(self.high_water, high_water)
+                time.sleep(0.002)
+        except (FileNotFoundError, ProcessLookupError):
+            return
+
+
+class Row:
+    def __init__(self, name, command, remove, reference=None, inner=False):
+        self.name, self.command, self.remove, self.reference, self.inner = name, command, remove, reference, inner
+        self.runs = []
+
+    def run(self):
+        shutil.rmtree(self.remove, ignore_errors=True) if self.remove.is_dir() else self.remove.unlink(missing_ok=True)
+        os.sync()  # what earlier rows left to be written is not this row's work
+        measured = Measured(self.command)
+        if self.inner:  # the worker times its own call, and resets the memory marks before it
+            measured.__dict__.update(json.loads(measured.output.splitlines()[-1]))
+        self.runs.append(measured)
+
+    def median(self, field):
+        return statistics.median(getattr(m, field) for m in self.runs)
+
+
+def read_tensors(path):
+    """-> (header without metadata, view of the data section)"""
+    file = open(path, "rb")
+    data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(bytes(data[8:8 + length]))
+    header.pop("__metadata__", None)
+    return header, data[8 + length:]
+
+
+def same_tensors(one, two):
+    (header, data), (other_header, other_data) = (read_tensors(p / "adapter_model.safetensors") for p in (one, two))
+    if header.keys() != other_header.keys():
+        return f"NO: {len(header.keys() ^ other_header.keys())} names differ"
+    for name, entry in header.items():
+        other = other_header[name]
+        if entry["dtype"] != other["dtype"] or entry["shape"] != other["shape"]:
+            return f"NO: {name} is {entry['dtype']} {entry['shape']} and {other['dtype']} {other['shape']}"
+        if data[slice(*entry["data_offsets"])] != other_data[slice(*other["data_offsets"])]:
+            return f"NO: {name} differs"
+    return f"yes, {len(header)} tensors bit for bit"
+
+
+# ------------------------------------------------------------------------------------------------- the real PEFT (its own process)
+
+def peft_worker(what, adapter, base, out):
+    """Runs inside build/venvs/new. `memory`: the conversion call alone; `job`: the shortest program that writes the v5 file.
+
+    Not PeftModel.from_pretrained and save_pretrained: that needs the weights of the base (61 GB); on the meta device
+    it leaves the adapter there too, without data.
+    """
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", CUDA_VISIBLE_DEVICES="")
+    import torch
+    from peft import LoraConfig
+    from peft.utils import load_peft_weights
+    from peft.utils.transformers_weight_conversion import (convert_peft_adapter_state_dict_for_transformers,
+                                                           convert_peft_config_for_transformers)
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, Qwen3MoeForCausalLM
+
+    with torch.device("meta"):
+        model = Qwen3MoeForCausalLM(AutoConfig.from_pretrained(base)).to(torch.bfloat16)
+    tensors = load_peft_weights(adapter, device="cpu")
+    if what == "memory":  # not mapped: reading the file is not part of the call
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    config = LoraConfig.from_pretrained(adapter)
+    convert_peft_config_for_transformers(config, model, None)
+    Path("/proc/self/clear_refs").write_text("5") if what == "memory" else None
+    before = status("self", "RssAnon")
+    wall, cpu = time.perf_counter(), time.process_time()
+    fused = convert_peft_adapter_state_dict_for_transformers(model, config, tensors, "default")
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    assert any("experts.base_layer.lora_A" in name for name in fused)
+    if what == "memory":
+        added = status("self", "VmHWM") - before
+        print(json.dumps({"seconds": wall, "cpu": cpu, "anon": added, "high_water": status("self", "VmHWM")}))
+        return
+    config.save_pretrained(out)
+    save_file({n: t.contiguous() for n, t in fused.items()}, os.path.join(out, "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+# ---------------------------------------------------------------------------------------------------------------------- the run
+
+def our_command(peft, adapter, layout, base, out, *flags):
+    return [str(peft), "convert", str(adapter), "--to", layout, "--base", str(base), "--out", str(out), "--quiet", *flags]
+
+
+def make_rows(arguments, adapter, base, folder):
+    fused, back, scratch = folder / "fused", folder / "back", folder / "scratch"
+    fast = ("--no-sync", "--no-readback")
+    rows = []
+    for title, source, layout, result in (("per-expert -> fused", adapter, "peft-fused", fused),
+                                          ("fused -> per-expert", fused, "peft-per-expert", back)):
+        file = result / "adapter_model.safetensors"
+        cp = Row(f"cp of the result of {title}", ["cp", str(file), str(scratch)], scratch)
+        durable_cp = Row("  cp + sync + cmp", ["sh", "-c", 'cp "$0" "$1" && sync "$1" && cmp "$0" "$1"', str(file), str(scratch)], scratch, cp)
+        rows += [cp, durable_cp]
+        for threads in (1, 2):
+            rows.append(Row(f"  ours, {threads} thread{'s' * (threads > 1)}",
+                            our_command(arguments.peft, source, layout, base, scratch, "--threads", str(threads), *fast), scratch, cp))
+        for threads in (1, 2):
+            rows.append(Row(f"  ours, durable, {threads} thread{'s' * (threads > 1)}",
+                            our_command(arguments.peft, source, layout, base, scratch, "--threads", str(threads)), scratch, durable_cp))
+        if layout == "peft-fused" and not arguments.no_python:
+            worker = [str(ROOT / "build/venvs/new/bin/python"), __file__, "--worker"]
+            rows.append(Row("  PEFT 0.21.2, in memory", worker + ["memory", str(adapter), str(base), str(scratch)], scratch, cp, inner=True))
+            rows.append(Row("  PEFT 0.21.2, whole job", worker + ["job", str(adapter), str(base), str(folder / "real")], folder / "real", cp))
+    return rows, fused, back
+
+
+def check_results(arguments, adapter, base, folder, fused, back):
+    """Makes the two results that are copied and converted back, and compares them. -> failed"""
+    for source, layout, out in ((adapter, "peft-fused", fused), (fused, "peft-per-expert", back)):
+        shutil.rmtree(out, ignore_errors=True)
+        Measured(our_command(arguments.peft, source, layout, base, out, "--no-sync"))
+    answers = {"the way back equals the original": same_tensors(adapter, back)}
+    if not arguments.no_python:
+        real = folder / "real"
+        shutil.rmtree(real, ignore_errors=True)
+        Measured([str(ROOT / "build/venvs/new/bin/python"), __file__, "--worker", "job", str(adapter), str(base), str(real)])
+        answers["our fused file equals PEFT's"] = same_tensors(fused, real)
+    for question, answer in answers.items():
+        print(f"{question}: {answer}")
+    return any(answer.startswith("NO") for answer in answers.values())
+
+
+def first_line(command):
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout.splitlines()[0]
+    except (OSError, IndexError):
+        return "?"
+
+
+def describe_machine(arguments, folder):
+    cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    filesystem = first_line(["stat", "-f", "-c", "%T", str(folder)])
+    print(f"{cpu}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; Linux {platform.release()}, {filesystem}")
+    print(f"{first_line([str(arguments.peft), '--version'])}; {first_line(['cp', '--version'])}")
+    if not arguments.no_python:
+        code = "import peft, transformers, torch; print('PEFT', peft.__version__, 'transformers', transformers.__version__, 'torch', torch.__version__)"
+        print(first_line([str(ROOT / "build/venvs/new/bin/python"), "-W", "ignore", "-c", code]))
+
+
+def print_table(rows):
+    print(f"\n{'':38} {'seconds':>8} {'least':>8} {'CPU s':>7} {'ratio':>6}  {'anon MiB':>8} {'VmHWM MiB':>9}")
+    for row in rows:
+        ratio = f"{row.median('seconds') / row.reference.median('seconds'):6.2f}" if row.reference else "     1"
+        print(f"{row.name:38} {row.median('seconds'):8.3f} {min(m.seconds for m in row.runs):8.3f} {row.median('cpu'):7.2f} {ratio}"
+              f"  {max(m.anon for m in row.runs):8.1f} {max(m.high_water for m in row.runs):9.1f}")
+    print("seconds, CPU s: median of all rounds. ratio: to cp of the same result; of the durable rows to cp + sync + cmp.")
+    print("PEFT in memory: anon is what the call adds to the tensors that it was given.")
+
+
+def main():
+    if sys.argv[1:2] == ["--worker"]:
+        return peft_worker(*sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="4 layers, 3 rounds")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--repeat", type=int)
+    parser.add_argument("--peft", type=Path, default=ROOT / "build/release/peft")
+    parser.add_argument("--dir", type=Path, default=ROOT / "build/bench_convert", help="where the files go (4 GB); kept but for copies")
+    parser.add_argument("--no-python", action="store_true", help="without the real PEFT")
+    arguments = parser.parse_args()
+    layers = arguments.layers or (4 if arguments.quick else 48)
+    repeat = arguments.repeat or (3 if arguments.quick else 5)
+    if not arguments.no_python:
+        subprocess.run([ROOT / "tools/real_peft/setup.sh"], check=True)
+    folder = arguments.dir / f"layers-{layers}"
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter, base = make_inputs(folder, layers)
+    describe_machine(arguments, folder)
+    rows, fused, back = make_rows(arguments, adapter, base, folder)
+    failed = check_results(arguments, adapter, base, folder, fused, back)
+    sizes = {p: (p / "adapter_model.safetensors").stat().st_size for p in (adapter, fused)}
+    print(f"{layers} layers, {EXPERTS} experts: {len(tensor_shapes(layers))} tensors, {sizes[adapter] / 1e6:.0f} MB per expert, {sizes[fused] / 1e6:.0f} MB fused; {repeat} rounds")
+    for command in (row.command for row in rows):
+        print("  $ " + " ".join(command).replace(str(ROOT) + "/", ""))
+    for _ in range(repeat):
+        for row in rows:
+            row.run()
+    print_table(rows)
+    for path in (folder / "scratch", folder / "real", back):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
