@@ -489,6 +489,19 @@ TEST(UserFamilies, AddAndReplace) {
   EXPECT_EQ(code_of([] { describe({.family = "x", .families_file = "/nowhere.json"}); }), ErrorCode::IO_OPEN);
 }
 
+// The example of docs/add_a_family.md is a family file that works.
+TEST(UserFamilies, TheDocumentedExampleWorks) {
+  const std::string page = model::read_text(std::string(PEFT_SOURCE_DIR) + "/docs/add_a_family.md");
+  const std::size_t begin = page.find("```json") + 7, end = page.find("```", begin);
+  const std::string file = scratch_file("documented.json", page.substr(begin, end - begin));
+  const Model model =
+      describe({.family = "my_moe", .families_file = file, .names = {"model.layers.0.block.experts.5.w3"}});
+  ASSERT_EQ(model.experts.size(), 1u);
+  EXPECT_EQ(model.locate("model.layers.0.block.experts.5.w3")->projection, Projection::up);
+  EXPECT_EQ(model.experts[0].v5_module, "model.layers.0.mlp.experts");
+  EXPECT_EQ(model.rename("model.layers.0.block.gate", Generation::v4, Generation::v5), "model.layers.0.mlp.gate");
+}
+
 TEST(FamilyRows, AreReadable) {
   const auto rows = families();
   ASSERT_EQ(rows.size(), 148u);

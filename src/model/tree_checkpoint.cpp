@@ -1,5 +1,5 @@
 // Modules from the tensor names and shapes of a checkpoint. Headers do not tell classes: the family table does, then
-// the name.
+// the name. Nor do they tell buffers from parameters; a buffer is never a target, so it may stay.
 #include <algorithm>
 #include <map>
 
@@ -100,11 +100,6 @@ Module classify(const Draft& draft, const std::string& name, const Tensors& tens
   return module;
 }
 
-// A buffer that is saved with the weights; PEFT never looks at buffers.
-bool is_buffer(const std::string& parameter) {
-  return parameter == "e_score_correction_bias" || parameter == "inv_freq";
-}
-
 // A tied output has no tensor of its own: it is as large as the embedding.
 void add_tied_output(ModuleTree& tree, const Draft& draft) {
   finish_tree(tree);
@@ -133,12 +128,11 @@ ModuleTree tree_from_checkpoint(const Checkpoint& checkpoint, const Draft& draft
   ModuleTree tree;
   for (const auto& [name, tensors] : modules) {
     if (name.empty()) continue;
-    if (std::all_of(tensors.begin(), tensors.end(), [](const auto& t) { return is_buffer(t.first); })) continue;
     const Module module = classify(draft, name, tensors);
     append_module(tree, module);
     if (module.kind != ModuleKind::other) continue;
     for (const auto& [parameter, tensor] : tensors) {
-      if (parameter == "weight" || is_buffer(parameter)) continue;
+      if (parameter == "weight") continue;
       tree.parameters.push_back(
           {name, parameter, std::vector<std::int64_t>(tensor->shape.begin(), tensor->shape.end())});
     }

@@ -182,10 +182,8 @@ void finish_tree(ModuleTree& tree) {
   tree.input_embedding.clear();
   tree.output_embedding.clear();
   for (const Module& module : tree.modules) {
-    const bool text = module.name.find("visual") == std::string::npos &&
-                      module.name.find("vision") == std::string::npos && module.name.find("audio") == std::string::npos;
-    if (tree.input_embedding.empty() && module.kind == ModuleKind::embedding && text)
-      tree.input_embedding = module.name;
+    const bool found = !tree.input_embedding.empty() || module.kind != ModuleKind::embedding;
+    if (!found && is_token_embedding_name(module.name)) tree.input_embedding = module.name;
     if (is_output_name(module.name)) tree.output_embedding = module.name;
   }
   tree.build_lookup();
