@@ -13,7 +13,7 @@
 #include <hwy/highway.h>
 
 HWY_BEFORE_NAMESPACE();
-namespace peft::execute::HWY_NAMESPACE {
+namespace peft::execution::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -162,11 +162,11 @@ void transpose_any(InRows in, std::size_t n_in, OutRows out, std::size_t n_out, 
 }
 
 }  // namespace
-}  // namespace peft::execute::HWY_NAMESPACE
+}  // namespace peft::execution::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
-namespace peft::execute {
+namespace peft::execution {
 
 HWY_EXPORT(transpose_any);
 
@@ -184,5 +184,5 @@ void transpose_scalar(std::span<const std::byte* const> in_rows, std::span<std::
   }
 }
 
-}  // namespace peft::execute
+}  // namespace peft::execution
 #endif

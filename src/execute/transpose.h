@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <span>
 
-namespace peft::execute {
+namespace peft::execution {
 
 // out_rows[j][i] = in_rows[i][j] for elements of 1, 2, 4 or 8 bytes at any alignment.
 //   fuse    in_rows = one pointer per expert, out_rows = one pointer per (row, rank)
@@ -18,4 +18,4 @@ void transpose(std::span<const std::byte* const> in_rows, std::span<std::byte* c
 void transpose_scalar(std::span<const std::byte* const> in_rows, std::span<std::byte* const> out_rows,
                       std::size_t element_size);
 
-}  // namespace peft::execute
+}  // namespace peft::execution

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-namespace peft::execute {
+namespace peft::execution {
 namespace {
 
 constexpr std::byte kUntouched{0xEE};
@@ -96,4 +96,4 @@ TEST(TransposeScalar, MovesElementIJToJI) {
 }
 
 }  // namespace
-}  // namespace peft::execute
+}  // namespace peft::execution

@@ -1,0 +1,61 @@
+// Makes the bytes of a unit: rendered into a worker's own memory, or left where they are in a mapped source.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "execute/unit.h"
+
+namespace peft::execution {
+
+// Bytes of the unit that follow each other in the file, from `offset` in the data section on.
+struct Run {
+  std::uint64_t offset = 0;
+  std::vector<iovec> parts;
+};
+
+// One thread's memory, reused from unit to unit: fresh pages cost more than everything done with them.
+class Stage {
+ public:
+  explicit Stage(std::uint64_t bytes);
+
+  // The result is valid until the next call. Throws NUM_OVERFLOW for a value that its new dtype cannot hold.
+  std::span<const Run> make(const FileWork& work, const Unit& unit);
+
+ private:
+  struct Waiting {  // a member, to be rendered with the others of its family
+    Piece piece;
+    std::byte* out;
+  };
+  std::byte* allocate(std::uint64_t bytes);
+  void append(std::uint64_t offset, const std::byte* data, std::uint64_t bytes);
+  void append_direct(const FileWork& work, const Piece& piece);
+  std::byte* append_staged(const FileWork& work, const Piece& piece);
+  void render_piece(const FileWork& work, const Piece& piece, std::byte* out);
+  void render_family(const FileWork& work, std::span<Waiting> waiting);
+  const TensorOps& ops_of(const FileWork& work, std::size_t tensor);
+
+  struct Unmap {
+    std::uint64_t bytes;
+    void operator()(std::byte* memory) const;
+  };
+  std::unique_ptr<std::byte, Unmap> memory_;
+  std::uint64_t size_, used_ = 0;
+  std::vector<Run> runs_;
+  std::size_t num_runs_ = 0;
+  std::uint64_t end_ = 0;  // of the last run, in the file
+  std::vector<Waiting> waiting_;
+  std::vector<Destination> destinations_;
+  Scratch scratch_;
+  // The tensor rendered last: the next unit is often more of it.
+  const FileWork* ops_work_ = nullptr;
+  std::size_t ops_tensor_ = 0;
+  TensorOps ops_;
+};
+
+}  // namespace peft::execution

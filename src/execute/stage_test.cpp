@@ -1,0 +1,148 @@
+// All units of a plan, made by the fast path, against the element-by-element form.
+#include "execute/stage.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <cstring>
+
+#include "execute/random_plan.h"
+#include "peft/error.h"
+#include "peft/execute.h"
+
+namespace peft::execution {
+namespace {
+
+constexpr std::byte kUnwritten{0xEE};
+
+// The file's image; fails if a byte is written twice, or never.
+std::vector<std::byte> image_of(const FileWork& work, bool& once) {
+  std::vector<std::byte> image(work.layout.file_bytes(), kUnwritten);
+  std::vector<int> writes(image.size(), 0);
+  std::memcpy(image.data(), work.layout.head.data(), work.layout.head.size());
+  Stage stage(work.sizes.staging);
+  for (const Unit& unit : work.units) {
+    std::uint64_t bytes = 0;
+    for (const Run& run : stage.make(work, unit)) {
+      std::uint64_t at = work.layout.head.size() + run.offset;
+      for (const iovec& part : run.parts) {
+        std::memcpy(image.data() + at, part.iov_base, part.iov_len);
+        for (std::size_t i = 0; i < part.iov_len; ++i) ++writes[at + i];
+        at += part.iov_len;
+        bytes += part.iov_len;
+      }
+    }
+    once = once && bytes == bytes_of(work, unit);
+  }
+  for (std::size_t i = work.layout.head.size(); i < writes.size(); ++i) once = once && writes[i] == 1;
+  return image;
+}
+
+constexpr Change kChanges[] = {
+    {},
+    {Dtype::f32, Dtype::f32},
+    {Dtype::i64, Dtype::i64},
+    {Dtype::u8, Dtype::u8},
+    {Dtype::bf16, Dtype::f32},
+    {Dtype::f32, Dtype::bf16},
+    {Dtype::f32, Dtype::f16, 0.3},
+    {Dtype::bf16, Dtype::bf16, 1.5},
+    {Dtype::f16, Dtype::f64, -2},
+    {Dtype::f64, Dtype::f8_e5m2, 0.125},
+};
+
+// Sizes that cut small tensors everywhere; staging must hold one member's cache line.
+CutSizes small_cuts(PlanBuilder& b) {
+  return {static_cast<std::uint64_t>(b.pick(400'000, 600'000)), static_cast<std::uint64_t>(b.pick(16, 4000)),
+          static_cast<std::uint64_t>(b.pick(1, 4000)), static_cast<std::uint64_t>(b.pick(1, 200))};
+}
+
+RC_GTEST_PROP(Stage, MakesWhatTheElementwiseFormMakes, ()) {
+  PlanBuilder builder(*rc::gen::arbitrary<std::uint32_t>());
+  const bool odd = *rc::gen::arbitrary<bool>();
+  if (odd) builder.source(Dtype::u8, 1, builder.pick(1, 15), true);
+  const auto size = *rc::gen::element<std::int64_t>(3, 20, 70);
+  const int shapes = *rc::gen::inRange(1, 4);
+  for (int i = 0; i < shapes; ++i) {
+    const int shape = *rc::gen::inRange(0, num_shapes());
+    const auto change = *rc::gen::inRange<std::size_t>(0, std::size(kChanges));
+    add_shape(builder, shape, fmt::format("layer.{}", i), size, kChanges[change]);
+  }
+  const Plan plan = builder.make();
+  const CutSizes sizes = *rc::gen::arbitrary<bool>() ? small_cuts(builder) : CutSizes{};
+  const FileWork work = make_work(plan, plan.files[0], sizes);
+  bool once = true;
+  const bool same = image_of(work, once) == execute_in_memory(plan)[0];  // (the images are too long to be printed)
+  RC_ASSERT(same);
+  RC_ASSERT(once);
+}
+
+Plan fused_plan(PlanBuilder& builder, std::int64_t experts, std::int64_t rank, std::int64_t out) {
+  const View fused = builder.source(Dtype::bf16, out, rank * experts, true);
+  for (std::int64_t e = 0; e < experts; ++e) {
+    builder.output(fmt::format("{}.lora_B", e), Dtype::bf16, out, rank).blocks = {
+        {0, 0, 1, fused.col_range(e, rank, experts), 1}};
+  }
+  return builder.make();
+}
+
+TEST(MakeWork, RendersAFamilyTogether) {
+  PlanBuilder builder(1);
+  const Plan plan = fused_plan(builder, 64, 8, 96);
+  const FileWork work = make_work(plan, plan.files[0]);
+  EXPECT_EQ(work.units.size(), 1u);
+  EXPECT_EQ(work.making, std::vector<Making>(64, Making::member));
+}
+
+TEST(MakeWork, CutsAFamilyThatIsTooLargeByCacheLines) {
+  PlanBuilder builder(1);
+  const Plan plan = fused_plan(builder, 64, 8, 96);
+  CutSizes sizes;
+  sizes.staging = 70'000;  // of 64 members of 1536 bytes
+  const FileWork work = make_work(plan, plan.files[0], sizes);
+  ASSERT_EQ(work.units.size(), 2u);
+  for (const Unit& unit : work.units) {
+    EXPECT_EQ(unit.last_member - unit.first_member, 32u);
+    EXPECT_EQ(unit.last_element - unit.first_element, 96 * 8);
+  }
+}
+
+TEST(MakeWork, WritesStackedRowsFromTheSource) {
+  PlanBuilder builder(1);
+  PlannedTensor& tensor = builder.output("stack", Dtype::bf16, 64, 1024);
+  for (std::int64_t e = 0; e < 8; ++e)
+    tensor.blocks.push_back({e * 8, 0, 1, builder.source(Dtype::bf16, 8, 1024, true), 1});
+  const Plan plan = builder.make();
+  const FileWork work = make_work(plan, plan.files[0]);
+  EXPECT_EQ(work.making[0], Making::direct);
+  Stage stage(work.sizes.staging);
+  const auto runs = stage.make(work, work.units.at(0));
+  ASSERT_EQ(runs.size(), 1u);
+  EXPECT_EQ(runs[0].parts.size(), 1u) << "neighbours in the source are one part";
+}
+
+TEST(Stage, NamesTheTensorWhoseValueOverflows) {
+  for (const bool member : {false, true}) {
+    PlanBuilder builder(3);
+    const View source = builder.source(Dtype::f32, 16, 16, false);
+    for (std::int64_t e = 0; e < 16; ++e) {
+      const View view = member ? source.col_range(e, 1) : source.row_range(e, 1);
+      builder.output(fmt::format("tensor.{:02}", e), Dtype::f16, view.rows, view.cols).blocks = {
+          {0, 0, 1, view, e == 7 ? 1e9 : 1.0}};
+    }
+    const Plan plan = builder.make();
+    const FileWork work = make_work(plan, plan.files[0]);
+    bool once = true;
+    try {
+      image_of(work, once);
+      FAIL() << "no error";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::NUM_OVERFLOW);
+      EXPECT_EQ(error.detail().tensor, "tensor.07");
+    }
+  }
+}
+
+}  // namespace
+}  // namespace peft::execution

@@ -1,0 +1,40 @@
+// Runs the units of a file: makes, hashes and writes them; and reads them back.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "execute/monitor.h"
+#include "execute/stage.h"
+#include "safetensors/staged_output.h"
+
+namespace peft::execution {
+
+// One stage for each worker, made when it first works.
+class Stages {
+ public:
+  explicit Stages(int threads) : stages_(static_cast<std::size_t>(threads)) {}
+  int threads() const { return static_cast<int>(stages_.size()); }
+  CutSizes sizes() const { return cut_sizes(threads()); }
+  Stage& of(int worker) {
+    auto& stage = stages_[static_cast<std::size_t>(worker)];
+    if (!stage) stage = std::make_unique<Stage>(sizes().staging);
+    return *stage;
+  }
+
+ private:
+  std::vector<std::unique_ptr<Stage>> stages_;
+};
+
+// A digest of each unit's bytes, in the order of for_each_piece.
+using Digests = std::vector<std::uint64_t>;
+
+// Writes the header and all units. The digests are empty unless they are wanted.
+Digests write_units(const FileWork& work, NewFile& file, Stages& stages, Monitor& monitor, bool want_digests);
+
+// Reads all units from the file and throws OUT_READBACK, naming the tensor, if one is not what was written.
+void read_back(const FileWork& work, const NewFile& file, const Digests& digests, Stages& stages,
+               const Monitor& monitor);
+
+}  // namespace peft::execution

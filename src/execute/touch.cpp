@@ -1,0 +1,107 @@
+#include "execute/touch.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace peft::execution {
+namespace {
+
+constexpr std::uint64_t kWindow = std::uint64_t{512} << 10;
+constexpr std::uint32_t kNever = std::numeric_limits<std::uint32_t>::max();
+
+std::uint64_t data_bytes(const TensorFile& file) { return file.file_size() - file.data_offset(); }
+
+// The source bytes of a block's rows [begin, end), as one range of the data section.
+std::pair<std::uint64_t, std::uint64_t> bytes_of(const Plan& plan, const View& view, std::int64_t begin,
+                                                 std::int64_t end) {
+  const TensorInfo& tensor = plan.sources[view.source]->tensors()[view.tensor];
+  const std::int64_t size = element_size(tensor.dtype);
+  if (size == 0) return {tensor.begin, tensor.end};  // less than a byte: only ever copied whole
+  const std::int64_t start = view.offset + begin * view.row_stride;
+  const std::int64_t down = (end - begin - 1) * view.row_stride, across = (view.cols - 1) * view.col_stride;
+  const std::int64_t low = start + std::min<std::int64_t>(down, 0) + std::min<std::int64_t>(across, 0);
+  const std::int64_t high = start + std::max<std::int64_t>(down, 0) + std::max<std::int64_t>(across, 0) + 1;
+  return {tensor.begin + static_cast<std::uint64_t>(low * size),
+          tensor.begin + static_cast<std::uint64_t>(high * size)};
+}
+
+// Calls visit(source, begin, end) for what a piece reads.
+template <class Visit>
+void for_each_range(const FileWork& work, const Piece& piece, const Visit& visit) {
+  const PlannedTensor& tensor = work.tensor(piece.tensor);
+  const std::uint64_t bits = static_cast<std::uint64_t>(info(tensor.dtype).bits),
+                      row_bits = static_cast<std::uint64_t>(tensor.cols) * bits;
+  const auto row = static_cast<std::int64_t>(piece.begin * 8 / row_bits);
+  const auto row_end = static_cast<std::int64_t>((piece.end * 8 + row_bits - 1) / row_bits);
+  for (const Block& block : tensor.blocks) {
+    const std::int64_t begin = std::max(row, block.row) - block.row;
+    const std::int64_t end = std::min(row_end, block.row + block.source.rows) - block.row;
+    if (begin >= end) continue;
+    const auto [first, last] = bytes_of(*work.plan, block.source, begin, end);
+    visit(block.source.source, first, last);
+  }
+}
+
+}  // namespace
+
+Touch::Touch(const FileWork& work) : plan_(*work.plan) {
+  std::vector<std::vector<std::uint32_t>> first(plan_.sources.size()), last(plan_.sources.size());
+  for (std::size_t s = 0; s < plan_.sources.size(); ++s) {
+    first[s].assign(static_cast<std::size_t>(data_bytes(*plan_.sources[s]) / kWindow + 1), kNever);
+    last[s] = first[s];
+  }
+  for (std::size_t u = 0; u < work.units.size(); ++u) {
+    const auto unit = static_cast<std::uint32_t>(u);
+    for_each_piece(work, work.units[u], [&](const Piece& piece) {
+      for_each_range(work, piece, [&](std::uint32_t source, std::uint64_t begin, std::uint64_t end) {
+        for (std::uint64_t window = begin / kWindow; window <= (end - 1) / kWindow; ++window) {
+          if (first[source][window] == kNever) first[source][window] = unit;
+          last[source][window] = unit;
+        }
+      });
+    });
+  }
+  first_ = by_unit(plan_, first, work.units.size());
+  last_ = by_unit(plan_, last, work.units.size());
+}
+
+Touch::Windows Touch::by_unit(const Plan& plan, const std::vector<std::vector<std::uint32_t>>& unit_of_window,
+                              std::size_t num_units) {
+  Windows result;
+  const auto for_each_window = [&](const auto& visit) {
+    for (std::size_t s = 0; s < unit_of_window.size(); ++s) {
+      const std::vector<std::uint32_t>& units = unit_of_window[s];
+      for (std::size_t w = 0, end = 0; w < units.size(); w = end) {
+        for (end = w; end < units.size() && units[end] == units[w];) ++end;
+        if (units[w] == kNever) continue;
+        visit(units[w], Window{static_cast<std::uint32_t>(s), w * kWindow,
+                               std::min(end * kWindow, data_bytes(*plan.sources[s]))});
+      }
+    }
+  };
+  result.starts.assign(num_units + 1, 0);
+  for_each_window([&](std::uint32_t unit, const Window&) { ++result.starts[unit + 1]; });
+  for (std::size_t u = 0; u < num_units; ++u) result.starts[u + 1] += result.starts[u];
+  result.windows.resize(result.starts.back());
+  std::vector<std::size_t> next(result.starts.begin(), result.starts.end() - 1);
+  for_each_window([&](std::uint32_t unit, const Window& window) { result.windows[next[unit]++] = window; });
+  return result;
+}
+
+void Touch::prefetch(std::size_t unit) const {
+  if (unit + 1 >= first_.starts.size()) return;
+  for (std::size_t i = first_.starts[unit]; i < first_.starts[unit + 1]; ++i) {
+    const Window& window = first_.windows[i];
+    plan_.sources[window.source]->prefetch(window.begin, window.end);
+  }
+}
+
+void Touch::release(std::size_t unit) const {
+  if (unit + 1 >= last_.starts.size()) return;
+  for (std::size_t i = last_.starts[unit]; i < last_.starts[unit + 1]; ++i) {
+    const Window& window = last_.windows[i];
+    plan_.sources[window.source]->release(window.begin, window.end);
+  }
+}
+
+}  // namespace peft::execution

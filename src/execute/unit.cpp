@@ -1,0 +1,274 @@
+#include "execute/unit.h"
+
+#include <algorithm>
+
+namespace peft::execution {
+namespace {
+
+constexpr std::uint64_t kMaxPieces = 1000;
+// Bytes of a cache line: members are taken together in such groups, so that no source line is read twice.
+constexpr std::int64_t kCacheLine = 64;
+
+bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t bytes, std::uint64_t shortest) {
+  std::int64_t row = 0;
+  for (const Block& block : tensor.blocks) {
+    const View& view = block.source;
+    const bool contiguous =
+        (view.cols == 1 || view.col_stride == 1) && (view.rows == 1 || view.row_stride == view.cols);
+    if (block.row != row || view.cols != tensor.cols || !contiguous || block.scale != 1 ||
+        (block.col_step != 1 && view.cols != 1)) {
+      return false;
+    }
+    if (plan.sources[view.source]->tensors()[view.tensor].dtype != tensor.dtype) return false;
+    row += view.rows;
+  }
+  return row == tensor.rows && (tensor.blocks.size() == 1 || bytes >= tensor.blocks.size() * shortest);
+}
+
+// Bytes a member needs in the staging buffer. Odd lines keep the members apart in the cache (see stage()).
+std::uint64_t staged_bytes(const FileWork& work, std::size_t t) {
+  std::uint64_t bytes = staging_size(work.bytes_of(t));
+  if (work.making[t] == Making::member) {
+    const Family& family = work.families.families[work.families.family_of[t]];
+    if (family.converts())
+      bytes += staging_size(static_cast<std::uint64_t>(family.rows * family.cols * element_size(family.from)));
+  }
+  return bytes;
+}
+
+// Positions [begin, end) in the order of the file.
+struct Span {
+  std::size_t begin = 0, end = 0;
+};
+
+// The families' extents in the file, joined where they overlap: a layer's gate, up and down experts.
+std::vector<Span> family_spans(const FileWork& work) {
+  std::vector<Span> spans;
+  std::vector<std::size_t> span_of(work.families.families.size(), Families::kNone);
+  for (std::size_t position = 0; position < work.layout.order.size(); ++position) {
+    const std::size_t family = work.families.family_of[work.layout.order[position]];
+    if (family == Families::kNone) continue;
+    if (span_of[family] == Families::kNone) {
+      span_of[family] = spans.size();
+      spans.push_back({position, position + 1});
+    }
+    spans[span_of[family]].end = position + 1;
+  }
+  std::vector<Span> joined;  // `spans` is in order of `begin`
+  for (const Span& span : spans) {
+    if (!joined.empty() && span.begin < joined.back().end) {
+      joined.back().end = std::max(joined.back().end, span.end);
+    } else {
+      joined.push_back(span);
+    }
+  }
+  return joined;
+}
+
+class Cutter {
+ public:
+  explicit Cutter(FileWork& work) : work_(work) {}
+
+  void run() {
+    std::size_t position = 0;
+    for (const Span& span : family_spans(work_)) {
+      cut(position, span.begin);
+      flush();
+      if (!take_whole(span)) cut(span.begin, span.end);
+      flush();
+      position = span.end;
+    }
+    cut(position, work_.layout.order.size());
+    flush();
+    for (std::size_t family : tiled_) tile(family);
+  }
+
+ private:
+  // One unit for all of a span, if the staging buffer can hold it.
+  bool take_whole(const Span& span) {
+    std::uint64_t staged = 0;
+    std::vector<std::size_t> families;
+    for (std::size_t position = span.begin; position < span.end; ++position) {
+      const std::size_t t = work_.layout.order[position];
+      if (work_.making[t] == Making::member) families.push_back(work_.families.family_of[t]);
+      if (work_.making[t] != Making::direct) staged += staged_bytes(work_, t);
+    }
+    const bool fits = staged <= work_.sizes.staging;
+    if (fits) {
+      const std::size_t first = work_.layout.order[span.begin], last = work_.layout.order[span.end - 1];
+      work_.units.push_back({work_.layout.begin[first], work_.layout.begin[last] + work_.bytes_of(last)});
+    } else {
+      std::sort(families.begin(), families.end());
+      families.erase(std::unique(families.begin(), families.end()), families.end());
+      tiled_.insert(tiled_.end(), families.begin(), families.end());
+    }
+    return fits;
+  }
+
+  void cut(std::size_t begin, std::size_t end) {
+    for (std::size_t position = begin; position < end; ++position) {
+      const std::size_t t = work_.layout.order[position];
+      if (work_.bytes_of(t) == 0) continue;
+      switch (work_.making[t]) {
+        case Making::member:
+          flush();
+          break;  // has units of its own
+        case Making::direct:
+          cut_direct(t);
+          break;
+        case Making::rendered:
+          cut_rows(t);
+          break;
+      }
+    }
+  }
+
+  void cut_direct(std::size_t t) {
+    for (std::uint64_t done = 0; done < work_.bytes_of(t);) {
+      if (unit_.end - unit_.begin >= work_.sizes.direct || pieces_ >= kMaxPieces) flush();
+      const std::uint64_t room = work_.sizes.direct - (unit_.end - unit_.begin);
+      const std::uint64_t bytes = std::min(room, work_.bytes_of(t) - done);
+      extend(t, done, bytes);
+      done += bytes;
+    }
+  }
+
+  // Whole rows; of a row that is too long by itself, whole elements.
+  void cut_rows(std::size_t t) {
+    const std::uint64_t size = static_cast<std::uint64_t>(element_size(work_.tensor(t).dtype));
+    const std::uint64_t row = static_cast<std::uint64_t>(work_.tensor(t).cols) * size;
+    for (std::uint64_t done = 0; done < work_.bytes_of(t);) {
+      const std::uint64_t room =
+          staged_ < work_.sizes.rendered && pieces_ < kMaxPieces ? work_.sizes.rendered - staged_ : 0;
+      std::uint64_t bytes = std::min(room / row * row, work_.bytes_of(t) - done);
+      if (work_.is_wide(t)) bytes = std::min(room / size * size, row - done % row);
+      if (bytes == 0 || unit_.end - unit_.begin >= work_.sizes.direct) {
+        flush();
+        continue;
+      }
+      extend(t, done, bytes);
+      staged_ += staging_size(bytes);
+      done += bytes;
+      if (work_.is_wide(t) && done % row == 0) flush();  // a piece is a rectangle
+    }
+  }
+
+  void extend(std::size_t t, std::uint64_t begin, std::uint64_t bytes) {
+    if (unit_.begin == unit_.end) unit_.begin = unit_.end = work_.layout.begin[t] + begin;
+    unit_.end += bytes;
+    ++pieces_;
+  }
+
+  void flush() {
+    if (unit_.begin != unit_.end) work_.units.push_back(unit_);
+    unit_ = {};
+    staged_ = pieces_ = 0;
+  }
+
+  // Members side by side in the source, a cache line of them at a time, and as many elements as fit the buffer.
+  void tile(std::size_t index) {
+    const Family& family = work_.families.families[index];
+    const std::int64_t from_size = element_size(family.from), to_size = element_size(family.to);
+    const auto line_of = [&](std::size_t m) {
+      return work_.families.first[family.members[m]] * from_size / kCacheLine;
+    };
+    const std::int64_t elements = family.rows * family.cols;
+    for (std::size_t begin = 0, end = 0; begin < family.members.size(); begin = end) {
+      for (end = begin; end < family.members.size() && line_of(end) == line_of(begin);) ++end;
+      end = std::min(end, begin + kMaxPieces);
+      const auto members = static_cast<std::int64_t>(end - begin);
+      const std::int64_t bytes_each = static_cast<std::int64_t>(work_.sizes.staging) / members - 4 * kCacheLine;
+      const std::int64_t most = std::max<std::int64_t>(1, bytes_each / (to_size + (family.converts() ? from_size : 0)));
+      for (std::int64_t m = 0; m < elements; m += most) {
+        work_.units.push_back({0, 0, index, begin, end, m, std::min(m + most, elements)});
+      }
+    }
+  }
+
+  FileWork& work_;
+  Unit unit_;
+  std::uint64_t staged_ = 0, pieces_ = 0;
+  std::vector<std::size_t> tiled_;
+};
+
+}  // namespace
+
+CutSizes cut_sizes(int workers) {
+  constexpr std::uint64_t kAllStaging = std::uint64_t{48} << 20;
+  CutSizes sizes;
+  sizes.staging = std::min(sizes.staging, kAllStaging / static_cast<std::uint64_t>(workers));
+  return sizes;
+}
+
+std::uint64_t staging_size(std::uint64_t bytes) {
+  return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine + kCacheLine;
+}
+
+std::uint64_t FileWork::bytes_of(std::size_t t) const {
+  return static_cast<std::uint64_t>(tensor(t).rows * tensor(t).cols) *
+         static_cast<std::uint64_t>(info(tensor(t).dtype).bits) / 8;
+}
+
+bool FileWork::is_wide(std::size_t t) const {
+  const auto bits = static_cast<std::uint64_t>(info(tensor(t).dtype).bits);
+  return static_cast<std::uint64_t>(tensor(t).cols) * bits / 8 > sizes.rendered;
+}
+
+FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes) {
+  FileWork work;
+  work.plan = &plan;
+  work.file = &file;
+  work.sizes = sizes;
+  std::vector<NewTensor> tensors;
+  tensors.reserve(file.tensors.size());
+  for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+  work.layout = layout_file(tensors, file.metadata);
+  work.families = find_families(plan, file);
+  work.making.assign(file.tensors.size(), Making::rendered);
+  for (std::size_t t = 0; t < file.tensors.size(); ++t) {
+    if (work.families.family_of[t] != Families::kNone) {
+      work.making[t] = Making::member;
+    } else if (is_direct(plan, file.tensors[t], work.bytes_of(t), sizes.direct_run)) {
+      work.making[t] = Making::direct;
+    }
+  }
+  Cutter(work).run();
+  return work;
+}
+
+std::uint64_t bytes_of(const FileWork& work, const Unit& unit) {
+  if (unit.family == Families::kNone) return unit.end - unit.begin;
+  const Family& family = work.families.families[unit.family];
+  return static_cast<std::uint64_t>((unit.last_element - unit.first_element) * element_size(family.to)) *
+         (unit.last_member - unit.first_member);
+}
+
+void for_each_piece(const FileWork& work, const Unit& unit, const std::function<void(const Piece&)>& visit) {
+  if (unit.family != Families::kNone) {
+    const Family& family = work.families.families[unit.family];
+    const auto size = static_cast<std::uint64_t>(element_size(family.to));
+    for (std::size_t m = unit.first_member; m < unit.last_member; ++m) {
+      visit({family.members[m], static_cast<std::uint64_t>(unit.first_element) * size,
+             static_cast<std::uint64_t>(unit.last_element) * size});
+    }
+    return;
+  }
+  const auto& order = work.layout.order;
+  auto it = std::partition_point(order.begin(), order.end(),
+                                 [&](std::size_t t) { return work.layout.begin[t] + work.bytes_of(t) <= unit.begin; });
+  for (; it != order.end() && work.layout.begin[*it] < unit.end; ++it) {
+    const std::uint64_t start = work.layout.begin[*it], stop = start + work.bytes_of(*it);
+    if (start == stop) continue;
+    visit({*it, std::max(unit.begin, start) - start, std::min(unit.end, stop) - start});
+  }
+}
+
+Rectangle area_of(const PlannedTensor& tensor, const Piece& piece) {
+  const std::int64_t size = element_size(tensor.dtype);
+  const auto first = static_cast<std::int64_t>(piece.begin) / size,
+             count = static_cast<std::int64_t>(piece.bytes()) / size;
+  if (count >= tensor.cols) return {first / tensor.cols, count / tensor.cols, 0, tensor.cols};
+  return {first / tensor.cols, 1, first % tensor.cols, count};
+}
+
+}  // namespace peft::execution

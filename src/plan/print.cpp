@@ -1,0 +1,111 @@
+// What --dry-run prints: one screen, whatever the size of the plan.
+#include <fmt/format.h>
+
+#include <array>
+#include <ostream>
+
+#include "peft/error.h"
+#include "peft/plan.h"
+
+namespace peft {
+namespace {
+
+constexpr std::size_t kLines = 12;  // of each list; the rest is counted
+
+// 805306368 -> "805,306,368"
+std::string grouped(std::uint64_t number) {
+  const std::string digits = std::to_string(number);
+  std::string text;
+  for (std::size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) text.push_back(',');
+    text.push_back(digits[i]);
+  }
+  return text;
+}
+
+std::string human(std::uint64_t bytes) {
+  constexpr std::array<std::string_view, 5> kUnits = {"KiB", "MiB", "GiB", "TiB", "PiB"};
+  double value = static_cast<double>(bytes) / 1024;
+  std::size_t unit = 0;
+  for (; value >= 1000 && unit + 1 < kUnits.size(); ++unit) value /= 1024;
+  return fmt::format("{:.{}f} {}", value, value < 100 ? 1 : 0, kUnits[unit]);
+}
+
+std::string size_text(std::uint64_t bytes) {
+  return bytes < 1024 ? fmt::format("{} bytes", bytes) : fmt::format("{} bytes ({})", grouped(bytes), human(bytes));
+}
+
+std::string_view meaning(Exactness exactness) {
+  switch (exactness) {
+    case Exactness::bit_exact:
+      return "every value keeps its bytes";
+    case Exactness::value_exact:
+      return "no value changes: zeros are added or a scale moves by a power of two";
+    case Exactness::rounded:
+      return "some values are rounded once";
+    case Exactness::lossy:
+      return "some values are approximated, as asked for";
+  }
+  return "";
+}
+
+// At most kLines of a list, indented, then how many are left out.
+template <class List, class Line>
+void print_list(std::ostream& out, const List& list, const Line& line) {
+  std::size_t shown = 0;
+  for (const auto& item : list) {
+    if (shown++ == kLines) break;
+    out << "  " << line(item) << '\n';
+  }
+  if (list.size() > kLines) out << "  ... and " << list.size() - kLines << " more\n";
+}
+
+std::string file_line(const PlannedFile& file) {
+  std::vector<NewTensor> tensors;
+  tensors.reserve(file.tensors.size());
+  for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+  const std::uint64_t bytes = layout_file(tensors, file.metadata).file_bytes();
+  return fmt::format("{}: {} tensor{}, {}", printable(file.name), grouped(tensors.size()),
+                     tensors.size() == 1 ? "" : "s", size_text(bytes));
+}
+
+}  // namespace
+
+std::string_view name(Exactness exactness) {
+  switch (exactness) {
+    case Exactness::bit_exact:
+      return "bit-exact";
+    case Exactness::value_exact:
+      return "value-exact";
+    case Exactness::rounded:
+      return "rounded";
+    case Exactness::lossy:
+      return "lossy";
+  }
+  return "";
+}
+
+std::ostream& operator<<(std::ostream& out, const Plan& plan) {
+  out << "writes\n";
+  print_list(out, plan.files, file_line);
+  print_list(out, plan.texts, [](const auto& text) {
+    return fmt::format("{}: {}", printable(text.first), size_text(text.second.size()));
+  });
+  print_list(out, plan.copies, [](const auto& copy) {
+    return fmt::format("{}: copy of {}", printable(copy.first), printable(copy.second, 4096));
+  });
+  if (!plan.steps.empty()) {
+    out << "steps\n";
+    print_list(out, plan.steps, [](const std::string& step) { return printable(step, 1000); });
+  }
+  out << "exactness: " << name(plan.exactness) << " (" << meaning(plan.exactness) << ")\n";
+  out << "in: " << size_text(plan.bytes_in) << ", out: " << size_text(plan.bytes_out)
+      << ", peak memory: " << size_text(plan.peak_memory) << '\n';
+  if (!plan.warnings.empty()) {
+    out << "warnings\n";
+    print_list(out, plan.warnings, [](const std::string& warning) { return printable(warning, 1000); });
+  }
+  return out;
+}
+
+}  // namespace peft
