@@ -1,6 +1,7 @@
 #include "execute/op.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <tuple>
@@ -118,7 +119,8 @@ class Grouping {
         op.members[static_cast<std::size_t>(candidates[end].col - start)] = candidates[end].member;
       }
       const bool complete = end - i == static_cast<std::size_t>(step);
-      const bool fits = end > i && start + cols <= tensor_.cols && (complete || alone(op, end - i));
+      const bool fits =
+          end > i && start + cols <= tensor_.cols && (complete || (!std::signbit(op.scale) && alone(op, end - i)));
       if (fits) {
         result_.push_back(std::move(op));
       } else {
@@ -132,7 +134,8 @@ class Grouping {
     }
   }
 
-  // An interleave with missing members writes zeros, so nothing else may write into its rectangle.
+  // An interleave with missing members writes zeros, so nothing else may write into its rectangle. (Nor may its scale
+  // be negative, which would make them -0.)
   bool alone(const Op& op, std::size_t members) const {
     std::size_t inside = 0;
     for (const Block& block : tensor_.blocks) {
