@@ -2,12 +2,13 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <type_traits>
 
+#include "base/half.h"
 #include "peft/tensor.h"
 
 namespace peft::adapter {
@@ -36,36 +37,22 @@ struct F32 : FloatElement<std::uint32_t, 0x7f800000> {
   static double value(const std::byte* p) { return static_cast<double>(std::bit_cast<float>(bits(p))); }
 };
 struct Bf16 : FloatElement<std::uint16_t, 0x7f80> {
-  static double value(const std::byte* p) {
-    return static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits(p)) << 16));
-  }
+  static double value(const std::byte* p) { return static_cast<double>(bf16_to_float(bits(p))); }
 };
-
-// A narrow float becomes a binary32 by moving its fields into place and correcting the exponent's bias with an exact
-// multiplication; that treats subnormals right, too. Special values must be seen before.
-inline double widen(std::uint32_t magnitude, bool negative, float bias) {
-  const float value = std::bit_cast<float>(magnitude) * bias;
-  return static_cast<double>(negative ? -value : value);
-}
-
 struct F16 : FloatElement<std::uint16_t, 0x7c00> {
-  static double value_of(std::uint16_t h) {
-    const bool negative = (h & 0x8000) != 0;
-    if ((h & 0x7c00) != 0x7c00) return widen(static_cast<std::uint32_t>(h & 0x7fff) << 13, negative, 0x1p112F);
-    if ((h & 0x03ff) != 0) return std::numeric_limits<double>::quiet_NaN();
-    return negative ? -std::numeric_limits<double>::infinity() : std::numeric_limits<double>::infinity();
-  }
-  static double value(const std::byte* p) { return value_of(bits(p)); }
+  static double value(const std::byte* p) { return Float16::decode(bits(p)); }
 };
-struct F8E5M2 : FloatElement<std::uint8_t, 0x7c> {  // the high byte of an F16
-  static double value(const std::byte* p) { return F16::value_of(static_cast<std::uint16_t>(bits(p) << 8)); }
-};
-struct F8E4M3 : FloatElement<std::uint8_t, 0x7f> {  // no infinity; all bits set is NaN
-  static double value(const std::byte* p) {
-    const std::uint8_t b = bits(p);
-    if ((b & 0x7f) == 0x7f) return std::numeric_limits<double>::quiet_NaN();
-    return widen(static_cast<std::uint32_t>(b & 0x7f) << 20, (b & 0x80) != 0, 0x1p120F);
-  }
+
+// Formats of one byte.
+template <class Format>
+struct F8 {
+  static constexpr bool kFloating = true;
+  static constexpr std::int64_t kWidth = 1;
+  // All but the sign, where the format has a -0; where it has none, that pattern is NaN.
+  static constexpr std::uint8_t kValueBits = Format::decode(Format::kSign) == 0 ? Format::kAllOnes : 0xff;
+  static std::uint8_t bits(const std::byte* p) { return std::to_integer<std::uint8_t>(*p); }
+  static double value(const std::byte* p) { return Format::decode(bits(p)); }
+  static bool finite(const std::byte* p) { return std::isfinite(value(p)); }
 };
 
 // Everything else: bytes to be compared, no value to compute with.
@@ -85,8 +72,10 @@ auto visit(Dtype dtype, Body&& body) {
     case Dtype::f32: return body(F32{});
     case Dtype::bf16: return body(Bf16{});
     case Dtype::f16: return body(F16{});
-    case Dtype::f8_e5m2: return body(F8E5M2{});
-    case Dtype::f8_e4m3: return body(F8E4M3{});
+    case Dtype::f8_e5m2: return body(F8<Float8E5M2>{});
+    case Dtype::f8_e4m3: return body(F8<Float8E4M3>{});
+    case Dtype::f8_e5m2fnuz: return body(F8<Float8E5M2Fnuz>{});
+    case Dtype::f8_e4m3fnuz: return body(F8<Float8E4M3Fnuz>{});
     default: break;
   }
   switch (info(dtype).bits) {

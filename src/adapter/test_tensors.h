@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/half.h"
 #include "peft/safetensors.h"
 
 namespace peft::testing {
@@ -60,29 +61,13 @@ inline Dense product(const Dense& b, const Dense& a, double scale) {
   return result;
 }
 
-// The bits of x rounded to nearest even in a format with `mantissa` stored bits and this exponent bias.
-inline std::uint64_t encode(double x, int mantissa, int bias) {
-  const std::uint64_t exponents = static_cast<std::uint64_t>(2 * bias + 1);
-  const std::uint64_t sign = std::signbit(x) ? (exponents + 1) << mantissa : 0;
-  const std::uint64_t infinity = exponents << mantissa;
-  if (std::isnan(x)) return sign | infinity | (std::uint64_t{1} << (mantissa - 1));
-  if (std::isinf(x)) return sign | infinity;
-  if (x == 0) return sign;
-  int exponent = 0;
-  std::frexp(x, &exponent);
-  const int step = std::max(exponent - 1, 1 - bias) - mantissa;  // exponent of one unit in the last place
-  const auto units = static_cast<std::uint64_t>(std::nearbyint(std::ldexp(std::abs(x), -step)));
-  const auto biased = static_cast<std::uint64_t>(step + mantissa + bias);  // 1 for subnormals: they carry no hidden bit
-  return sign | std::min(infinity, ((biased - 1) << mantissa) + units);
-}
-
 inline void append_value(std::vector<std::byte>& bytes, Dtype dtype, double x) {
   std::uint64_t bits = 0;
   switch (dtype) {
     case Dtype::f64: bits = std::bit_cast<std::uint64_t>(x); break;
-    case Dtype::f32: bits = encode(x, 23, 127); break;
-    case Dtype::bf16: bits = encode(x, 7, 127); break;
-    case Dtype::f16: bits = encode(x, 10, 15); break;
+    case Dtype::f32: bits = std::bit_cast<std::uint32_t>(static_cast<float>(x)); break;
+    case Dtype::bf16: bits = double_to_bf16(x); break;
+    case Dtype::f16: bits = double_to_f16(x); break;
     default: bits = static_cast<std::uint64_t>(static_cast<std::int64_t>(x)); break;  // integers
   }
   const auto* data = reinterpret_cast<const std::byte*>(&bits);  // little-endian, as the format
