@@ -7,6 +7,7 @@
 
 #include "model/golden_test_data.h"
 #include "model/path.h"
+#include "model/target_match.h"
 #include "model/target_names.h"
 #include "peft/error.h"
 
@@ -240,6 +241,26 @@ TEST(ResolveTargets, WarnsAboutWhatMatchesNothing) {
                            "\"no.weight\" matches nothing", "rank_pattern: \"zzz\"", "the other one decides"}) {
     EXPECT_NE(warnings.find(part), std::string::npos) << part << " in:\n" << warnings;
   }
+}
+
+// Up to 0.19.1 the last number of a path was the layer: of an expert's module, the expert.
+TEST(TargetMatcher, LayerIndexByVersion) {
+  AdapterConfig config;
+  config.target_modules = std::vector<std::string>{"w1"};
+  config.layers_to_transform = {{1}};
+  const auto wanted = [&](const Version& version, const char* name) {
+    return model::TargetMatcher(config, version).check(name).answer == model::TargetMatcher::Answer::yes;
+  };
+  const Version old{0, 19, 1}, recent{0, 20, 0};
+  EXPECT_TRUE(wanted(old, "model.layers.0.moe.experts.1.w1"));
+  EXPECT_FALSE(wanted(recent, "model.layers.0.moe.experts.1.w1"));
+  EXPECT_FALSE(wanted(old, "model.layers.1.moe.experts.0.w1"));
+  EXPECT_TRUE(wanted(recent, "model.layers.1.moe.experts.0.w1"));
+  EXPECT_FALSE(wanted(recent, "layers.1.w1"));  // a layer needs two names in front
+  EXPECT_TRUE(wanted(recent, "model.layers.01.w1"));
+  config.layers_pattern = {"layers"};
+  EXPECT_FALSE(wanted(old, "model.layers.0.moe.experts.1.w1"));
+  EXPECT_TRUE(wanted(old, "model.layers.1.moe.experts.0.w1"));
 }
 
 TEST(Minimise, KeepsWhatMustBeToldApart) {
