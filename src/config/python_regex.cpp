@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <mutex>
 
+#include "base/utf8.h"
 #include "config/regex_parser.h"
 #include "config/regex_translate.h"
 #include "config/unicode.h"
@@ -82,12 +83,15 @@ class Program {
 
   // PCRE2's result: the number of groups set, or a negative code. `text` is valid UTF-8.
   int run(std::string_view text, pcre2_match_data* data) const {
-    pcre2_match_context* limits = scratch().limits.get();
-    if (jit_) {
-      const int rc = pcre2_jit_match(code_.get(), bytes(text), text.size(), 0, 0, data, limits);
-      if (rc != PCRE2_ERROR_JIT_STACKLIMIT) return rc;
-    }
-    return pcre2_match(code_.get(), bytes(text), text.size(), 0, PCRE2_NO_JIT | PCRE2_NO_UTF_CHECK, data, limits);
+    if (!jit_) return interpret(text, data);
+    const int rc =
+        pcre2_jit_match(code_.get(), bytes(text), text.size(), 0, 0, data, scratch().limits.get());
+    return rc == PCRE2_ERROR_JIT_STACKLIMIT ? interpret(text, data) : rc;
+  }
+  // The same without JIT, which in 10.42 can report groups of an earlier attempt after a possessive (...)*+.
+  int interpret(std::string_view text, pcre2_match_data* data) const {
+    return pcre2_match(code_.get(), bytes(text), text.size(), 0, PCRE2_NO_JIT | PCRE2_NO_UTF_CHECK, data,
+                       scratch().limits.get());
   }
 
   const pcre2_code* code() const { return code_.get(); }
@@ -126,7 +130,7 @@ struct PythonRegex::Impl {
   enum Mode { kFullMatch, kMatch, kSearch };
 
   Impl(std::string_view pattern_text, std::string_view where_from) : pattern(pattern_text), where(where_from) {
-    if (config::invalid_utf8(pattern) != std::string_view::npos) fail("the pattern is not valid UTF-8");
+    if (find_invalid_utf8(pattern) != std::string_view::npos) fail("the pattern is not valid UTF-8");
     const std::u32string characters = config::decode_utf8(pattern);
     if (characters.size() > config::kMaxPattern) {
       fail(fmt::format("the pattern has {} characters, more than {}", characters.size(), config::kMaxPattern));
@@ -163,7 +167,7 @@ struct PythonRegex::Impl {
 
   void check_text(std::string_view text) const {
     const bool ascii = std::all_of(text.begin(), text.end(), [](char c) { return static_cast<signed char>(c) >= 0; });
-    if (!ascii && config::invalid_utf8(text) != std::string_view::npos) fail("a text to match is not valid UTF-8");
+    if (!ascii && find_invalid_utf8(text) != std::string_view::npos) fail("a text to match is not valid UTF-8");
     if (translated.short_texts && config::length_in_characters(text) > config::kShortText) {
       fail(fmt::format("a count above {} meets a text of more than {} characters", config::kShortText,
                        config::kShortText));
@@ -191,7 +195,7 @@ struct PythonRegex::Impl {
     const Program& with = program(mode);
     const config::Owned<pcre2_match_data> data(pcre2_match_data_create_from_pattern(with.code(), nullptr));
     if (!data) throw std::bad_alloc();
-    if (!decide(with.run(text, data.get()))) return std::nullopt;
+    if (!decide(with.interpret(text, data.get()))) return std::nullopt;
     const PCRE2_SIZE* offsets = pcre2_get_ovector_pointer(data.get());
     Groups result(pcre2_get_ovector_count(data.get()), {-1, -1});
     for (std::size_t i = 0; i < result.size(); ++i) {

@@ -192,7 +192,7 @@ int RegexParser::conditional_group() {
     throw source_.error("invalid group reference " + std::to_string(*number), name.size() + 1);
   }
   const std::size_t position = source_.tell() - name.size() - 1;
-  forward_references_.try_emplace(static_cast<int>(*number), position);
+  conditions_.emplace_back(static_cast<int>(*number), position);
   if (name.find_first_not_of(U"0123456789") != name.npos) {
     warn("DeprecationWarning", fmt::format("bad character in group name {} at position {}", python_repr(name), position));
   }

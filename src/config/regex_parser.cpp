@@ -56,7 +56,7 @@ RegexNode literal_node(char32_t c) {
 RegexTree RegexParser::parse() {
   tree_.root = parse_alternatives(false, 0);
   if (!source_.next().empty()) throw source_.error("unbalanced parenthesis");
-  for (const auto& [group, position] : forward_references_) {
+  for (const auto& [group, position] : conditions_) {
     if (group >= static_cast<int>(closed_.size())) {
       throw RegexError("re.error", "invalid group reference " + std::to_string(group), position);
     }

@@ -70,7 +70,7 @@ class RegexParser {
   std::vector<std::optional<RegexWidth>> closed_{std::nullopt};  // by group number; empty while the group is open
   std::map<std::u32string, int> numbers_;                        // of named groups
   int lookbehind_groups_ = -1;                                   // groups known where the outermost look-behind began
-  std::map<int, std::size_t> forward_references_;                // group of a conditional -> position
+  std::vector<std::pair<int, std::size_t>> conditions_;          // groups that conditionals ask for, and where
 };
 
 constexpr int kMaxRegexDepth = 400;  // Python's own limit is its recursion limit: between 400 and 500

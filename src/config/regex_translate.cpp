@@ -116,6 +116,7 @@ class Translator {
     if ((node.flags_on & kTypeFlags) != 0) inner &= ~kTypeFlags;
     inner = (inner | node.flags_on) & ~node.flags_off;
     const std::string changed = options(flags, inner, ":");
+    if (node.number > 0) ++groups_;
     enclosed(!changed.empty() ? changed : node.number > 0 ? "(" : "(?:", node, inner);
   }
 
@@ -130,6 +131,7 @@ class Translator {
   }
 
   void repeat(const RegexNode& node, unsigned flags) {
+    if (node.high == 0) return never(node, flags);
     const RegexWidth item = width_of(node.children[0]);
     if (item.most == 0) return repeat_of_nothing(node, flags);
     std::uint64_t low = node.low, high = node.high;
@@ -165,12 +167,22 @@ class Translator {
 
   // Of an item without width, once is as good as often. In this form PCRE2 takes it in look-behinds.
   void repeat_of_nothing(const RegexNode& node, unsigned flags) {
-    const bool lazy = node.greed == RegexGreed::lazy, optional = node.low == 0 && node.high > 0;
+    const bool lazy = node.greed == RegexGreed::lazy;
     add(node.greed == RegexGreed::possessive ? "(?>" : "(?:");
-    if (optional && lazy) add("|");
+    if (node.low == 0 && lazy) add("|");
     sequence(node.children[0], flags);
-    if (optional && !lazy) add("|");
-    add(node.high == 0 ? "){0}" : ")");
+    if (node.low == 0 && !lazy) add("|");
+    add(")");
+  }
+
+  // x{0}: kept only for the numbers of the groups in it.
+  void never(const RegexNode& node, unsigned flags) {
+    const std::size_t size = out_.text.size();
+    const int groups = groups_;
+    atom(node.children[0], flags);
+    if (groups_ > groups) return add("{0}");
+    out_.text.resize(size);
+    add("(?:)");
   }
 
   void set(const RegexNode& node, unsigned flags) {
@@ -264,6 +276,7 @@ class Translator {
 
   const RegexTree& tree_;
   Pcre2Pattern out_;
+  int groups_ = 0;
 };
 
 }  // namespace

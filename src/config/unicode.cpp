@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "base/utf8.h"
+
 namespace peft::config {
 namespace {
 
@@ -47,59 +49,15 @@ constexpr NamedCharacter kNames[] = {
 #include "config/character_names.inc"
 };
 
-int sequence_length(unsigned char lead) {
-  if (lead < 0x80) return 1;
-  if (lead >= 0xC2 && lead < 0xE0) return 2;
-  if (lead >= 0xE0 && lead < 0xF0) return 3;
-  if (lead >= 0xF0 && lead < 0xF5) return 4;
-  return 0;
-}
-
-// The second byte has a narrower range after some leads: no overlong forms, no surrogates, nothing above 10FFFF.
-bool second_byte_fits(unsigned char lead, unsigned char second) {
-  switch (lead) {
-    case 0xE0: return second >= 0xA0 && second <= 0xBF;
-    case 0xED: return second >= 0x80 && second <= 0x9F;
-    case 0xF0: return second >= 0x90 && second <= 0xBF;
-    case 0xF4: return second >= 0x80 && second <= 0x8F;
-    default: return second >= 0x80 && second <= 0xBF;
-  }
-}
-
 }  // namespace
-
-std::size_t invalid_utf8(std::string_view text) {
-  std::size_t i = 0;
-  while (i < text.size()) {
-    const auto lead = static_cast<unsigned char>(text[i]);
-    if (lead < 0x80) {
-      ++i;
-      continue;
-    }
-    const int length = sequence_length(lead);
-    if (length == 0 || text.size() - i < static_cast<std::size_t>(length)) return i;
-    if (!second_byte_fits(lead, static_cast<unsigned char>(text[i + 1]))) return i;
-    for (int k = 2; k < length; ++k) {
-      if ((static_cast<unsigned char>(text[i + k]) & 0xC0) != 0x80) return i;
-    }
-    i += static_cast<std::size_t>(length);
-  }
-  return std::string_view::npos;
-}
 
 std::u32string decode_utf8(std::string_view text) {
   std::u32string out;
   out.reserve(text.size());
-  for (std::size_t i = 0; i < text.size();) {
-    const auto lead = static_cast<unsigned char>(text[i]);
-    const int length = std::max(1, sequence_length(lead));
-    constexpr unsigned kLeadBits[] = {0, 0x7F, 0x1F, 0x0F, 0x07};
-    auto c = static_cast<char32_t>(lead & kLeadBits[length]);
-    for (int k = 1; k < length && i + k < text.size(); ++k) {
-      c = (c << 6) | (static_cast<unsigned char>(text[i + k]) & 0x3F);
-    }
-    out.push_back(c);
-    i += static_cast<std::size_t>(length);
+  while (!text.empty()) {
+    const Utf8Step step = utf8_step(text);
+    out.push_back(step.code_point);
+    text.remove_prefix(std::max<std::size_t>(step.length, 1));
   }
   return out;
 }

@@ -1,14 +1,10 @@
 // The few facts about Unicode that configs and patterns need.
 #pragma once
 
-#include <cstddef>
 #include <string>
 #include <string_view>
 
 namespace peft::config {
-
-// Position of the first byte that is not valid UTF-8 (overlong forms and surrogates are not), or npos.
-std::size_t invalid_utf8(std::string_view text);
 
 // `text` must be valid UTF-8.
 std::u32string decode_utf8(std::string_view text);
