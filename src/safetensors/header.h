@@ -22,7 +22,8 @@ inline constexpr std::size_t kMaxMetadataValue = std::size_t{16} << 20;
 
 struct FileFacts {
   std::string path;
-  std::uint64_t size = 0;  // of the whole file
+  std::uint64_t size = 0;            // of the whole file
+  std::string_view part = "header";  // what its JSON is called in messages: "header", "index"
 };
 
 // Names, shapes and dtype names live in `memory`.

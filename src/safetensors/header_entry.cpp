@@ -1,8 +1,9 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
-#include <unordered_set>
+#include <vector>
 
 #include "base/checked.h"
 #include "safetensors/header_parts.h"
@@ -186,17 +187,19 @@ void require_distinct_keys(dom::element value, std::string_view tensor, const Fi
   }
   if (!value.is_object()) return;
   const dom::object fields = value;
-  std::unordered_set<std::string_view> keys;
+  std::vector<std::string_view> keys;
   for (const auto [key, inner] : fields) {
-    if (!keys.insert(key).second) {
-      throw Error(ErrorCode::ST_DUP,
-                  {.file = file.path,
-                   .tensor = std::string(tensor),
-                   .problem = fmt::format("the key \"{}\" appears twice in one object", printable(key)),
-                   .hint = "readers may see different values; export the file again"});
-    }
+    keys.push_back(key);
     require_distinct_keys(inner, tensor, file);
   }
+  std::sort(keys.begin(), keys.end());  // not hashed: a file could be made whose keys collide
+  const auto twice = std::adjacent_find(keys.begin(), keys.end());
+  if (twice == keys.end()) return;
+  throw Error(ErrorCode::ST_DUP,
+              {.file = file.path,
+               .tensor = std::string(tensor),
+               .problem = fmt::format("the key \"{}\" appears twice in one object", printable(*twice)),
+               .hint = "readers may see different values; export the file again"});
 }
 
 TensorInfo parse_entry(std::string_view name, dom::element value, EntryContext& context) {

@@ -21,8 +21,9 @@ namespace {
                      .hint = std::move(hint)});
 }
 
-std::string byte_at(std::string_view json, std::size_t offset) {
-  return fmt::format("byte 0x{:02x} at offset {} of the header", static_cast<unsigned char>(json[offset]), offset);
+std::string byte_at(std::string_view json, std::size_t offset, const FileFacts& file) {
+  return fmt::format("byte 0x{:02x} at offset {} of the {}", static_cast<unsigned char>(json[offset]), offset,
+                     file.part);
 }
 
 // The four hexadecimal digits of a \u escape at `at`, or -1.
@@ -52,8 +53,9 @@ class Scan {
         i = end_of_string(i + 1);
       } else if (c == '{' || c == '[') {
         if (depth_ == kMaxDepth) {
-          fail(ErrorCode::ST_DEPTH, file_, "the header is nested too deeply",
-               fmt::format("at most {} levels", kMaxDepth), fmt::format("one more at offset {} of the header", i));
+          fail(ErrorCode::ST_DEPTH, file_, fmt::format("the {} is nested too deeply", file_.part),
+               fmt::format("at most {} levels", kMaxDepth),
+               fmt::format("one more at offset {} of the {}", i, file_.part));
         }
         open_[depth_++] = c;
       } else if (c == '}' || c == ']') {
@@ -74,7 +76,7 @@ class Scan {
       const bool paired = high && low >= 0xDC00 && low <= 0xDFFF;
       if (unit >= 0xD800 && unit <= 0xDFFF && !paired) {
         fail(ErrorCode::ST_UTF8, file_, "half of a surrogate pair is no character", "valid Unicode",
-             fmt::format("\\u{:04x} at offset {} of the header", unit, i));
+             fmt::format("\\u{:04x} at offset {} of the {}", unit, i, file_.part));
       }
       i += unit < 0 ? 1 : paired ? 11 : 5;
     }
@@ -84,8 +86,8 @@ class Scan {
   void require_only_space(std::size_t i) {
     const auto at = json_.find_first_not_of(" \t\r\n", i);
     if (at == std::string_view::npos) return;
-    fail(ErrorCode::ST_HDRPAD, file_, "something follows the header's JSON object", "nothing but spaces",
-         byte_at(json_, at));
+    fail(ErrorCode::ST_HDRPAD, file_, fmt::format("something follows the JSON object of the {}", file_.part),
+         "nothing but spaces", byte_at(json_, at, file_));
   }
 
   std::string_view json_;
@@ -136,7 +138,7 @@ class Events : public nlohmann::json_sax<nlohmann::json> {
     const std::string text = error.what();
     const auto colon = text.find(": ");
     fail(ErrorCode::ST_HDRJSON, file_,
-         fmt::format("the header is not valid JSON at offset {}", position == 0 ? 0 : position - 1), {},
+         fmt::format("the {} is not valid JSON at offset {}", file_.part, position == 0 ? 0 : position - 1), {},
          colon == std::string::npos ? text : text.substr(colon + 2),
          "the download may be damaged: fetch the file again", tensor_);
   }
@@ -165,12 +167,14 @@ class Events : public nlohmann::json_sax<nlohmann::json> {
 void explain_json_fault(std::string_view json, std::string_view parser_message, const FileFacts& file) {
   const std::size_t invalid = find_invalid_utf8(json);
   if (invalid != std::string_view::npos) {
-    fail(ErrorCode::ST_UTF8, file, "the header is not valid UTF-8", {}, byte_at(json, invalid));
+    fail(ErrorCode::ST_UTF8, file, fmt::format("the {} is not valid UTF-8", file.part), {},
+         byte_at(json, invalid, file));
   }
   Scan(json, file).run();
   Events events(file);
   nlohmann::json::sax_parse(json.begin(), json.end(), &events);
-  fail(ErrorCode::ST_HDRJSON, file, "the header is not valid JSON", {}, std::string(parser_message));
+  fail(ErrorCode::ST_HDRJSON, file, fmt::format("the {} is not valid JSON", file.part), {},
+       std::string(parser_message));
 }
 
 void refuse_negative_zero(std::string_view json, const FileFacts& file) {
@@ -185,7 +189,7 @@ void refuse_negative_zero(std::string_view json, const FileFacts& file) {
                (i == 0 || (json[i - 1] != 'e' && json[i - 1] != 'E'))) {
       const char next = i + 2 < json.size() ? json[i + 2] : ' ';
       if (next == '.' || next == 'e' || next == 'E') continue;  // a fraction: refused where an integer must be
-      fail(ErrorCode::ST_HDRJSON, file, "the number -0 is not an unsigned integer", {}, byte_at(json, i));
+      fail(ErrorCode::ST_HDRJSON, file, "the number -0 is not an unsigned integer", {}, byte_at(json, i, file));
     }
   }
 }

@@ -1,0 +1,222 @@
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "base/near_names.h"
+#include "peft/error.h"
+#include "peft/safetensors.h"
+#include "safetensors/open_tensor_file.h"
+#include "safetensors/shard_index.h"
+
+namespace peft {
+namespace {
+
+namespace fs = std::filesystem;
+using safetensors::InputFile;
+using safetensors::ShardIndex;
+
+constexpr const char* kSingle = "model.safetensors";
+constexpr const char* kIndex = "model.safetensors.index.json";
+constexpr const char* kPickles[] = {"pytorch_model.bin", "pytorch_model.bin.index.json"};
+constexpr std::size_t kMaxListed = 10;  // names in one message
+
+class Folder {
+ public:
+  explicit Folder(const std::string& path) : path_(path) {
+    fd_ = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd_ >= 0) return;
+    const int error = errno;
+    const bool kind = error == ENOTDIR && fs::exists(path);
+    throw Error(kind ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
+                {.file = path,
+                 .problem = kind ? "the path is not a folder" : "the folder cannot be opened",
+                 .expected = "a model's folder",
+                 .got = kind ? "a file" : std::strerror(error),
+                 .hint = error == ENOENT ? missing_file_hint(path) : ""});
+  }
+  ~Folder() { ::close(fd_); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+
+  int fd() const { return fd_; }
+  std::string path_of(const std::string& name) const { return (fs::path(path_) / name).string(); }
+  // Follows links: a link to nothing is nothing.
+  bool has(const std::string& name) const { return ::faccessat(fd_, name.c_str(), F_OK, 0) == 0 || errno != ENOENT; }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+};
+
+// A shard that is a link may lead anywhere in the folder, or to the blobs of a Hugging Face cache:
+// snapshots/REVISION/x -> ../../blobs/SHA. Asked of the open file, so that the link cannot change afterwards.
+void require_inside(const InputFile& file, const std::string& folder) {
+  std::error_code error;
+  const fs::path target = fs::read_symlink(fmt::format("/proc/self/fd/{}", file.fd()), error);
+  const fs::path root = fs::canonical(folder, error);
+  if (error) return;  // no /proc here
+  const auto within = [&](const fs::path& parent) {
+    return std::mismatch(parent.begin(), parent.end(), target.begin(), target.end()).first == parent.end();
+  };
+  if (within(root)) return;
+  const bool in_cache = root.parent_path().filename() == "snapshots";
+  if (in_cache && within(root.parent_path().parent_path() / "blobs")) return;
+  throw Error(ErrorCode::IX_LINK, {.file = file.path(),
+                                   .problem = "the shard is a link that leaves the model's folder",
+                                   .expected = "a file in " + root.string(),
+                                   .got = target.string(),
+                                   .hint = "--follow-symlinks accepts it"});
+}
+
+void require_present(const Folder& folder, const ShardIndex& index, std::span<const std::string> shards) {
+  std::vector<std::string> missing;
+  for (const std::string& shard : shards) {
+    if (!folder.has(shard)) missing.push_back(shard);
+  }
+  if (missing.empty()) return;
+  std::string listed =
+      fmt::format("{}", fmt::join(missing.begin(), missing.begin() + std::min(missing.size(), kMaxListed), ", "));
+  if (missing.size() > kMaxListed) listed += fmt::format(", and {} more", missing.size() - kMaxListed);
+  throw Error(ErrorCode::IX_MISSING,
+              {.file = index.path,
+               .problem = fmt::format("{} of {} shards are missing", missing.size(), shards.size()),
+               .got = "no " + listed,
+               .hint = "the download is incomplete: fetch the missing files"});
+}
+
+[[noreturn]] void refuse_no_weights(const Folder& folder) {
+  for (const char* name : kPickles) {
+    if (!folder.has(name)) continue;
+    throw Error(ErrorCode::E_PICKLE,
+                {.file = folder.path_of(name),
+                 .problem = "a pickle can run code when it is loaded, so it is never opened",
+                 .expected = fmt::format("{} or {}", kSingle, kIndex),
+                 .hint = "load the model with transformers and save it again: save_pretrained writes safetensors"});
+  }
+  throw Error(ErrorCode::IO_OPEN, {.file = folder.path(),
+                                   .problem = "the folder has no weights",
+                                   .expected = fmt::format("{} or {}", kSingle, kIndex),
+                                   .hint = missing_file_hint(folder.path_of(kSingle))});
+}
+
+std::string file_name(const std::string& path) { return fs::path(path).filename().string(); }
+
+using Entries = std::vector<Checkpoint::Entry>;
+using Files = std::vector<std::shared_ptr<const TensorFile>>;
+
+Entries all_entries(const Files& files) {
+  Entries entries;
+  for (std::uint32_t number = 0; number < files.size(); ++number) {
+    for (const TensorInfo& tensor : files[number]->tensors()) entries.push_back({&tensor, number});
+  }
+  std::stable_sort(entries.begin(), entries.end(),
+                   [](const auto& a, const auto& b) { return a.tensor->name < b.tensor->name; });
+  return entries;
+}
+
+void require_unique(const Entries& entries, const Files& files) {
+  const auto same = [](const auto& a, const auto& b) { return a.tensor->name == b.tensor->name; };
+  const auto twice = std::adjacent_find(entries.begin(), entries.end(), same);
+  if (twice == entries.end()) return;
+  throw Error(ErrorCode::IX_DUP, {.file = files[twice->file]->path(),
+                                  .tensor = std::string(twice->tensor->name),
+                                  .problem = "two shards have this tensor",
+                                  .got = file_name(files[twice->file]->path()) + " and " +
+                                         file_name(files[std::next(twice)->file]->path())});
+}
+
+struct Tally {
+  std::uint64_t count = 0;
+  std::string first;
+  void add(std::string_view tensor, std::string_view shard) {
+    if (count++ == 0) first = fmt::format("\"{}\" in {}", printable(tensor), printable(shard));
+  }
+};
+
+// Both lists are sorted by tensor. One that the index puts into another shard than it is in is an error; one that only
+// the index or only the shard knows is told: such checkpoints exist, and whoever needs the tensor will miss it.
+void compare_with_index(const Entries& entries, const Files& files, const ShardIndex& index,
+                        std::vector<std::string>& notes) {
+  Tally absent, extra;
+  auto entry = entries.begin();
+  const auto tell_extra = [&] {
+    extra.add(entry->tensor->name, file_name(files[entry->file]->path()));
+    ++entry;
+  };
+  for (const auto& [tensor, shard] : index.files) {
+    while (entry != entries.end() && entry->tensor->name < tensor) tell_extra();
+    if (entry == entries.end() || entry->tensor->name != tensor) {
+      absent.add(tensor, shard);
+      continue;
+    }
+    const std::string found = file_name(files[entry->file]->path());
+    if (found != shard) {
+      throw Error(ErrorCode::IX_WHERE, {.file = index.path,
+                                        .tensor = tensor,
+                                        .problem = "the tensor is not in the shard that the index names",
+                                        .expected = shard,
+                                        .got = found,
+                                        .hint = "the index belongs to another version of the shards"});
+    }
+    ++entry;
+  }
+  while (entry != entries.end()) tell_extra();
+  if (absent.count != 0)
+    notes.push_back(fmt::format("the index names {} tensors that no shard has, first {}", absent.count, absent.first));
+  if (extra.count != 0)
+    notes.push_back(
+        fmt::format("the shards have {} tensors that the index does not name, first {}", extra.count, extra.first));
+}
+
+void compare_total_size(const Entries& entries, const ShardIndex& index, std::vector<std::string>& notes) {
+  std::uint64_t total = 0;  // cannot overflow: each is a part of a file
+  for (const Checkpoint::Entry& entry : entries) total += entry.tensor->bytes();
+  if (!index.total_size || *index.total_size == total) return;
+  notes.push_back(
+      fmt::format("the index states a total_size of {} bytes, the tensors have {}", *index.total_size, total));
+}
+
+}  // namespace
+
+Checkpoint Checkpoint::open(const std::string& path, const OpenOptions& options) {
+  const Folder folder(path);
+  Checkpoint checkpoint;
+  if (!folder.has(kIndex)) {
+    if (!folder.has(kSingle)) refuse_no_weights(folder);
+    checkpoint.files_.push_back(TensorFile::open(folder.path_of(kSingle), options));
+    checkpoint.tensors_ = all_entries(checkpoint.files_);
+    return checkpoint;
+  }
+  const ShardIndex index = safetensors::read_shard_index(folder.path_of(kIndex));
+  const std::vector<std::string> shards = index.shards();
+  checkpoint.notes_ = index.notes;
+  if (folder.has(kSingle) && std::find(shards.begin(), shards.end(), kSingle) == shards.end()) {
+    checkpoint.notes_.push_back(fmt::format("{} is ignored, because {} is there, too", kSingle, kIndex));
+  }
+  require_present(folder, index, shards);
+  for (const std::string& shard : shards) {
+    const InputFile file(folder.fd(), shard, folder.path_of(shard));
+    if (!options.follow_symlinks) require_inside(file, path);
+    checkpoint.files_.push_back(safetensors::open_tensor_file(file, options));
+  }
+  checkpoint.tensors_ = all_entries(checkpoint.files_);
+  require_unique(checkpoint.tensors_, checkpoint.files_);
+  compare_with_index(checkpoint.tensors_, checkpoint.files_, index, checkpoint.notes_);
+  compare_total_size(checkpoint.tensors_, index, checkpoint.notes_);
+  return checkpoint;
+}
+
+const Checkpoint::Entry* Checkpoint::find(std::string_view name) const {
+  const auto at =
+      std::lower_bound(tensors_.begin(), tensors_.end(), name,
+                       [](const Entry& entry, std::string_view wanted) { return entry.tensor->name < wanted; });
+  return at != tensors_.end() && at->tensor->name == name ? &*at : nullptr;
+}
+
+}  // namespace peft
