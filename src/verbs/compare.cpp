@@ -1,0 +1,223 @@
+#include "verbs/compare.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <set>
+#include <tuple>
+
+#include "adapter/view_math.h"
+#include "base/thread_pool.h"
+#include "verbs/verify_describe.h"
+#include "verbs/verify_extras.h"
+#include "verbs/verify_factors.h"
+
+namespace peft {
+namespace {
+
+using verbs::FactorPair;
+using verbs::Verdict;
+
+constexpr std::size_t kListed = 50;
+
+struct ExtraPair {
+  const Extra* x = nullptr;
+  const Extra* y = nullptr;
+};
+
+// What is compared in one go: the factors of one module, or one tensor that is carried along.
+struct Job {
+  std::vector<FactorPair> factors;
+  ExtraPair extra;
+  std::vector<Verdict> verdicts;
+  std::exception_ptr error;
+};
+
+// Walks two lists in order of their keys and gives what belongs together; null for what only one list has.
+template <class T, class Key, class Body>
+void match_up(const std::vector<T>& xs, const std::vector<T>& ys, Key key, Body body) {
+  const auto sorted = [&key](const std::vector<T>& list) {
+    std::vector<const T*> order;
+    for (const T& item : list) order.push_back(&item);
+    std::stable_sort(order.begin(), order.end(), [&key](const T* l, const T* r) { return key(*l) < key(*r); });
+    return order;
+  };
+  const std::vector<const T*> left = sorted(xs), right = sorted(ys);
+  std::size_t i = 0, j = 0;
+  while (i < left.size() || j < right.size()) {
+    const bool take_x = j == right.size() || (i < left.size() && !(key(*right[j]) < key(*left[i])));
+    const bool take_y = i == left.size() || (j < right.size() && !(key(*left[i]) < key(*right[j])));
+    body(take_x ? left[i] : nullptr, take_y ? right[j] : nullptr);
+    i += take_x ? 1 : 0;
+    j += take_y ? 1 : 0;
+  }
+}
+
+std::vector<Job> make_jobs(const Factors& x, const Factors& y) {
+  std::vector<Job> jobs;
+  std::string module;
+  match_up(x.factors, y.factors, [](const Factor& f) { return f.site; }, [&](const Factor* fx, const Factor* fy) {
+    const std::string& here = (fx != nullptr ? fx : fy)->site.module;
+    if (jobs.empty() || here != module) jobs.emplace_back();
+    module = here;
+    jobs.back().factors.push_back({fx, fy});
+  });
+  match_up(x.extras, y.extras, [](const Extra& e) { return std::tuple(e.site, e.kind, e.suffix); },
+           [&](const Extra* ex, const Extra* ey) { jobs.emplace_back().extra = {ex, ey}; });
+  return jobs;
+}
+
+// The tensors of one file that a job reads: mapped ahead, checked for NaN and infinity, given back afterwards.
+class TensorsInUse {
+ public:
+  TensorsInUse(const TensorFile& file, const std::set<std::uint32_t>& tensors) : file_(file) {
+    for (const std::uint32_t index : tensors) {
+      if (index >= file.tensors().size()) continue;  // bind() reports it
+      const TensorInfo& tensor = file.tensors()[index];
+      if (!ranges_.empty() && ranges_.back().second == tensor.begin) ranges_.back().second = tensor.end;
+      else ranges_.emplace_back(tensor.begin, tensor.end);
+    }
+    for (const auto& [begin, end] : ranges_) file_.prefetch(begin, end);
+    for (const std::uint32_t index : tensors) {
+      if (index < file.tensors().size()) adapter::require_finite(file, file.tensors()[index]);
+    }
+  }
+  ~TensorsInUse() {
+    for (const auto& [begin, end] : ranges_) file_.release(begin, end);
+  }
+  TensorsInUse(const TensorsInUse&) = delete;
+  TensorsInUse& operator=(const TensorsInUse&) = delete;
+
+ private:
+  const TensorFile& file_;
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> ranges_;
+};
+
+void run(Job& job, const TensorFile& file_x, const TensorFile& file_y) {
+  std::set<std::uint32_t> used_x, used_y;
+  for (const FactorPair& pair : job.factors) {
+    if (pair.x != nullptr) used_x.insert({pair.x->a.tensor, pair.x->b.tensor});
+    if (pair.y != nullptr) used_y.insert({pair.y->a.tensor, pair.y->b.tensor});
+  }
+  const auto [ex, ey] = job.extra;
+  if (ex != nullptr) used_x.insert(ex->tensor);
+  if (ey != nullptr) used_y.insert(ey->tensor);
+  const TensorsInUse tensors_x(file_x, used_x), tensors_y(file_y, used_y);
+
+  if (!job.factors.empty()) {
+    job.verdicts = verbs::compare_factors(job.factors, file_x, file_y);
+  } else if (ex != nullptr && ey != nullptr) {
+    job.verdicts = {verbs::compare_tensors(file_x, file_x.tensors()[ex->tensor], file_y, file_y.tensors()[ey->tensor])};
+  } else {
+    job.verdicts = {{Exactness::lossy, 1, ey == nullptr ? "only in the first adapter" : "only in the second adapter"}};
+  }
+}
+
+// Every job before the first that fails runs to its end, so that the error does not depend on the number of threads.
+void run_all(std::vector<Job>& jobs, const TensorFile& file_x, const TensorFile& file_y, int threads) {
+  std::atomic<std::size_t> failed = jobs.size();
+  parallel_for(jobs.size(), thread_count(threads), [&](std::size_t index, int) {
+    if (index > failed) return;
+    try {
+      run(jobs[index], file_x, file_y);
+    } catch (...) {
+      jobs[index].error = std::current_exception();
+      std::size_t lowest = failed;
+      while (index < lowest && !failed.compare_exchange_weak(lowest, index)) {}
+    }
+  });
+  for (const Job& job : jobs) {
+    if (job.error) std::rethrow_exception(job.error);
+  }
+}
+
+// Collects verdicts into the report.
+class Summary {
+ public:
+  explicit Summary(bool tolerance_rounded) : limit_(tolerance_rounded ? Exactness::rounded : Exactness::value_exact) {}
+
+  void add(std::string site, const Verdict& verdict, const FactorPair& pair) {
+    ++report_.compared;
+    ++counts_[static_cast<std::size_t>(verdict.exactness)];
+    report_.exactness = std::max(report_.exactness, verdict.exactness);
+    const bool alone = (pair.x == nullptr) != (pair.y == nullptr);
+    if (alone && verdict.exactness == Exactness::value_exact) ++zero_alone_;
+    if (verdict.relative > report_.largest_relative) {
+      report_.largest_relative = verdict.relative;
+      report_.where = site;
+    }
+    if (verdict.exactness > limit_) found_.push_back({{std::move(site), verdict.what, verdict.relative}, pair});
+  }
+
+  VerifyReport finish(const Input& a, const Input& b) {
+    report_.identical = counts_[0];
+    report_.num_differences = static_cast<std::int64_t>(found_.size());
+    report_.same = found_.empty() && report_.compared > 0;
+    std::stable_sort(found_.begin(), found_.end(),
+                     [](const Found& l, const Found& r) { return l.difference.relative > r.difference.relative; });
+    if (found_.size() > kListed) found_.resize(kListed);
+    for (Found& found : found_) {
+      name_twin(found, a, b);
+      report_.differences.push_back(std::move(found.difference));
+    }
+    add_notes(a, b);
+    return std::move(report_);
+  }
+
+ private:
+  struct Found {
+    VerifyDifference difference;
+    FactorPair pair;
+  };
+
+  static void name_twin(Found& found, const Input& a, const Input& b) {
+    if (found.pair.x == nullptr) return;
+    const auto* twin = verbs::find_twin(*found.pair.x, *a.adapter.weights, b.reading.factors.factors, *b.adapter.weights);
+    if (twin != nullptr) found.difference.what += "; what the first adapter has here, the second has at " + describe(twin->site);
+  }
+
+  void add_notes(const Input& a, const Input& b) {
+    const auto note = [this](std::string text) { report_.notes.push_back(std::move(text)); };
+    if (a.reading.layout != b.reading.layout) {
+      note(fmt::format("layouts: {} and {}", info(a.reading.layout).name, info(b.reading.layout).name));
+    }
+    if (zero_alone_ > 0) note(fmt::format("{} factors are zero in one adapter and absent in the other", zero_alone_));
+    if (const auto n = counts_[static_cast<std::size_t>(Exactness::rounded)]; n > 0) {
+      note(fmt::format("{} of {} agree only up to one rounding (2^-24, 2^-11, 2^-8 for F32, F16, BF16, of the coarser dtype)",
+                       n, report_.compared));
+    }
+    if (report_.compared == 0) note("there was nothing to compare");
+  }
+
+  Exactness limit_;
+  VerifyReport report_;
+  std::vector<Found> found_;
+  std::int64_t counts_[4] = {};
+  std::int64_t zero_alone_ = 0;
+};
+
+}  // namespace
+
+VerifyReport compare(const Input& a, const Input& b, const VerifyOptions& options) {
+  const TensorFile &file_a = *a.adapter.weights, &file_b = *b.adapter.weights;
+  std::vector<Job> jobs = make_jobs(a.reading.factors, b.reading.factors);
+  run_all(jobs, file_a, file_b, options.threads);
+  file_a.check_unchanged();
+  file_b.check_unchanged();
+
+  Summary summary(options.tolerance_rounded);
+  for (const Job& job : jobs) {
+    for (std::size_t i = 0; i < job.factors.size(); ++i) {
+      const FactorPair& pair = job.factors[i];
+      summary.add(describe((pair.x != nullptr ? pair.x : pair.y)->site), job.verdicts[i], pair);
+    }
+    if (const Extra* extra = job.extra.x != nullptr ? job.extra.x : job.extra.y; extra != nullptr) {
+      summary.add(describe(extra->site) + "." + extra->suffix, job.verdicts.front(), {});
+    }
+  }
+  return summary.finish(a, b);
+}
+
+}  // namespace peft

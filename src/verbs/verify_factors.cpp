@@ -1,0 +1,265 @@
+#include "verbs/verify_factors.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+
+#include "adapter/factor_math.h"
+#include "verbs/verify_describe.h"
+#include "verbs/verify_rounding.h"
+
+namespace peft::verbs {
+namespace {
+
+using adapter::Components;
+using adapter::Matrix;
+using Role = Matrix Components::*;  // &Components::a or &Components::b: both have a column for each component
+
+constexpr std::int64_t kAllRows = std::numeric_limits<std::int64_t>::max();
+constexpr std::int64_t kTileBytes = 32 * 1024;  // of all experts' rows: what they share stays in the first-level cache
+constexpr std::int64_t kValueRows = 256;        // rows converted to double at a time
+constexpr std::int64_t kProbeRows = 16;         // rows read at a time to find a component's gain
+constexpr double kOtherOrder = 0x1p-40;         // fp64 noise of a sum in another order
+
+// The components of x and y taken pair by pair, with the scale on one of the two matrices.
+struct Pairing {
+  std::vector<double> gain;  // of the matrix without the scale: y = gain * x
+  Match plain, scaled;       // how the matrix without the scale and the one with it compare
+  bool near() const { return plain.near && scaled.near; }
+  bool exact() const { return plain.exact && scaled.exact; }
+};
+
+struct Work {
+  const Factor *factor_x = nullptr, *factor_y = nullptr;
+  Components x, y;  // list: the components that are not zero
+  bool open = true;   // no verdict yet
+  bool bytes = true;  // A and B are the same bytes, as far as was read
+  Pairing by_a, by_b;  // the scale on B, the scale on A
+  Verdict verdict;
+
+  void close(Exactness exactness, double relative, std::string what) {
+    open = false;
+    verdict = {exactness, relative, std::move(what)};
+  }
+};
+
+// Elements that are side by side neither along a row nor along a column share cache lines with other experts'.
+bool scattered(const Matrix& m) {
+  return m.rows > 1 && m.cols > 1 && std::min(std::abs(m.row_stride), std::abs(m.col_stride)) > 1;
+}
+
+// body(index of the work, first row, rows): all rows of the works' matrices of this role, at most `limit` at a time.
+// Where views are scattered, the experts of a layer are visited together, a few rows of each in turn.
+template <class Body>
+void for_tiles(const std::vector<Work*>& works, Role role, std::int64_t limit, Body body) {
+  std::int64_t rows = 0, row_bytes = 1;
+  bool any_scattered = false;
+  for (const Work* work : works) {
+    const Matrix &x = work->x.*role, &y = work->y.*role;
+    rows = std::max(rows, x.rows);
+    row_bytes += (x.cols + y.cols) * std::max(x.width, y.width);
+    any_scattered = any_scattered || scattered(x) || scattered(y);
+  }
+  std::int64_t tile = std::min(limit, rows);
+  if (any_scattered) tile = std::clamp<std::int64_t>(kTileBytes / row_bytes, 1, tile);
+  for (std::int64_t first = 0; first < rows; first += tile) {
+    for (std::size_t i = 0; i < works.size(); ++i) {
+      const std::int64_t left = (works[i]->x.*role).rows - first;
+      if (left > 0) body(i, first, std::min(tile, left));
+    }
+  }
+}
+
+std::vector<Work*> open_works(std::vector<Work>& works) {
+  std::vector<Work*> open;
+  for (Work& work : works) {
+    if (work.open) open.push_back(&work);
+  }
+  return open;
+}
+
+// A side without the factor becomes a copy of the other without components: the zero update.
+void bind(Work& work, const TensorFile& file_x, const TensorFile& file_y) {
+  const Factor *x = work.factor_x, *y = work.factor_y;
+  if (x != nullptr) work.x = adapter::components(file_x, *x);
+  if (y != nullptr) work.y = adapter::components(file_y, *y);
+  if (x == nullptr || y == nullptr) {
+    Components& missing = x == nullptr ? work.x : work.y;
+    missing = x == nullptr ? work.y : work.x;
+    missing.list.clear();
+    work.bytes = false;
+    return;
+  }
+  if (x->out != y->out || x->in != y->in || x->kind != y->kind) {
+    work.close(Exactness::lossy, 1, describe_shapes(*x, *y));
+    return;
+  }
+  // A scale read from decimal numbers may be off in its last bit; that is not another function.
+  const double ratio = work.x.scale / work.y.scale, nearest = nearest_power_of_two(ratio);
+  if (std::abs(ratio - nearest) <= 0x1p-50 * std::abs(nearest)) work.y.scale = work.x.scale / nearest;
+}
+
+void close_identical(const std::vector<Work*>& works) {
+  for (const Role role : {&Components::a, &Components::b}) {
+    for_tiles(works, role, kAllRows, [&](std::size_t i, std::int64_t first, std::int64_t count) {
+      Work& work = *works[i];
+      if (!work.bytes) return;
+      work.bytes = adapter::equal((work.x.*role).row_range(first, count), (work.y.*role).row_range(first, count));
+    });
+  }
+  for (Work* work : works) {
+    if (work->bytes && work->factor_x->scale == work->factor_y->scale) work->close(Exactness::bit_exact, 0, {});
+  }
+}
+
+// A component counts only if both its row of A and its column of B hold something.
+void drop_zero_components(const std::vector<Work*>& works, Components Work::*side) {
+  for (const Role role : {&Components::a, &Components::b}) {
+    std::vector<std::vector<bool>> nonzero;
+    for (Work* work : works) nonzero.emplace_back((work->*side.*role).cols);
+    for_tiles(works, role, kAllRows, [&](std::size_t i, std::int64_t first, std::int64_t count) {
+      adapter::mark_nonzero_cols((works[i]->*side.*role).row_range(first, count), nonzero[i]);
+    });
+    for (std::size_t i = 0; i < works.size(); ++i) {
+      Components& components = works[i]->*side;
+      std::erase_if(components.list, [&](std::int64_t k) { return components.scale == 0 || !nonzero[i][k]; });
+    }
+  }
+}
+
+// Zero updates, and factors that only one side has.
+void close_zero(Work& work) {
+  const bool both = work.factor_x != nullptr && work.factor_y != nullptr;
+  if (work.x.list.empty() && work.y.list.empty()) {
+    work.close(Exactness::value_exact, 0, both ? "zero in both" : "zero, and absent in the other adapter");
+  } else if (!both) {
+    work.close(Exactness::lossy, 1, work.factor_y == nullptr ? "only in the first adapter" : "only in the second adapter");
+  } else if (work.x.list.size() != work.y.list.size() && work.factor_x->rank == work.factor_y->rank) {
+    // A cast can turn a tiny component into zero: pair them all.
+    work.x = {work.x.a, work.x.b, work.x.scale, adapter::all_components(work.factor_x->rank)};
+    work.y.list = work.x.list;
+  }
+}
+
+// The power of two that takes a column of x to the one of y, judged by the largest of the first values.
+double find_gain(const Matrix& x, const Matrix& y) {
+  std::array<double, kProbeRows> vx, vy;
+  for (std::int64_t first = 0; first < x.rows; first += kProbeRows) {
+    const std::int64_t count = std::min(kProbeRows, x.rows - first);
+    adapter::read(x.row_range(first, count), vx);
+    adapter::read(y.row_range(first, count), vy);
+    std::size_t at = 0;
+    for (std::size_t i = 1; i < static_cast<std::size_t>(count); ++i) {
+      if (std::abs(vx[i]) > std::abs(vx[at])) at = i;
+    }
+    if (vx[at] != 0 && vy[at] != 0) return nearest_power_of_two(vy[at] / vx[at]);
+  }
+  return 1;
+}
+
+// Component numbers that follow each other are a matrix of their own.
+bool is_run(const std::vector<std::int64_t>& list) {
+  return !list.empty() && list.back() - list.front() + 1 == static_cast<std::int64_t>(list.size());
+}
+
+// One tile of one matrix: column j of x times factor_x against column j of y times factor_y[j].
+Match match_tile(const Work& work, Role role, std::int64_t first, std::int64_t count, double factor_x,
+                 std::span<const double> factor_y) {
+  const Matrix x = (work.x.*role).row_range(first, count), y = (work.y.*role).row_range(first, count);
+  const auto &list_x = work.x.list, &list_y = work.y.list;
+  const auto n = static_cast<std::int64_t>(list_x.size());
+  const bool same_factor = std::all_of(factor_y.begin(), factor_y.end(), [&](double f) { return f == factor_x; });
+  if (same_factor && is_run(list_x) && is_run(list_y) &&
+      adapter::equal(x.col_range(list_x.front(), n), y.col_range(list_y.front(), n))) {
+    return {};
+  }
+  Match result;
+  std::array<double, kValueRows> vx, vy;
+  for (std::int64_t j = 0; j < n && result.near; ++j) {
+    adapter::read(x.col_range(list_x[j], 1), vx);
+    adapter::read(y.col_range(list_y[j], 1), vy);
+    const auto size = static_cast<std::size_t>(count);
+    result &= match({vx.data(), size}, {x.dtype, factor_x}, {vy.data(), size}, {y.dtype, factor_y[j]});
+  }
+  return result;
+}
+
+// Compares the components pair by pair: y.plain = gain * x.plain, y.scale * gain * y.scaled = x.scale * x.scaled.
+void pair_components(const std::vector<Work*>& works, Role plain, Role scaled, Pairing Work::*result) {
+  std::vector<std::vector<double>> inverse(works.size()), scale(works.size());
+  for (std::size_t i = 0; i < works.size(); ++i) {
+    Work& work = *works[i];
+    for (std::size_t j = 0; j < work.x.list.size(); ++j) {
+      const double gain =
+          find_gain((work.x.*plain).col_range(work.x.list[j], 1), (work.y.*plain).col_range(work.y.list[j], 1));
+      (work.*result).gain.push_back(gain);
+      inverse[i].push_back(1 / gain);
+      scale[i].push_back(work.y.scale * gain);
+    }
+  }
+  for_tiles(works, plain, kValueRows, [&](std::size_t i, std::int64_t first, std::int64_t count) {
+    Match& found = (works[i]->*result).plain;
+    if (found.near) found &= match_tile(*works[i], plain, first, count, 1, inverse[i]);
+  });
+  for_tiles(works, scaled, kValueRows, [&](std::size_t i, std::int64_t first, std::int64_t count) {
+    Match& found = (works[i]->*result).scaled;
+    if (found.near) found &= match_tile(*works[i], scaled, first, count, works[i]->x.scale, scale[i]);
+  });
+  for (Work* work : works) {
+    if ((work->*result).exact()) work->close(Exactness::value_exact, 0, "equal values");
+  }
+}
+
+// Computes how far the updates are apart, and closes.
+void measure(Work& work) {
+  const bool paired = work.x.list.size() == work.y.list.size();
+  std::vector<double> gain = work.by_a.gain;
+  const bool by_a = paired && work.by_a.near(), by_b = paired && !by_a && work.by_b.near();
+  if (by_b) {
+    gain = work.by_b.gain;
+    for (double& g : gain) g = 1 / g;
+  }
+  const double relative = adapter::delta_difference(work.x, work.y, gain).relative();
+  if (by_a || by_b) {
+    work.close(Exactness::rounded, relative, "equal up to one rounding of each element");
+    return;
+  }
+  // If A or B agrees and the other does not, what differs is a value, however small, and not the form.
+  const bool other_form = !paired || (!work.by_a.plain.near && !work.by_a.scaled.near);
+  if (other_form && relative <= kOtherOrder) {
+    work.close(Exactness::rounded, relative, "the same sum of other or reordered rank components");
+  } else {
+    work.close(Exactness::lossy, relative, describe_difference(*work.factor_x, work.x, *work.factor_y, work.y));
+  }
+}
+
+}  // namespace
+
+std::vector<Verdict> compare_factors(std::span<const FactorPair> pairs, const TensorFile& file_x, const TensorFile& file_y) {
+  std::vector<Work> works(pairs.size());
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    works[i].factor_x = pairs[i].x, works[i].factor_y = pairs[i].y;
+    bind(works[i], file_x, file_y);
+  }
+  close_identical(open_works(works));
+  const std::vector<Work*> unequal = open_works(works);
+  drop_zero_components(unequal, &Work::x);
+  drop_zero_components(unequal, &Work::y);
+  for (Work* work : unequal) close_zero(*work);
+
+  const auto unpaired = [](const Work* work) { return work->x.list.size() != work->y.list.size(); };
+  std::vector<Work*> candidates = open_works(works);
+  std::erase_if(candidates, unpaired);
+  pair_components(candidates, &Components::a, &Components::b, &Work::by_a);
+  std::erase_if(candidates, [](const Work* work) { return !work->open || work->by_a.near(); });
+  pair_components(candidates, &Components::b, &Components::a, &Work::by_b);
+  for (Work* work : open_works(works)) measure(*work);
+
+  std::vector<Verdict> verdicts;
+  for (Work& work : works) verdicts.push_back(std::move(work.verdict));
+  return verdicts;
+}
+
+}  // namespace peft::verbs
