@@ -26,13 +26,26 @@ foreach(stage IN LISTS PEFT_STAGES)
   endif()
 endforeach()
 
+# What those share: golden data, an oracle that knows the layouts on its own, comparisons.
+file(GLOB support CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/support/*.cpp)
+add_library(peft_test_support STATIC ${support})
+target_include_directories(peft_test_support PUBLIC include tests)
+target_link_libraries(peft_test_support PUBLIC peft_test_flags)
+
 file(GLOB cross_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/*_test.cpp)
 foreach(source IN LISTS cross_tests)
   get_filename_component(stem ${source} NAME_WE)
   add_executable(${stem} ${source})
   target_include_directories(${stem} PRIVATE src tests)
   target_link_libraries(${stem} PRIVATE peft peft_test_flags)
-  gtest_discover_tests(${stem} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900)
+  if(stem MATCHES "^(golden|oracle|roundtrip)_test$")
+    target_link_libraries(${stem} PRIVATE peft_test_support peft)
+  endif()
+  if(stem STREQUAL "golden_test")  # a program of its own, not GoogleTest
+    add_test(NAME golden COMMAND golden_test)
+  else()
+    gtest_discover_tests(${stem} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900)
+  endif()
 endforeach()
 
 include(cmake/command_tests.cmake)

@@ -1,0 +1,48 @@
+// Golden data on disk: where it is, its cases, and folders for what a test writes.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "peft/plan.h"
+
+namespace peft::testing {
+
+using Json = nlohmann::ordered_json;  // the order of alpha_pattern has a meaning
+
+// $PEFT_GOLDEN, else ../shared/golden beside the checkout, else the selection in tests/golden.
+std::filesystem::path golden_root();
+Json read_json(const std::filesystem::path& file);
+
+// A folder with a case.json. `id` is its path below the root: "convert/mixtral-plain".
+struct Case {
+  std::string id;
+  std::filesystem::path folder;
+  Json json;
+};
+// Cases below `group`, in any depth, sorted; empty where the root has no such group.
+std::vector<Case> cases(const std::filesystem::path& root, const std::string& group);
+
+// A new folder below the system's, removed with everything in it at the end.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  const std::filesystem::path& path() const { return path_; }
+  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+void write_file(const std::filesystem::path& file, std::string_view content);
+std::string read_file(const std::filesystem::path& file);
+// Writes what a plan says, without execute(): the simple element-by-element form of every file, texts and copies.
+void materialize(const Plan& plan, const std::filesystem::path& folder);
+
+}  // namespace peft::testing

@@ -1,0 +1,21 @@
+// What the golden runner does with one case of each group. A check returns, or throws Failure or peft::Error.
+#pragma once
+
+#include <filesystem>
+
+#include "support/golden.h"
+
+namespace peft::testing {
+
+// Per-expert -> every fused layout -> back, against what PEFT's own conversion writes or should write.
+void check_convert(const Case& c, const std::filesystem::path& root);
+// Files PEFT wrote on fused parameters and dense layers: decoded, moved through every layout and back.
+void check_native(const Case& c, const std::filesystem::path& root);
+// One true LoRA in every form, and the packings of Unsloth: factors bit for bit, files of one form from another.
+void check_consumer(const Case& c, const std::filesystem::path& root);
+// adapter_config.json alone.
+void check_migrate(const Case& c, const std::filesystem::path& root);
+// LoRA shapes of full-size models from a config.json.
+void check_shapes(const Case& c, const std::filesystem::path& root);
+
+}  // namespace peft::testing

@@ -1,0 +1,68 @@
+// Comparisons of the golden runner and the round-trip tests. Each throws Failure with what was expected and got.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include <fmt/format.h>
+
+#include "peft/error.h"
+#include "peft/verbs.h"
+#include "support/oracle.h"
+
+namespace peft::testing {
+
+struct Failure : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+inline void require(bool holds, const std::string& otherwise) {
+  if (!holds) throw Failure(otherwise);
+}
+
+// How far a delta may be from the right one, element by element, as a multiple of s * |B| * |A|.
+// kExact allows for the order of fp64 additions; kFolded for B multiplied by a scale and rounded once to fp32.
+inline constexpr double kExact = 1e-14;
+inline constexpr double kFolded = 0x1p-23;
+
+// The library's own reading, in the oracle's terms.
+OracleFactors factors_of(const Input& input);
+
+// Absent factors count as zero.
+void compare_deltas(const OracleFactors& want, const OracleFactors& got, double tolerance);
+// The same A, B (rank columns that add nothing left out) and scale.
+void compare_factors(const OracleFactors& want, const OracleFactors& got);
+// Against dW matrices of the real program; `tolerance` is absolute. Every matrix of `want` must be there.
+void compare_deltas(const std::map<std::string, Matrix>& want, const OracleFactors& got, double tolerance);
+
+// Every tensor of either file, bit for bit after widening. `with_extra`: `want` may have further pairs whose
+// lora_B is zero (layers that PEFT gave an empty LoRA).
+void compare_tensors(const TensorFile& want, const TensorFile& got, bool with_extra = false);
+// The same names, dtypes, shapes and bytes.
+void compare_bytes(const TensorFile& want, const TensorFile& got);
+
+// Module or parameter -> rank and scaling, as PEFT resolves a config.
+using Resolved = std::map<std::string, std::pair<std::int64_t, double>>;
+Resolved resolve(const AdapterConfig& config, const Model& model, Generation generation);
+// The config puts LoRA exactly where the file has it, with the ranks of the file and these scales.
+void compare_targets(const Resolved& resolved, const OracleAdapter& adapter, const Json& config);
+void compare_resolved(const Resolved& want, const Resolved& got);
+
+// Loads what was written in `layout`: as a user would, and with --from where the file alone is ambiguous.
+Input load_as(const std::string& folder, const InputOptions& options, Layout layout);
+// Plans, and writes the result to `folder`.
+Plan convert(const Input& input, ConvertOptions options, Layout to, const std::string& folder);
+
+// Runs `action`; the error it must end in.
+template <typename Action>
+Error expect_error(const std::string& what, Action&& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error;
+  }
+  throw Failure(what + ": expected an error, got none");
+}
+
+}  // namespace peft::testing
