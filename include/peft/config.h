@@ -46,7 +46,7 @@ struct AdapterConfig {
 
   std::string file;                       // where it came from, for messages
   std::vector<std::string> present;       // keys the file has, in file order
-  std::vector<std::string> unknown;       // keys no PEFT version wrote (kept when written)
+  std::vector<std::string> unknown;       // keys no PEFT version wrote whose value is not null, false or empty (all are kept)
   std::string json;                       // the file's own text; dump() starts from it, so that nothing is lost
 
   // Throws CF_* for anything PEFT would refuse in the config alone; the message tells PEFT's reason.
@@ -54,7 +54,7 @@ struct AdapterConfig {
   static AdapterConfig parse(std::string_view text, const std::string& file);
 
   // The file PEFT would write: keys sorted, indent 2, non-ASCII escaped, no final newline. All keys of `json`
-  // and the fields above; lists that are sets in PEFT are sorted.
+  // and the fields above. target_modules and exclude_modules, sets in PEFT, are sorted when they were changed.
   std::string dump() const;
 
   // PEFT's version that wrote the file, as (major, minor, patch); absent before 0.18. Keys the named version

@@ -54,11 +54,9 @@ Json original_object(const AdapterConfig& config) {
 }
 
 // PEFT holds these as sets, and writes them in any order.
-void sort_set(Json& object, const char* key) {
-  const auto found = object.find(key);
-  if (found == object.end() || !found->is_array()) return;
-  const std::set<std::string> names = found->get<std::set<std::string>>();
-  *found = Json(std::vector<std::string>(names.begin(), names.end()));
+Json sorted_if_set(std::string_view key, Json value) {
+  if (!value.is_array() || (key != "target_modules" && key != "exclude_modules")) return value;
+  return value.get<std::set<std::string>>();
 }
 
 // The file's own values, and over them every field that says something else.
@@ -69,10 +67,8 @@ Json merged_object(const AdapterConfig& config) {
     Json value = field.write(config);
     // Compared as text: 5 and 5.0 are different files.
     if (config::dump_python(value, -1, false) == config::dump_python(field.write(before), -1, false)) continue;
-    object[std::string(field.key)] = std::move(value);
+    object[std::string(field.key)] = sorted_if_set(field.key, std::move(value));
   }
-  sort_set(object, "target_modules");
-  sort_set(object, "exclude_modules");
   return object;
 }
 

@@ -78,8 +78,10 @@ class Builder : public nlohmann::json_sax<Json> {
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string&, const nlohmann::detail::exception& error) override {
-    check_number(position);
+  bool parse_error(std::size_t position, const std::string& token, const nlohmann::detail::exception& error) override {
+    constexpr int kOverflow = 406;  // nlohmann's number for it
+    if (error.id == kOverflow) refuse_number(position - token.size(), token, " is beyond double precision");
+    refuse_literal(position);
     std::string reason = error.what();
     if (const std::size_t colon = reason.find(": "); colon != reason.npos) reason.erase(0, colon + 2);
     fail(code_, file_, path(), "not JSON at " + place(text_, position == 0 ? 0 : position - 1) + ": " + reason);
@@ -134,35 +136,25 @@ class Builder : public nlohmann::json_sax<Json> {
     return text;
   }
 
-  // Names a literal that Python accepts and JSON does not, or a number that overflows. `position` is behind the
-  // character at which reading stopped.
-  void check_number(std::size_t position) const {
-    const std::size_t stop = std::min(position, text_.size());
-    std::size_t begin = stop;
-    const auto in_word = [](char c) {
-      return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '+' || c == '-' || c == '.';
-    };
-    while (begin > 0 && in_word(text_[begin - 1])) --begin;
-    std::size_t end = begin;
-    while (end < text_.size() && in_word(text_[end])) ++end;
-    const std::string word(text_.substr(begin, end - begin));
-    const bool literal = word == "NaN" || word == "Infinity" || word == "-Infinity";
-    const bool overflow = !literal && !word.empty() && Json::accept(word + " ") == false && is_number(word);
-    if (!literal && !overflow) return;
-    ErrorDetail detail;
-    detail.file = file_;
-    detail.tensor = path();
-    detail.problem = literal ? "not JSON at " + place(text_, begin) + ": Python's json writes such literals, JSON has none"
-                             : "the number at " + place(text_, begin) + " is beyond double precision";
-    detail.expected = "a finite number";
-    detail.got = word;
-    const bool chooses = code_for_number_ != nullptr && !levels_.empty();
-    throw Error(chooses ? code_for_number_(levels_.front().key) : code_, std::move(detail));
+  // Names a literal that Python accepts and JSON does not. `stop` is behind the character at which reading stopped.
+  void refuse_literal(std::size_t stop) const {
+    for (const std::string_view literal : {"-Infinity", "Infinity", "NaN"}) {
+      // Reading stops at the first character, or at the second of -Infinity.
+      for (const std::size_t length : {1, 2}) {
+        if (stop >= length && text_.substr(stop - length).starts_with(literal)) {
+          refuse_number(stop - length, std::string(literal), " is no number in JSON; Python's json writes such literals");
+        }
+      }
+    }
   }
 
-  static bool is_number(const std::string& word) {
-    return (word[0] == '-' || (word[0] >= '0' && word[0] <= '9')) && word.find_first_of("eE") != std::string::npos &&
-           word.find_first_not_of("0123456789+-.eE") == std::string::npos;
+  [[noreturn]] void refuse_number(std::size_t begin, const std::string& written, const std::string& problem) const {
+    const bool chooses = code_for_number_ != nullptr && !levels_.empty();
+    throw Error(chooses ? code_for_number_(levels_.front().key) : code_, {.file = file_,
+                                                                          .tensor = path(),
+                                                                          .problem = "what stands at " + place(text_, begin) + problem,
+                                                                          .expected = "a finite number",
+                                                                          .got = written});
   }
 
   std::string_view text_;
