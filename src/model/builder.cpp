@@ -108,7 +108,7 @@ Draft draft_for(std::shared_ptr<const Table> table, const std::string& model_typ
                  .hint = "add it with --families FILE (docs/add_a_family.md)"});
   }
   draft.model.model_type = draft.model.default_targets_type = model_type;
-  draft.model.peft_config = draft.family()->peft_config;
+  if (draft.family() != nullptr) draft.model.peft_config = draft.family()->peft_config;
   return draft;
 }
 
