@@ -35,11 +35,13 @@ void require_object(std::string_view json, const FileFacts& file) {
 }
 
 // The parser needs memory for each value, so their number is bounded before it runs. A tensor's entry has at most
-// kMaxRank + 4 commas; metadata texts may have some, too.
+// kMaxRank + 4 commas; the rest is for metadata texts and unknown fields.
 void limit_values(std::string_view json, const FileFacts& file, const OpenOptions& options) {
+  constexpr std::uint64_t kCommasPerTensor = kMaxRank + 8;
+  const std::uint64_t tensors = std::min<std::uint64_t>(options.max_tensors, kMaxHeader) + 100'000;
+  if (json.size() <= tensors * kCommasPerTensor) return;  // too short for so many: no need to count
   const auto commas = static_cast<std::uint64_t>(std::count(json.begin(), json.end(), ','));
-  const std::uint64_t per_tensor = kMaxRank + 8;
-  if (commas / per_tensor <= options.max_tensors + 100'000) return;
+  if (commas <= tensors * kCommasPerTensor) return;
   fail(ErrorCode::ST_LIMIT, file, {}, "the header has too many values",
        fmt::format("at most {} tensors", options.max_tensors), fmt::format("{} commas", commas),
        "--max-tensors raises the limit");

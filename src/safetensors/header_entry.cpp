@@ -24,6 +24,16 @@ using Type = dom::element_type;
                      .hint = std::move(hint)});
 }
 
+constexpr std::array<std::string_view, 3> kFields = {"dtype", "shape", "data_offsets"};
+
+// Index into kFields, or its size. Spelled out: comparing with constants is much faster than with a table.
+std::size_t field_number(std::string_view key) {
+  if (key == "dtype") return 0;
+  if (key == "shape") return 1;
+  if (key == "data_offsets") return 2;
+  return kFields.size();
+}
+
 // A value as an error shows it: numbers and short strings themselves, else the type.
 std::string shown(dom::element value) {
   switch (value.type()) {
@@ -44,11 +54,23 @@ bool is_unsigned(dom::element value) {
   return value.type() == Type::INT64 && std::int64_t(value) >= 0;
 }
 
+std::span<const std::int64_t> store_shape(std::span<const std::int64_t> shape, EntryContext& context) {
+  if (shape.empty()) return {};
+  for (const auto recent : context.recent_shapes) {
+    if (std::equal(recent.begin(), recent.end(), shape.begin(), shape.end())) return recent;
+  }
+  auto* copy = static_cast<std::int64_t*>(context.memory.allocate(shape.size_bytes(), alignof(std::int64_t)));
+  std::copy(shape.begin(), shape.end(), copy);
+  auto& recent = context.recent_shapes[context.next_shape++ % context.recent_shapes.size()];
+  recent = {copy, shape.size()};
+  return recent;
+}
+
 std::span<const std::int64_t> parse_shape(dom::element value, std::string_view tensor, EntryContext& context) {
   if (!value.is_array())
     fail(ErrorCode::ST_FIELD, tensor, context, "shape has the wrong type", "an array", shown(value));
   const dom::array dimensions = value;
-  std::array<std::int64_t, kMaxRank> shape{};
+  std::array<std::int64_t, kMaxRank> shape;  // the first `rank` are set
   std::size_t rank = 0;
   for (const dom::element dimension : dimensions) {
     if (!is_unsigned(dimension)) {
@@ -62,10 +84,7 @@ std::span<const std::int64_t> parse_shape(dom::element value, std::string_view t
     fail(ErrorCode::ST_LIMIT, tensor, context, "the tensor has too many dimensions",
          fmt::format("at most {}", kMaxRank), fmt::format("{}", rank));
   }
-  if (rank == 0) return {};
-  auto* copy = static_cast<std::int64_t*>(context.memory.allocate(rank * sizeof(std::int64_t), alignof(std::int64_t)));
-  std::copy_n(shape.begin(), rank, copy);
-  return {copy, rank};
+  return store_shape(std::span(shape).first(rank), context);
 }
 
 void parse_offsets(dom::element value, TensorInfo& tensor, const EntryContext& context) {
@@ -98,10 +117,14 @@ void parse_dtype_field(dom::element value, TensorInfo& tensor, EntryContext& con
     fail(ErrorCode::ST_FIELD, tensor.name, context, "dtype has the wrong type", "a string", shown(value));
   }
   const std::string_view name = value;
-  for (const DtypeInfo& row : dtypes()) {
-    if (row.name != name) continue;
-    tensor.dtype = row.dtype;
-    tensor.dtype_name = row.name;
+  if (context.last_dtype == nullptr || context.last_dtype->name != name) {
+    const auto rows = dtypes();
+    const auto row = std::find_if(rows.begin(), rows.end(), [&](const DtypeInfo& known) { return known.name == name; });
+    context.last_dtype = row == rows.end() ? nullptr : &*row;
+  }
+  if (context.last_dtype != nullptr) {
+    tensor.dtype = context.last_dtype->dtype;
+    tensor.dtype_name = context.last_dtype->name;
     return;
   }
   if (name.size() > kMaxName) {
@@ -208,12 +231,10 @@ TensorInfo parse_entry(std::string_view name, dom::element value, EntryContext& 
   if (!value.is_object())
     fail(ErrorCode::ST_FIELD, name, context, "the tensor's entry has the wrong type", "an object", shown(value));
   const dom::object fields = value;
-  constexpr std::array<std::string_view, 3> kFields = {"dtype", "shape", "data_offsets"};
-  std::array<bool, 3> seen{};
+  std::array<bool, kFields.size()> seen{};
   bool others = false;
   for (const auto [key, field] : fields) {
-    const std::size_t known =
-        static_cast<std::size_t>(std::find(kFields.begin(), kFields.end(), key) - kFields.begin());
+    const std::size_t known = field_number(key);
     if (known == kFields.size()) {
       others = true;
       context.unknown_fields.add(name, key);

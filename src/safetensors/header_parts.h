@@ -3,6 +3,7 @@
 
 #include <simdjson.h>
 
+#include <array>
 #include <string>
 #include <string_view>
 
@@ -22,6 +23,10 @@ struct EntryContext {
   const FileFacts& file;
   std::pmr::memory_resource& memory;
   Oddity unknown_fields{}, unknown_dtypes{};
+  // Tensors of one file have few shapes: the last ones are shared, not stored again.
+  std::array<std::span<const std::int64_t>, 8> recent_shapes{};
+  std::size_t next_shape = 0;
+  const DtypeInfo* last_dtype = nullptr;  // most tensors have the dtype of the one before
 };
 
 // header_entry.cpp: one tensor's {dtype, shape, data_offsets}. `name` lives in the context's memory already.

@@ -3,6 +3,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <random>
 
@@ -21,17 +22,27 @@ NameIndex::NameIndex(std::span<const TensorInfo> tensors, std::pmr::memory_resou
   const std::size_t size = std::bit_ceil(std::max<std::size_t>(8, tensors.size() + tensors.size() / 2));
   slots_ = {static_cast<Slot*>(memory.allocate(size * sizeof(Slot), alignof(Slot))), size};
   std::fill(slots_.begin(), slots_.end(), Slot{0, 0});
-  for (std::uint32_t number = 0; number < tensors.size(); ++number) {
-    const std::uint64_t code = hash(tensors[number].name);
-    const auto tag = static_cast<std::uint32_t>(code >> 32);
-    std::size_t at = code & (size - 1);
-    for (; slots_[at].number != 0; at = (at + 1) & (size - 1)) {
-      const std::uint32_t other = slots_[at].number - 1;
-      if (slots_[at].tag != tag || tensors[other].name != tensors[number].name) continue;
-      if (duplicate_.first == kNone) duplicate_ = {other, number};
-    }
-    slots_[at] = {tag, number + 1};
+  // The hash of a name is taken some steps before its slot is needed, so that the slot is in the cache by then.
+  constexpr std::size_t kAhead = 16;
+  std::array<std::uint64_t, kAhead> codes{};
+  for (std::size_t step = 0; step < tensors.size() + kAhead; ++step) {
+    std::uint64_t& code = codes[step % kAhead];
+    if (step >= kAhead) insert(static_cast<std::uint32_t>(step - kAhead), code);
+    if (step >= tensors.size()) continue;
+    code = hash(tensors[step].name);
+    __builtin_prefetch(&slots_[code & (size - 1)], 1);
   }
+}
+
+void NameIndex::insert(std::uint32_t number, std::uint64_t code) {
+  const auto tag = static_cast<std::uint32_t>(code >> 32);
+  std::size_t at = code & (slots_.size() - 1);
+  for (; slots_[at].number != 0; at = (at + 1) & (slots_.size() - 1)) {
+    const std::uint32_t other = slots_[at].number - 1;
+    if (slots_[at].tag != tag || tensors_[other].name != tensors_[number].name) continue;
+    if (duplicate_.first == kNone) duplicate_ = {other, number};
+  }
+  slots_[at] = {tag, number + 1};
 }
 
 std::uint32_t NameIndex::find(std::string_view name) const {

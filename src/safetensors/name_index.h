@@ -5,6 +5,7 @@
 #include <memory_resource>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "peft/tensor.h"
 
@@ -27,6 +28,8 @@ class NameIndex {
     std::uint32_t tag;     // half of the hash, so that most comparisons end here
     std::uint32_t number;  // of the tensor, plus one; 0 = free
   };
+  void insert(std::uint32_t number, std::uint64_t code);
+
   std::span<const TensorInfo> tensors_;
   std::span<Slot> slots_;
   std::pair<std::uint32_t, std::uint32_t> duplicate_{kNone, kNone};
