@@ -1,0 +1,60 @@
+# The commands people need. Each is a preset of CMakePresets.json plus the installation of what is missing.
+JOBS ?= $(shell nproc)
+SOURCES = $(shell git ls-files '*.cpp' '*.h')
+
+.PHONY: build demo test golden asan tsan fuzz tidy format bench docs clean
+.DEFAULT_GOAL := build
+
+build: configure-release                ## build/release/peft
+	cmake --build --preset release -j $(JOBS) --target peft_cli
+
+demo: build                             ## inspect, convert, verify, convert back: on bundled adapters
+	tools/demo.sh build/release/peft
+
+test: configure-release                 ## all tests
+	cmake --build --preset release -j $(JOBS)
+	ctest --preset release -j $(JOBS)
+
+golden: configure-release               ## the golden tests alone; PEFT_GOLDEN names another root
+	cmake --build --preset release -j $(JOBS) --target golden_test
+	build/release/golden_test
+
+asan tsan: %: configure-%               ## all tests with address and undefined, or thread sanitizer
+	cmake --build --preset $@ -j $(JOBS)
+	ctest --preset $@ -j $(JOBS)
+
+fuzz: FUZZ_SECONDS ?= 60
+fuzz:                                   ## every fuzz target for FUZZ_SECONDS
+	tools/install_dependencies.sh build fuzz
+	cmake --preset fuzz
+	cmake --build --preset fuzz -j $(JOBS)
+	@for target in build/fuzz/tests/fuzz/fuzz_*; do \
+	  if [ -x "$$target" ] && [ -f "$$target" ]; then \
+	    echo "== $$target"; mkdir -p "$$target.corpus"; \
+	    "$$target" -max_total_time=$(FUZZ_SECONDS) -artifact_prefix=build/fuzz/ "$$target.corpus" || exit 1; \
+	  fi; done
+
+tidy: configure-debug                   ## clang-tidy over src/
+	tools/install_dependencies.sh build lint
+	git ls-files 'src/*.cpp' ':!src/*_test.cpp' | xargs -P $(JOBS) -n 4 clang-tidy -p build/debug --quiet
+
+format:                                 ## clang-format, in place
+	tools/install_dependencies.sh lint
+	clang-format -i $(SOURCES)
+
+bench: configure-release                ## ratios to memcpy and cp
+	cmake --build --preset release -j $(JOBS)
+	@for program in build/release/bench/bench_*; do \
+	  if [ -x "$$program" ] && [ -f "$$program" ]; then echo "== $$program"; "$$program" || exit 1; fi; done
+
+docs: build                             ## the pages of docs/ that are made from the program's tables
+	for page in errors layouts families; do build/release/peft docs $$page > docs/$$page.md; done
+
+clean:
+	rm -rf build
+
+.PHONY: configure-release configure-debug configure-asan configure-tsan
+configure-release configure-debug configure-asan configure-tsan: configure-%:
+	@tools/install_dependencies.sh build
+	@mkdir -p build
+	@cmake --preset $* >build/$*.configure.log 2>&1 || { cat build/$*.configure.log; exit 1; }
