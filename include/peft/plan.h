@@ -40,6 +40,9 @@ struct PlannedTensor {
   std::vector<Block> blocks;
 };
 
+// A tensor of a file, carried over whole (under another name, or cast to another dtype).
+PlannedTensor copy_of(const TensorInfo& tensor, std::uint32_t index, std::string name, Dtype dtype);
+
 struct PlannedFile {
   std::string name;                     // relative to the output folder
   std::vector<PlannedTensor> tensors;

@@ -65,16 +65,15 @@ Dtype Encoder::dtype_of(const View& view) const {
   return file_ == nullptr ? Dtype::f32 : file_->tensors()[view.tensor].dtype;
 }
 
-std::vector<std::int64_t> Encoder::source_shape(const View& view) const {
-  if (file_ == nullptr) return {view.rows, view.cols};
-  const auto shape = file_->tensors()[view.tensor].shape;
-  return {shape.begin(), shape.end()};
+void Encoder::add_matrix(std::string name, const View& view) {
+  const Dtype dtype = dtype_of(view);
+  add_tensor({std::move(name), options_.dtype.value_or(dtype), {view.rows, view.cols}, view.rows, view.cols, {{0, 0, 1, view, 1.0}}}, std::array{dtype});
 }
 
-void Encoder::add_matrix(std::string name, const View& view, std::vector<std::int64_t> shape) {
-  const Dtype dtype = dtype_of(view);
-  PlannedTensor tensor{std::move(name), options_.dtype.value_or(dtype), std::move(shape), view.rows, view.cols, {{0, 0, 1, view, 1.0}}};
-  add_tensor(std::move(tensor), std::array{dtype});
+void Encoder::add_whole(std::string name, const View& view) {
+  if (file_ == nullptr) return;
+  const TensorInfo& info = file_->tensors()[view.tensor];
+  add_tensor(copy_of(info, view.tensor, std::move(name), options_.dtype.value_or(info.dtype)), std::array{info.dtype});
 }
 
 namespace {
@@ -98,8 +97,8 @@ void Encoder::dense(const Factor& factor) {
   const std::string name = dense_name(factor.site.module);
   const std::string key = std::string(kPrefix) + name;
   const bool embedding = factor.kind == FactorKind::embedding;
-  add_matrix(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"), factor.a, source_shape(factor.a));
-  add_matrix(key + (embedding ? ".lora_embedding_B" : ".lora_B.weight"), factor.b, source_shape(factor.b));
+  add_whole(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"), factor.a);
+  add_whole(key + (embedding ? ".lora_embedding_B" : ".lora_B.weight"), factor.b);
   // Routers of transformers 5 own their weight: LoRA sits on the parameter.
   const bool parameter = model_.kind(generation_, name) == ModuleKind::other;
   add_target(parameter ? name + ".weight" : name, parameter, factor.rank, factor.scale);
@@ -127,11 +126,8 @@ void Encoder::extra(const Extra& extra) {
   if (extra.kind == ExtraKind::saved_module) result_.saved_modules.push_back(name);
   if (file_ == nullptr) return;
   const TensorInfo& info = file_->tensors()[extra.tensor];
-  std::int64_t count = 1;
-  for (const auto d : info.shape) count *= d;
   // Weights that are carried whole keep their dtype: a cast is for LoRA factors.
-  result_.tensors.push_back({std::string(kPrefix) + name + "." + extra.suffix, info.dtype, {info.shape.begin(), info.shape.end()}, 1, count,
-                             {{0, 0, 1, View{0, extra.tensor, 0, 1, count, count, 1}, 1.0}}});
+  result_.tensors.push_back(copy_of(info, extra.tensor, std::string(kPrefix) + name + "." + extra.suffix, info.dtype));
 }
 
 }  // namespace peft::layout

@@ -226,8 +226,8 @@ std::size_t Encoder::fused_parameter(const std::string& module, const std::strin
       return f.site.expert < 0 && f.site.parameter == parameter.name;
     });
     if (matrix == group.end()) return 0;
-    add_matrix(key + ".lora_A.weight", matrix->a, source_shape(matrix->a));
-    add_matrix(key + ".lora_B.weight", matrix->b, source_shape(matrix->b));
+    add_whole(key + ".lora_A.weight", matrix->a);
+    add_whole(key + ".lora_B.weight", matrix->b);
     add_target(name, true, matrix->rank, matrix->scale);
     return 1;
   }

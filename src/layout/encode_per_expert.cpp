@@ -19,8 +19,8 @@ void Encoder::per_expert(const Experts& experts, Group group) {
       no_form(describe(factor.site), "a parameter that is not gate, up or down has no per-expert form", "keep the fused layout");
     }
     const std::string name = experts.per_expert_module(factor.site.expert, factor.site.projection);
-    add_matrix(std::string(kPrefix) + name + ".lora_A.weight", factor.a, {factor.rank, factor.in});
-    add_matrix(std::string(kPrefix) + name + ".lora_B.weight", factor.b, {factor.out, factor.rank});
+    add_matrix(std::string(kPrefix) + name + ".lora_A.weight", factor.a);
+    add_matrix(std::string(kPrefix) + name + ".lora_B.weight", factor.b);
     add_target(name, false, factor.rank, factor.scale);
   }
   step(fmt::format("layer of experts as one pair per expert and projection (bit-exact)"));

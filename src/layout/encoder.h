@@ -47,9 +47,8 @@ class Encoder {
     return generation_ == Generation::v4 ? model_.rename(v5_module, Generation::v5, Generation::v4) : v5_module;
   }
   Dtype dtype_of(const View& view) const;
-  // A whole matrix as one tensor, in the shape its source has or [rows, cols].
-  void add_matrix(std::string name, const View& view, std::vector<std::int64_t> shape);
-  std::vector<std::int64_t> source_shape(const View& view) const;
+  void add_matrix(std::string name, const View& view);   // a view as a tensor of its own
+  void add_whole(std::string name, const View& view);    // the tensor the view is of, in its own shape
   void add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes);
   void add_target(std::string name, bool parameter, std::int64_t rank, double scale) {
     result_.targets.push_back({std::move(name), parameter, rank, scale});

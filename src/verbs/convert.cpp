@@ -27,10 +27,7 @@ std::vector<PlannedTensor> copies(const Input& input) {
   std::vector<PlannedTensor> tensors;
   for (const std::uint32_t index : used) {
     const TensorInfo& tensor = input.adapter.weights->tensors()[index];
-    std::int64_t count = 1;
-    for (const auto d : tensor.shape) count *= d;
-    tensors.push_back({std::string(tensor.name), tensor.dtype, {tensor.shape.begin(), tensor.shape.end()}, 1, count,
-                       {{0, 0, 1, View{0, index, 0, 1, count, count, 1}, 1.0}}});
+    tensors.push_back(copy_of(tensor, index, std::string(tensor.name), tensor.dtype));
   }
   return tensors;
 }
