@@ -153,7 +153,9 @@ int convert_config_only(const ConvertCommand& command) {
     execute(plan, command.out, command.execute);
   }
   if (command.json) {
-    print_json({{"config", Json::parse(conversion.after)}, {"out", command.out}, {"warnings", conversion.warnings}});
+    print_json({{"config", config::parse_json(conversion.after, "adapter_config.json")},
+                {"out", command.out},
+                {"warnings", conversion.warnings}});
     return 0;
   }
   const std::string changes = diff(conversion.before, conversion.after);

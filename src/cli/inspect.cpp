@@ -17,8 +17,11 @@ Json to_json(const InspectReport& report) {
     tensors.push_back({{"key", row.key}, {"shape", row.shape}, {"meaning", row.meaning}, {"count", row.count}});
   }
   for (const auto& row : report.ranks) {
-    ranks.push_back(
-        {{"site", row.site}, {"rank", row.rank}, {"alpha", row.alpha}, {"scale", row.scale}, {"count", row.count}});
+    ranks.push_back({{"site", row.site},
+                     {"rank", row.rank},
+                     {"alpha", number(row.alpha)},
+                     {"scale", number(row.scale)},
+                     {"count", row.count}});
   }
   for (const auto& row : report.consumers) {
     consumers.push_back({{"name", row.name}, {"verdict", row.verdict}, {"why", row.why}});

@@ -1,15 +1,13 @@
 #include "cli/json_output.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cli/output.h"
 
 namespace peft::cli {
 
-void print_json(const Json& value) {
-  // Paths may hold bytes that are no UTF-8; they are replaced, so that the output is always JSON.
-  write_out(value.dump(2, ' ', true, Json::error_handler_t::replace) + "\n");
-}
+void print_json(const Json& value) { write_out(config::dump_python(value) + "\n"); }
 
 Json error_json(const Error& error) {
   const ErrorDetail& detail = error.detail();
@@ -44,6 +42,8 @@ Json plan_json(const Plan& plan) {
           {"bytes_out", plan.bytes_out},
           {"peak_memory", plan.peak_memory}};
 }
+
+Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
 
 Json sorted(std::vector<std::string> texts) {
   std::sort(texts.begin(), texts.end());

@@ -48,8 +48,8 @@ Json to_json(const ResolvedTargets& resolved, Generation generation) {
     targets.push_back({{"name", target.name},
                        {"kind", target.parameter ? "parameter" : "module"},
                        {"rank", target.rank},
-                       {"alpha", target.alpha},
-                       {"scale", target.scaling},
+                       {"alpha", number(target.alpha)},
+                       {"scale", number(target.scaling)},
                        {"shape", target.shape},
                        {"lora_a", target.a},
                        {"lora_b", target.b},
@@ -61,7 +61,7 @@ Json to_json(const ResolvedTargets& resolved, Generation generation) {
           {"modules_to_save", sorted(resolved.modules_to_save)},
           {"excluded", sorted(resolved.excluded)},
           {"warnings", resolved.warnings},
-          {"config_after", Json::parse(resolved.config_after.dump())}};
+          {"config_after", config::parse_json(resolved.config_after.dump(), "config_after")}};
 }
 
 void print(const ResolvedTargets& resolved) {

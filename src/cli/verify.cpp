@@ -14,13 +14,14 @@ namespace {
 Json to_json(const VerifyReport& report) {
   Json differences = Json::array();
   for (const auto& difference : report.differences) {
-    differences.push_back({{"site", difference.site}, {"what", difference.what}, {"relative", difference.relative}});
+    differences.push_back(
+        {{"site", difference.site}, {"what", difference.what}, {"relative", number(difference.relative)}});
   }
   return {{"same", report.same},
           {"exactness", report.same ? Json(name(report.exactness)) : Json(nullptr)},
           {"compared", report.compared},
           {"identical", report.identical},
-          {"largest_relative", report.largest_relative},
+          {"largest_relative", number(report.largest_relative)},
           {"where", report.where},
           {"differences", differences},
           {"num_differences", report.num_differences},
