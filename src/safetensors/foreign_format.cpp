@@ -7,6 +7,8 @@ namespace peft::safetensors {
 namespace {
 
 constexpr std::string_view kConvertFirst = "convert it to safetensors first";
+constexpr std::string_view kUnpackFirst = "unpack it first";
+constexpr std::string_view kGzip = "\x1f\x8b\x08";
 
 struct Magic {
   std::string_view bytes;
@@ -17,14 +19,13 @@ struct Magic {
 constexpr Magic kMagics[] = {
     {"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull` in the repository"},
     {"GGUF", "a GGUF file", kConvertFirst},
-    {"\x1f\x8b\x08", "a gzip archive", "unpack it first"},
     {"\x93NUMPY", "a NumPy array file", kConvertFirst},
     {"\x89HDF\r\n\x1a\n", "an HDF5 file", kConvertFirst},
-    {"\x28\xb5\x2f\xfd", "a Zstandard archive", "unpack it first"},
-    {"BZh", "a bzip2 archive", "unpack it first"},
+    {"\x28\xb5\x2f\xfd", "a Zstandard archive", kUnpackFirst},
+    {"BZh", "a bzip2 archive", kUnpackFirst},
     {"\xfd"
      "7zXZ",
-     "an xz archive", "unpack it first"},
+     "an xz archive", kUnpackFirst},
 };
 
 [[noreturn]] void refuse(const std::string& path, std::string_view what, std::string_view hint) {
@@ -44,7 +45,7 @@ constexpr Magic kMagics[] = {
 // The local header of a zip archive's first entry names it: torch.save begins with NAME/data.pkl.
 void refuse_zip(std::string_view start, const std::string& path) {
   constexpr std::size_t kLengthAt = 26, kNameAt = 30;
-  if (start.size() < kNameAt) refuse(path, "a zip archive", "unpack it first");
+  if (start.size() < kNameAt) refuse(path, "a zip archive", kUnpackFirst);
   const auto length =
       static_cast<unsigned char>(start[kLengthAt]) + static_cast<unsigned char>(start[kLengthAt + 1]) * 256u;
   const std::string_view name = start.substr(kNameAt, length);
@@ -52,7 +53,7 @@ void refuse_zip(std::string_view start, const std::string& path) {
   if (name.ends_with(".pkl") || name.ends_with("/version") || name.ends_with("/byteorder")) {
     refuse_pickle(path, "a zip archive with a pickle, as torch.save writes it");
   }
-  refuse(path, "a zip archive", "unpack it first");
+  refuse(path, "a zip archive", kUnpackFirst);
 }
 
 bool may_be_header_length(std::string_view start) {
@@ -74,14 +75,14 @@ bool is_html(std::string_view start) {
 }  // namespace
 
 void refuse_foreign_format(std::string_view start, const std::string& path) {
+  if (start.starts_with("PK\x03\x04")) refuse_zip(start, path);
+  if (start.starts_with(kGzip)) refuse(path, "a gzip archive", kUnpackFirst);
+  // The other marks are short, or texts: when they may as well be a header's length, they prove nothing.
+  if (may_be_header_length(start)) return;
   for (const Magic& magic : kMagics) {
     if (start.starts_with(magic.bytes)) refuse(path, magic.what, magic.hint);
   }
-  if (start.starts_with("PK\x03\x04")) refuse_zip(start, path);
-  // These two bytes also begin safetensors files with a header of 640 bytes, and more.
-  if (!may_be_header_length(start) && start[0] == '\x80' && start[1] >= 2 && start[1] <= 5) {
-    refuse_pickle(path, "a pickle");
-  }
+  if (start[0] == '\x80' && start[1] >= 2 && start[1] <= 5) refuse_pickle(path, "a pickle");
   if (is_html(start)) refuse(path, "an HTML page", "check the address and the access token of the download");
   if (start.starts_with("{")) {
     refuse(path, "a JSON text", "a safetensors file begins with 8 bytes of length; is this a config or an index?");
