@@ -226,10 +226,10 @@ void measure(Work& work) {
     work.close(Exactness::rounded, relative, "equal up to one rounding of each element");
     return;
   }
-  // If A or B agrees and the other does not, what differs is a value, however small, and not the form.
-  const bool other_form = !paired || (!work.by_a.plain.near && !work.by_a.scaled.near);
-  if (other_form && relative <= kOtherOrder) {
-    work.close(Exactness::rounded, relative, "the same sum of other or reordered rank components");
+  // If A or B agrees and the other does not, what differs is a value, however small, and not the order.
+  const bool other_order = paired && !work.by_a.plain.near && !work.by_a.scaled.near;
+  if (other_order && relative <= kOtherOrder) {
+    work.close(Exactness::rounded, relative, "the same sum of reordered rank components");
   } else {
     work.close(Exactness::lossy, relative, describe_difference(*work.factor_x, work.x, *work.factor_y, work.y));
   }

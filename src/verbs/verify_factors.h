@@ -7,8 +7,8 @@
 //   rounded      as above, but elements may be off by one rounding where there was a reason to round:
 //                u = 2^-24, 2^-11, 2^-8 (F32, F16, BF16) of the coarser dtype if the dtypes differ or the scales'
 //                ratio is no power of two, plus 2^-24 in the latter case (the product itself was rounded).
-//                Or the components do not pair up at all, but ||dW_x - dW_y|| is below 2^-40 ||dW||: the same sum in
-//                another order.
+//                Or as many components pair up neither in A nor in B, but ||dW_x - dW_y|| is below 2^-40 ||dW||: the
+//                same sum in another order.
 //   lossy        anything else: a different function. Same dtypes and scales leave no room for rounding, so a single
 //                flipped bit lands here, however small it is.
 #pragma once
