@@ -1,0 +1,258 @@
+// Whole runs: from a file to a folder.
+#include "peft/execute.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
+
+#include "execute/random_plan.h"
+#include "peft/error.h"
+
+namespace peft::execution {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A folder of its own for each test, with nothing else in it.
+class Folder {
+ public:
+  Folder() {
+    std::string name = (fs::temp_directory_path() / "peft_execute_XXXXXX").string();
+    path_ = mkdtemp(name.data());
+  }
+  ~Folder() { fs::remove_all(path_); }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+  std::vector<std::string> names() const {
+    std::vector<std::string> names;
+    for (const auto& entry : fs::directory_iterator(path_)) names.push_back(entry.path().filename().string());
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+  // A file of the output while it is still staged.
+  fs::path staged(const std::string& name) const {
+    for (const auto& entry : fs::recursive_directory_iterator(path_)) {
+      const bool partial = entry.path().string().find(".partial") != std::string::npos;
+      if (partial && entry.path().filename() == name) return entry.path();
+    }
+    return {};
+  }
+
+ private:
+  fs::path path_;
+};
+
+std::vector<std::byte> contents(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::vector<char> chars{std::istreambuf_iterator<char>(file), {}};
+  std::vector<std::byte> bytes(chars.size());
+  if (!chars.empty()) std::memcpy(bytes.data(), chars.data(), chars.size());
+  return bytes;
+}
+
+void write(const std::string& path, std::span<const std::byte> bytes) {
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+}
+
+// The plan with its source in a real file.
+Plan on_disk(PlanBuilder& builder, const Folder& folder) {
+  Plan plan = builder.make();
+  write(folder / "source.safetensors", builder.image());
+  plan.sources[0] = TensorFile::open(folder / "source.safetensors");
+  return plan;
+}
+
+// Something of every kind: copies, a fused tensor, a family, zeros.
+void add_everything(PlanBuilder& builder, std::int64_t size) {
+  for (int shape = 0; shape < num_shapes(); ++shape)
+    add_shape(builder, shape, fmt::format("layer.{}", shape), size, {});
+}
+
+constexpr auto kFile = "adapter_model.safetensors";
+const ExecuteOptions kFast{.threads = 2, .sync = false};
+
+RC_GTEST_PROP(Execute, WritesTheSameBytesOnAnyNumberOfThreads, ()) {
+  PlanBuilder builder(*rc::gen::arbitrary<std::uint32_t>());
+  const int shapes = *rc::gen::inRange(1, 4);
+  for (int i = 0; i < shapes; ++i) {
+    add_shape(builder, *rc::gen::inRange(0, num_shapes()), fmt::format("layer.{}", i), 40, {});
+  }
+  const Folder folder;
+  const Plan plan = on_disk(builder, folder);
+  const std::vector<std::byte> expected = execute_in_memory(plan)[0];
+  for (const int threads : {1, 2, 3, 7}) {
+    const std::string out = folder / fmt::format("out{}", threads);
+    const ExecuteReport report = execute(plan, out, {.threads = threads, .sync = false});
+    const bool same = contents(out + "/" + kFile) == expected;
+    RC_ASSERT(same);
+    RC_ASSERT(report.bytes_out == expected.size());
+  }
+}
+
+TEST(Execute, WritesTextsAndSideFilesAndSyncs) {
+  PlanBuilder builder(5);
+  add_everything(builder, 30);
+  const Folder folder;
+  Plan plan = on_disk(builder, folder);
+  write(folder / "README.md", std::as_bytes(std::span("about", 5)));
+  plan.texts.emplace_back("adapter_config.json", "{}");
+  plan.copies.emplace_back("README.md", folder / "README.md");
+  std::uint64_t last = 0, total = 0;
+  execute(plan, folder / "out", {.threads = 1, .progress = [&](std::uint64_t done, std::uint64_t all) {
+                                   EXPECT_GT(done, last);
+                                   last = done;
+                                   total = all;
+                                 }});
+  EXPECT_EQ(last, total);
+  EXPECT_EQ(total, execute_in_memory(plan)[0].size());
+  EXPECT_EQ(contents(folder / "out/adapter_model.safetensors"), execute_in_memory(plan)[0]);
+  EXPECT_EQ(contents(folder / "out/adapter_config.json").size(), 2u);
+  EXPECT_EQ(contents(folder / "out/README.md").size(), 5u);
+}
+
+// Runs a plan that must fail with `code`, and leave nothing but the source. Returns the error's tensor.
+std::string fails_with(ErrorCode code, const Folder& folder, const Plan& plan, const ExecuteOptions& options) {
+  try {
+    execute(plan, folder / "out", options);
+    ADD_FAILURE() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), code) << error.what();
+    EXPECT_EQ(folder.names(), std::vector<std::string>{"source.safetensors"});
+    return error.detail().tensor;
+  }
+  return {};
+}
+
+TEST(Execute, NoticesWhenTheFileDoesNotReadBack) {
+  PlanBuilder builder(6);
+  add_everything(builder, 30);
+  const Folder folder;
+  const Plan plan = on_disk(builder, folder);
+  execute(plan, folder / "good", kFast);
+  const auto good = TensorFile::open(folder / "good/adapter_model.safetensors");
+  for (const TensorInfo& tensor : good->tensors()) {
+    if (tensor.bytes() == 0) continue;
+    const std::uint64_t at = good->data_offset() + tensor.begin + tensor.bytes() / 2;
+    std::atomic<bool> spoiled = false;
+    ExecuteOptions options{.threads = 1, .sync = false};
+    options.progress = [&](std::uint64_t done, std::uint64_t total) {
+      if (done != total) return;
+      std::fstream file(folder.staged(kFile), std::ios::in | std::ios::out | std::ios::binary);
+      file.seekg(static_cast<std::streamoff>(at));
+      const char byte = static_cast<char>(file.get());
+      file.seekp(static_cast<std::streamoff>(at));
+      file.put(static_cast<char>(byte ^ 1));
+      spoiled = true;
+    };
+    try {
+      execute(plan, folder / "out", options);
+      ADD_FAILURE() << tensor.name;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::OUT_READBACK) << error.what();
+      EXPECT_EQ(error.detail().tensor, tensor.name);
+    }
+    EXPECT_TRUE(spoiled);
+    EXPECT_FALSE(fs::exists(folder / "out"));
+  }
+}
+
+TEST(Execute, StopsWhenCancelled) {
+  PlanBuilder builder(7);
+  add_everything(builder, 30);
+  const Folder folder;
+  const Plan plan = on_disk(builder, folder);
+  std::atomic<bool> cancel = false;
+  ExecuteOptions options = kFast;
+  options.cancel = &cancel;
+  options.progress = [&](std::uint64_t, std::uint64_t) { cancel = true; };
+  fails_with(ErrorCode::INTERRUPTED, folder, plan, options);
+}
+
+TEST(Execute, NoticesThatASourceChanged) {
+  for (const bool truncate : {false, true}) {
+    PlanBuilder builder(8);
+    add_everything(builder, 60);
+    const Folder folder;
+    const Plan plan = on_disk(builder, folder);
+    ExecuteOptions options = kFast;
+    std::atomic<bool> done_once = false;
+    options.progress = [&](std::uint64_t, std::uint64_t) {
+      if (done_once.exchange(true)) return;
+      const std::string path = folder / "source.safetensors";
+      if (truncate) {
+        fs::resize_file(path, 4096);
+      } else {
+        std::ofstream(path, std::ios::binary | std::ios::app).put('x');
+      }
+    };
+    fails_with(ErrorCode::IO_CHANGED, folder, plan, options);
+  }
+}
+
+TEST(Execute, LeavesNothingAfterAnOverflow) {
+  PlanBuilder builder(9);
+  const View source = builder.source(Dtype::f32, 300, 300, false);
+  for (int i = 0; i < 20; ++i) {
+    builder.output(fmt::format("t{:02}", i), Dtype::f16, 300, 300).blocks = {{0, 0, 1, source, i == 13 ? 1e9 : 1}};
+  }
+  const Folder folder;
+  const Plan plan = on_disk(builder, folder);
+  EXPECT_EQ(fails_with(ErrorCode::NUM_OVERFLOW, folder, plan, kFast), "t13");
+}
+
+TEST(Execute, RefusesAPlanThatReadsOutsideItsSource) {
+  PlanBuilder builder(10);
+  View view = builder.source(Dtype::bf16, 4, 4, true);
+  view.offset = 1;
+  builder.output("t", Dtype::bf16, 4, 4).blocks = {{0, 0, 1, view, 1}};
+  const Folder folder;
+  const Plan plan = on_disk(builder, folder);
+  EXPECT_EQ(fails_with(ErrorCode::INTERNAL, folder, plan, kFast), "t");
+  EXPECT_THROW(execute_in_memory(plan), Error);
+}
+
+// The element-by-element form is what everything else is compared with, so it is compared with numbers written down.
+TEST(ExecuteInMemory, FusesTwoExperts) {
+  PlanBuilder builder(11);
+  const View a = builder.source(Dtype::u16, 2, 2, true), b = builder.source(Dtype::u16, 2, 2, true);
+  PlannedTensor& fused = builder.output("fused", Dtype::u16, 2, 4);
+  fused.blocks = {{0, 0, 2, a, 1}, {0, 1, 2, b, 1}};
+  const Plan plan = builder.make();
+  std::uint16_t in[8], out[8];
+  const auto& source = *plan.sources[0];
+  std::memcpy(in, source.bytes(source.tensors()[0]).data(), sizeof in);
+  const std::vector<std::byte> image = execute_in_memory(plan)[0];
+  std::memcpy(out, image.data() + image.size() - sizeof out, sizeof out);
+  const std::uint16_t expected[8] = {in[0], in[4], in[1], in[5], in[2], in[6], in[3], in[7]};
+  EXPECT_EQ(std::memcmp(out, expected, sizeof out), 0);
+}
+
+TEST(ExecuteInMemory, ScalesRoundsAndFillsWithZeros) {
+  PlanBuilder builder(12);
+  const View source = builder.source(Dtype::bf16, 1, 1, false);
+  builder.output("t", Dtype::f32, 1, 3).blocks = {{0, 1, 1, source, 0.1}};
+  const Plan plan = builder.make();
+  std::uint16_t in = 0;
+  std::memcpy(&in, plan.sources[0]->bytes(plan.sources[0]->tensors()[0]).data(), sizeof in);
+  const std::uint32_t bits = static_cast<std::uint32_t>(in) << 16;
+  float value = 0, out[3] = {9, 9, 9};
+  std::memcpy(&value, &bits, sizeof value);
+  const std::vector<std::byte> image = execute_in_memory(plan)[0];
+  std::memcpy(out, image.data() + image.size() - sizeof out, sizeof out);
+  EXPECT_EQ(out[0], 0.0F);
+  EXPECT_EQ(out[1], static_cast<float>(static_cast<double>(value) * 0.1));
+  EXPECT_EQ(out[2], 0.0F);
+}
+
+}  // namespace
+}  // namespace peft::execution
