@@ -1,0 +1,289 @@
+// The program as a user runs it: exit codes, JSON, what is left on disk.
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <regex>
+#include <sstream>
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::HasSubstr;
+
+const fs::path kGolden = fs::path(PEFT_SOURCE_DIR) / "tests/golden";
+const std::string kV4 = (kGolden / "convert/mixtral-plain/adapter").string();
+const std::string kV4Too = (kGolden / "convert/qwen3_moe-plain/adapter").string();
+const std::string kOther = (kGolden / "convert/mixtral-rslora/adapter").string();
+const std::string kModel = (kGolden / "models/mixtral-v4").string();
+
+std::string read_text(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+struct Result {
+  int exit_code = -1;
+  int signal = 0;
+  std::string out, err;
+  json parsed() const { return json::parse(out); }
+};
+
+// Temporary folder of one test.
+class Cli : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string name = (fs::temp_directory_path() / "peft-cli-XXXXXX").string();
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    folder_ = name;
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  std::string in(const std::string& name) const { return (folder_ / name).string(); }
+
+  Result peft(std::vector<std::string> arguments, const std::string& stdout_file = {}) const {
+    const std::string out = stdout_file.empty() ? in("stdout") : stdout_file;
+    const std::string err = in("stderr");
+    std::vector<char*> argv{const_cast<char*>(PEFT_PROGRAM)};
+    for (auto& argument : arguments) argv.push_back(argument.data());
+    argv.push_back(nullptr);
+    const pid_t child = fork();
+    if (child == 0) {
+      dup2(open(out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), STDOUT_FILENO);
+      dup2(open(err.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600), STDERR_FILENO);
+      execv(PEFT_PROGRAM, argv.data());
+      _exit(127);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    Result result;
+    if (WIFEXITED(status)) result.exit_code = WEXITSTATUS(status);
+    if (WIFSIGNALED(status)) result.signal = WTERMSIG(status);
+    if (stdout_file.empty()) result.out = read_text(out);
+    result.err = read_text(err);
+    return result;
+  }
+
+  fs::path folder_;
+};
+
+std::size_t count_lines(const std::string& text) {
+  return static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n'));
+}
+
+TEST_F(Cli, there_and_back_gives_the_same_file) {
+  Result result = peft({"convert", kV4, "--to", "peft-fused", "--out", in("v5"), "--base", kModel});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("peft-per-expert -> peft-fused"));
+  EXPECT_EQ(result.err.find('\x1b'), std::string::npos) << "no colours, no bar without a terminal";
+
+  result = peft({"verify", kV4, in("v5"), "--base", kModel});
+  EXPECT_EQ(result.exit_code, 0) << result.out << result.err;
+  EXPECT_THAT(result.out, HasSubstr("same function"));
+
+  result = peft({"convert", in("v5"), "--to", "peft-per-expert", "--out", in("v4"), "--base", kModel});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(read_text(fs::path(kV4) / "adapter_model.safetensors"),
+            read_text(fs::path(in("v4")) / "adapter_model.safetensors"));
+}
+
+TEST_F(Cli, different_adapters_are_exit_1_and_bad_ones_2) {
+  Result result = peft({"verify", kV4, kOther, "--base", kModel, "--json"});
+  EXPECT_EQ(result.exit_code, 1);
+  EXPECT_EQ(result.parsed()["same"], false);
+  EXPECT_GT(result.parsed()["differences"].size(), 0u);
+
+  fs::create_directory(in("bad"));
+  fs::copy_file(fs::path(kV4) / "adapter_config.json", fs::path(in("bad")) / "adapter_config.json");
+  std::ofstream(fs::path(in("bad")) / "adapter_model.safetensors") << "short";
+  result = peft({"verify", kV4, in("bad"), "--base", kModel});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_EQ(result.err.rfind("error[ST_SHORT]", 0), 0u) << result.err;
+  EXPECT_EQ(count_lines(result.err), 1u);
+  EXPECT_EQ(peft({"convert", in("bad"), "--to", "peft-fused", "--out", in("o")}).exit_code, 1);
+  EXPECT_FALSE(fs::exists(in("o")));
+}
+
+TEST_F(Cli, errors_are_json_on_stdout_when_asked) {
+  const Result result = peft({"inspect", in("nowhere"), "--json"});
+  EXPECT_EQ(result.exit_code, 3);
+  EXPECT_EQ(result.err, "");
+  const json error = result.parsed()["error"];
+  EXPECT_EQ(error["code"], "IO_OPEN");
+  for (const char* field : {"code", "file", "tensor", "problem", "expected", "got", "hint"})
+    EXPECT_TRUE(error.contains(field)) << field;
+}
+
+TEST_F(Cli, usage_errors_are_exit_2) {
+  EXPECT_EQ(peft({"convert"}).exit_code, 2);
+  EXPECT_EQ(peft({"nonsense"}).exit_code, 2);
+  EXPECT_EQ(peft({"convert", kV4, "--to", "peft-fusd", "--out", in("o")}).exit_code, 2);
+  EXPECT_EQ(peft({"convert", kV4, "--to", "peft-fused"}).exit_code, 2) << "no --out";
+  const Result result = peft({"convert", "--json"});
+  EXPECT_EQ(result.exit_code, 2);
+  EXPECT_EQ(result.parsed()["error"]["code"], "USAGE");
+}
+
+TEST_F(Cli, dry_run_writes_nothing) {
+  Result result = peft({"convert", kV4, "--to", "peft-fused", "--out", in("o"), "--base", kModel, "--dry-run"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_FALSE(fs::exists(in("o")));
+  EXPECT_THAT(result.out, HasSubstr("adapter_model.safetensors"));
+  result = peft({"convert", kV4, "--to", "peft-fused", "--base", kModel, "--dry-run", "--json"});
+  const json plan = result.parsed()["plan"];
+  EXPECT_EQ(plan["files"][0]["name"], "adapter_model.safetensors");
+  EXPECT_GT(plan["bytes_out"], 0);
+  EXPECT_EQ(plan["texts"], json::array({"adapter_config.json"}));
+}
+
+TEST_F(Cli, an_output_that_exists_stays_unless_told) {
+  fs::create_directory(in("o"));
+  std::ofstream(fs::path(in("o")) / "mine") << "text";
+  EXPECT_EQ(peft({"convert", kV4, "--to", "peft-fused", "--out", in("o"), "--base", kModel}).exit_code, 2);
+  EXPECT_EQ(read_text(fs::path(in("o")) / "mine"), "text");
+  const Result result = peft({"convert", kV4, "--to", "peft-fused", "--out", in("o"), "--base", kModel, "--overwrite"});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_FALSE(fs::exists(fs::path(in("o")) / "mine"));
+}
+
+TEST_F(Cli, several_folders_go_side_by_side_and_one_failure_stops_no_other) {
+  fs::create_directory(in("first"));
+  fs::create_directory(in("second"));
+  fs::copy(kV4, in("first"));
+  fs::copy(kV4Too, in("second"));
+  Result result = peft({"convert", in("first"), in("missing"), in("second"), "--to", "peft-fused", "--out", in("o")});
+  EXPECT_EQ(result.exit_code, 3);
+  EXPECT_TRUE(fs::exists(in("o/first/adapter_model.safetensors"))) << result.out << result.err;
+  EXPECT_TRUE(fs::exists(in("o/second/adapter_model.safetensors")));
+  EXPECT_FALSE(fs::exists(in("o/missing")));
+  EXPECT_EQ(count_lines(result.out), 4u) << result.out;
+  EXPECT_THAT(result.out, HasSubstr("failed: IO_OPEN"));
+
+  result = peft({"convert", in("first"), in("missing"), "--to", "peft-fused", "--out", in("o2"), "--json"});
+  const json conversions = result.parsed()["conversions"];
+  ASSERT_EQ(conversions.size(), 2u);
+  EXPECT_EQ(conversions[0]["from"], "peft-per-expert");
+  EXPECT_EQ(conversions[1]["error"]["code"], "IO_OPEN");
+
+  result = peft({"convert", in("first"), in("first") + "/", "--to", "peft-fused", "--out", in("o3")});
+  EXPECT_EQ(result.exit_code, 2) << "two outputs of one name";
+}
+
+TEST_F(Cli, all_adapters_of_a_folder_are_converted_together) {
+  fs::create_directory(in("many"));
+  fs::copy(kV4, in("many"));
+  fs::create_directory(in("many/second"));
+  fs::copy(kOther, in("many/second"));
+  Result result = peft({"convert", in("many"), "--to", "peft-fused", "--out", in("o"), "--base", kModel, "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.out;
+  EXPECT_EQ(result.parsed()["adapter_names"], json::array({"default", "second"}));
+  EXPECT_EQ(peft({"verify", kV4, in("o"), "--base", kModel}).exit_code, 0);
+  EXPECT_EQ(peft({"verify", kOther, in("o/second"), "--base", kModel}).exit_code, 0);
+
+  result = peft(
+      {"convert", in("many"), "--to", "peft-fused", "--out", in("one"), "--base", kModel, "--adapter-name", "second"});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_EQ(peft({"verify", kOther, in("one"), "--base", kModel}).exit_code, 0);
+  EXPECT_FALSE(fs::exists(in("one/second")));
+
+  std::ofstream(in("many/second/adapter_model.safetensors")) << "broken";
+  EXPECT_NE(peft({"convert", in("many"), "--to", "peft-fused", "--out", in("none"), "--base", kModel}).exit_code, 0);
+  EXPECT_FALSE(fs::exists(in("none"))) << "one bad adapter, no output";
+}
+
+TEST_F(Cli, config_only_prints_a_diff_and_writes_the_config) {
+  const std::string config = kV4 + "/adapter_config.json";
+  Result result = peft({"convert", config, "--to", "peft-fused", "--config-only", "--base", kModel, "--out", in("o")});
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("target_parameters"));
+  const json written = json::parse(read_text(in("o/adapter_config.json")));
+  EXPECT_TRUE(written["target_parameters"].is_array());
+  EXPECT_FALSE(fs::exists(in("o/adapter_model.safetensors")));
+}
+
+TEST_F(Cli, inspect_says_what_the_file_is) {
+  Result result = peft({"inspect", kV4, "--base", kModel});
+  EXPECT_EQ(result.exit_code, 0) << result.err;
+  EXPECT_THAT(result.out, HasSubstr("peft-per-expert"));
+  result = peft({"inspect", kV4, "--base", kModel, "--json"});
+  const json report = result.parsed();
+  EXPECT_EQ(report["layout"], "peft-per-expert");
+  EXPECT_EQ(report["model_type"], "mixtral");
+  EXPECT_GT(report["consumers"].size(), 2u);
+  EXPECT_EQ(report["error"], "");
+}
+
+TEST_F(Cli, targets_lists_modules) {
+  const Result result = peft({"targets", kV4, "--base", kModel, "--generation", "v4", "--json"});
+  ASSERT_EQ(result.exit_code, 0) << result.out;
+  const json report = result.parsed();
+  EXPECT_EQ(report["generation"], "v4");
+  EXPECT_EQ(report["targets"].size(), 2u * (2 + 12 * 3)) << "2 layers: q_proj, v_proj and 12 experts with w1, w2, w3";
+  EXPECT_EQ(report["targets"][0]["rank"], 3);
+}
+
+TEST_F(Cli, tables_are_json_too) {
+  const json layouts = peft({"layouts", "--json"}).parsed()["layouts"];
+  EXPECT_EQ(layouts.size(), 5u);
+  EXPECT_EQ(layouts[0]["name"], "peft-per-expert");
+  const json families = peft({"families", "--json"}).parsed()["families"];
+  EXPECT_TRUE(
+      std::any_of(families.begin(), families.end(), [](const json& row) { return row["model_type"] == "qwen3_moe"; }));
+}
+
+TEST_F(Cli, a_full_device_is_an_error_and_a_closed_pipe_is_not) {
+  EXPECT_EQ(peft({"layouts"}, "/dev/full").exit_code, 3);
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  close(ends[0]);
+  const std::string descriptor = "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(ends[1]);
+  const Result result = peft({"layouts"}, descriptor);
+  close(ends[1]);
+  EXPECT_EQ(result.signal, 0);
+}
+
+TEST_F(Cli, completion_scripts_are_accepted_by_bash) {
+  const Result result = peft({"completion", "bash"});
+  ASSERT_EQ(result.exit_code, 0);
+  std::ofstream(in("completion.bash")) << result.out;
+  const std::string command = "bash -c 'source " + in("completion.bash") +
+                              "; COMP_WORDS=(peft convert a --to peft-fused-0); COMP_CWORD=4; _peft; "
+                              "[ \"${COMPREPLY[*]}\" = \"peft-fused-0.19.0 peft-fused-0.18\" ]'";
+  EXPECT_EQ(std::system(command.c_str()), 0);
+  EXPECT_THAT(peft({"completion", "zsh"}).out, HasSubstr("#compdef peft"));
+  EXPECT_THAT(peft({"completion", "fish"}).out, HasSubstr("complete -c peft"));
+}
+
+// Every flag of every verb is in docs/cli.md, and no flag there that the program does not have.
+TEST_F(Cli, the_manual_names_all_flags) {
+  const std::string manual = read_text(fs::path(PEFT_SOURCE_DIR) / "docs/cli.md");
+  const std::regex flag_pattern("--[a-z][a-z-]+");
+  const auto flags_in = [&](const std::string& text) {
+    return std::set<std::string>(std::sregex_token_iterator(text.begin(), text.end(), flag_pattern),
+                                 std::sregex_token_iterator());
+  };
+  std::set<std::string> known{"--version"};
+  for (const std::string verb : {"inspect", "targets", "convert", "verify", "layouts", "families", "completion"}) {
+    EXPECT_THAT(manual, HasSubstr("peft " + verb));
+    const Result help = peft({verb, "--help"});
+    EXPECT_EQ(help.exit_code, 0);
+    known.merge(flags_in(help.out));
+  }
+  const auto documented = flags_in(manual);
+  for (const auto& flag : known) {
+    const bool found = documented.count(flag) != 0 || flag == "--version";
+    EXPECT_TRUE(found) << flag << " is not in docs/cli.md";
+  }
+  for (const auto& flag : documented) EXPECT_TRUE(known.count(flag)) << flag << " in docs/cli.md does not exist";
+}
+
+}  // namespace
