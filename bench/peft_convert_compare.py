@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """`peft convert` beside `cp` and beside the real PEFT, in one run, on an adapter of the size of a Qwen3-30B-A3B LoRA.
 
-    bench/peft_convert_compare.py [--quick] [--repeat 5] [--peft build/release/peft] [--dir build/bench_convert] [--no-python]
+    bench/peft_convert_compare.py [--quick] [--repeat 5] [--peft BINARY] [--dir build/bench_convert] [--no-python]
 
-48 layers x 128 experts, H 2048, I 768, r 8, bf16: 37,248 tensors, 805 MB per expert, 949 MB fused. The file is made once.
+48 layers x 128 experts, H 2048, I 768, r 8, bf16: 37,248 tensors, 805 MiB per expert, 949 MiB fused; made once.
 Rows, each a cold process on files that are in the page cache; the rounds go through all rows in turn, so that a busy
 machine hits all alike:
     cp                       the file that `peft convert` writes, copied
     cp + sync + cmp          the same, made durable and compared
-    ours                     --no-sync --no-readback, 1 and 2 threads, both directions; "durable" is the default: synced, read back
-    PEFT in memory           its state dict conversion alone, tensors already read (time of that call, not of the process)
-    PEFT, whole job          import, base on the meta device (no weights), read, convert, save; the adapter keeps its dtype,
-                             and no model takes it: less work than loading and saving it as the documentation says
+    ours                     --no-sync --no-readback, 1 and 2 threads, both directions
+    ours, durable            the default: synced, read back
+    PEFT in memory           its state dict conversion alone, tensors already read: time of that call, not of the process
+    PEFT, whole job          import, base on the meta device (no weights), read, convert, save; the adapter keeps its
+                             dtype, and no model takes it: less than loading and saving it as the documentation says
 Memory: the largest RssAnon seen in /proc, sampled every 2 ms (mapped files are not in it), and VmHWM.
 Before the table our result is compared with PEFT's, tensor by tensor, and the way back with the original.
 """
@@ -38,7 +39,7 @@ ATTENTION = (("q_proj", 4096, HIDDEN), ("k_proj", 512, HIDDEN), ("v_proj", 512, 
 EXPERT = (("gate_proj", INTERMEDIATE, HIDDEN), ("up_proj", INTERMEDIATE, HIDDEN), ("down_proj", HIDDEN, INTERMEDIATE))
 
 
-# ---------------------------------------------------------------------------------------------------------------- the adapter
+# --------------------------------------------------------------------------------------------------- the adapter
 
 def tensor_shapes(layers):
     """-> {name: shape}, sorted as the safetensors library writes them (one dtype: by name)."""
@@ -46,7 +47,8 @@ def tensor_shapes(layers):
     for layer in range(layers):
         prefix = f"base_model.model.model.layers.{layer}."
         modules = [(f"{prefix}self_attn.{name}", out, width) for name, out, width in ATTENTION]
-        modules += [(f"{prefix}mlp.experts.{e}.{name}", out, width) for e in range(EXPERTS) for name, out, width in EXPERT]
+        for expert in range(EXPERTS):
+            modules += [(f"{prefix}mlp.experts.{expert}.{name}", out, width) for name, out, width in EXPERT]
         for module, out, width in modules:
             shapes[module + ".lora_A.weight"] = [RANK, width]
             shapes[module + ".lora_B.weight"] = [out, RANK]
@@ -79,16 +81,18 @@ def write_adapter(folder, layers):
                 begin, end = entry["data_offsets"]
                 place = 2 * places.randrange((len(pool) - (end - begin)) // 2)
                 file.write(pool[place:place + end - begin])
-    config = {"base_model_name_or_path": "tiny/qwen3-30b-a3b-shapes", "bias": "none", "inference_mode": True, "lora_alpha": 2 * RANK,
-              "lora_dropout": 0.0, "peft_type": "LORA", "peft_version": "0.18.1", "r": RANK, "task_type": "CAUSAL_LM",
+    config = {"base_model_name_or_path": "tiny/qwen3-30b-a3b-shapes", "bias": "none", "inference_mode": True,
+              "lora_alpha": 2 * RANK, "lora_dropout": 0.0, "peft_type": "LORA", "peft_version": "0.18.1", "r": RANK,
+              "task_type": "CAUSAL_LM",
               "target_modules": sorted(name for name, _, _ in ATTENTION + EXPERT)}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def model_config(layers):
-    return {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "vocab_size": 1000, "hidden_size": HIDDEN,
-            "intermediate_size": 6144, "moe_intermediate_size": INTERMEDIATE, "num_hidden_layers": layers, "num_attention_heads": 32,
-            "num_key_value_heads": 4, "head_dim": 128, "num_experts": EXPERTS, "num_experts_per_tok": 8, "norm_topk_prob": True}
+    return {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "vocab_size": 1000,
+            "hidden_size": HIDDEN, "intermediate_size": 6144, "moe_intermediate_size": INTERMEDIATE,
+            "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
+            "num_experts": EXPERTS, "num_experts_per_tok": 8, "norm_topk_prob": True}
 
 
 def make_inputs(folder, layers):
@@ -101,7 +105,7 @@ def make_inputs(folder, layers):
     return adapter, base
 
 
-# ------------------------------------------------------------------------------------------------------------------ measuring
+# ----------------------------------------------------------------------------------------------------- measuring
 
 def status(pid, field):
     with open(f"/proc/{pid}/status") as file:
@@ -181,10 +185,10 @@ def same_tensors(one, two):
     return f"yes, {len(header)} tensors bit for bit"
 
 
-# ------------------------------------------------------------------------------------------------- the real PEFT (its own process)
+# ------------------------------------------------------------------------------ the real PEFT (its own process)
 
 def peft_worker(what, adapter, base, out):
-    """Runs inside build/venvs/new. `memory`: the conversion call alone; `job`: the shortest program that writes the v5 file.
+    """Runs inside build/venvs/new. `memory`: the conversion call alone; `job`: the shortest way to a v5 file.
 
     Not PeftModel.from_pretrained and save_pretrained: that needs the weights of the base (61 GB); on the meta device
     it leaves the adapter there too, without data.
@@ -216,13 +220,15 @@ def peft_worker(what, adapter, base, out):
         print(json.dumps({"seconds": wall, "cpu": cpu, "anon": added, "high_water": status("self", "VmHWM")}))
         return
     config.save_pretrained(out)
-    save_file({n: t.contiguous() for n, t in fused.items()}, os.path.join(out, "adapter_model.safetensors"), metadata={"format": "pt"})
+    weights = os.path.join(out, "adapter_model.safetensors")
+    save_file({n: t.contiguous() for n, t in fused.items()}, weights, metadata={"format": "pt"})
 
 
-# ---------------------------------------------------------------------------------------------------------------------- the run
+# ------------------------------------------------------------------------------------------------------- the run
 
 def our_command(peft, adapter, layout, base, out, *flags):
-    return [str(peft), "convert", str(adapter), "--to", layout, "--base", str(base), "--out", str(out), "--quiet", *flags]
+    paths = [str(adapter), "--to", layout, "--base", str(base), "--out", str(out)]
+    return [str(peft), "convert", *paths, "--quiet", *flags]
 
 
 def make_rows(arguments, adapter, base, folder):
@@ -233,18 +239,18 @@ def make_rows(arguments, adapter, base, folder):
                                           ("fused -> per-expert", fused, "peft-per-expert", back)):
         file = result / "adapter_model.safetensors"
         cp = Row(f"cp of the result of {title}", ["cp", str(file), str(scratch)], scratch)
-        durable_cp = Row("  cp + sync + cmp", ["sh", "-c", 'cp "$0" "$1" && sync "$1" && cmp "$0" "$1"', str(file), str(scratch)], scratch, cp)
+        durable = 'cp "$0" "$1" && sync "$1" && cmp "$0" "$1"'
+        durable_cp = Row("  cp + sync + cmp", ["sh", "-c", durable, str(file), str(scratch)], scratch, cp)
         rows += [cp, durable_cp]
-        for threads in (1, 2):
-            rows.append(Row(f"  ours, {threads} thread{'s' * (threads > 1)}",
-                            our_command(arguments.peft, source, layout, base, scratch, "--threads", str(threads), *fast), scratch, cp))
-        for threads in (1, 2):
-            rows.append(Row(f"  ours, durable, {threads} thread{'s' * (threads > 1)}",
-                            our_command(arguments.peft, source, layout, base, scratch, "--threads", str(threads)), scratch, durable_cp))
+        for name, flags, reference in (("ours", fast, cp), ("ours, durable", (), durable_cp)):
+            for threads in ("1", "2"):
+                command = our_command(arguments.peft, source, layout, base, scratch, "--threads", threads, *flags)
+                rows.append(Row(f"  {name}, --threads {threads}", command, scratch, reference))
         if layout == "peft-fused" and not arguments.no_python:
             worker = [str(ROOT / "build/venvs/new/bin/python"), __file__, "--worker"]
-            rows.append(Row("  PEFT 0.21.2, in memory", worker + ["memory", str(adapter), str(base), str(scratch)], scratch, cp, inner=True))
-            rows.append(Row("  PEFT 0.21.2, whole job", worker + ["job", str(adapter), str(base), str(folder / "real")], folder / "real", cp))
+            memory, job = (worker + [what, str(adapter), str(base), str(folder / "real")] for what in ("memory", "job"))
+            rows.append(Row("  PEFT 0.21.2, in memory", memory, folder / "real", cp, inner=True))
+            rows.append(Row("  PEFT 0.21.2, whole job", job, folder / "real", cp))
     return rows, fused, back
 
 
@@ -257,7 +263,8 @@ def check_results(arguments, adapter, base, folder, fused, back):
     if not arguments.no_python:
         real = folder / "real"
         shutil.rmtree(real, ignore_errors=True)
-        Measured([str(ROOT / "build/venvs/new/bin/python"), __file__, "--worker", "job", str(adapter), str(base), str(real)])
+        python = str(ROOT / "build/venvs/new/bin/python")
+        Measured([python, __file__, "--worker", "job", str(adapter), str(base), str(real)])
         answers["our fused file equals PEFT's"] = same_tensors(fused, real)
     for question, answer in answers.items():
         print(f"{question}: {answer}")
@@ -266,18 +273,21 @@ def check_results(arguments, adapter, base, folder, fused, back):
 
 def first_line(command):
     try:
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout.splitlines()[0]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return done.stdout.splitlines()[0]
     except (OSError, IndexError):
         return "?"
 
 
 def describe_machine(arguments, folder):
-    cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    names = (line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    cpu = next(names, platform.machine())
     filesystem = first_line(["stat", "-f", "-c", "%T", str(folder)])
     print(f"{cpu}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; Linux {platform.release()}, {filesystem}")
     print(f"{first_line([str(arguments.peft), '--version'])}; {first_line(['cp', '--version'])}")
     if not arguments.no_python:
-        code = "import peft, transformers, torch; print('PEFT', peft.__version__, 'transformers', transformers.__version__, 'torch', torch.__version__)"
+        code = ("import peft, transformers as t, torch; "
+                "print('PEFT', peft.__version__, 'transformers', t.__version__, 'torch', torch.__version__)")
         print(first_line([str(ROOT / "build/venvs/new/bin/python"), "-W", "ignore", "-c", code]))
 
 
@@ -285,9 +295,10 @@ def print_table(rows):
     print(f"\n{'':38} {'seconds':>8} {'least':>8} {'CPU s':>7} {'ratio':>6}  {'anon MiB':>8} {'VmHWM MiB':>9}")
     for row in rows:
         ratio = f"{row.median('seconds') / row.reference.median('seconds'):6.2f}" if row.reference else "     1"
-        print(f"{row.name:38} {row.median('seconds'):8.3f} {min(m.seconds for m in row.runs):8.3f} {row.median('cpu'):7.2f} {ratio}"
+        least = min(m.seconds for m in row.runs)
+        print(f"{row.name:38} {row.median('seconds'):8.3f} {least:8.3f} {row.median('cpu'):7.2f} {ratio}"
               f"  {max(m.anon for m in row.runs):8.1f} {max(m.high_water for m in row.runs):9.1f}")
-    print("seconds, CPU s: median of all rounds. ratio: to cp of the same result; of the durable rows to cp + sync + cmp.")
+    print("seconds, CPU s: median of all rounds. ratio: to cp of the same result; durable rows: to cp + sync + cmp.")
     print("PEFT in memory: anon is what the call adds to the tensors that it was given.")
 
 
@@ -299,7 +310,7 @@ def main():
     parser.add_argument("--layers", type=int)
     parser.add_argument("--repeat", type=int)
     parser.add_argument("--peft", type=Path, default=ROOT / "build/release/peft")
-    parser.add_argument("--dir", type=Path, default=ROOT / "build/bench_convert", help="where the files go (4 GB); kept but for copies")
+    parser.add_argument("--dir", type=Path, default=ROOT / "build/bench_convert", help="where the files go (5 GB)")
     parser.add_argument("--no-python", action="store_true", help="without the real PEFT")
     arguments = parser.parse_args()
     layers = arguments.layers or (4 if arguments.quick else 48)
@@ -313,7 +324,8 @@ def main():
     rows, fused, back = make_rows(arguments, adapter, base, folder)
     failed = check_results(arguments, adapter, base, folder, fused, back)
     sizes = {p: (p / "adapter_model.safetensors").stat().st_size for p in (adapter, fused)}
-    print(f"{layers} layers, {EXPERTS} experts: {len(tensor_shapes(layers))} tensors, {sizes[adapter] / 1e6:.0f} MB per expert, {sizes[fused] / 1e6:.0f} MB fused; {repeat} rounds")
+    print(f"{layers} layers, {EXPERTS} experts: {len(tensor_shapes(layers))} tensors, "
+          f"{sizes[adapter] / 2**20:.0f} MiB per expert, {sizes[fused] / 2**20:.0f} MiB fused; {repeat} rounds")
     for command in (row.command for row in rows):
         print("  $ " + " ".join(command).replace(str(ROOT) + "/", ""))
     for _ in range(repeat):

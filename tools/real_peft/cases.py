@@ -1,4 +1,4 @@
-"""What is converted, where the result is loaded, and whose logits it must give. Read from the golden data; no case is named twice.
+"""What is converted, where the result is loaded, and whose logits it must give. Read from the golden data.
 
 A Source is an adapter as its producer wrote it, in the environment that reads it right: its logits are the judge.
 A Case is an adapter to convert. Its judge is a source (its own, or one that is the same function), the deltas its
@@ -21,7 +21,7 @@ CONVERT_LIMIT = 1e-5
 NATIVE_LIMIT = 1e-4
 PER_EXPERT_IN_V4 = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3")  # by name of the golden model
 FUSED_IN_V4 = ("gpt_oss", "llama4_text", "qwen3_vl_moe", "granitemoe")
-# Older generations. old: the environment that reads the file; None: none of the two (PEFT 0.19.0, or 0.18 on transformers 5).
+# Older generations: the environment that reads the file; None: neither (PEFT 0.19.0, or 0.18 on transformers 5).
 OLDER = {"p0171": "old", "p0181": "old", "p0181t5": None, "p0190": None}
 GRANITE_PARAMETERS = [["input_linear.weight", "experts.gate_up_proj"], ["output_linear.weight", "experts.down_proj"]]
 
@@ -99,7 +99,8 @@ def convert_cases(golden):
                           migration=as_is.get("max_abs_diff", 0) <= CONVERT_LIMIT, **common))
         written = folder / "expected" / "peft_0.21.2"
         if case["expect"]["v5"]["0.21.2"]["outcome"] == "ok" and (written / "adapter_model.safetensors").exists():
-            cases.append(Case(f"convert/{name} written by PEFT 0.21.2, to v4", written, ["peft-per-expert"], "old", **common))
+            cases.append(Case(f"convert/{name} written by PEFT 0.21.2, to v4", written, ["peft-per-expert"], "old",
+                              **common))
         else:
             cases.append(Case(f"convert/{name} and back", folder / "adapter", ["peft-fused", "peft-per-expert"], "old",
                               strict=strict or bool(flags), **common))
@@ -118,7 +119,8 @@ def native_cases(golden):
         if family not in PER_EXPERT_IN_V4 + FUSED_IN_V4 + ("qwen3_5_moe", "qwen3_5_moe_text"):
             continue
         logits = expected / "logits.safetensors"
-        golden_logits = logits if logits.exists() and has_weights(golden, model) and case["base_dtype"] == "float32" else None
+        comparable = logits.exists() and has_weights(golden, model) and case["base_dtype"] == "float32"
+        golden_logits = logits if comparable else None
         common = dict(model=model, ids=logits if golden_logits else some_ids(golden, model))
         adapter, id, source = folder / "adapter", f"native/{name}", f"native/{name}"
         if generation == "p0212":
@@ -128,7 +130,8 @@ def native_cases(golden):
             layout = "peft-per-expert" if family in PER_EXPERT_IN_V4 else "peft-fused-0.18"
             cases.append(Case(f"{id} to v4", adapter, [layout], "old", source=source, limit=NATIVE_LIMIT, **common))
         elif generation in OLDER or model == "granitemoe-tf4":
-            deltas = expected / ("right_delta.safetensors" if (expected / "right_delta.safetensors").exists() else "delta.safetensors")
+            right = expected / "right_delta.safetensors"
+            deltas = right if right.exists() else expected / "delta.safetensors"
             if generation in OLDER and OLDER[generation] and family in FUSED_IN_V4:
                 sources.append(Source(id, "old", adapter=adapter, golden=golden_logits, limit=NATIVE_LIMIT,
                                       model=model.replace("-tf4", "-v5"), ids=common["ids"]))
@@ -136,13 +139,13 @@ def native_cases(golden):
                 source = None
             common["model"] = model.replace("-tf4", "-v5")
             judge = None if "errors" in case["expect"] else golden_logits
-            cases.append(Case(id, adapter, ["peft-fused"], "new", source=source, golden=judge, limit=NATIVE_LIMIT, deltas=deltas,
-                              rename=GRANITE_PARAMETERS if family == "granitemoe" else [], **common))
+            cases.append(Case(id, adapter, ["peft-fused"], "new", source=source, golden=judge, limit=NATIVE_LIMIT,
+                              deltas=deltas, rename=GRANITE_PARAMETERS if family == "granitemoe" else [], **common))
     return sources, cases
 
 
 def consumer_cases(golden):
-    """One true LoRA per family in many forms: a form no environment reads is judged by one that is the same function."""
+    """One true LoRA per family in many forms: what no environment reads is judged by an equal one."""
     sources, cases = [], []
     for family in ("mixtral", "qwen3_moe", "gpt_oss", "qwen3_5_moe"):
         model = f"consumer-{family}"
@@ -155,7 +158,8 @@ def consumer_cases(golden):
                 sources.append(Source(id, "old", adapter=adapter, **common))
                 cases.append(Case(id, adapter, ["peft-fused"], "new", source=id, limit=NATIVE_LIMIT, **common))
             elif folder.name in ("fused-0.18.1", "fused-0.19.0"):
-                cases.append(Case(id, adapter, ["peft-fused"], "new", source=f"consumers/{family}/fused", limit=NATIVE_LIMIT, **common))
+                cases.append(Case(id, adapter, ["peft-fused"], "new", source=f"consumers/{family}/fused",
+                                  limit=NATIVE_LIMIT, **common))
             else:
                 sources.append(Source(id, "new", adapter=adapter, **common))
                 if family != "qwen3_5_moe":  # transformers 4 does not have it
@@ -163,12 +167,13 @@ def consumer_cases(golden):
                     cases.append(Case(f"{id} to v4", adapter, [layout], "old", source=id, limit=NATIVE_LIMIT, **common))
         marked = golden / "consumers" / "unsloth" / family / "grouped-by-expert"
         if marked.exists():
-            cases.append(Case(f"consumers/unsloth/{family}/grouped-by-expert", marked / "adapter", ["peft-fused"], "new",
-                              source=f"consumers/{family}/fused", limit=NATIVE_LIMIT, **common))
+            cases.append(Case(f"consumers/unsloth/{family}/grouped-by-expert", marked / "adapter", ["peft-fused"],
+                              "new", source=f"consumers/{family}/fused", limit=NATIVE_LIMIT, **common))
     return sources, cases
 
 
-QUICK = re.compile(r"convert/[^ ]*-plain|native/(mixtral|gpt_oss|llama4_text|qwen3_vl_moe)[^ ]*-both-|consumers/[^ ]*/(perexpert-tied|fused|fused-0.*)( |$)")
+QUICK = re.compile(r"convert/[^ ]*-plain|native/(mixtral|gpt_oss|llama4_text|qwen3_vl_moe)[^ ]*-both-"
+                   r"|consumers/[^ ]*/(perexpert-tied|fused|fused-0.*)( |$)")
 
 
 def all_cases(golden, quick=False):

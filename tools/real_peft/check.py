@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Loads adapters with the real PEFT and compares what the model then answers. Run inside a virtual environment of setup.sh:
+"""Loads adapters with the real PEFT and compares what the model then answers. Runs inside an environment of setup.sh:
 
     build/venvs/new/bin/python tools/real_peft/check.py --golden tests/golden --work build/real_peft < JOBS
 
 A job is one JSON object on a line; the answer is one JSON object on stdout: {"id", "failures": [text]}.
-    {"do": "make", "id", "model"}        writes the base under WORK/models, in the form both transformers generations read
-    {"do": "check", "id", "model", "adapter", ...}  loads the adapter: no key missing, none unexpected, and it changes the logits
+    {"do": "make", "id", "model"}    writes the base under WORK/models, in the form both transformers generations read
+    {"do": "check", "id", "model", "adapter", ...}    loads the adapter: no key missing, none unexpected, logits changed
         "ids"        token ids: [[...]] or a safetensors file with `input_ids`
         "write"      file for the answer: tensors `base` and `lora`
         "against"    [[file, limit]]: files with `base` and `lora`; limit is relative to the largest logit (at least 1)
@@ -45,7 +45,7 @@ def keep_adapter(*arguments, **named):
 
 @contextmanager
 def migration_off():
-    """PEFT rewrites even a right v5 config where a dense module has an expert's name; without that, the file itself is judged."""
+    """PEFT rewrites even a right v5 config where a dense module has an expert's name; without that, the file is judged."""
     stubs = {"convert_peft_config_for_transformers": lambda *a, **k: None,
              "convert_peft_adapter_state_dict_for_transformers": keep_adapter}
     saved = [(module, name, getattr(module, name)) for module_name, module in list(sys.modules.items())

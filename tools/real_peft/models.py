@@ -1,8 +1,8 @@
 """Tiny base models for the environment this runs in: the golden ones, or made from their config.json.
 
-A golden model folder holds config.json and, outside the committed selection, weights. Where weights are missing, or where
-transformers 4 cannot read what a v5 model has in memory, the other form is made under `work` by save_pretrained of
-the transformers generation that wrote the config; both generations read that form.
+A golden model folder holds config.json and, outside the committed selection, weights. Where weights are missing, or
+where transformers 4 cannot read what a v5 model has in memory, the other form is made under `work` by save_pretrained
+of the transformers generation that wrote the config; both generations read that form.
 """
 
 import copy
@@ -91,8 +91,9 @@ class Models:
         config.pop("torch_dtype", None)
         config.pop("transformers_version", None)
         made = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(config)
-        parts = [made] + [c for c in (getattr(made, k, None) for k in ("text_config", "vision_config")) if c is not None]
-        for part in parts:
+        for part in (made, getattr(made, "text_config", None), getattr(made, "vision_config", None)):
+            if part is None:
+                continue
             part._attn_implementation = "eager"
             if V5:
                 part._experts_implementation = "eager"

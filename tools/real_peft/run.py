@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts golden adapters with `peft convert` and has the real PEFT load the results: run.sh calls this. See cases.py for what.
+"""Converts golden adapters with `peft convert` and has the real PEFT load the results. Called by run.sh; cases.py says what.
 
 One process per environment answers all its jobs. Every check that was planned must come back, or the run fails.
 """
@@ -31,10 +31,12 @@ class Environment:
 
     def __init__(self, name, golden, work):
         python = ROOT / "build" / "venvs" / name / "bin" / "python"
+        checker = Path(__file__).with_name("check.py")
         self.process = subprocess.Popen(
-            [python, "-W", "ignore", Path(__file__).with_name("check.py"), "--serve", "--golden", golden, "--work", work],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
-            text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"})
+            [python, "-W", "ignore", checker, "--serve", "--golden", golden, "--work", work],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stderr=None if os.environ.get("VERBOSE") else subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"})
 
     def answer(self, jobs):
         """-> {id: failures}. A process that ends early leaves its jobs failed."""
@@ -68,11 +70,11 @@ def answer_in_parallel(environments, jobs):
     return results
 
 
-def convert(peft, golden, case, out):
+def convert(peft, golden, case, work):
     """-> (folder of the result, failures)"""
     adapter = case.adapter
     for step, layout in enumerate(case.to):
-        target = out / str(step)
+        target = work / "converted" / case.id.replace(" ", "_") / str(step)
         command = [peft, "convert", adapter, "--to", layout, "--out", target, "--base", golden / "models" / case.model,
                    "--overwrite", "--no-sync", "--quiet", *case.flags]
         try:
@@ -80,7 +82,8 @@ def convert(peft, golden, case, out):
         except subprocess.TimeoutExpired:
             return target, [f"peft convert --to {layout} ran for a minute"]
         if done.returncode or not (target / "adapter_config.json").exists():
-            return target, [f"peft convert --to {layout} ended with {done.returncode}: {' '.join(done.stderr.split())[:400]}"]
+            said = " ".join(done.stderr.split())[:400]
+            return target, [f"peft convert --to {layout} ended with {done.returncode}: {said}"]
         adapter = target
     return adapter, []
 
@@ -124,7 +127,7 @@ def run(arguments, golden, work):
     sources, cases = all_cases(golden, arguments.quick)
     environments = {name: Environment(name, golden, work) for name in ("old", "new")}
     with ThreadPoolExecutor(2) as pool:  # while Python imports torch
-        converted = list(pool.map(lambda c: convert(arguments.peft, golden, c, work / "converted" / c.id.replace(" ", "_")), cases))
+        converted = list(pool.map(lambda case: convert(arguments.peft, golden, case, work), cases))
     results = answer_in_parallel(environments, model_jobs(golden, sources, cases))
     made = {id: failures for id, failures in results.items() if failures}
     source_results = answer_in_parallel(environments, [(s.env, source_job(s, work)) for s in sources])
@@ -141,7 +144,8 @@ def run(arguments, golden, work):
     for name in environments:
         job = next((job for env, job in jobs if env == name and not case_results[job["id"]]), None)
         if job:
-            controls.append((name, {**job, "id": f"spoiled in {name}", "adapter": spoil(job["adapter"], work / "spoiled" / name)}))
+            spoiled = spoil(job["adapter"], work / "spoiled" / name)
+            controls.append((name, {**job, "id": f"spoiled in {name}", "adapter": spoiled}))
     for id, failures in answer_in_parallel(environments, controls).items():
         noticed = failures and all("differ" in failure for failure in failures)
         case_results[id] = [] if noticed else [f"a spoiled adapter was not told from a right one: {failures}"]
@@ -159,7 +163,8 @@ def main():
     arguments = parser.parse_args()
     if not arguments.peft.exists():
         sys.exit(f"{arguments.peft} is missing: make build")
-    golden = Path(os.environ.get("PEFT_GOLDEN") or next(p for p in (ROOT / "../shared/golden", ROOT / "tests/golden") if p.exists()))
+    places = (ROOT / "../shared/golden", ROOT / "tests/golden")
+    golden = Path(os.environ.get("PEFT_GOLDEN") or next(p for p in places if p.exists()))
     work = ROOT / "build" / "real_peft"
     shutil.rmtree(work, ignore_errors=True)
     start = time.monotonic()
@@ -171,7 +176,8 @@ def main():
             print(f"ok {id}")
     checks = {**sources, **cases}
     passed = sum(not failures for failures in checks.values())
-    print(f"{len(sources)} source adapters, {len(cases)} converted, golden data {golden}, {time.monotonic() - start:.0f} s")
+    seconds = time.monotonic() - start
+    print(f"{len(sources)} source adapters, {len(cases)} results, golden data {golden.resolve()}, {seconds:.0f} s")
     print(f"real peft: {len(checks)} checks, {passed} passed")
     enough = len(checks) >= (LEAST_CHECKS_QUICK if arguments.quick else LEAST_CHECKS)
     if not enough:

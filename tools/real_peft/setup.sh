@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the two environments of the real PEFT under build/venvs: `new` (transformers v5) and `old` (transformers v4).
-# Does nothing where they are there already. torch (700 MB) is installed once, in `base`, and seen from both through a .pth file.
+# Does nothing where they are there already. torch (700 MB) is installed once, in `base`; both see it through a .pth file.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -28,7 +28,7 @@ make_venv() {  # name
     echo "$from" >"$into/base_environment.pth"
   fi
   # shellcheck disable=SC2086  # a list of requirements
-  "$dir/bin/python" -m pip install --quiet --quiet --no-warn-script-location --disable-pip-version-check ${packages[$name]}
+  "$dir/bin/python" -m pip install -qq --no-warn-script-location --disable-pip-version-check ${packages[$name]}
   echo "${packages[base]} ${packages[$name]}" >"$dir/stamp"
 }
 
