@@ -29,9 +29,10 @@ bool is_all_linear(const std::string& target) {
 }
 
 void check_task(const AdapterConfig& config) {
-  constexpr std::string_view kTasks[] = {"SEQ_CLS",   "SEQ_2_SEQ_LM",  "CAUSAL_LM",
+  constexpr std::string_view kTasks[] = {"SEQ_CLS",   "SEQ_2_SEQ_LM", "CAUSAL_LM",
                                          "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"};
-  if (!config.task_type || std::find(std::begin(kTasks), std::end(kTasks), *config.task_type) != std::end(kTasks)) return;
+  if (!config.task_type || std::find(std::begin(kTasks), std::end(kTasks), *config.task_type) != std::end(kTasks))
+    return;
   refuse(ErrorCode::CF_VALUE, config, "task_type", "no such task",
          "SEQ_CLS, SEQ_2_SEQ_LM, CAUSAL_LM, TOKEN_CLS, QUESTION_ANS, FEATURE_EXTRACTION or null", *config.task_type,
          "ValueError");
@@ -41,8 +42,8 @@ void check_layers(const AdapterConfig& config) {
   const bool pattern_targets = std::holds_alternative<std::string>(config.target_modules);
   const std::string hint = "write the layers into the pattern, or make target_modules a list";
   if (pattern_targets && config.layers_to_transform) {
-    refuse(ErrorCode::CF_VALUE, config, "layers_to_transform", "cannot go with a target_modules that is a string", "null",
-           *config.layers_to_transform, "ValueError", hint);
+    refuse(ErrorCode::CF_VALUE, config, "layers_to_transform", "cannot go with a target_modules that is a string",
+           "null", *config.layers_to_transform, "ValueError", hint);
   }
   if (pattern_targets && config.layers_pattern) {
     refuse(ErrorCode::CF_VALUE, config, "layers_pattern", "cannot go with a target_modules that is a string", "null",
@@ -59,7 +60,8 @@ void check_layers(const AdapterConfig& config) {
 
 void check_variants(const AdapterConfig& config, const Json& object) {
   if (config.use_dora && is_true(value_of(object, "megatron_config"))) {
-    refuse(ErrorCode::CF_VALUE, config, "use_dora", "DoRA does not go with megatron_config", "false", true, "ValueError");
+    refuse(ErrorCode::CF_VALUE, config, "use_dora", "DoRA does not go with megatron_config", "false", true,
+           "ValueError");
   }
   if (config.init_lora_weights == "loftq" && !is_true(value_of(object, "loftq_config"))) {
     refuse(ErrorCode::CF_VALUE, config, "loftq_config", "must be given when init_lora_weights is loftq",
@@ -77,7 +79,8 @@ void check_variants(const AdapterConfig& config, const Json& object) {
   for (const char* key : {"velora_config", "kasa_config"}) {
     const Json value = value_of(object, key);
     if (!value.is_null() && !value.is_object()) {
-      refuse(ErrorCode::CF_VALUE, config, key, "the value has the wrong type", "an object or null", value, "ValueError");
+      refuse(ErrorCode::CF_VALUE, config, key, "the value has the wrong type", "an object or null", value,
+             "ValueError");
     }
   }
   if (config.init_lora_weights == "orthogonal" && config.rank_pattern.empty() && config.r % 2 != 0) {
@@ -111,7 +114,8 @@ void check_patterns(const AdapterConfig& config) {
     if (!is_plain_name(name)) check_pattern(config, "(^|.*\\.)" + name + "($|\\..*)", "modules_to_save");
   }
   std::size_t patterns = 0;
-  for (const auto& [map, key] : {std::pair(&config.rank_pattern, "rank_pattern"), {&config.alpha_pattern, "alpha_pattern"}}) {
+  for (const auto& [map, key] :
+       {std::pair(&config.rank_pattern, "rank_pattern"), {&config.alpha_pattern, "alpha_pattern"}}) {
     for (const auto& [pattern, value] : *map) {
       if (is_plain_name(pattern)) continue;
       if (++patterns > kMaxPatterns) {

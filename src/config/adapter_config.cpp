@@ -113,7 +113,7 @@ std::string AdapterConfig::value(std::string_view key) const {
 void AdapterConfig::set(std::string_view key, std::string_view json_value) {
   Json object = original_object(*this);
   Json value = config::parse_json(json_value, file, ErrorCode::CF_VALUE);
-  if (const config::AdapterField* field = config::find_adapter_field(key)) field->read(value, *this);
+  if (const config::AdapterField* field = config::find_adapter_field(key)) field->read(value, *this, key);
   object[std::string(key)] = std::move(value);
   replace_object(*this, object);
 }
@@ -124,7 +124,7 @@ void AdapterConfig::erase(std::string_view key) {
   if (const config::AdapterField* field = config::find_adapter_field(key)) {
     // The field goes back to PEFT's default, in the one form all fields have: its JSON.
     const AdapterConfig defaults;
-    field->read(field->write(defaults), *this);
+    field->read(field->write(defaults), *this, key);
   }
   replace_object(*this, object);
 }
@@ -145,7 +145,8 @@ double AdapterConfig::alpha_for(std::string_view name) const {
 
 double AdapterConfig::scale_for(std::string_view name, std::int64_t rank) const {
   if (rank <= 0) {
-    fail(ErrorCode::CF_RANK, file, std::string(name), "a scale needs a positive rank", "at least 1", std::to_string(rank));
+    fail(ErrorCode::CF_RANK, file, std::string(name), "a scale needs a positive rank", "at least 1",
+         std::to_string(rank));
   }
   const auto divisor = static_cast<double>(rank);
   return alpha_for(name) / (use_rslora ? std::sqrt(divisor) : divisor);

@@ -59,9 +59,11 @@ std::vector<fs::path> config_files() {
   return files;
 }
 
-// ---- files of the real programs --------------------------------------------------------------------------------------
+// ---- files of the real programs
+// --------------------------------------------------------------------------------------
 
-// Every PEFT version tried writes keys sorted, indent 2. Others do not: their files keep their meaning, not their bytes.
+// Every PEFT version tried writes keys sorted, indent 2. Others do not: their files keep their meaning, not their
+// bytes.
 bool is_written_by_peft(const std::string& name) { return name.find("consumers/tinker/") == std::string::npos; }
 
 TEST(AdapterConfig, IsWrittenBackAsPeftWroteIt) {
@@ -89,13 +91,20 @@ TEST(AdapterConfig, OnlyTheseGoldenFilesAreRefused) {
   const fs::path root = testing::golden_folder();
   const std::map<std::string, std::string> refused = {
       {"config/written/0.3.0/default.json", "CF_ALPHA"},  // lora_alpha null: 0.3.0 had no default
-      {"config/resolve/bad_bias", "CF_VALUE"},            {"config/resolve/bad_init", "CF_VALUE"},
-      {"config/resolve/bad_task", "CF_VALUE"},            {"config/resolve/dora_bias", "CF_VALUE"},
-      {"config/resolve/loftq_missing", "CF_VALUE"},       {"config/resolve/lora_bias_gaussian", "CF_VALUE"},
-      {"config/resolve/orthogonal_odd", "CF_VALUE"},      {"config/resolve/params_string", "CF_VALUE"},
-      {"config/resolve/pattern_without_layers", "CF_VALUE"}, {"config/resolve/r_negative", "CF_RANK"},
-      {"config/resolve/r_zero", "CF_RANK"},               {"config/resolve/rank_zero", "CF_RANK"},
-      {"config/resolve/regex_invalid", "CF_REGEX"},       {"config/resolve/str_and_layers", "CF_VALUE"},
+      {"config/resolve/bad_bias", "CF_VALUE"},
+      {"config/resolve/bad_init", "CF_VALUE"},
+      {"config/resolve/bad_task", "CF_VALUE"},
+      {"config/resolve/dora_bias", "CF_VALUE"},
+      {"config/resolve/loftq_missing", "CF_VALUE"},
+      {"config/resolve/lora_bias_gaussian", "CF_VALUE"},
+      {"config/resolve/orthogonal_odd", "CF_VALUE"},
+      {"config/resolve/params_string", "CF_VALUE"},
+      {"config/resolve/pattern_without_layers", "CF_VALUE"},
+      {"config/resolve/r_negative", "CF_RANK"},
+      {"config/resolve/r_zero", "CF_RANK"},
+      {"config/resolve/rank_zero", "CF_RANK"},
+      {"config/resolve/regex_invalid", "CF_REGEX"},
+      {"config/resolve/str_and_layers", "CF_VALUE"},
       {"consumers/mlx_lm", "CF_TYPE"}};
   std::set<std::string> seen;
   for (const fs::path& file : config_files()) {
@@ -106,8 +115,9 @@ TEST(AdapterConfig, OnlyTheseGoldenFilesAreRefused) {
     } catch (const Error& error) {
       code = info(error.code()).name;
     }
-    const auto expected = std::find_if(refused.begin(), refused.end(),
-                                       [&](const auto& row) { return name == row.first || name.starts_with(row.first + "/"); });
+    const auto expected = std::find_if(refused.begin(), refused.end(), [&](const auto& row) {
+      return name == row.first || name.starts_with(row.first + "/");
+    });
     EXPECT_EQ(code, expected == refused.end() ? "" : expected->second) << name;
   }
 }
@@ -166,7 +176,8 @@ TEST(AdapterConfig, LikelyVersionOfWhatEachVersionWrote) {
   for (const auto& entry : fs::directory_iterator(root)) {
     const std::string version = entry.path().filename().string();
     const auto got = AdapterConfig::read((entry.path() / "full.json").string()).likely_version().first;
-    const std::string text = std::to_string(got.major) + "." + std::to_string(got.minor) + "." + std::to_string(got.patch);
+    const std::string text =
+        std::to_string(got.major) + "." + std::to_string(got.minor) + "." + std::to_string(got.patch);
     // Before 0.18 the keys alone tell: the first version with the same number of them.
     std::string expected = version;
     if (version < "0.18" || version.size() < 6) {
@@ -181,7 +192,8 @@ TEST(AdapterConfig, LikelyVersionOfWhatEachVersionWrote) {
   }
 }
 
-// ---- reading ---------------------------------------------------------------------------------------------------------
+// ---- reading
+// ---------------------------------------------------------------------------------------------------------
 
 TEST(AdapterConfig, ReadsEveryField) {
   const AdapterConfig c = parse(R"({
@@ -331,16 +343,18 @@ TEST(AdapterConfig, BadFiles) {
 }
 
 TEST(AdapterConfig, WhatPeftAcceptsIsAccepted) {
-  for (const char* text : {R"("lora_alpha": 0)", R"("lora_alpha": -2.5)", R"("rank_pattern": null)", R"("use_rslora": null)",
-                           R"("target_modules": "All-Linear")", R"("lora_dropout": null)", R"("layers_pattern": "")",
-                           R"("layers_pattern": ["h"], "layers_to_transform": 0)", R"("init_lora_weights": "GAUSSIAN")",
-                           R"("exclude_modules": "(?=a)b")", R"("r": 1048576)", R"("modules_to_save": ["a.b"])",
-                           R"("rank_pattern": {"a)(b": 2})", R"("trainable_token_indices": [])"}) {
+  for (const char* text :
+       {R"("lora_alpha": 0)", R"("lora_alpha": -2.5)", R"("rank_pattern": null)", R"("use_rslora": null)",
+        R"("target_modules": "All-Linear")", R"("lora_dropout": null)", R"("layers_pattern": "")",
+        R"("layers_pattern": ["h"], "layers_to_transform": 0)", R"("init_lora_weights": "GAUSSIAN")",
+        R"("exclude_modules": "(?=a)b")", R"("r": 1048576)", R"("modules_to_save": ["a.b"])",
+        R"("rank_pattern": {"a)(b": 2})", R"("trainable_token_indices": [])"}) {
     EXPECT_NO_THROW(parse_with(text)) << text;
   }
 }
 
-// ---- versions --------------------------------------------------------------------------------------------------------
+// ---- versions
+// --------------------------------------------------------------------------------------------------------
 
 TEST(AdapterConfig, Versions) {
   using V = AdapterConfig::Version;
@@ -367,7 +381,8 @@ TEST(AdapterConfig, DropsKeysThatAnOlderVersionDoesNotKnow) {
   EXPECT_EQ(c.value("kasa_config"), "");
 }
 
-// ---- ranks, alphas, scales -------------------------------------------------------------------------------------------
+// ---- ranks, alphas, scales
+// -------------------------------------------------------------------------------------------
 
 TEST(AdapterConfig, TheFirstPatternOfTheFileWins) {
   const AdapterConfig c = parse_with(
@@ -395,7 +410,8 @@ TEST(AdapterConfig, TheFirstPatternOfTheFileWins) {
 RC_GTEST_PROP(AdapterConfig, PlainNamesMatchAsTheirExpression, ()) {
   const auto text = rc::gen::container<std::string>(rc::gen::elementOf(std::string("aab_..1")));
   const std::string key = *text;
-  std::string name = *text + *rc::gen::elementOf(std::vector<std::string>{"", key, "." + key, key + "\n", "\n" + key, "é" + key});
+  std::string name =
+      *text + *rc::gen::elementOf(std::vector<std::string>{"", key, "." + key, key + "\n", "\n" + key, "é" + key});
   RC_ASSERT(config::is_plain_name(key));
   RC_ASSERT(config::SuffixPattern(key).matches(name) == PythonRegex(config::suffix_expression(key)).matches(name));
 }
@@ -411,10 +427,12 @@ TEST(AdapterConfig, ThousandsOfNamesAsPatterns) {
   EXPECT_EQ(error_of([&] { parse_with("\"alpha_pattern\": {" + expressions + "}"); }).code(), ErrorCode::CF_VALUE);
 }
 
-// ---- writing ---------------------------------------------------------------------------------------------------------
+// ---- writing
+// ---------------------------------------------------------------------------------------------------------
 
 TEST(AdapterConfig, OnlyChangedFieldsChangeTheFile) {
-  AdapterConfig c = parse(R"({"zeta": 1.50, "peft_type": "LORA", "lora_alpha": 8.0, "lora_dropout": null, "target_modules": ["v", "q", "q"],
+  AdapterConfig c = parse(
+      R"({"zeta": 1.50, "peft_type": "LORA", "lora_alpha": 8.0, "lora_dropout": null, "target_modules": ["v", "q", "q"],
     "exclude_modules": null, "layers_pattern": "h", "layers_to_transform": [1], "big": 123456789012345678901234567890})");
   const std::string same = R"({
   "big": 123456789012345678901234567890,
@@ -505,7 +523,9 @@ TEST(AdapterConfig, SetAndErase) {
 RC_GTEST_PROP(AdapterConfig, WhatIsDumpedReadsBackTheSame, ()) {
   const auto name = rc::gen::container<std::string>(rc::gen::elementOf(std::string("abq_.1")));
   const auto names = rc::gen::container<std::vector<std::string>>(name);
-  const auto number = rc::gen::map(rc::gen::inRange(1, 4000), [](int n) { return n % 2 ? Number{n / 8.0, false} : Number{n * 1.0, true}; });
+  const auto number = rc::gen::map(rc::gen::inRange(1, 4000), [](int n) {
+    return n % 2 ? Number{n / 8.0, false} : Number{n * 1.0, true};
+  });
   AdapterConfig c;
   if (*rc::gen::arbitrary<bool>()) c = parse_with(R"("lora_alpha": 3.0, "extra": {"k": [1]}, "r": 2)");
   c.r = *rc::gen::inRange(1, 1000);
@@ -527,7 +547,8 @@ RC_GTEST_PROP(AdapterConfig, WhatIsDumpedReadsBackTheSame, ()) {
   RC_ASSERT(back.dump() == text);
 }
 
-// ---- diff ------------------------------------------------------------------------------------------------------------
+// ---- diff
+// ------------------------------------------------------------------------------------------------------------
 
 TEST(Diff, Lines) {
   EXPECT_EQ(diff("", ""), "");
@@ -539,7 +560,8 @@ TEST(Diff, Lines) {
 }
 
 RC_GTEST_PROP(Diff, KeepsBothTexts, ()) {
-  const auto lines = rc::gen::container<std::vector<std::string>>(rc::gen::elementOf(std::vector<std::string>{"a", "b", "c", ""}));
+  const auto lines =
+      rc::gen::container<std::vector<std::string>>(rc::gen::elementOf(std::vector<std::string>{"a", "b", "c", ""}));
   const auto joined = [](const std::vector<std::string>& parts) {
     std::string text;
     for (const std::string& part : parts) text += part + "\n";

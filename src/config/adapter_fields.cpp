@@ -39,7 +39,8 @@ std::optional<std::string> read_text(const Json& value, const Config& config, st
 }
 
 Strings read_strings(const Json& value, const Config& config, std::string_view key, std::string_view exception = {}) {
-  const bool right = value.is_array() && std::all_of(value.begin(), value.end(), [](const Json& v) { return v.is_string(); });
+  const bool right =
+      value.is_array() && std::all_of(value.begin(), value.end(), [](const Json& v) { return v.is_string(); });
   if (!right) wrong_type(config, key, "a list of strings or null", value, exception);
   return value.get<Strings>();
 }
@@ -60,7 +61,8 @@ NamesOrPattern read_names(const Json& value, const Config& config, std::string_v
 
 std::int64_t read_rank(const Json& value, const Config& config, std::string_view key) {
   const std::string expected = fmt::format("an integer from 1 to {}", kMaxRank);
-  if (!is_integer(value)) refuse(ErrorCode::CF_RANK, config, key, "the rank is not an integer", expected, value, "TypeError");
+  if (!is_integer(value))
+    refuse(ErrorCode::CF_RANK, config, key, "the rank is not an integer", expected, value, "TypeError");
   const bool fits = is_int64(value);
   if (fits && value.get<std::int64_t>() <= 0) {
     refuse(ErrorCode::CF_RANK, config, key, "the rank is not positive", expected, value, "ValueError");
@@ -82,12 +84,12 @@ Number read_alpha(const Json& value, const Config& config, std::string_view key)
 }
 
 template <typename ReadValue>
-PatternMap read_patterns(const Json& value, const Config& config, const std::string& key, ReadValue read_value) {
+PatternMap read_patterns(const Json& value, const Config& config, std::string_view key, ReadValue read_value) {
   PatternMap patterns;
   if (value.is_null()) return patterns;
   if (!value.is_object()) wrong_type(config, key, "an object", value);
   for (const auto& [pattern, number] : value.get_ref<const Json::object_t&>()) {
-    patterns.emplace_back(pattern, read_value(number, config, key + "." + pattern));
+    patterns.emplace_back(pattern, read_value(number, config, std::string(key) + "." + pattern));
   }
   return patterns;
 }
@@ -111,52 +113,50 @@ Json write_names(const NamesOrPattern& names) {
   return nullptr;
 }
 
-template <typename T>
-Json write_optional(const std::optional<T>& value) {
-  return value ? Json(*value) : Json();
-}
-
-void read_dropout(const Json& value, Config& config) {
-  if (value.is_null()) return;
-  if (!value.is_number()) wrong_type(config, "lora_dropout", "a number from 0 to 1", value);
-  config.lora_dropout = value.get<double>();
-  if (!(config.lora_dropout >= 0 && config.lora_dropout <= 1)) {
-    refuse(ErrorCode::CF_VALUE, config, "lora_dropout", "the dropout is not a probability", "a number from 0 to 1", value,
+double read_dropout(const Json& value, const Config& config, std::string_view key) {
+  if (value.is_null()) return 0;
+  if (!value.is_number()) wrong_type(config, key, "a number from 0 to 1", value);
+  const auto dropout = value.get<double>();
+  if (!(dropout >= 0 && dropout <= 1)) {
+    refuse(ErrorCode::CF_VALUE, config, key, "the dropout is not a probability", "a number from 0 to 1", value,
            "ValueError");
   }
+  return dropout;
 }
 
-void read_init(const Json& value, Config& config) {
-  constexpr std::string_view kInits[] = {"eva", "loftq", "orthogonal", "mica", "lora_ga"};
+bool is_known_init(const std::string& name) {
+  constexpr std::string_view kNames[] = {"eva", "loftq", "orthogonal", "mica", "lora_ga"};
   constexpr std::string_view kPrefixes[] = {"pissa", "corda", "olora"};
-  const std::string_view key = "init_lora_weights";
-  if (value.is_null() || value.is_boolean()) {
-    config.init_lora_weights = value == true ? "true" : "false";
-    return;
-  }
-  if (!value.is_string()) wrong_type(config, key, "true, false or a name", value, "ValueError");
-  config.init_lora_weights = value.get<std::string>();
-  std::string lower = config.init_lora_weights;
+  std::string lower = name;
   std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
-  const bool known = lower == "gaussian" ||
-                     std::find(std::begin(kInits), std::end(kInits), config.init_lora_weights) != std::end(kInits) ||
-                     std::any_of(std::begin(kPrefixes), std::end(kPrefixes),
-                                 [&](std::string_view prefix) { return config.init_lora_weights.starts_with(prefix); });
-  if (!known) {
+  return lower == "gaussian" || std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames) ||
+         std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](auto prefix) { return name.starts_with(prefix); });
+}
+
+std::string read_init(const Json& value, const Config& config, std::string_view key) {
+  if (value.is_null() || value.is_boolean()) return value == true ? "true" : "false";
+  if (!value.is_string()) wrong_type(config, key, "true, false or a name", value, "ValueError");
+  std::string name = value.get<std::string>();
+  if (!is_known_init(name)) {
     refuse(ErrorCode::CF_VALUE, config, key, "no such initialization",
            "true, false, gaussian, eva, olora, pissa, pissa_niter_N, corda, loftq, orthogonal, mica or lora_ga", value,
            "ValueError");
   }
+  return name;
 }
 
-void read_layers(const Json& value, Config& config) {
+Json write_init(const std::string& init) {
+  return init == "true" ? Json(true) : init == "false" ? Json(false) : Json(init);
+}
+
+void read_layers(const Json& value, Config& config, std::string_view key) {
   config.layers_to_transform_is_int = is_int64(value);
   if (value.is_null()) {
     config.layers_to_transform.reset();
   } else if (config.layers_to_transform_is_int) {
     config.layers_to_transform = Integers{value.get<std::int64_t>()};
   } else {
-    config.layers_to_transform = read_integers(value, config, "layers_to_transform");
+    config.layers_to_transform = read_integers(value, config, key);
   }
 }
 
@@ -166,117 +166,113 @@ Json write_layers(const Config& config) {
   return config.layers_to_transform_is_int && layers.size() == 1 ? Json(layers[0]) : Json(layers);
 }
 
-void read_layers_pattern(const Json& value, Config& config) {
-  if (value.is_null()) {
-    config.layers_pattern.reset();
-  } else if (value.is_string()) {
-    config.layers_pattern = Strings{value.get<std::string>()};
-  } else {
-    config.layers_pattern = read_strings(value, config, "layers_pattern");
-  }
+std::optional<Strings> read_layers_pattern(const Json& value, const Config& config, std::string_view key) {
+  if (value.is_null()) return std::nullopt;
+  if (value.is_string()) return Strings{value.get<std::string>()};
+  return read_strings(value, config, key);
 }
 
-void read_token_indices(const Json& value, Config& config) {
-  const std::string key = "trainable_token_indices";
-  config.trainable_token_indices.reset();
-  if (value.is_null()) return;
-  auto& modules = config.trainable_token_indices.emplace();
+using TokenIndices = decltype(Config::trainable_token_indices);
+
+TokenIndices read_token_indices(const Json& value, const Config& config, std::string_view key) {
+  if (value.is_null()) return std::nullopt;
+  TokenIndices modules(std::in_place);
   if (!value.is_object()) {
-    modules.emplace_back("", read_integers(value, config, key));
-    return;
+    modules->emplace_back("", read_integers(value, config, key));
+    return modules;
   }
   for (const auto& [module, ids] : value.get_ref<const Json::object_t&>()) {
-    modules.emplace_back(module, read_integers(ids, config, key + "." + module));
+    modules->emplace_back(module, read_integers(ids, config, std::string(key) + "." + module));
   }
+  return modules;
 }
 
-Json write_token_indices(const Config& config) {
-  if (!config.trainable_token_indices) return nullptr;
-  const auto& modules = *config.trainable_token_indices;
-  if (modules.size() == 1 && modules[0].first.empty()) return modules[0].second;
+Json write_token_indices(const TokenIndices& modules) {
+  if (!modules) return nullptr;
+  if (modules->size() == 1 && modules->front().first.empty()) return modules->front().second;
   Json object = Json::object();
   auto& entries = object.get_ref<Json::object_t&>();
-  for (const auto& [module, ids] : modules) entries.emplace_back(module, Json(ids));
+  for (const auto& [module, ids] : *modules) entries.emplace_back(module, Json(ids));
   return object;
 }
 
-void read_type(const Json& value, Config& config) {
+std::string read_type(const Json& value, const Config& config, std::string_view key) {
   if (!value.is_string() || value.get_ref<const std::string&>() != "LORA") {
-    refuse(ErrorCode::CF_TYPE, config, "peft_type", "the adapter is of another type", "\"LORA\"", value, {},
+    refuse(ErrorCode::CF_TYPE, config, key, "the adapter is of another type", "\"LORA\"", value, {},
            "only LoRA adapters can be used");
   }
+  return "LORA";
 }
 
-void read_bias(const Json& value, Config& config) {
-  const std::string text = value.is_string() ? value.get<std::string>() : "";
+std::string read_bias(const Json& value, const Config& config, std::string_view key) {
+  std::string text = value.is_string() ? value.get<std::string>() : "";
   if (text != "none" && text != "all" && text != "lora_only") {
-    refuse(ErrorCode::CF_VALUE, config, "bias", "no such bias setting", "\"none\", \"all\" or \"lora_only\"", value,
+    refuse(ErrorCode::CF_VALUE, config, key, "no such bias setting", "\"none\", \"all\" or \"lora_only\"", value,
            "NotImplementedError");
   }
-  config.bias = text;
+  return text;
 }
 
-Json write_init(const Config& config) {
-  const std::string& init = config.init_lora_weights;
-  return init == "true" ? Json(true) : init == "false" ? Json(false) : Json(init);
-}
-
-// A field that is read by `reader(value, config, key)` and written as it is, or by `writer(config.member)`.
-#define PEFT_FIELD(member, reader, writer)                                                      \
-  AdapterField {                                                                                \
-    #member, [](const Json& value, Config& config) { config.member = reader(value, config, #member); }, \
-        [](const Config& config) -> Json { return writer(config.member); }                      \
-  }
-
-constexpr auto kSame = [](const auto& value) { return Json(value); };
-constexpr auto kOptional = [](const auto& value) { return write_optional(value); };
-constexpr auto kReadOptionalStrings = [](const Json& value, const Config& config,
-                                         std::string_view key) -> std::optional<Strings> {
+std::optional<Strings> read_optional_strings(const Json& value, const Config& config, std::string_view key) {
   if (value.is_null()) return std::nullopt;
   return read_strings(value, config, key, key == "target_parameters" ? "TypeError" : "");
-};
-constexpr auto kReadRanks = [](const Json& value, const Config& config, const std::string& key) {
-  return read_patterns(value, config, key, [](const Json& rank, const Config& c, const std::string& k) {
+}
+
+PatternMap read_ranks(const Json& value, const Config& config, std::string_view key) {
+  return read_patterns(value, config, key, [](const Json& rank, const Config& c, std::string_view k) {
     return Number{static_cast<double>(read_rank(rank, c, k)), true};
   });
-};
-constexpr auto kReadAlphas = [](const Json& value, const Config& config, const std::string& key) {
+}
+
+PatternMap read_alphas(const Json& value, const Config& config, std::string_view key) {
   return read_patterns(value, config, key, read_alpha);
-};
-constexpr auto kReadMarker = [](const Json& value, const Config& config, std::string_view key) {
+}
+
+std::string read_marker(const Json& value, const Config& config, std::string_view key) {
   return read_text(value, config, key).value_or("");
-};
+}
+
+constexpr auto kSame = [](const auto& value) { return Json(value); };
+constexpr auto kOptional = [](const auto& value) { return value ? Json(*value) : Json(); };
+
+// A field whose value `kRead` makes of the JSON, and `kWrite` turns into JSON.
+template <auto kMember, auto kRead, auto kWrite>
+constexpr AdapterField field(std::string_view key) {
+  return {key, [](const Json& value, Config& config, std::string_view k) { config.*kMember = kRead(value, config, k); },
+          [](const Config& config) -> Json { return kWrite(config.*kMember); }};
+}
 
 constexpr AdapterField kFields[] = {
-    {"peft_type", read_type, [](const Config& config) -> Json { return config.peft_type; }},
-    PEFT_FIELD(task_type, read_text, kOptional),
-    PEFT_FIELD(peft_version, read_text, kOptional),
-    PEFT_FIELD(base_model_name_or_path, read_text, kOptional),
-    PEFT_FIELD(revision, read_text, kOptional),
-    PEFT_FIELD(r, read_rank, kSame),
-    PEFT_FIELD(lora_alpha, read_alpha, write_number),
-    {"lora_dropout", read_dropout, [](const Config& config) -> Json { return config.lora_dropout; }},
-    PEFT_FIELD(target_modules, read_names, write_names),
-    PEFT_FIELD(exclude_modules, read_names, write_names),
-    PEFT_FIELD(target_parameters, kReadOptionalStrings, kOptional),
-    PEFT_FIELD(modules_to_save, kReadOptionalStrings, kOptional),
+    field<&Config::peft_type, read_type, kSame>("peft_type"),
+    field<&Config::task_type, read_text, kOptional>("task_type"),
+    field<&Config::peft_version, read_text, kOptional>("peft_version"),
+    field<&Config::base_model_name_or_path, read_text, kOptional>("base_model_name_or_path"),
+    field<&Config::revision, read_text, kOptional>("revision"),
+    field<&Config::r, read_rank, kSame>("r"),
+    field<&Config::lora_alpha, read_alpha, write_number>("lora_alpha"),
+    field<&Config::lora_dropout, read_dropout, kSame>("lora_dropout"),
+    field<&Config::target_modules, read_names, write_names>("target_modules"),
+    field<&Config::exclude_modules, read_names, write_names>("exclude_modules"),
+    field<&Config::target_parameters, read_optional_strings, kOptional>("target_parameters"),
+    field<&Config::modules_to_save, read_optional_strings, kOptional>("modules_to_save"),
     {"layers_to_transform", read_layers, write_layers},
-    {"layers_pattern", read_layers_pattern, [](const Config& config) { return write_optional(config.layers_pattern); }},
-    PEFT_FIELD(rank_pattern, kReadRanks, write_patterns),
-    PEFT_FIELD(alpha_pattern, kReadAlphas, write_patterns),
-    PEFT_FIELD(fan_in_fan_out, read_bool, kSame),
-    PEFT_FIELD(use_rslora, read_bool, kSame),
-    PEFT_FIELD(use_dora, read_bool, kSame),
-    PEFT_FIELD(lora_bias, read_bool, kSame),
-    {"bias", read_bias, [](const Config& config) -> Json { return config.bias; }},
-    {"init_lora_weights", read_init, write_init},
-    {"trainable_token_indices", read_token_indices, write_token_indices},
-    PEFT_FIELD(lora_B_layout, kReadMarker, kSame),
+    field<&Config::layers_pattern, read_layers_pattern, kOptional>("layers_pattern"),
+    field<&Config::rank_pattern, read_ranks, write_patterns>("rank_pattern"),
+    field<&Config::alpha_pattern, read_alphas, write_patterns>("alpha_pattern"),
+    field<&Config::fan_in_fan_out, read_bool, kSame>("fan_in_fan_out"),
+    field<&Config::use_rslora, read_bool, kSame>("use_rslora"),
+    field<&Config::use_dora, read_bool, kSame>("use_dora"),
+    field<&Config::lora_bias, read_bool, kSame>("lora_bias"),
+    field<&Config::bias, read_bias, kSame>("bias"),
+    field<&Config::init_lora_weights, read_init, write_init>("init_lora_weights"),
+    field<&Config::trainable_token_indices, read_token_indices, write_token_indices>("trainable_token_indices"),
+    field<&Config::lora_B_layout, read_marker, kSame>("lora_B_layout"),
 };
-#undef PEFT_FIELD
 
 // Values that cannot change what an unknown key's owner computes.
-bool says_nothing(const Json& value) { return value.is_null() || value == false || (value.is_structured() && value.empty()); }
+bool says_nothing(const Json& value) {
+  return value.is_null() || value == false || (value.is_structured() && value.empty());
+}
 
 }  // namespace
 
@@ -294,7 +290,7 @@ AdapterConfig read_fields(const Json& object, const std::string& file) {
   for (const auto& [key, value] : object.get_ref<const Json::object_t&>()) {
     config.present.push_back(key);
     if (const AdapterField* field = find_adapter_field(key)) {
-      field->read(value, config);
+      field->read(value, config, key);
     } else if (find_peft_key(key) == nullptr && !is_known_extra(key) && !says_nothing(value)) {
       config.unknown.push_back(key);
     }
@@ -302,8 +298,8 @@ AdapterConfig read_fields(const Json& object, const std::string& file) {
   return config;
 }
 
-void refuse(ErrorCode code, const AdapterConfig& config, std::string_view key, std::string problem, std::string expected,
-            const Json& got, std::string_view exception, std::string hint) {
+void refuse(ErrorCode code, const AdapterConfig& config, std::string_view key, std::string problem,
+            std::string expected, const Json& got, std::string_view exception, std::string hint) {
   ErrorDetail detail;
   detail.file = config.file;
   detail.tensor = key;

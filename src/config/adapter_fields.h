@@ -12,7 +12,7 @@ namespace peft::config {
 
 struct AdapterField {
   std::string_view key;
-  void (*read)(const Json& value, AdapterConfig& config);  // throws CF_* with config.file and the key
+  void (*read)(const Json& value, AdapterConfig& config, std::string_view key);  // throws CF_* with file and key
   Json (*write)(const AdapterConfig& config);
 };
 
@@ -27,8 +27,7 @@ void check_together(const AdapterConfig& config, const Json& object);
 
 // A value that PEFT refuses or cannot use. `exception` is the class PEFT raises, "" when it raises none.
 [[noreturn]] void refuse(ErrorCode code, const AdapterConfig& config, std::string_view key, std::string problem,
-                         std::string expected, const Json& got, std::string_view exception = {},
-                         std::string hint = {});
+                         std::string expected, const Json& got, std::string_view exception = {}, std::string hint = {});
 
 // Highest rank that makes any sense; far above every hidden size.
 constexpr std::int64_t kMaxRank = 1 << 20;

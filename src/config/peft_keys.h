@@ -17,7 +17,7 @@ struct PeftKey {
 
 constexpr AdapterConfig::Version kNewestPeft{0, 21, 2};
 
-std::span<const PeftKey> peft_keys();          // sorted by key
+std::span<const PeftKey> peft_keys();  // sorted by key
 const PeftKey* find_peft_key(std::string_view key);
 
 // Keys that no PEFT version wrote, but that we know: Unsloth's marks, what PEFT itself drops, our own.

@@ -142,7 +142,8 @@ class Builder : public nlohmann::json_sax<Json> {
       // Reading stops at the first character, or at the second of -Infinity.
       for (const std::size_t length : {1, 2}) {
         if (stop >= length && text_.substr(stop - length).starts_with(literal)) {
-          refuse_number(stop - length, std::string(literal), " is no number in JSON; Python's json writes such literals");
+          refuse_number(stop - length, std::string(literal),
+                        " is no number in JSON; Python's json writes such literals");
         }
       }
     }
@@ -150,11 +151,12 @@ class Builder : public nlohmann::json_sax<Json> {
 
   [[noreturn]] void refuse_number(std::size_t begin, const std::string& written, const std::string& problem) const {
     const bool chooses = code_for_number_ != nullptr && !levels_.empty();
-    throw Error(chooses ? code_for_number_(levels_.front().key) : code_, {.file = file_,
-                                                                          .tensor = path(),
-                                                                          .problem = "what stands at " + place(text_, begin) + problem,
-                                                                          .expected = "a finite number",
-                                                                          .got = written});
+    throw Error(chooses ? code_for_number_(levels_.front().key) : code_,
+                {.file = file_,
+                 .tensor = path(),
+                 .problem = "what stands at " + place(text_, begin) + problem,
+                 .expected = "a finite number",
+                 .got = written});
   }
 
   std::string_view text_;

@@ -25,7 +25,8 @@ Error error_of(std::string_view text) {
 
 TEST(PythonJson, WritesAsJsonDumps) {
   // python3: print(json.dumps(json.loads(text), indent=2, sort_keys=True))
-  const std::string text = R"({"b": [1, 2.50, 1e5, 1E-5, 1e16, 123456789012345678901234567890, -0, -0.0], "a": {}, "é": "😀\u0007\t/\u007f",
+  const std::string text =
+      R"({"b": [1, 2.50, 1e5, 1E-5, 1e16, 123456789012345678901234567890, -0, -0.0], "a": {}, "é": "😀\u0007\t/\u007f",
     "Z": [], "c": {"y": null, "x": [true, false, [[]]]}})";
   const std::string expected = R"({
   "Z": [],
@@ -50,7 +51,9 @@ TEST(PythonJson, WritesAsJsonDumps) {
     ],
     "y": null
   },
-  "\u00e9": "\ud83d\ude00\u0007\t/)" "\x7f" R"("
+  "\u00e9": "\ud83d\ude00\u0007\t/)"
+                               "\x7f"
+                               R"("
 })";
   EXPECT_EQ(dump_python(parse_json(text, "")), expected);
   EXPECT_EQ(dump_python(parse_json(R"({"b":1,"a":[1,2],"c":{}})", ""), -1), R"({"a": [1, 2], "b": 1, "c": {}})");
@@ -58,11 +61,23 @@ TEST(PythonJson, WritesAsJsonDumps) {
 }
 
 TEST(PythonJson, FloatsAsRepr) {
-  const std::pair<double, const char*> cases[] = {
-      {0.0, "0.0"},     {-0.0, "-0.0"},   {5, "5.0"},        {0.1, "0.1"},       {1e-4, "0.0001"},       {1e-5, "1e-05"},
-      {1e15, "1000000000000000.0"},       {1e16, "1e+16"},   {1.5e16, "1.5e+16"}, {123456789.125, "123456789.125"},
-      {1e22, "1e+22"},  {1e100, "1e+100"}, {5e-324, "5e-324"}, {1.7976931348623157e308, "1.7976931348623157e+308"},
-      {11.313708498984761, "11.313708498984761"}, {9007199254740993.0, "9007199254740992.0"}, {2.0 / 3, "0.6666666666666666"}};
+  const std::pair<double, const char*> cases[] = {{0.0, "0.0"},
+                                                  {-0.0, "-0.0"},
+                                                  {5, "5.0"},
+                                                  {0.1, "0.1"},
+                                                  {1e-4, "0.0001"},
+                                                  {1e-5, "1e-05"},
+                                                  {1e15, "1000000000000000.0"},
+                                                  {1e16, "1e+16"},
+                                                  {1.5e16, "1.5e+16"},
+                                                  {123456789.125, "123456789.125"},
+                                                  {1e22, "1e+22"},
+                                                  {1e100, "1e+100"},
+                                                  {5e-324, "5e-324"},
+                                                  {1.7976931348623157e308, "1.7976931348623157e+308"},
+                                                  {11.313708498984761, "11.313708498984761"},
+                                                  {9007199254740993.0, "9007199254740992.0"},
+                                                  {2.0 / 3, "0.6666666666666666"}};
   for (const auto& [value, text] : cases) EXPECT_EQ(python_float(value), text);
 }
 
@@ -72,8 +87,8 @@ RC_GTEST_PROP(PythonJson, AFloatReadsBackTheSame, (double value)) {
 }
 
 RC_GTEST_PROP(PythonJson, AStringReadsBackTheSame, ()) {
-  const auto characters = *rc::gen::container<std::u32string>(rc::gen::suchThat(
-      rc::gen::inRange<char32_t>(0, 0x110000), [](char32_t c) { return c < 0xD800 || c > 0xDFFF; }));
+  const auto characters = *rc::gen::container<std::u32string>(
+      rc::gen::suchThat(rc::gen::inRange<char32_t>(0, 0x110000), [](char32_t c) { return c < 0xD800 || c > 0xDFFF; }));
   const std::string text = encode_utf8(characters);
   const std::string dumped = dump_python(Json(text));
   RC_ASSERT(std::all_of(dumped.begin(), dumped.end(), [](char c) { return c >= 0x20; }));

@@ -16,13 +16,27 @@ void append_escaped(std::string& out, const std::string& text) {
   out += '"';
   for (const char32_t c : decode_utf8(text)) {
     switch (c) {
-      case U'"': out += "\\\""; break;
-      case U'\\': out += "\\\\"; break;
-      case U'\n': out += "\\n"; break;
-      case U'\r': out += "\\r"; break;
-      case U'\t': out += "\\t"; break;
-      case U'\f': out += "\\f"; break;
-      case U'\b': out += "\\b"; break;
+      case U'"':
+        out += "\\\"";
+        break;
+      case U'\\':
+        out += "\\\\";
+        break;
+      case U'\n':
+        out += "\\n";
+        break;
+      case U'\r':
+        out += "\\r";
+        break;
+      case U'\t':
+        out += "\\t";
+        break;
+      case U'\f':
+        out += "\\f";
+        break;
+      case U'\b':
+        out += "\\b";
+        break;
       default:
         if (c >= 0x20 && c < 0x80) {
           out += static_cast<char>(c);
@@ -43,15 +57,29 @@ class Writer {
 
   void write(const Json& value, int depth) {
     switch (value.type()) {
-      case Json::value_t::object: return write_object(value.get_ref<const Json::object_t&>(), depth);
-      case Json::value_t::array: return write_array(value, depth);
-      case Json::value_t::string: return append_escaped(out, value.get_ref<const std::string&>());
-      case Json::value_t::number_float: out += python_float(value.get<double>()); return;
-      case Json::value_t::number_integer: out += std::to_string(value.get<std::int64_t>()); return;
-      case Json::value_t::number_unsigned: out += std::to_string(value.get<std::uint64_t>()); return;
-      case Json::value_t::boolean: out += value.get<bool>() ? "true" : "false"; return;
-      case Json::value_t::binary: out += raw_number(value); return;
-      default: out += "null";
+      case Json::value_t::object:
+        return write_object(value.get_ref<const Json::object_t&>(), depth);
+      case Json::value_t::array:
+        return write_array(value, depth);
+      case Json::value_t::string:
+        return append_escaped(out, value.get_ref<const std::string&>());
+      case Json::value_t::number_float:
+        out += python_float(value.get<double>());
+        return;
+      case Json::value_t::number_integer:
+        out += std::to_string(value.get<std::int64_t>());
+        return;
+      case Json::value_t::number_unsigned:
+        out += std::to_string(value.get<std::uint64_t>());
+        return;
+      case Json::value_t::boolean:
+        out += value.get<bool>() ? "true" : "false";
+        return;
+      case Json::value_t::binary:
+        out += raw_number(value);
+        return;
+      default:
+        out += "null";
     }
   }
 
@@ -83,7 +111,8 @@ class Writer {
     for (const auto& entry : object) entries.push_back(&entry);
     // The order of UTF-8 bytes is the order of code points.
     if (sort_keys_) {
-      std::stable_sort(entries.begin(), entries.end(), [](const auto* a, const auto* b) { return a->first < b->first; });
+      std::stable_sort(entries.begin(), entries.end(),
+                       [](const auto* a, const auto* b) { return a->first < b->first; });
     }
     out += '{';
     for (const auto* entry : entries) {

@@ -4,6 +4,7 @@
 #include <pcre2.h>
 
 #include <algorithm>
+#include <cstring>
 #include <mutex>
 
 #include "base/utf8.h"
@@ -17,9 +18,9 @@ namespace peft {
 namespace config {
 namespace {
 
-constexpr std::size_t kMaxPattern = 1 << 18;         // characters
-constexpr std::uint32_t kMatchLimit = 1'000'000;     // steps of backtracking: about 2 ms
-constexpr std::uint32_t kHeapLimit = 64 * 1024;      // KiB
+constexpr std::size_t kMaxPattern = 1 << 18;      // characters
+constexpr std::uint32_t kMatchLimit = 1'000'000;  // steps of backtracking: about 2 ms
+constexpr std::uint32_t kHeapLimit = 64 * 1024;   // KiB
 constexpr std::uint32_t kNestLimit = 2 * kMaxRegexDepth + 100;
 constexpr std::size_t kJitStack = 1 << 20;
 
@@ -84,8 +85,7 @@ class Program {
   // PCRE2's result: the number of groups set, or a negative code. `text` is valid UTF-8.
   int run(std::string_view text, pcre2_match_data* data) const {
     if (!jit_) return interpret(text, data);
-    const int rc =
-        pcre2_jit_match(code_.get(), bytes(text), text.size(), 0, 0, data, scratch().limits.get());
+    const int rc = pcre2_jit_match(code_.get(), bytes(text), text.size(), 0, 0, data, scratch().limits.get());
     return rc == PCRE2_ERROR_JIT_STACKLIMIT ? interpret(text, data) : rc;
   }
   // The same without JIT, which in 10.42 can report groups of an earlier attempt after a possessive (...)*+.
@@ -102,6 +102,19 @@ class Program {
   std::string problem_;
   bool jit_ = false;
 };
+
+// Eight bytes at a time: this stands before every match.
+bool is_ascii(std::string_view text) {
+  constexpr std::uint64_t kHighBits = 0x8080808080808080;
+  std::uint64_t seen = 0;
+  for (; text.size() >= sizeof seen; text.remove_prefix(sizeof seen)) {
+    std::uint64_t block;
+    std::memcpy(&block, text.data(), sizeof block);
+    seen |= block;
+  }
+  for (const char c : text) seen |= static_cast<unsigned char>(c);
+  return (seen & kHighBits) == 0;
+}
 
 std::size_t length_in_characters(std::string_view text) {
   return static_cast<std::size_t>(
@@ -166,8 +179,8 @@ struct PythonRegex::Impl {
   }
 
   void check_text(std::string_view text) const {
-    const bool ascii = std::all_of(text.begin(), text.end(), [](char c) { return static_cast<signed char>(c) >= 0; });
-    if (!ascii && find_invalid_utf8(text) != std::string_view::npos) fail("a text to match is not valid UTF-8");
+    if (!config::is_ascii(text) && find_invalid_utf8(text) != std::string_view::npos)
+      fail("a text to match is not valid UTF-8");
     if (translated.short_texts && config::length_in_characters(text) > config::kShortText) {
       fail(fmt::format("a count above {} meets a text of more than {} characters", config::kShortText,
                        config::kShortText));

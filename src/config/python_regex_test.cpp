@@ -119,7 +119,8 @@ TEST(PythonRegex, AnErrorNamesPatternPositionAndPlace) {
 
 TEST(PythonRegex, ACatastrophicPatternEndsInAnErrorQuickly) {
   const std::string text = std::string(64, 'a') + "!";
-  for (const char* pattern : {"(a+)+$", "(a|a)*$", "(a|aa)+$", "(.*a){20}$", "(?:a*)*b", "(?:(a+)+)+\\Z", "(a*)*\\1x"}) {
+  for (const char* pattern :
+       {"(a+)+$", "(a|a)*$", "(a|aa)+$", "(.*a){20}$", "(?:a*)*b", "(?:(a+)+)+\\Z", "(a*)*\\1x"}) {
     const auto start = std::chrono::steady_clock::now();
     const PythonRegex regex(pattern);
     try {

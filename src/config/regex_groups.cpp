@@ -15,14 +15,22 @@ constexpr int kMaxGroups = 1073741823;  // Python's MAXGROUPS
 unsigned flag_of(std::u32string_view token) {
   if (token.size() != 1) return 0;
   switch (token[0]) {
-    case U'i': return kIgnoreCase;
-    case U'm': return kMultiLine;
-    case U's': return kDotAll;
-    case U'x': return kVerbose;
-    case U'a': return kAscii;
-    case U'u': return kUnicode;
-    case U't': return kTemplate;
-    default: return 0;
+    case U'i':
+      return kIgnoreCase;
+    case U'm':
+      return kMultiLine;
+    case U's':
+      return kDotAll;
+    case U'x':
+      return kVerbose;
+    case U'a':
+      return kAscii;
+    case U'u':
+      return kUnicode;
+    case U't':
+      return kTemplate;
+    default:
+      return 0;
   }
 }
 
@@ -47,7 +55,8 @@ std::optional<std::int64_t> python_int(std::u32string text) {
   for (const char32_t c : text) {
     if (c == U'_' && before == U'_') return std::nullopt;
     if (c != U'_' && (c < U'0' || c > U'9')) return std::nullopt;
-    if (c != U'_') value = std::min<std::int64_t>(value * 10 + (c - U'0'), std::numeric_limits<std::int64_t>::max() / 16);
+    if (c != U'_')
+      value = std::min<std::int64_t>(value * 10 + (c - U'0'), std::numeric_limits<std::int64_t>::max() / 16);
     before = c;
   }
   return negative ? -value : value;
@@ -194,7 +203,8 @@ int RegexParser::conditional_group() {
   const std::size_t position = source_.tell() - name.size() - 1;
   conditions_.emplace_back(static_cast<int>(*number), position);
   if (name.find_first_not_of(U"0123456789") != name.npos) {
-    warn("DeprecationWarning", fmt::format("bad character in group name {} at position {}", python_repr(name), position));
+    warn("DeprecationWarning",
+         fmt::format("bad character in group name {} at position {}", python_repr(name), position));
   }
   return static_cast<int>(*number);
 }
@@ -254,8 +264,8 @@ int RegexParser::open_group(const std::u32string& name) {
   if (name.empty()) return number;
   const auto [found, is_new] = numbers_.emplace(name, number);
   if (!is_new) {
-    throw source_.error(fmt::format("redefinition of group name {} as group {}; was group {}", python_repr(name), number,
-                                    found->second),
+    throw source_.error(fmt::format("redefinition of group name {} as group {}; was group {}", python_repr(name),
+                                    number, found->second),
                         name.size() + 1);
   }
   tree_.names.emplace_back(encode_utf8(name), number);

@@ -18,7 +18,8 @@ RegexNode position_node(RegexOp op) {
 RegexWidth width_of_repeat(const RegexNode& repeat) {
   const RegexWidth inner = width_of(repeat.children[0]);
   const bool endless = repeat.high == kUnlimited && inner.most > 0;
-  return {saturating_multiply(inner.least, repeat.low), endless ? kWidest : saturating_multiply(inner.most, repeat.high)};
+  return {saturating_multiply(inner.least, repeat.low),
+          endless ? kWidest : saturating_multiply(inner.most, repeat.high)};
 }
 
 std::uint64_t parse_count(std::u32string_view digits) {

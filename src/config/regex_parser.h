@@ -60,9 +60,7 @@ class RegexParser {
   void warn_at(const char* what, std::size_t position);
 
   void check_compiled(const RegexSequence& sequence) const;
-  void warn(std::string category, std::string text) {
-    warnings_->push_back({std::move(category), std::move(text)});
-  }
+  void warn(std::string category, std::string text) { warnings_->push_back({std::move(category), std::move(text)}); }
 
   RegexSource source_;
   std::vector<RegexWarning>* warnings_;

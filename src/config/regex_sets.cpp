@@ -25,15 +25,24 @@ char32_t number(std::u32string_view digits, unsigned base) {
 // \a \f \n \r \t \v \\ and, in a set, \b; 0 for others.
 char32_t simple_escape(char32_t c, bool in_set) {
   switch (c) {
-    case U'a': return 7;
-    case U'b': return in_set ? 8 : 0;
-    case U'f': return 12;
-    case U'n': return 10;
-    case U'r': return 13;
-    case U't': return 9;
-    case U'v': return 11;
-    case U'\\': return U'\\';
-    default: return 0;
+    case U'a':
+      return 7;
+    case U'b':
+      return in_set ? 8 : 0;
+    case U'f':
+      return 12;
+    case U'n':
+      return 10;
+    case U'r':
+      return 13;
+    case U't':
+      return 9;
+    case U'v':
+      return 11;
+    case U'\\':
+      return U'\\';
+    default:
+      return 0;
   }
 }
 
@@ -90,10 +99,9 @@ char32_t RegexParser::parse_hex(std::size_t from, int digits) {
 char32_t RegexParser::octal_character(std::size_t from) const {
   const char32_t value = number(source_.slice(from + 1, source_.tell()), 8);
   if (value > kMaxOctalEscape) {
-    throw RegexError("re.error",
-                     "octal escape value " + encode_utf8(source_.slice(from, source_.tell())) +
-                         " outside of range 0-0o377",
-                     from);
+    throw RegexError(
+        "re.error",
+        "octal escape value " + encode_utf8(source_.slice(from, source_.tell())) + " outside of range 0-0o377", from);
   }
   return value;
 }
@@ -175,11 +183,16 @@ void RegexParser::warn_set_operator(std::u32string_view token) {
   if (token.size() != 1 || !source_.next_is(token[0])) return;
   const std::size_t position = source_.tell() - 1;
   switch (token[0]) {
-    case U'-': return warn_at("Possible set difference", position);
-    case U'&': return warn_at("Possible set intersection", position);
-    case U'~': return warn_at("Possible set symmetric difference", position);
-    case U'|': return warn_at("Possible set union", position);
-    default: return;
+    case U'-':
+      return warn_at("Possible set difference", position);
+    case U'&':
+      return warn_at("Possible set intersection", position);
+    case U'~':
+      return warn_at("Possible set symmetric difference", position);
+    case U'|':
+      return warn_at("Possible set union", position);
+    default:
+      return;
   }
 }
 

@@ -13,8 +13,9 @@ constexpr char32_t kFirstSurrogate = 0xD800, kAfterSurrogates = 0xE000;
 constexpr std::uint64_t kMaxCount = 65535;  // of PCRE2's {}
 
 // White space as str.isspace has it; PCRE2's \s lacks 1C to 1F and adds 180E.
-constexpr SetItem kSpaces[] = {{0x09, 0x0D}, {0x1C, 0x20}, {0x85, 0x85}, {0xA0, 0xA0}, {0x1680, 0x1680}, {0x2000, 0x200A},
-                               {0x2028, 0x2029}, {0x202F, 0x202F}, {0x205F, 0x205F}, {0x3000, 0x3000}};
+constexpr SetItem kSpaces[] = {{0x09, 0x0D},     {0x1C, 0x20},     {0x85, 0x85},     {0xA0, 0xA0},
+                               {0x1680, 0x1680}, {0x2000, 0x200A}, {0x2028, 0x2029}, {0x202F, 0x202F},
+                               {0x205F, 0x205F}, {0x3000, 0x3000}};
 constexpr SetItem kAsciiSpaces[] = {{0x09, 0x0D}, {0x20, 0x20}};
 constexpr SetItem kAsciiDigits[] = {{U'0', U'9'}};
 constexpr SetItem kAsciiWords[] = {{U'0', U'9'}, {U'A', U'Z'}, {U'_', U'_'}, {U'a', U'z'}};
@@ -27,13 +28,26 @@ struct CaseRange {
   int distance;
 };
 constexpr CaseRange kExtraCases[] = {
-    {0x49, 0x49, 0x130 - 0x49},        {0x49, 0x49, 0x131 - 0x49},        {0x69, 0x69, 0x130 - 0x69},
-    {0x69, 0x69, 0x131 - 0x69},        {0x130, 0x130, 0x49 - 0x130},      {0x130, 0x130, 0x69 - 0x130},
-    {0x130, 0x130, 1},                 {0x131, 0x131, 0x49 - 0x131},      {0x131, 0x131, 0x69 - 0x131},
-    {0x131, 0x131, -1},                {0x390, 0x390, 0x1FD3 - 0x390},    {0x1FD3, 0x1FD3, 0x390 - 0x1FD3},
-    {0x3B0, 0x3B0, 0x1FE3 - 0x3B0},    {0x1FE3, 0x1FE3, 0x3B0 - 0x1FE3},  {0xFB05, 0xFB05, 1},
-    {0xFB06, 0xFB06, -1},              {0x10C80, 0x10CB2, 0x40},          {0x10CC0, 0x10CF2, -0x40},
-    {0x16E40, 0x16E5F, 0x20},          {0x16E60, 0x16E7F, -0x20},
+    {0x49, 0x49, 0x130 - 0x49},
+    {0x49, 0x49, 0x131 - 0x49},
+    {0x69, 0x69, 0x130 - 0x69},
+    {0x69, 0x69, 0x131 - 0x69},
+    {0x130, 0x130, 0x49 - 0x130},
+    {0x130, 0x130, 0x69 - 0x130},
+    {0x130, 0x130, 1},
+    {0x131, 0x131, 0x49 - 0x131},
+    {0x131, 0x131, 0x69 - 0x131},
+    {0x131, 0x131, -1},
+    {0x390, 0x390, 0x1FD3 - 0x390},
+    {0x1FD3, 0x1FD3, 0x390 - 0x1FD3},
+    {0x3B0, 0x3B0, 0x1FE3 - 0x3B0},
+    {0x1FE3, 0x1FE3, 0x3B0 - 0x1FE3},
+    {0xFB05, 0xFB05, 1},
+    {0xFB06, 0xFB06, -1},
+    {0x10C80, 0x10CB2, 0x40},
+    {0x10CC0, 0x10CF2, -0x40},
+    {0x16E40, 0x16E5F, 0x20},
+    {0x16E60, 0x16E7F, -0x20},
 };
 constexpr CaseRange kAsciiCases[] = {{U'A', U'Z', 0x20}, {U'a', U'z', -0x20}};
 
@@ -68,22 +82,36 @@ class Translator {
 
   void node(const RegexNode& node, unsigned flags) {
     switch (node.op) {
-      case RegexOp::set: return set(node, flags);
-      case RegexOp::any: return add(".");
-      case RegexOp::line_begin: return add((flags & kMultiLine) != 0 ? "(?m:^)" : "^");
-      case RegexOp::line_end: return add((flags & kMultiLine) != 0 ? "(?m:$)" : "$");
-      case RegexOp::text_begin: return add("\\A");
-      case RegexOp::text_end: return add("\\z");
-      case RegexOp::boundary: return boundary(flags);
-      case RegexOp::not_boundary: return not_boundary(flags);
-      case RegexOp::group: return group(node, flags);
-      case RegexOp::atomic: return enclosed("(?>", node, flags);
-      case RegexOp::branch: return enclosed("(?:", node, flags);
-      case RegexOp::repeat: return repeat(node, flags);
+      case RegexOp::set:
+        return set(node, flags);
+      case RegexOp::any:
+        return add(".");
+      case RegexOp::line_begin:
+        return add((flags & kMultiLine) != 0 ? "(?m:^)" : "^");
+      case RegexOp::line_end:
+        return add((flags & kMultiLine) != 0 ? "(?m:$)" : "$");
+      case RegexOp::text_begin:
+        return add("\\A");
+      case RegexOp::text_end:
+        return add("\\z");
+      case RegexOp::boundary:
+        return boundary(flags);
+      case RegexOp::not_boundary:
+        return not_boundary(flags);
+      case RegexOp::group:
+        return group(node, flags);
+      case RegexOp::atomic:
+        return enclosed("(?>", node, flags);
+      case RegexOp::branch:
+        return enclosed("(?:", node, flags);
+      case RegexOp::repeat:
+        return repeat(node, flags);
       case RegexOp::reference:
         return reference(node.number, (flags & kIgnoreCase) != 0);
-      case RegexOp::conditional: return enclosed(fmt::format("(?({})", node.number), node, flags);
-      case RegexOp::look: return enclosed(look(node), node, flags);
+      case RegexOp::conditional:
+        return enclosed(fmt::format("(?({})", node.number), node, flags);
+      case RegexOp::look:
+        return enclosed(look(node), node, flags);
     }
   }
 

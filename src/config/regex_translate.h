@@ -8,8 +8,8 @@
 namespace peft::config {
 
 struct Pcre2Pattern {
-  std::string text;           // to be compiled with PCRE2_UTF | PCRE2_UCP | PCRE2_ALT_CIRCUMFLEX and newline = LF
-  bool short_texts = false;   // a count above PCRE2's limit was replaced: right only up to kShortText characters
+  std::string text;          // to be compiled with PCRE2_UTF | PCRE2_UCP | PCRE2_ALT_CIRCUMFLEX and newline = LF
+  bool short_texts = false;  // a count above PCRE2's limit was replaced: right only up to kShortText characters
 };
 constexpr std::size_t kShortText = 65535;
 

@@ -35,21 +35,21 @@ struct SetItem {
 };
 
 enum class RegexOp : std::uint8_t {
-  set,                  // items, negated; a literal is a set of one
-  any,                  // .
-  line_begin,           // ^
-  line_end,             // $
-  text_begin,           // \A
-  text_end,             // \Z
-  boundary,             // \b
-  not_boundary,         // \B
-  group,                // (...) captures `number`; (?:...), (?i-s:...) have number 0
-  atomic,               // (?>...)
-  branch,               // children are alternatives
-  repeat,               // children[0] between low and high times
-  reference,            // \number
-  conditional,          // (?(number)children[0]|children[1])
-  look,                 // (?= (?! (?<= (?<!
+  set,           // items, negated; a literal is a set of one
+  any,           // .
+  line_begin,    // ^
+  line_end,      // $
+  text_begin,    // \A
+  text_end,      // \Z
+  boundary,      // \b
+  not_boundary,  // \B
+  group,         // (...) captures `number`; (?:...), (?i-s:...) have number 0
+  atomic,        // (?>...)
+  branch,        // children are alternatives
+  repeat,        // children[0] between low and high times
+  reference,     // \number
+  conditional,   // (?(number)children[0]|children[1])
+  look,          // (?= (?! (?<= (?<!
 };
 enum class RegexGreed : std::uint8_t { greedy, lazy, possessive };
 

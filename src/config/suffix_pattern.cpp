@@ -14,7 +14,8 @@ bool is_name_character(char c) {
 
 // Equal, where "." of the key stands for any character.
 bool equal(std::string_view key, std::string_view text) {
-  return std::equal(key.begin(), key.end(), text.begin(), text.end(), [](char k, char c) { return k == c || k == '.'; });
+  return std::equal(key.begin(), key.end(), text.begin(), text.end(),
+                    [](char k, char c) { return k == c || k == '.'; });
 }
 
 struct Hash {
