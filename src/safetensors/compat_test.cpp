@@ -123,8 +123,8 @@ TEST(Compat, MinusZeroElsewhereIsNoFault) {
 }
 
 TEST(Compat, NestedUnknownFieldsUpToTheLimit) {
-  const std::string json = R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"f":)" + std::string(60, '[') +
-                           std::string(60, ']') + "}}";
+  const std::string json = R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"f":)" + std::string(62, '[') +
+                           std::string(62, ']') + "}}";
   EXPECT_EQ(parse(image(json, 1))->tensors().size(), 1u);
 }
 
