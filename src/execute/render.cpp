@@ -86,9 +86,11 @@ void interleave_rows(const Op& op, const Rectangle& part, const Target& target, 
       const std::int64_t last = std::min(first + kOutRows, count);
       point_at_members(op, (part.row + i) * op.row_stride + first * size, scratch.in_rows);
       scratch.out_rows.clear();
+      std::int64_t k = first % op.group;
+      std::byte* row = target.data + (i + first / op.group) * target.pitch;
       for (std::int64_t m = first; m < last; ++m) {
-        const std::int64_t row = i + m / op.group, k = m % op.group;
-        scratch.out_rows.push_back(target.data + row * target.pitch + k * op.width * size);
+        scratch.out_rows.push_back(row + k * op.width * size);
+        if (++k == op.group) k = 0, row += target.pitch;
       }
       transpose(scratch.in_rows, scratch.out_rows, static_cast<std::size_t>(size));
     }

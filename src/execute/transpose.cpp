@@ -89,14 +89,14 @@ template <class T, std::size_t kBytes>
 HWY_INLINE void transpose_piece(InRows in, OutRows out, const Piece& piece, const Piece& next) {
   constexpr std::size_t kRows = kBytes / sizeof(T), n = kBlock / sizeof(T);
   alignas(64) std::byte packed[kRows * kPiece];
-  if (piece.columns * sizeof(T) == kPiece) {
-    for (std::size_t r = 0; r < kRows; ++r) {
-      std::memcpy(packed + r * kPiece, in[piece.i + r] + piece.j * sizeof(T), kPiece);
-    }
+  const InRows rows = in + piece.i;
+  const std::size_t offset = piece.j * sizeof(T), bytes = piece.columns * sizeof(T);
+  if (bytes == kPiece) {  // sizes known to the compiler are copied without a call
+    for (std::size_t r = 0; r < kRows; ++r) std::memcpy(packed + r * kPiece, rows[r] + offset, kPiece);
+  } else if (bytes == kBlock) {
+    for (std::size_t r = 0; r < kRows; ++r) std::memcpy(packed + r * kPiece, rows[r] + offset, kBlock);
   } else {
-    for (std::size_t r = 0; r < kRows; ++r) {
-      std::memcpy(packed + r * kPiece, in[piece.i + r] + piece.j * sizeof(T), piece.columns * sizeof(T));
-    }
+    for (std::size_t r = 0; r < kRows; ++r) std::memcpy(packed + r * kPiece, rows[r] + offset, bytes);
   }
   std::size_t next_row = 0;
   for (std::size_t done = 0; done < piece.columns; done += n) {
@@ -104,7 +104,9 @@ HWY_INLINE void transpose_piece(InRows in, OutRows out, const Piece& piece, cons
     constexpr std::size_t kTiles = kPiece / kBlock;
     for (std::size_t r = 0; r < (kRows + kTiles - 1) / kTiles && next_row < kRows; ++r, ++next_row) {
       const std::byte* row = in[next.i + next_row] + next.j * sizeof(T);
-      for (std::size_t line = 0; line < kPiece; line += kCacheLine) __builtin_prefetch(row + line, 0, 2);
+      const std::size_t length = next.columns * sizeof(T);
+      for (std::size_t at = 0; at < length; at += kCacheLine) __builtin_prefetch(row + at, 0, 2);
+      __builtin_prefetch(row + length - 1, 0, 2);
     }
     transpose_tile<T, kBytes>(packed + c * sizeof(T), out + piece.j + c, piece.i * sizeof(T));
   }

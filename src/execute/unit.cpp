@@ -6,8 +6,12 @@ namespace peft::execution {
 namespace {
 
 constexpr std::uint64_t kMaxPieces = 1000;
-// Bytes of a cache line: members are taken together in such groups, so that no source line is read twice.
 constexpr std::int64_t kCacheLine = 64;
+// Members of this many bytes side by side in the source are taken together, so that no line is read twice and
+// neighbouring lines are read together.
+constexpr std::int64_t kGroupBytes = 256;
+// Staging of members that do not fit it whole: less than there is, as more of it stays in the cache.
+constexpr std::uint64_t kTileBytes = std::uint64_t{4} << 20;
 
 bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t bytes, std::uint64_t shortest) {
   std::int64_t row = 0;
@@ -165,19 +169,20 @@ class Cutter {
     staged_ = pieces_ = 0;
   }
 
-  // Members side by side in the source, a cache line of them at a time, and as many elements as fit the buffer.
+  // Members side by side in the source, kGroupBytes of them at a time, and as many elements as fit the buffer.
   void tile(std::size_t index) {
     const Family& family = work_.families.families[index];
     const std::int64_t from_size = element_size(family.from), to_size = element_size(family.to);
     const auto line_of = [&](std::size_t m) {
-      return work_.families.first[family.members[m]] * from_size / kCacheLine;
+      return work_.families.first[family.members[m]] * from_size / kGroupBytes;
     };
     const std::int64_t elements = family.rows * family.cols;
+    const auto staging = static_cast<std::int64_t>(std::min(work_.sizes.staging, kTileBytes));
     for (std::size_t begin = 0, end = 0; begin < family.members.size(); begin = end) {
       for (end = begin; end < family.members.size() && line_of(end) == line_of(begin);) ++end;
       end = std::min(end, begin + kMaxPieces);
       const auto members = static_cast<std::int64_t>(end - begin);
-      const std::int64_t bytes_each = static_cast<std::int64_t>(work_.sizes.staging) / members - 4 * kCacheLine;
+      const std::int64_t bytes_each = staging / members - 4 * kCacheLine;
       const std::int64_t most = std::max<std::int64_t>(1, bytes_each / (to_size + (family.converts() ? from_size : 0)));
       for (std::int64_t m = 0; m < elements; m += most) {
         work_.units.push_back({0, 0, index, begin, end, m, std::min(m + most, elements)});
