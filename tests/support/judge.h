@@ -31,8 +31,9 @@ OracleFactors factors_of(const Input& input);
 
 // Absent factors count as zero.
 void compare_deltas(const OracleFactors& want, const OracleFactors& got, double tolerance);
-// The same A, B (rank columns that add nothing left out) and scale.
-void compare_factors(const OracleFactors& want, const OracleFactors& got);
+// The same A, B (rank columns that add nothing left out) and scale. `scale_may_move`: a power of two may have gone
+// from the scale to B, which changes no bit of the product.
+void compare_factors(const OracleFactors& want, const OracleFactors& got, bool scale_may_move = false);
 // Against dW matrices of the real program; `tolerance` is absolute. Every matrix of `want` must be there.
 void compare_deltas(const std::map<std::string, Matrix>& want, const OracleFactors& got, double tolerance);
 

@@ -9,6 +9,7 @@
 
 #include <filesystem>
 #include <map>
+#include <regex>
 #include <set>
 #include <string>
 #include <vector>
@@ -73,6 +74,7 @@ class ScaleRule {
  private:
   const Json* find(const char* patterns, const std::string& name) const;
   const Json& config_;
+  mutable std::map<std::string, std::regex> compiled_;
 };
 
 }  // namespace peft::testing

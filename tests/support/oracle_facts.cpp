@@ -100,8 +100,11 @@ double ScaleRule::scale(const std::string& name, std::int64_t rank) const {
 
 const Json* ScaleRule::find(const char* patterns, const std::string& name) const {
   if (!config_.contains(patterns) || !config_.at(patterns).is_object()) return nullptr;
-  for (const auto& [key, value] : config_.at(patterns).items())
-    if (std::regex_match(name, std::regex(R"((.*\.)?()" + key + ")"))) return &value;
+  for (const auto& [key, value] : config_.at(patterns).items()) {
+    auto compiled = compiled_.find(key);
+    if (compiled == compiled_.end()) compiled = compiled_.emplace(key, R"((.*\.)?()" + key + ")").first;
+    if (std::regex_match(name, compiled->second)) return &value;
+  }
   return nullptr;
 }
 
