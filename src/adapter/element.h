@@ -68,21 +68,34 @@ struct OpaqueElement {
 template <class Body>
 auto visit(Dtype dtype, Body&& body) {
   switch (dtype) {
-    case Dtype::f64: return body(F64{});
-    case Dtype::f32: return body(F32{});
-    case Dtype::bf16: return body(Bf16{});
-    case Dtype::f16: return body(F16{});
-    case Dtype::f8_e5m2: return body(F8<Float8E5M2>{});
-    case Dtype::f8_e4m3: return body(F8<Float8E4M3>{});
-    case Dtype::f8_e5m2fnuz: return body(F8<Float8E5M2Fnuz>{});
-    case Dtype::f8_e4m3fnuz: return body(F8<Float8E4M3Fnuz>{});
-    default: break;
+    case Dtype::f64:
+      return body(F64{});
+    case Dtype::f32:
+      return body(F32{});
+    case Dtype::bf16:
+      return body(Bf16{});
+    case Dtype::f16:
+      return body(F16{});
+    case Dtype::f8_e5m2:
+      return body(F8<Float8E5M2>{});
+    case Dtype::f8_e4m3:
+      return body(F8<Float8E4M3>{});
+    case Dtype::f8_e5m2fnuz:
+      return body(F8<Float8E5M2Fnuz>{});
+    case Dtype::f8_e4m3fnuz:
+      return body(F8<Float8E4M3Fnuz>{});
+    default:
+      break;
   }
   switch (info(dtype).bits) {
-    case 16: return body(OpaqueElement<std::uint16_t>{});
-    case 32: return body(OpaqueElement<std::uint32_t>{});
-    case 64: return body(OpaqueElement<std::uint64_t>{});
-    default: return body(OpaqueElement<std::uint8_t>{});
+    case 16:
+      return body(OpaqueElement<std::uint16_t>{});
+    case 32:
+      return body(OpaqueElement<std::uint32_t>{});
+    case 64:
+      return body(OpaqueElement<std::uint64_t>{});
+    default:
+      return body(OpaqueElement<std::uint8_t>{});
   }
 }
 

@@ -1,7 +1,8 @@
 // Norms of LoRA updates without building them: dW = scale * B * A is [out, in], its factors are thin.
 //
 // With B = Q_B R_B and A^T = Q_A R_A, ||B A||_F = ||R_B R_A^T||_F, and R is only rank x rank. R comes from Householder
-// reflections over blocks of rows, so memory does not grow with the layer and nothing is squared before it is subtracted.
+// reflections over blocks of rows, so memory does not grow with the layer and nothing is squared before it is
+// subtracted.
 #pragma once
 
 #include <cstdint>
@@ -48,9 +49,9 @@ struct DeltaDifference {
   // ||dW_x - dW_y|| / max(||dW_x||, ||dW_y||); 0 if both are zero, 1 where the norms leave the range of double.
   double relative() const;
 };
-// in and out must be the same. If both list the same number of components, they are subtracted pair by pair first, which
-// keeps a difference of one bit exact; y's a is then divided by gain[j] and its b multiplied (empty: all 1; else powers
-// of two), so that a scale that sits at another place does not hide that pairs are equal.
+// in and out must be the same. If both list the same number of components, they are subtracted pair by pair first,
+// which keeps a difference of one bit exact; y's a is then divided by gain[j] and its b multiplied (empty: all 1; else
+// powers of two), so that a scale that sits at another place does not hide that pairs are equal.
 DeltaDifference delta_difference(const Components& x, const Components& y, std::span<const double> gain = {});
 
 }  // namespace peft::adapter

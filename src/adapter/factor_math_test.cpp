@@ -22,8 +22,8 @@ struct Pair {
   void add(const Dense& a, const Dense& b, double scale) {
     const std::string name = std::to_string(factors.size());
     const auto ta = tensors.add(name + ".a", Dtype::f64, a), tb = tensors.add(name + ".b", Dtype::f64, b);
-    factors.push_back({{}, FactorKind::linear, b.rows, a.cols, a.rows, scale, whole(ta, a.rows, a.cols),
-                       whole(tb, b.rows, b.cols)});
+    factors.push_back(
+        {{}, FactorKind::linear, b.rows, a.cols, a.rows, scale, whole(ta, a.rows, a.cols), whole(tb, b.rows, b.cols)});
   }
   DeltaDifference difference(std::span<const double> gain = {}) {
     file = tensors.file();
@@ -52,7 +52,8 @@ TEST(FactorMath, QrKeepsTheGramMatrixAcrossBlocks) {
     for (std::int64_t j = 0; j < 5; ++j) {
       double want = 0, got = 0;
       for (std::int64_t k = 0; k < 23; ++k) want += m.at(k, i) * m.at(k, j);
-      for (std::int64_t k = 0; k < 5; ++k) got += qr.r()[static_cast<std::size_t>(i * 5 + k)] * qr.r()[static_cast<std::size_t>(j * 5 + k)];
+      for (std::int64_t k = 0; k < 5; ++k)
+        got += qr.r()[static_cast<std::size_t>(i * 5 + k)] * qr.r()[static_cast<std::size_t>(j * 5 + k)];
       EXPECT_NEAR(got, want, 1e-13);
       if (i > j) {
         EXPECT_EQ(qr.r()[static_cast<std::size_t>(j * 5 + i)], 0) << "below the diagonal";
@@ -62,7 +63,8 @@ TEST(FactorMath, QrKeepsTheGramMatrixAcrossBlocks) {
 }
 
 TEST(FactorMath, NormIsTheOneOfTheProduct) {
-  for (const auto& [out, in, rank] : {std::tuple{700, 300, 4}, std::tuple{3, 5, 8}, std::tuple{1, 1, 1}, std::tuple{257, 256, 16}}) {
+  for (const auto& [out, in, rank] :
+       {std::tuple{700, 300, 4}, std::tuple{3, 5, 8}, std::tuple{1, 1, 1}, std::tuple{257, 256, 16}}) {
     const Dense a = random_dense(rank, in, 5), b = random_dense(out, rank, 6);
     Pair pair;
     pair.add(a, b, 0.75);
@@ -74,7 +76,8 @@ TEST(FactorMath, NormIsTheOneOfTheProduct) {
 
 TEST(FactorMath, DifferenceOfEqualAndOfUnequalRanks) {
   for (const int rank : {6, 4}) {
-    const Dense a = random_dense(6, 40, 7), b = random_dense(50, 6, 8), c = random_dense(rank, 40, 9), d = random_dense(50, rank, 10);
+    const Dense a = random_dense(6, 40, 7), b = random_dense(50, 6, 8), c = random_dense(rank, 40, 9),
+                d = random_dense(50, rank, 10);
     Pair pair;
     pair.add(a, b, 2);
     pair.add(c, d, 3);

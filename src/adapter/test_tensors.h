@@ -64,11 +64,21 @@ inline Dense product(const Dense& b, const Dense& a, double scale) {
 inline void append_value(std::vector<std::byte>& bytes, Dtype dtype, double x) {
   std::uint64_t bits = 0;
   switch (dtype) {
-    case Dtype::f64: bits = std::bit_cast<std::uint64_t>(x); break;
-    case Dtype::f32: bits = std::bit_cast<std::uint32_t>(static_cast<float>(x)); break;
-    case Dtype::bf16: bits = double_to_bf16(x); break;
-    case Dtype::f16: bits = double_to_f16(x); break;
-    default: bits = static_cast<std::uint64_t>(static_cast<std::int64_t>(x)); break;  // integers
+    case Dtype::f64:
+      bits = std::bit_cast<std::uint64_t>(x);
+      break;
+    case Dtype::f32:
+      bits = std::bit_cast<std::uint32_t>(static_cast<float>(x));
+      break;
+    case Dtype::bf16:
+      bits = double_to_bf16(x);
+      break;
+    case Dtype::f16:
+      bits = double_to_f16(x);
+      break;
+    default:
+      bits = static_cast<std::uint64_t>(static_cast<std::int64_t>(x));
+      break;  // integers
   }
   const auto* data = reinterpret_cast<const std::byte*>(&bits);  // little-endian, as the format
   bytes.insert(bytes.end(), data, data + info(dtype).bits / 8);
@@ -77,15 +87,19 @@ inline void append_value(std::vector<std::byte>& bytes, Dtype dtype, double x) {
 // Collects tensors and turns them into a file in memory. Tensors keep the order in which they were added.
 class Tensors {
  public:
-  std::uint32_t add(const std::string& name, Dtype dtype, std::vector<std::int64_t> shape, const std::vector<double>& values) {
+  std::uint32_t add(const std::string& name, Dtype dtype, std::vector<std::int64_t> shape,
+                    const std::vector<double>& values) {
     const std::size_t begin = data_.size();
     for (const double v : values) append_value(data_, dtype, v);
-    header_ += fmt::format("{}\"{}\":{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", header_.empty() ? "" : ",",
-                           name, info(dtype).name, fmt::join(shape, ","), begin, data_.size());
+    header_ +=
+        fmt::format("{}\"{}\":{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", header_.empty() ? "" : ",",
+                    name, info(dtype).name, fmt::join(shape, ","), begin, data_.size());
     begins_.push_back(begin);
     return static_cast<std::uint32_t>(begins_.size() - 1);
   }
-  std::uint32_t add(const std::string& name, Dtype dtype, const Dense& m) { return add(name, dtype, {m.rows, m.cols}, m.values); }
+  std::uint32_t add(const std::string& name, Dtype dtype, const Dense& m) {
+    return add(name, dtype, {m.rows, m.cols}, m.values);
+  }
 
   // Flips one bit of the data of a tensor.
   void flip(std::uint32_t tensor, std::int64_t byte, int bit) {
@@ -111,6 +125,8 @@ class Tensors {
 };
 
 // A whole tensor [rows, cols] as a view.
-inline View whole(std::uint32_t tensor, std::int64_t rows, std::int64_t cols) { return {0, tensor, 0, rows, cols, cols, 1}; }
+inline View whole(std::uint32_t tensor, std::int64_t rows, std::int64_t cols) {
+  return {0, tensor, 0, rows, cols, cols, 1};
+}
 
 }  // namespace peft::testing

@@ -73,6 +73,15 @@ bool rows_inside(const Matrix& m) {
   return m.rows > 1 && (m.cols == 1 || std::abs(m.row_stride) < std::abs(m.col_stride));
 }
 
+template <class Element>
+void read_column(const std::byte* p, std::int64_t step, std::span<double> out) {
+  if (step == Element::kWidth) {  // known to the compiler, this loop becomes vector code
+    for (std::size_t r = 0; r < out.size(); ++r) out[r] = Element::value(p + r * Element::kWidth);
+  } else {
+    for (std::size_t r = 0; r < out.size(); ++r, p += step) out[r] = Element::value(p);
+  }
+}
+
 bool is_zero(const Matrix& m) {
   if (rows_inside(m)) return is_zero(m.transposed());
   return visit(m.dtype, [&]<class Element>(Element) {
@@ -96,11 +105,11 @@ Matrix bind(const TensorFile& file, const View& view) {
   const std::int64_t width = element_width(file, tensor);
   const auto bytes = file.bytes(tensor);
   if (!inside(view, static_cast<std::int64_t>(bytes.size()) / width)) {
-    throw Error(ErrorCode::INTERNAL, {.file = file.path(),
-                                      .tensor = std::string(tensor.name),
-                                      .problem = "a view leaves its tensor"});
+    throw Error(ErrorCode::INTERNAL,
+                {.file = file.path(), .tensor = std::string(tensor.name), .problem = "a view leaves its tensor"});
   }
-  return {bytes.data() + view.offset * width, tensor.dtype, width, view.rows, view.cols, view.row_stride, view.col_stride};
+  return {
+      bytes.data() + view.offset * width, tensor.dtype, width, view.rows, view.cols, view.row_stride, view.col_stride};
 }
 
 Matrix bind(const TensorFile& file, const TensorInfo& tensor) {
@@ -122,10 +131,14 @@ bool equal(const Matrix& a, const Matrix& b) {
   const Matrix x = rows_inside(a) ? a.transposed() : a;
   const Matrix y = rows_inside(a) ? b.transposed() : b;
   switch (a.width) {
-    case 1: return equal_elements<std::uint8_t>(x, y);
-    case 2: return equal_elements<std::uint16_t>(x, y);
-    case 4: return equal_elements<std::uint32_t>(x, y);
-    default: return equal_elements<std::uint64_t>(x, y);
+    case 1:
+      return equal_elements<std::uint8_t>(x, y);
+    case 2:
+      return equal_elements<std::uint16_t>(x, y);
+    case 4:
+      return equal_elements<std::uint32_t>(x, y);
+    default:
+      return equal_elements<std::uint64_t>(x, y);
   }
 }
 
@@ -170,20 +183,25 @@ void read(const Matrix& matrix, std::span<double> out) {
                                         .got = std::string(info(matrix.dtype).name)});
     } else {
       const std::int64_t down = matrix.row_stride * matrix.width, right = matrix.col_stride * matrix.width;
-      if (rows_inside(matrix)) {
-        for (std::int64_t c = 0; c < matrix.cols; ++c) {
-          const std::byte* p = matrix.data + c * right;
-          double* to = out.data() + c * matrix.rows;
-          for (std::int64_t r = 0; r < matrix.rows; ++r, p += down) to[r] = Element::value(p);
-        }
-      } else {
-        for (std::int64_t r = 0; r < matrix.rows; ++r) {
-          const std::byte* p = matrix.data + r * down;
-          for (std::int64_t c = 0; c < matrix.cols; ++c, p += right) out[c * matrix.rows + r] = Element::value(p);
-        }
+      for (std::int64_t c = 0; c < matrix.cols && rows_inside(matrix); ++c) {
+        read_column<Element>(matrix.data + c * right, down, out.subspan(c * matrix.rows, matrix.rows));
+      }
+      for (std::int64_t r = 0; r < matrix.rows && !rows_inside(matrix); ++r) {
+        const std::byte* p = matrix.data + r * down;
+        for (std::int64_t c = 0; c < matrix.cols; ++c, p += right) out[c * matrix.rows + r] = Element::value(p);
       }
     }
   });
+}
+
+void read_columns(const Matrix& matrix, std::span<const std::int64_t> list, std::span<double> out) {
+  std::size_t run = 0;  // columns of the list that follow each other are read together
+  for (std::size_t j = 1; j <= list.size(); ++j) {
+    if (j < list.size() && list[j] == list[j - 1] + 1) continue;
+    const std::size_t values = (j - run) * matrix.rows;
+    read(matrix.col_range(list[run], static_cast<std::int64_t>(j - run)), out.subspan(run * matrix.rows, values));
+    run = j;
+  }
 }
 
 NonFinite count_nonfinite(std::span<const std::byte> bytes, Dtype dtype) {

@@ -49,6 +49,8 @@ void mark_nonzero_cols(const Matrix& matrix, std::vector<bool>& nonzero);
 
 // All values, column after column: out[c * rows + r]. Throws ST_DTYPE for a dtype that is not floating.
 void read(const Matrix& matrix, std::span<double> out);
+// The listed columns, one after the other.
+void read_columns(const Matrix& matrix, std::span<const std::int64_t> list, std::span<double> out);
 
 struct NonFinite {
   std::int64_t nan = 0, positive = 0, negative = 0;

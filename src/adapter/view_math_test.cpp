@@ -37,11 +37,22 @@ TEST(ViewMath, ReadsColumnAfterColumnWhateverTheStrides) {
   const auto t = tensors.add("t", Dtype::f32, {3, 4}, {0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23});
   const auto file = tensors.file();
   EXPECT_EQ(values(bind(*file, whole(t, 3, 4))), (std::vector<double>{0, 10, 20, 1, 11, 21, 2, 12, 22, 3, 13, 23}));
-  EXPECT_EQ(values(bind(*file, whole(t, 3, 4).transposed())), (std::vector<double>{0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23}));
+  EXPECT_EQ(values(bind(*file, whole(t, 3, 4).transposed())),
+            (std::vector<double>{0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23}));
   EXPECT_EQ(values(bind(*file, whole(t, 3, 4).col_range(1, 2, 2))), (std::vector<double>{1, 11, 21, 3, 13, 23}));
   EXPECT_EQ(values(bind(*file, View{0, t, 5, 2, 2, 0, 1})), (std::vector<double>{11, 11, 12, 12}));
   const Matrix m = bind(*file, whole(t, 3, 4));
   EXPECT_EQ(values(m.row_range(1, 2).col_range(3, 1)), (std::vector<double>{13, 23}));
+}
+
+TEST(ViewMath, ReadsListedColumns) {
+  Tensors tensors;
+  const auto t = tensors.add("t", Dtype::f32, {2, 6}, {0, 1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15});
+  const auto file = tensors.file();
+  std::vector<double> out(8);
+  read_columns(bind(*file, whole(t, 2, 6)), std::vector<std::int64_t>{1, 2, 5, 4}, out);
+  EXPECT_EQ(out, (std::vector<double>{1, 11, 2, 12, 5, 15, 4, 14}));
+  read_columns(bind(*file, whole(t, 2, 6)), {}, {});
 }
 
 TEST(ViewMath, ReadsEveryHalfExactly) {
@@ -80,7 +91,8 @@ TEST(ViewMath, EqualComparesElementsThroughAnyStrides) {
   }
   for (const Dtype dtype : {Dtype::f64, Dtype::f32, Dtype::bf16}) {
     Tensors tensors;
-    const auto plain = tensors.add("m", dtype, m), t = tensors.add("t", dtype, transposed), s = tensors.add("s", dtype, spread);
+    const auto plain = tensors.add("m", dtype, m), t = tensors.add("t", dtype, transposed),
+               s = tensors.add("s", dtype, spread);
     tensors.flip(tensors.add("flipped", dtype, m), 29 * info(dtype).bits / 8, 0);
     const auto file = tensors.file();
     const Matrix reference = bind(*file, whole(plain, 5, 6));
@@ -116,7 +128,8 @@ TEST(ViewMath, FindsZeroRowsAndColumns) {
   Tensors tensors;
   const auto t = tensors.add("t", Dtype::f32, m);
   const auto file = tensors.file();
-  const std::vector<bool> rows{false, false, false, false, false, false, true, false, false}, cols{false, false, false, true};
+  const std::vector<bool> rows{false, false, false, false, false, false, true, false, false},
+      cols{false, false, false, true};
   const Matrix matrix = bind(*file, whole(t, 9, 4));
   EXPECT_EQ(zero_rows(matrix), rows);
   EXPECT_EQ(zero_cols(matrix), cols);
@@ -158,8 +171,9 @@ TEST(ViewMath, RefusesViewsThatLeaveTheirTensor) {
   const auto file = tensors.file();
   const std::int64_t huge = std::numeric_limits<std::int64_t>::max() / 2;
   EXPECT_NO_THROW(bind(*file, View{0, t, 11, 3, 4, -4, -1}));
-  for (const View& view : {View{0, t, 1, 3, 4, 4, 1}, View{0, t, -1, 1, 1, 1, 1}, View{0, t, 0, 2, 2, -1, 1}, View{0, t, 0, 3, 4, 5, 1},
-                           View{0, t, 0, huge, huge, huge, huge}, View{0, t, 0, -1, 2, 1, 1}, View{0, 7, 0, 1, 1, 1, 1}}) {
+  for (const View& view :
+       {View{0, t, 1, 3, 4, 4, 1}, View{0, t, -1, 1, 1, 1, 1}, View{0, t, 0, 2, 2, -1, 1}, View{0, t, 0, 3, 4, 5, 1},
+        View{0, t, 0, huge, huge, huge, huge}, View{0, t, 0, -1, 2, 1, 1}, View{0, 7, 0, 1, 1, 1, 1}}) {
     EXPECT_EQ(code_of([&] { bind(*file, view); }), ErrorCode::INTERNAL);
   }
 }

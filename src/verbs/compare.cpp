@@ -58,14 +58,19 @@ void match_up(const std::vector<T>& xs, const std::vector<T>& ys, Key key, Body 
 std::vector<Job> make_jobs(const Factors& x, const Factors& y) {
   std::vector<Job> jobs;
   std::string module;
-  match_up(x.factors, y.factors, [](const Factor& f) { return f.site; }, [&](const Factor* fx, const Factor* fy) {
-    const std::string& here = (fx != nullptr ? fx : fy)->site.module;
-    if (jobs.empty() || here != module) jobs.emplace_back();
-    module = here;
-    jobs.back().factors.push_back({fx, fy});
-  });
-  match_up(x.extras, y.extras, [](const Extra& e) { return std::tuple(e.site, e.kind, e.suffix); },
-           [&](const Extra* ex, const Extra* ey) { jobs.emplace_back().extra = {ex, ey}; });
+  match_up(
+      x.factors, y.factors, [](const Factor& f) { return f.site; },
+      [&](const Factor* fx, const Factor* fy) {
+        const std::string& here = (fx != nullptr ? fx : fy)->site.module;
+        if (jobs.empty() || here != module) jobs.emplace_back();
+        module = here;
+        jobs.back().factors.push_back({fx, fy});
+      });
+  match_up(
+      x.extras, y.extras, [](const Extra& e) { return std::tuple(e.site, e.kind, e.suffix); },
+      [&](const Extra* ex, const Extra* ey) {
+        jobs.emplace_back().extra = {ex, ey};
+      });
   return jobs;
 }
 
@@ -76,8 +81,10 @@ class TensorsInUse {
     for (const std::uint32_t index : tensors) {
       if (index >= file.tensors().size()) continue;  // bind() reports it
       const TensorInfo& tensor = file.tensors()[index];
-      if (!ranges_.empty() && ranges_.back().second == tensor.begin) ranges_.back().second = tensor.end;
-      else ranges_.emplace_back(tensor.begin, tensor.end);
+      if (!ranges_.empty() && ranges_.back().second == tensor.begin)
+        ranges_.back().second = tensor.end;
+      else
+        ranges_.emplace_back(tensor.begin, tensor.end);
     }
     for (const auto& [begin, end] : ranges_) file_.prefetch(begin, end);
     for (const std::uint32_t index : tensors) {
@@ -125,7 +132,8 @@ void run_all(std::vector<Job>& jobs, const TensorFile& file_x, const TensorFile&
     } catch (...) {
       jobs[index].error = std::current_exception();
       std::size_t lowest = failed;
-      while (index < lowest && !failed.compare_exchange_weak(lowest, index)) {}
+      while (index < lowest && !failed.compare_exchange_weak(lowest, index)) {
+      }
     }
   });
   for (const Job& job : jobs) {
@@ -174,8 +182,10 @@ class Summary {
 
   static void name_twin(Found& found, const Input& a, const Input& b) {
     if (found.pair.x == nullptr) return;
-    const auto* twin = verbs::find_twin(*found.pair.x, *a.adapter.weights, b.reading.factors.factors, *b.adapter.weights);
-    if (twin != nullptr) found.difference.what += "; what the first adapter has here, the second has at " + describe(twin->site);
+    const auto* twin =
+        verbs::find_twin(*found.pair.x, *a.adapter.weights, b.reading.factors.factors, *b.adapter.weights);
+    if (twin != nullptr)
+      found.difference.what += "; what the first adapter has here, the second has at " + describe(twin->site);
   }
 
   void add_notes(const Input& a, const Input& b) {
@@ -185,8 +195,9 @@ class Summary {
     }
     if (zero_alone_ > 0) note(fmt::format("{} factors are zero in one adapter and absent in the other", zero_alone_));
     if (const auto n = counts_[static_cast<std::size_t>(Exactness::rounded)]; n > 0) {
-      note(fmt::format("{} of {} agree only up to one rounding (2^-24, 2^-11, 2^-8 for F32, F16, BF16, of the coarser dtype)",
-                       n, report_.compared));
+      note(fmt::format(
+          "{} of {} agree only up to one rounding (2^-24, 2^-11, 2^-8 for F32, F16, BF16, of the coarser dtype)", n,
+          report_.compared));
     }
     if (report_.compared == 0) note("there was nothing to compare");
   }

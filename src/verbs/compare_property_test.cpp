@@ -41,8 +41,10 @@ Lora padded(const Lora& lora) {
   for (std::int64_t k = 0; k < rank; ++k) {
     const std::int64_t from = sources[k];
     const int kind = from < 0 ? *rc::gen::inRange(0, 3) : 3;
-    for (std::int64_t j = 0; j < lora.a.cols; ++j) result.a.at(k, j) = kind == 3 ? lora.a.at(from, j) : kind == 1 ? 1 : 0;
-    for (std::int64_t i = 0; i < lora.b.rows; ++i) result.b.at(i, k) = kind == 3 ? lora.b.at(i, from) : kind == 2 ? 1 : 0;
+    for (std::int64_t j = 0; j < lora.a.cols; ++j)
+      result.a.at(k, j) = kind == 3 ? lora.a.at(from, j) : kind == 1 ? 1 : 0;
+    for (std::int64_t i = 0; i < lora.b.rows; ++i)
+      result.b.at(i, k) = kind == 3 ? lora.b.at(i, from) : kind == 2 ? 1 : 0;
   }
   return result;
 }
@@ -81,7 +83,9 @@ struct Stored {
   }
 };
 
-Stored stored(const Lora& lora, Dtype dtype_a, Dtype dtype_b) { return {lora, dtype_a, dtype_b, *rc::gen::arbitrary<bool>()}; }
+Stored stored(const Lora& lora, Dtype dtype_a, Dtype dtype_b) {
+  return {lora, dtype_a, dtype_b, *rc::gen::arbitrary<bool>()};
+}
 Dtype any_dtype() { return *rc::gen::element(Dtype::f64, Dtype::f32, Dtype::bf16, Dtype::f16); }
 
 RC_GTEST_PROP(CompareProperty, RewritesThatKeepTheFunctionAreValueExact, ()) {

@@ -18,7 +18,9 @@ using testing::random_dense;
 using testing::Tensors;
 using testing::whole;
 
-Site expert_site(std::int64_t expert, Projection projection) { return {"model.layers.0.mlp.experts", "", expert, projection}; }
+Site expert_site(std::int64_t expert, Projection projection) {
+  return {"model.layers.0.mlp.experts", "", expert, projection};
+}
 const Site kDense{"model.layers.0.self_attn.q_proj", "", -1, Projection::none};
 
 // One adapter, built tensor by tensor.
@@ -35,8 +37,8 @@ class Maker {
     factors_.factors.push_back({site, FactorKind::linear, b.rows, a.cols, a.rows, scale, a, b});
     return *this;
   }
-  Maker& extra(ExtraKind kind, const Site& site, const std::string& suffix, Dtype dtype, std::vector<std::int64_t> shape,
-               const std::vector<double>& values) {
+  Maker& extra(ExtraKind kind, const Site& site, const std::string& suffix, Dtype dtype,
+               std::vector<std::int64_t> shape, const std::vector<double>& values) {
     factors_.extras.push_back({kind, site, suffix, tensors_.add(name(), dtype, std::move(shape), values)});
     return *this;
   }
@@ -95,7 +97,8 @@ TEST(Compare, SameBytesAreBitExact) {
 }
 
 // Experts fused as PEFT does it: A rows e * r + k, B columns k * E + e; E != r.
-void add_fused(Maker& maker, const std::vector<Dense>& as, const std::vector<Dense>& bs, const std::vector<int>& order) {
+void add_fused(Maker& maker, const std::vector<Dense>& as, const std::vector<Dense>& bs,
+               const std::vector<int>& order) {
   const auto experts = static_cast<std::int64_t>(as.size()), rank = as[0].rows, in = as[0].cols, out = bs[0].rows;
   Dense a(experts * rank, in), b(out, rank * experts);
   for (std::int64_t e = 0; e < experts; ++e) {
@@ -249,6 +252,17 @@ TEST(Compare, WideningIsValueExactAndNarrowingRounded) {
   }
 }
 
+TEST(Compare, ACastMayTurnTinyValuesIntoZero) {
+  for (const std::int64_t tiny : {16, 24}) {  // the first values of a row of A, or all of them
+    Dense a = kA;
+    for (std::int64_t j = 0; j < tiny; ++j) a.at(1, j) = 0x1.8p-27;
+    Maker wide, narrow(Dtype::f16);
+    wide.pair(kDense, a, kB), narrow.pair(kDense, a, kB);
+    EXPECT_EQ(verify_pair(wide, narrow).exactness, Exactness::rounded);
+    EXPECT_EQ(verify_pair(narrow, wide).exactness, Exactness::rounded);
+  }
+}
+
 TEST(Compare, PowersOfTwoMayMoveBetweenScaleAAndB) {
   Maker x, in_b, in_a, both, negative;
   x.pair(kDense, kA, kB, 6);
@@ -286,6 +300,12 @@ TEST(Compare, FoldingOtherScalesIsExactOrRoundedAsTheBitsSay) {
     EXPECT_GT(report.largest_relative, 0x1p-30);
     EXPECT_LT(report.largest_relative, 0x1p-23);
   }
+  // Products that agree in double, but not in all their bits.
+  Dense long_b = kB.times(1.0 / 3), product_b = long_b.times(std::sqrt(8.0));
+  Maker f64(Dtype::f64), f64_folded(Dtype::f64);
+  f64.pair(kDense, kA, long_b, std::sqrt(8.0)), f64_folded.pair(kDense, kA, product_b, 1);
+  EXPECT_EQ(verify_pair(f64, f64_folded).exactness, Exactness::rounded);
+
   Maker wrong;
   wrong.pair(kDense, a, folded(b, 2.0), 1);  // the factor of sqrt(2) that rsLoRA files go wrong by
   const VerifyReport report = verify_pair(y, wrong);
@@ -329,6 +349,20 @@ TEST(Compare, EveryFlippedBitIsFoundAndNamed) {
       EXPECT_EQ(report.where, describe(other));
     }
   }
+}
+
+TEST(Compare, AFlippedBitIsFoundBesideAMovedScaleAndInSubnormals) {
+  Maker x, moved;
+  x.pair(kDense, kA, kB, 1), moved.pair(kDense, kA, kB.times(4), 0.25);
+  moved.tensors().flip(1, 4 * 9, 0);
+  EXPECT_EQ(verify_pair(x, moved).exactness, Exactness::lossy);
+
+  Dense b = kB;
+  b.at(3, 0) = 0x1p-140;
+  Maker y, flipped;
+  y.pair(kDense, kA, b), flipped.pair(kDense, kA, b);
+  flipped.tensors().flip(1, 4 * 3 * 4, 0);
+  EXPECT_EQ(verify_pair(y, flipped).exactness, Exactness::lossy);
 }
 
 TEST(Compare, TheTransposedUpdateOfASquareMatrixIsFoundAndNamed) {
@@ -380,7 +414,8 @@ TEST(Compare, AFactorThatOneSideLacksMustBeZero) {
 
 TEST(Compare, ZeroUpdatesAreTheSameWhateverA) {
   Maker x, y, z;
-  x.pair(kDense, kA, Dense(16, 4)), y.pair(kDense, random_dense(8, 24, 9), Dense(16, 8)), z.pair(kDense, kA, kB, 0);
+  x.pair(kDense, kA, Dense(16, 4)), y.pair(kDense, random_dense(8, 24, 9), Dense(16, 8)),
+      z.pair(kDense, random_dense(3, 24, 8), random_dense(16, 3, 7), 0);
   EXPECT_EQ(verify_pair(x, y).exactness, Exactness::value_exact);
   EXPECT_EQ(verify_pair(x, z).exactness, Exactness::value_exact);
 }
@@ -444,7 +479,8 @@ TEST(Compare, ExtrasAreComparedByKindSiteAndSuffix) {
     maker.pair(kDense, kA, kB).extra(ExtraKind::magnitude, kDense, "lora_magnitude_vector", dtype, std::move(shape), v);
     return maker;
   };
-  Maker x = make(Dtype::f32, {4}, values), same = make(Dtype::f32, {4, 1}, values), narrow = make(Dtype::bf16, {4}, values);
+  Maker x = make(Dtype::f32, {4}, values), same = make(Dtype::f32, {4, 1}, values),
+        narrow = make(Dtype::bf16, {4}, values);
   Maker finer = make(Dtype::f32, {4}, {1, 2, 3.001, 4.0625}), rounded = make(Dtype::bf16, {4}, {1, 2, 3.001, 4.0625});
   Maker longer = make(Dtype::f32, {5}, {1, 2, 3, 4.0625, 0}), integers = make(Dtype::i32, {4}, {1, 2, 3, 4});
   Maker without;

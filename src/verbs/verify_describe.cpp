@@ -5,10 +5,11 @@
 #include <algorithm>
 #include <vector>
 
+#include "adapter/view_math.h"
+
 namespace peft::verbs {
 namespace {
 
-using adapter::Components;
 using adapter::Matrix;
 
 // Element (i, j) of the matrices as stored; both are read a block of rows at a time.
@@ -42,22 +43,23 @@ std::string describe_shapes(const Factor& x, const Factor& y) {
   return fmt::format("another weight: {} and {}", form(x), form(y));
 }
 
-std::string describe_difference(const Factor& factor_x, const Components& x, const Factor& factor_y, const Components& y) {
-  if (adapter::equal(x.a, y.b) && adapter::equal(x.b, y.a)) return "lora_A and lora_B trade places: the transposed update";
-  std::string text;
-  const auto add = [&text](const std::string& part) { text += text.empty() || part.empty() ? part : "; " + part; };
-  if (factor_x.scale != factor_y.scale) add(fmt::format("scale {} and {}", factor_x.scale, factor_y.scale));
-  if (factor_x.rank != factor_y.rank) {
-    add(fmt::format("rank {} and {}, {} and {} components that are not zero", factor_x.rank, factor_y.rank, x.list.size(),
-                    y.list.size()));
-    return text;
+std::string describe_difference(const Factor& x, const TensorFile& file_x, const Factor& y, const TensorFile& file_y) {
+  const Matrix xa = adapter::bind(file_x, x.a), xb = adapter::bind(file_x, x.b);
+  const Matrix ya = adapter::bind(file_y, y.a), yb = adapter::bind(file_y, y.b);
+  if (adapter::equal(xa.transposed(), yb) && adapter::equal(xb, ya.transposed())) {
+    return "lora_A and lora_B trade places: the transposed update";
   }
-  add(first_mismatch("lora_A", x.a.transposed(), y.a.transposed()));
-  add(first_mismatch("lora_B", x.b, y.b));
-  return text;
+  if (x.rank != y.rank) return fmt::format("rank {} and {}, and not by zero components alone", x.rank, y.rank);
+  std::vector<std::string> parts;
+  if (x.scale != y.scale) parts.push_back(fmt::format("scale {} and {}", x.scale, y.scale));
+  for (const std::string& part : {first_mismatch("lora_A", xa, ya), first_mismatch("lora_B", xb, yb)}) {
+    if (!part.empty()) parts.push_back(part);
+  }
+  return fmt::format("{}", fmt::join(parts, "; "));
 }
 
-const Factor* find_twin(const Factor& x, const TensorFile& file_x, std::span<const Factor> candidates, const TensorFile& file_y) {
+const Factor* find_twin(const Factor& x, const TensorFile& file_x, std::span<const Factor> candidates,
+                        const TensorFile& file_y) {
   const Matrix a = adapter::bind(file_x, x.a), b = adapter::bind(file_x, x.b);
   for (const Factor& y : candidates) {
     if (y.site == x.site || y.scale != x.scale) continue;

@@ -18,10 +18,11 @@ using adapter::Matrix;
 using Role = Matrix Components::*;  // &Components::a or &Components::b: both have a column for each component
 
 constexpr std::int64_t kAllRows = std::numeric_limits<std::int64_t>::max();
-constexpr std::int64_t kTileBytes = 32 * 1024;  // of all experts' rows: what they share stays in the first-level cache
-constexpr std::int64_t kValueRows = 256;        // rows converted to double at a time
-constexpr std::int64_t kProbeRows = 16;         // rows read at a time to find a component's gain
-constexpr double kOtherOrder = 0x1p-40;         // fp64 noise of a sum in another order
+constexpr std::int64_t kTileBytes =
+    256 * 1024;                           // of all experts' rows: what they share stays in the second-level cache
+constexpr std::int64_t kValueRows = 256;  // rows converted to double at a time
+constexpr std::int64_t kProbeRows = 16;   // rows read at a time to find a component's gain
+constexpr double kOtherOrder = 0x1p-40;   // fp64 noise of a sum in another order
 
 // The components of x and y taken pair by pair, with the scale on one of the two matrices.
 struct Pairing {
@@ -33,9 +34,9 @@ struct Pairing {
 
 struct Work {
   const Factor *factor_x = nullptr, *factor_y = nullptr;
-  Components x, y;  // list: the components that are not zero
-  bool open = true;   // no verdict yet
-  bool bytes = true;  // A and B are the same bytes, as far as was read
+  Components x, y;     // list: the components that are not zero
+  bool open = true;    // no verdict yet
+  bool bytes = true;   // A and B hold the same bytes, as far as was read
   Pairing by_a, by_b;  // the scale on B, the scale on A
   Verdict verdict;
 
@@ -89,7 +90,6 @@ void bind(Work& work, const TensorFile& file_x, const TensorFile& file_y) {
     Components& missing = x == nullptr ? work.x : work.y;
     missing = x == nullptr ? work.y : work.x;
     missing.list.clear();
-    work.bytes = false;
     return;
   }
   if (x->out != y->out || x->in != y->in || x->kind != y->kind) {
@@ -101,7 +101,9 @@ void bind(Work& work, const TensorFile& file_x, const TensorFile& file_y) {
   if (std::abs(ratio - nearest) <= 0x1p-50 * std::abs(nearest)) work.y.scale = work.x.scale / nearest;
 }
 
-void close_identical(const std::vector<Work*>& works) {
+// Compares A and B as bytes; closes what is the same with the same scale.
+void close_same_bytes(const std::vector<Work*>& works, Exactness exactness) {
+  for (Work* work : works) work->bytes = work->factor_x != nullptr && work->factor_y != nullptr;
   for (const Role role : {&Components::a, &Components::b}) {
     for_tiles(works, role, kAllRows, [&](std::size_t i, std::int64_t first, std::int64_t count) {
       Work& work = *works[i];
@@ -110,7 +112,11 @@ void close_identical(const std::vector<Work*>& works) {
     });
   }
   for (Work* work : works) {
-    if (work->bytes && work->factor_x->scale == work->factor_y->scale) work->close(Exactness::bit_exact, 0, {});
+    if (!work->bytes) continue;
+    if (exactness == Exactness::bit_exact && work->factor_x->scale == work->factor_y->scale)
+      work->close(exactness, 0, {});
+    if (exactness == Exactness::value_exact && work->x.scale == work->y.scale)
+      work->close(exactness, 0, "equal values");
   }
 }
 
@@ -135,12 +141,22 @@ void close_zero(Work& work) {
   if (work.x.list.empty() && work.y.list.empty()) {
     work.close(Exactness::value_exact, 0, both ? "zero in both" : "zero, and absent in the other adapter");
   } else if (!both) {
-    work.close(Exactness::lossy, 1, work.factor_y == nullptr ? "only in the first adapter" : "only in the second adapter");
+    work.close(Exactness::lossy, 1,
+               work.factor_y == nullptr ? "only in the first adapter" : "only in the second adapter");
   } else if (work.x.list.size() != work.y.list.size() && work.factor_x->rank == work.factor_y->rank) {
     // A cast can turn a tiny component into zero: pair them all.
-    work.x = {work.x.a, work.x.b, work.x.scale, adapter::all_components(work.factor_x->rank)};
-    work.y.list = work.x.list;
+    work.x.list = work.y.list = adapter::all_components(work.factor_x->rank);
   }
+}
+
+// Component numbers that follow each other, as in block-diagonal factors, become matrices of their own.
+void narrow(Components& components) {
+  auto& list = components.list;
+  const auto count = static_cast<std::int64_t>(list.size());
+  if (list.empty() || list.back() - list.front() + 1 != count) return;
+  components.a = components.a.col_range(list.front(), count);
+  components.b = components.b.col_range(list.front(), count);
+  list = adapter::all_components(count);
 }
 
 // The power of two that takes a column of x to the one of y, judged by the largest of the first values.
@@ -159,29 +175,20 @@ double find_gain(const Matrix& x, const Matrix& y) {
   return 1;
 }
 
-// Component numbers that follow each other are a matrix of their own.
-bool is_run(const std::vector<std::int64_t>& list) {
-  return !list.empty() && list.back() - list.front() + 1 == static_cast<std::int64_t>(list.size());
-}
-
 // One tile of one matrix: column j of x times factor_x against column j of y times factor_y[j].
 Match match_tile(const Work& work, Role role, std::int64_t first, std::int64_t count, double factor_x,
                  std::span<const double> factor_y) {
   const Matrix x = (work.x.*role).row_range(first, count), y = (work.y.*role).row_range(first, count);
   const auto &list_x = work.x.list, &list_y = work.y.list;
-  const auto n = static_cast<std::int64_t>(list_x.size());
-  const bool same_factor = std::all_of(factor_y.begin(), factor_y.end(), [&](double f) { return f == factor_x; });
-  if (same_factor && is_run(list_x) && is_run(list_y) &&
-      adapter::equal(x.col_range(list_x.front(), n), y.col_range(list_y.front(), n))) {
-    return {};
-  }
+  std::vector<double> vx(list_x.size() * count), vy(vx.size());
+  adapter::read_columns(x, list_x, vx);
+  adapter::read_columns(y, list_y, vy);
   Match result;
-  std::array<double, kValueRows> vx, vy;
-  for (std::int64_t j = 0; j < n && result.near; ++j) {
-    adapter::read(x.col_range(list_x[j], 1), vx);
-    adapter::read(y.col_range(list_y[j], 1), vy);
-    const auto size = static_cast<std::size_t>(count);
-    result &= match({vx.data(), size}, {x.dtype, factor_x}, {vy.data(), size}, {y.dtype, factor_y[j]});
+  for (std::size_t j = 0; j < list_x.size() && result.near; ++j) {
+    const auto column = [j, count](const std::vector<double>& values) {
+      return std::span(values).subspan(j * count, count);
+    };
+    result &= match(column(vx), {x.dtype, factor_x}, column(vy), {y.dtype, factor_y[j]});
   }
   return result;
 }
@@ -213,7 +220,7 @@ void pair_components(const std::vector<Work*>& works, Role plain, Role scaled, P
 }
 
 // Computes how far the updates are apart, and closes.
-void measure(Work& work) {
+void measure(Work& work, const TensorFile& file_x, const TensorFile& file_y) {
   const bool paired = work.x.list.size() == work.y.list.size();
   std::vector<double> gain = work.by_a.gain;
   const bool by_a = paired && work.by_a.near(), by_b = paired && !by_a && work.by_b.near();
@@ -231,31 +238,36 @@ void measure(Work& work) {
   if (other_order && relative <= kOtherOrder) {
     work.close(Exactness::rounded, relative, "the same sum of reordered rank components");
   } else {
-    work.close(Exactness::lossy, relative, describe_difference(*work.factor_x, work.x, *work.factor_y, work.y));
+    work.close(Exactness::lossy, relative, describe_difference(*work.factor_x, file_x, *work.factor_y, file_y));
   }
 }
 
 }  // namespace
 
-std::vector<Verdict> compare_factors(std::span<const FactorPair> pairs, const TensorFile& file_x, const TensorFile& file_y) {
+std::vector<Verdict> compare_factors(std::span<const FactorPair> pairs, const TensorFile& file_x,
+                                     const TensorFile& file_y) {
   std::vector<Work> works(pairs.size());
   for (std::size_t i = 0; i < pairs.size(); ++i) {
     works[i].factor_x = pairs[i].x, works[i].factor_y = pairs[i].y;
     bind(works[i], file_x, file_y);
   }
-  close_identical(open_works(works));
+  close_same_bytes(open_works(works), Exactness::bit_exact);
   const std::vector<Work*> unequal = open_works(works);
   drop_zero_components(unequal, &Work::x);
   drop_zero_components(unequal, &Work::y);
-  for (Work* work : unequal) close_zero(*work);
+  for (Work* work : unequal) {
+    close_zero(*work);
+    narrow(work->x);
+    narrow(work->y);
+  }
+  close_same_bytes(open_works(works), Exactness::value_exact);
 
-  const auto unpaired = [](const Work* work) { return work->x.list.size() != work->y.list.size(); };
   std::vector<Work*> candidates = open_works(works);
-  std::erase_if(candidates, unpaired);
+  std::erase_if(candidates, [](const Work* work) { return work->x.list.size() != work->y.list.size(); });
   pair_components(candidates, &Components::a, &Components::b, &Work::by_a);
   std::erase_if(candidates, [](const Work* work) { return !work->open || work->by_a.near(); });
   pair_components(candidates, &Components::b, &Components::a, &Work::by_b);
-  for (Work* work : open_works(works)) measure(*work);
+  for (Work* work : open_works(works)) measure(*work, file_x, file_y);
 
   std::vector<Verdict> verdicts;
   for (Work& work : works) verdicts.push_back(std::move(work.verdict));

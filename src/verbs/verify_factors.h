@@ -2,8 +2,8 @@
 //
 //   bit-exact    same rank, scale and dtypes; the same bytes in A and in B
 //   value-exact  what is left after dropping components that are zero pairs up in order: A_y = f A_x and
-//                s_y f B_y = s_x B_x exactly, f a power of two (either sign) for each component; or the same with A and B
-//                in each other's role. A factor that is missing on one side is a zero one.
+//                s_y f B_y = s_x B_x exactly, f a power of two (either sign) for each component; or the same with A and
+//                B in each other's role. A factor that is missing on one side is a zero one.
 //   rounded      as above, but elements may be off by one rounding where there was a reason to round:
 //                u = 2^-24, 2^-11, 2^-8 (F32, F16, BF16) of the coarser dtype if the dtypes differ or the scales'
 //                ratio is no power of two, plus 2^-24 in the latter case (the product itself was rounded).
@@ -36,6 +36,7 @@ struct FactorPair {
 };
 
 // One verdict for each pair. Pairs of one module belong into one call: their tensors are walked once, together.
-std::vector<Verdict> compare_factors(std::span<const FactorPair> pairs, const TensorFile& file_x, const TensorFile& file_y);
+std::vector<Verdict> compare_factors(std::span<const FactorPair> pairs, const TensorFile& file_x,
+                                     const TensorFile& file_y);
 
 }  // namespace peft::verbs

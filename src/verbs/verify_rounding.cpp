@@ -13,13 +13,20 @@ struct Precision {
 
 Precision precision(Dtype dtype) {
   switch (dtype) {
-    case Dtype::f64: return {53, -1074};
-    case Dtype::f32: return {24, -149};
-    case Dtype::f16: return {11, -24};
-    case Dtype::bf16: return {8, -133};
-    case Dtype::f8_e4m3: return {4, -9};
-    case Dtype::f8_e5m2: return {3, -16};
-    default: return {53, -1074};  // not a dtype that is computed on
+    case Dtype::f64:
+      return {53, -1074};
+    case Dtype::f32:
+      return {24, -149};
+    case Dtype::f16:
+      return {11, -24};
+    case Dtype::bf16:
+      return {8, -133};
+    case Dtype::f8_e4m3:
+      return {4, -9};
+    case Dtype::f8_e5m2:
+      return {3, -16};
+    default:
+      return {53, -1074};  // not a dtype that is computed on
   }
 }
 

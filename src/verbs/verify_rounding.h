@@ -24,8 +24,8 @@ struct Scaled {
 // before, as programs multiply in fp32.
 Allowance allowance(const Scaled& x, const Scaled& y);
 
-bool is_power_of_two(double value);           // of either sign: 1/4, -8
-double nearest_power_of_two(double value);    // with its sign; 0 stays 0
+bool is_power_of_two(double value);         // of either sign: 1/4, -8
+double nearest_power_of_two(double value);  // with its sign; 0 stays 0
 
 // How x_scale.factor * x[i] and y_scale.factor * y[i] compare, over all i.
 struct Match {
