@@ -111,6 +111,7 @@ class Model {
   std::optional<ModuleTree> v4, v5;        // absent: unknown, or that generation does not have this type
   std::vector<Experts> experts;            // by layer
   bool num_experts_assumed = false;        // E is highest index + 1 of the file
+  // The base shows names or shapes that only this generation has, or the type exists in this one alone.
   bool base_is_v4_only = false, base_is_v5_only = false;
   std::string default_targets_type;        // key of PEFT's default target table
   std::string peft_config;                 // PEFT's config conversion table for this type ("mixtral", "qwen2_moe"); "" none

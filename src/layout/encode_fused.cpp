@@ -35,11 +35,12 @@ double common_scale(const std::vector<const Factor*>& factors) {
 
 // Gate and up of every expert have the same A: then one A serves both and the rank need not double.
 bool shares_a(const TensorFile* file, const Stack& stack) {
-  if (file == nullptr || stack.parts.size() != 2) return false;
+  if (stack.parts.size() != 2) return false;
   for (std::size_t e = 0; e < stack.parts[0].size(); ++e) {
     const Factor *gate = stack.parts[0][e], *up = stack.parts[1][e];
     if (gate == nullptr && up == nullptr) continue;
-    if (gate == nullptr || up == nullptr || !same_values(*file, gate->a, up->a)) return false;
+    if (gate == nullptr || up == nullptr) return false;
+    if (gate->a != up->a && (file == nullptr || !same_values(*file, gate->a, up->a))) return false;
   }
   return true;
 }

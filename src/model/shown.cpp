@@ -164,6 +164,10 @@ void use_shown_tree(Draft& draft, ModuleTree shown, bool in_registration_order) 
     // Experts are made anew from the row, which knows their order and what quantised checkpoints call otherwise.
     return in_registration_order ? shown : rename_tree(model, shown, g, g);
   };
+  if (observer.shows(Generation::v4) != observer.shows(Generation::v5)) {
+    model.base_is_v4_only = observer.shows(Generation::v4);
+    model.base_is_v5_only = observer.shows(Generation::v5);
+  }
   if (v4) model.v4 = tree_of(Generation::v4, Generation::v5);
   if (v5) model.v5 = tree_of(Generation::v5, Generation::v4);
 }

@@ -68,7 +68,12 @@ void finish(Plan& plan, const Input& input) {
 bool keeps_everything(const Input& input, const layout::Encoded& encoded, const ConvertOptions& options) {
   if (options.dtype || options.block_diagonal) return false;
   if (input.reading.has_experts) return options.to == input.reading.layout;
-  // Nothing but dense modules, and none of them is called or owned differently in the target.
+  // Nothing but dense modules, and none of them is called or owned differently in the target. What a pattern or PEFT's
+  // defaults select depends on the modules of the generation, so such configs of MoE models are spelled out.
+  const AdapterConfig& config = input.adapter.config;
+  const bool plain_list = std::holds_alternative<std::vector<std::string>>(config.target_modules) && !config.layers_to_transform &&
+                          std::holds_alternative<std::monostate>(config.exclude_modules);
+  if (!plain_list && !input.model.experts.empty()) return false;
   const bool parameters = std::any_of(encoded.targets.begin(), encoded.targets.end(), [](const auto& t) { return t.parameter; });
   return encoded.steps.empty() && !parameters;
 }

@@ -8,6 +8,7 @@
 #include "layout/fused_forms.h"
 #include "layout/natural_order.h"
 #include "layout/write_config.h"
+#include "model/builder.h"
 #include "peft/error.h"
 #include "peft/targets.h"
 #include "peft/verbs.h"
@@ -15,14 +16,36 @@
 namespace peft {
 namespace {
 
-// Which generation's names a config speaks.
-Generation generation_of(const AdapterConfig& config, const Model& model) {
-  if (!model.v4) return Generation::v5;
+bool names_parameter(const std::vector<std::string>& targets, const ModuleTree& tree) {
+  const auto matches = [&](const std::string& name) {
+    return std::any_of(targets.begin(), targets.end(), [&](const std::string& t) { return name == t || name.ends_with("." + t); });
+  };
+  return std::any_of(tree.parameters.begin(), tree.parameters.end(), [&](const Parameter& p) { return matches(p.full_name()); }) ||
+         std::any_of(tree.modules.begin(), tree.modules.end(), [&](const Module& m) { return matches(m.name + ".weight"); });
+}
+
+// The tree a v4 config was made on. Types that transformers 4 does not have are named there as checkpoints name them.
+std::optional<ModuleTree> tree_of_v4(const Model& model) {
+  if (model.v4 || !model.v5) return model.v4;
+  const bool on_disk = std::any_of(model.experts.begin(), model.experts.end(), [](const Experts& e) { return e.form->per_expert_on_disk_only; });
+  return on_disk ? std::optional(model::rename_tree(model, *model.v5, Generation::v5, Generation::v4)) : std::nullopt;
+}
+
+// Which generation's names a config speaks: those of the parameters it names, else those of its writer.
+Generation generation_of(const AdapterConfig& config, const Model& model, const std::optional<ModuleTree>& v4) {
+  if (!v4) return Generation::v5;
   if (!model.v5) return Generation::v4;
-  if (config.target_parameters && !config.target_parameters->empty()) return model.base_is_v4_only ? Generation::v4 : Generation::v5;
-  if (model.base_is_v4_only) return Generation::v4;
-  if (model.base_is_v5_only) return Generation::v5;
-  return config.likely_version().first < AdapterConfig::Version{0, 19, 0} ? Generation::v4 : Generation::v5;
+  if (const auto& targets = config.target_parameters; targets && !targets->empty()) {
+    return names_parameter(*targets, *model.v5) || !names_parameter(*targets, *v4) ? Generation::v5 : Generation::v4;
+  }
+  if (config.likely_version().first < AdapterConfig::Version{0, 19, 0}) return Generation::v4;
+  // PEFT 0.19 and later run on both: names that only v4 has decide.
+  const auto* list = std::get_if<std::vector<std::string>>(&config.target_modules);
+  const auto has = [](const ModuleTree& tree, const std::string& name) {
+    return std::any_of(tree.modules.begin(), tree.modules.end(), [&](const Module& m) { return m.name == name || m.name.ends_with("." + name); });
+  };
+  const bool only_v4 = list != nullptr && std::any_of(list->begin(), list->end(), [&](const std::string& name) { return has(*v4, name) && !has(*model.v5, name); });
+  return only_v4 ? Generation::v4 : Generation::v5;
 }
 
 class VirtualFactors {
@@ -101,8 +124,9 @@ ConfigConversion convert_config(const std::string& path, const ConvertOptions& o
   const AdapterConfig config = AdapterConfig::read(path);
   const Model model = describe({resolve_path(options.input.base), options.input.family, options.input.families_file,
                                 options.input.num_experts, {}});
-  const Generation from = generation_of(config, model);
-  const auto& tree = model.tree(from);
+  const auto v4 = tree_of_v4(model);
+  const Generation from = generation_of(config, model, v4);
+  const auto& tree = from == Generation::v4 ? v4 : model.v5;
   if (!tree) {
     throw Error(ErrorCode::MD_NEEDED, {.file = path, .problem = "a config alone does not say what it targets",
                                        .hint = "give the model (its config.json is enough) with --base"});
