@@ -70,5 +70,19 @@ TEST(Utf8, EveryCodePointInItsShortestFormOnly) {
   }
 }
 
+TEST(Utf8, FindsTheFirstInvalidByteAnywhere) {
+  for (std::size_t length = 0; length < 40; ++length) {
+    const std::string ascii(length, 'a');
+    EXPECT_EQ(find_invalid_utf8(ascii), std::string::npos);
+    EXPECT_EQ(find_invalid_utf8("é" + ascii + "é😀"), std::string::npos);
+    for (std::size_t at = 0; at < length; ++at) {
+      std::string bad = ascii;
+      bad[at] = '\xc3';
+      EXPECT_EQ(find_invalid_utf8(bad), at);
+      EXPECT_EQ(find_invalid_utf8("é" + bad), at + 2);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace peft

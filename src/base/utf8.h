@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string_view>
 
 namespace peft {
@@ -31,8 +32,14 @@ constexpr Utf8Step utf8_step(std::string_view text) {
 }
 
 // Offset of the first byte that is not part of valid UTF-8; npos when all of it is.
-constexpr std::size_t find_invalid_utf8(std::string_view text) {
+inline std::size_t find_invalid_utf8(std::string_view text) {
   for (std::size_t i = 0; i < text.size();) {
+    std::uint64_t eight = 0;  // nearly all text is ASCII: eight bytes at a time
+    for (; i + sizeof eight <= text.size(); i += sizeof eight) {
+      std::memcpy(&eight, text.data() + i, sizeof eight);
+      if ((eight & 0x8080808080808080ull) != 0) break;
+    }
+    if (i == text.size()) break;
     const Utf8Step step = utf8_step(text.substr(i, 4));
     if (step.length == 0) return i;
     i += step.length;

@@ -1,15 +1,24 @@
 // The bytes before the data of a new file, as the safetensors library writes them.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <charconv>
-#include <cstring>
-#include <numeric>
+#include <utility>
 
 #include "base/checked.h"
+#include "base/utf8.h"
 #include "peft/error.h"
 #include "peft/safetensors.h"
+#include "safetensors/header.h"
 
 namespace peft {
 namespace {
+
+using safetensors::kLengthBytes;
+using safetensors::kMaxHeader;
+using safetensors::kMaxMetadataValue;
+using safetensors::kMaxName;
+using safetensors::kMaxRank;
 
 void append_escape(std::string& out, unsigned char byte) {
   constexpr char kHex[] = "0123456789abcdef";
@@ -90,53 +99,102 @@ void append_tensor(std::string& out, const NewTensor& tensor, std::uint64_t begi
   out += "]}";
 }
 
-std::uint64_t bytes_of(const NewTensor& tensor) {
-  const auto bytes = tensor_nbytes(tensor.dtype, tensor.shape);
-  if (bytes) return *bytes;
-  throw Error(ErrorCode::ST_OVERFLOW, {.tensor = tensor.name,
-                                       .problem = "a tensor of this shape and dtype cannot be written",
-                                       .got = std::string(info(tensor.dtype).name)});
+[[noreturn]] void refuse(ErrorCode code, std::string_view tensor, std::string problem, std::string expected = {},
+                         std::string got = {}) {
+  throw Error(code, {.tensor = std::string(tensor),
+                     .problem = std::move(problem),
+                     .expected = std::move(expected),
+                     .got = std::move(got)});
+}
+
+// What the reader would refuse is not written.
+std::uint64_t checked_bytes(const NewTensor& tensor) {
+  using enum ErrorCode;
+  if (tensor.name.empty()) refuse(ST_NAME, "", "a tensor has an empty name");
+  if (tensor.name.size() > kMaxName || tensor.name == "__metadata__") {
+    refuse(ST_NAME, tensor.name, "a tensor cannot have this name", fmt::format("at most {} bytes", kMaxName),
+           fmt::format("{} bytes", tensor.name.size()));
+  }
+  if (find_invalid_utf8(tensor.name) != std::string::npos) refuse(ST_UTF8, tensor.name, "the name is not valid UTF-8");
+  if (tensor.dtype == Dtype::unknown) refuse(ST_DTYPE, tensor.name, "a tensor of an unknown dtype cannot be written");
+  if (tensor.shape.size() > kMaxRank) {
+    refuse(ST_LIMIT, tensor.name, "the tensor has too many dimensions", fmt::format("at most {}", kMaxRank),
+           fmt::format("{}", tensor.shape.size()));
+  }
+  for (const std::int64_t dimension : tensor.shape) {
+    if (dimension < 0) refuse(ST_SHAPE, tensor.name, "a dimension is negative", {}, fmt::format("{}", dimension));
+  }
+  const TensorSize size = tensor_size(tensor.shape, info(tensor.dtype).bits);
+  if (size.fault == SizeFault::none) return size.bytes;
+  refuse(size.fault == SizeFault::fraction ? ST_BITS : ST_OVERFLOW, tensor.name,
+         "a tensor of this size cannot be written", {},
+         fmt::format("shape [{}], dtype {}", fmt::join(tensor.shape, ", "), info(tensor.dtype).name));
+}
+
+void check_metadata(const Metadata& metadata) {
+  for (const auto& [key, value] : metadata) {
+    if (find_invalid_utf8(key) != std::string::npos || find_invalid_utf8(value) != std::string::npos) {
+      refuse(ErrorCode::ST_UTF8, key, "the metadata is not valid UTF-8");
+    }
+    if (key.size() > kMaxName || value.size() > kMaxMetadataValue) {
+      refuse(ErrorCode::ST_LIMIT, key, "the metadata is too long", {},
+             fmt::format("{} and {} bytes", key.size(), value.size()));
+    }
+  }
+}
+
+// By descending dtype, then by name.
+std::vector<std::size_t> file_order(std::span<const NewTensor> tensors) {
+  struct Named {
+    std::string_view name;
+    std::size_t index;
+  };
+  std::vector<Named> named(tensors.size());
+  for (std::size_t i = 0; i < tensors.size(); ++i) named[i] = {tensors[i].name, i};
+  const auto less = [](const Named& a, const Named& b) { return a.name < b.name; };
+  if (!std::is_sorted(named.begin(), named.end(), less)) std::sort(named.begin(), named.end(), less);
+  const auto twice = std::adjacent_find(named.begin(), named.end(), [](auto& a, auto& b) { return a.name == b.name; });
+  if (twice != named.end()) refuse(ErrorCode::ST_DUP, twice->name, "two tensors have this name");
+  std::vector<std::size_t> order(tensors.size());
+  std::transform(named.begin(), named.end(), order.begin(), [](const Named& n) { return n.index; });
+  const auto larger_dtype = [&](std::size_t a, std::size_t b) { return tensors[a].dtype > tensors[b].dtype; };
+  if (!std::is_sorted(order.begin(), order.end(), larger_dtype)) {
+    std::stable_sort(order.begin(), order.end(), larger_dtype);
+  }
+  return order;
+}
+
+void finish_head(std::string& head) {
+  head += '}';
+  while (head.size() % 8 != 0) head += ' ';
+  const std::uint64_t length = head.size() - kLengthBytes;
+  if (length > kMaxHeader) {
+    refuse(ErrorCode::ST_HDRBIG, "", "the header would be too long", fmt::format("at most {} bytes", kMaxHeader),
+           fmt::format("{} bytes", length));
+  }
+  for (std::size_t i = 0; i < kLengthBytes; ++i) head[i] = static_cast<char>(length >> (8 * i) & 0xFF);
 }
 
 }  // namespace
 
 FileLayout layout_file(std::span<const NewTensor> tensors, const Metadata& metadata) {
-  FileLayout layout;
-  layout.order.resize(tensors.size());
-  std::iota(layout.order.begin(), layout.order.end(), std::size_t{0});
-  std::sort(layout.order.begin(), layout.order.end(), [&](std::size_t a, std::size_t b) {
-    return tensors[a].dtype != tensors[b].dtype ? tensors[a].dtype > tensors[b].dtype
-                                                : tensors[a].name < tensors[b].name;
-  });
-  layout.begin.resize(tensors.size());
-  std::string& head = layout.head;
+  check_metadata(metadata);
+  FileLayout layout{.head = std::string(kLengthBytes, '\0'), .order = file_order(tensors), .begin = {}};
   std::size_t guess = 64;
   for (const NewTensor& tensor : tensors) guess += tensor.name.size() + 100;
-  head.reserve(guess);
-  head.assign(8, '\0');
-  head += '{';
-  if (!metadata.empty()) append_metadata(head, metadata);
+  layout.head.reserve(guess);
+  layout.head += '{';
+  if (!metadata.empty()) append_metadata(layout.head, metadata);
+  layout.begin.resize(tensors.size());
   for (const std::size_t index : layout.order) {
     const NewTensor& tensor = tensors[index];
-    if (head.back() != '{') head += ',';
-    layout.begin[index] = layout.data_bytes;
-    const auto end = checked_add(layout.data_bytes, bytes_of(tensor));
-    if (!end)
-      throw Error(ErrorCode::ST_OVERFLOW,
-                  {.tensor = tensor.name, .problem = "the file would be larger than 2^64 bytes"});
-    append_tensor(head, tensor, layout.data_bytes, *end);
-    layout.data_bytes = *end;
+    const auto end = checked_add(layout.data_bytes, checked_bytes(tensor));
+    if (!end) refuse(ErrorCode::ST_OVERFLOW, tensor.name, "the file would be larger than 2^64 bytes");
+    if (layout.head.back() != '{') layout.head += ',';
+    append_tensor(layout.head, tensor, layout.data_bytes, *end);
+    layout.begin[index] = std::exchange(layout.data_bytes, *end);
   }
-  head += '}';
-  while (head.size() % 8 != 0) head += ' ';
-  constexpr std::uint64_t kLargest = 100'000'000;  // of a header, for reading and writing alike
-  const std::uint64_t length = head.size() - 8;
-  if (length > kLargest) {
-    throw Error(ErrorCode::ST_HDRBIG, {.problem = "the header would be too long",
-                                       .expected = "at most 100000000 bytes",
-                                       .got = std::to_string(length) + " bytes"});
-  }
-  for (int i = 0; i < 8; ++i) head[static_cast<std::size_t>(i)] = static_cast<char>(length >> (8 * i) & 0xff);
+  finish_head(layout.head);
   return layout;
 }
 
