@@ -48,11 +48,24 @@ Module renamed(const Model& model, const Module& module, Generation from, Genera
   return result;
 }
 
+void append_per_expert(ModuleTree& tree, const Experts& experts) {
+  for (std::int64_t expert = 0; expert < experts.num_experts; ++expert) {
+    for (const ExpertsForm::PerExpert& module : experts.form->per_expert) {
+      tree.modules.push_back({experts.per_expert_module(expert, module.projection), ModuleKind::linear, "Linear",
+                              per_expert_shape(experts, module.projection)});
+    }
+  }
+}
+
 }  // namespace
 
 void append_experts(ModuleTree& tree, const Model& model, const Experts& experts, Generation g) {
   const ExpertsRow* row = row_of(model, experts, g);
-  if (row == nullptr) return;
+  if (row == nullptr) {
+    // A type that transformers 4 does not have: its per-expert modules are those that checkpoints name.
+    if (g == Generation::v4 && experts.form->per_expert_on_disk_only) append_per_expert(tree, experts);
+    return;
+  }
   if (!row->form.modules) return append_fused(tree, experts, *row, g);
   for (std::int64_t expert = 0; expert < experts.num_experts; ++expert) {
     for (const ParameterRow& linear : row->form.params) {  // registration order, which is not gate, up, down

@@ -28,7 +28,17 @@ bool names_parameter(const std::vector<std::string>& targets, const ModuleTree& 
 std::optional<ModuleTree> tree_of_v4(const Model& model) {
   if (model.v4 || !model.v5) return model.v4;
   const bool on_disk = std::any_of(model.experts.begin(), model.experts.end(), [](const Experts& e) { return e.form->per_expert_on_disk_only; });
-  return on_disk ? std::optional(model::rename_tree(model, *model.v5, Generation::v5, Generation::v4)) : std::nullopt;
+  if (!on_disk) return std::nullopt;
+  ModuleTree tree = model::rename_tree(model, *model.v5, Generation::v5, Generation::v4);
+  // Routers became classes of their own with the fused experts; before that they were nn.Linear.
+  for (Module& module : tree.modules) {
+    for (const Experts& experts : model.experts) {
+      const std::string block = experts.v5_module.substr(0, experts.v5_module.rfind('.') + 1);
+      const bool router = module.kind == ModuleKind::other && module.weight.size() == 2 && module.weight[0] == experts.num_experts;
+      if (router && module.name.starts_with(block)) module.kind = ModuleKind::linear;
+    }
+  }
+  return tree;
 }
 
 // Which generation's names a config speaks: those of the parameters it names, else those of its writer.
