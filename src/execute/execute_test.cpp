@@ -178,25 +178,30 @@ TEST(Execute, StopsWhenCancelled) {
   fails_with(ErrorCode::INTERRUPTED, folder, plan, options);
 }
 
-TEST(Execute, NoticesThatASourceChanged) {
-  for (const bool truncate : {false, true}) {
-    PlanBuilder builder(8);
-    add_everything(builder, 60);
-    const Folder folder;
-    const Plan plan = on_disk(builder, folder);
-    ExecuteOptions options = kFast;
-    std::atomic<bool> done_once = false;
-    options.progress = [&](std::uint64_t, std::uint64_t) {
-      if (done_once.exchange(true)) return;
-      const std::string path = folder / "source.safetensors";
-      if (truncate) {
-        fs::resize_file(path, 4096);
-      } else {
-        std::ofstream(path, std::ios::binary | std::ios::app).put('x');
-      }
-    };
-    fails_with(ErrorCode::IO_CHANGED, folder, plan, options);
-  }
+// Changes the source once the output has been begun.
+void expect_change_noticed(const std::function<void(const std::string& source)>& change, bool readback) {
+  PlanBuilder builder(8);
+  if (readback) add_everything(builder, 60);  // else only what the kernel reads
+  builder.output("large", Dtype::bf16, 512, 1024).blocks = {{0, 0, 1, builder.source(Dtype::bf16, 512, 1024, true), 1}};
+  const Folder folder;
+  const Plan plan = on_disk(builder, folder);
+  std::atomic<bool> begun = false;
+  ExecuteOptions options{.threads = 2, .sync = false, .readback = readback};
+  options.progress = [&](std::uint64_t, std::uint64_t) {
+    if (!begun.exchange(true)) change(folder / "source.safetensors");
+  };
+  fails_with(ErrorCode::IO_CHANGED, folder, plan, options);
+}
+
+TEST(Execute, NoticesThatASourceGrew) {
+  expect_change_noticed([](const std::string& path) { std::ofstream(path, std::ios::binary | std::ios::app).put('x'); },
+                        true);
+}
+
+TEST(Execute, NoticesThatASourceWasCutShort) {
+  const auto cut = [](const std::string& path) { fs::resize_file(path, 4096); };
+  expect_change_noticed(cut, true);
+  expect_change_noticed(cut, false);  // here the kernel is the first to find the bytes missing
 }
 
 TEST(Execute, LeavesNothingAfterAnOverflow) {

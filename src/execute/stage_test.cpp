@@ -78,6 +78,23 @@ RC_GTEST_PROP(Stage, MakesWhatTheElementwiseFormMakes, ()) {
   RC_ASSERT(once);
 }
 
+// The same, for every shape and every change.
+TEST(Stage, MakesEveryShapeWithEveryChange) {
+  for (int shape = 0; shape < num_shapes(); ++shape) {
+    for (const Change& change : kChanges) {
+      for (std::uint32_t seed = 0; seed < 8; ++seed) {
+        PlanBuilder builder(seed);
+        add_shape(builder, shape, "layer", 24, change);
+        const Plan plan = builder.make();
+        bool once = true;
+        const bool same = image_of(make_work(plan, plan.files[0]), once) == execute_in_memory(plan)[0];
+        EXPECT_TRUE(same && once) << "shape " << shape << ", " << info(change.from).name << " to "
+                                  << info(change.to).name << " x " << change.scale << ", seed " << seed;
+      }
+    }
+  }
+}
+
 Plan fused_plan(PlanBuilder& builder, std::int64_t experts, std::int64_t rank, std::int64_t out) {
   const View fused = builder.source(Dtype::bf16, out, rank * experts, true);
   for (std::int64_t e = 0; e < experts; ++e) {
