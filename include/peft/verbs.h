@@ -55,7 +55,7 @@ struct VerifyDifference { std::string site, what; double relative = 0; };
 struct VerifyReport {
   bool same = false;
   Exactness exactness = Exactness::bit_exact;   // how b differs from a, when same
-  double largest_relative = 0;                  // ||dW_a - dW_b|| / ||dW_a||, Frobenius
+  double largest_relative = 0;                  // ||dW_a - dW_b|| / max(||dW_a||, ||dW_b||), Frobenius
   std::string where;                            // site of the largest
   std::int64_t compared = 0, identical = 0;
   std::vector<VerifyDifference> differences;    // up to 50
