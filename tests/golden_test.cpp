@@ -37,7 +37,6 @@ constexpr Skip kSkipped[] = {
     {"consumers/mlx_lm/", "MLX-LM adapters: not a layout that peft reads"},
     {"consumers/tinker/", "Tinker's 3-D files: not a layout that peft reads"},
     {"consumers/vllm/", "what vLLM loads: no adapter of its own"},
-    {"shapes/", "widths of attention from config.json alone: the family table has none for MoE types; headers decide them"},
 };
 
 bool is_selected(const std::string& id, const std::vector<std::string>& filters) {

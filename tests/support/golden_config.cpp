@@ -79,6 +79,11 @@ void check_same_targets(const Json& expected, const Resolved& resolved) {
   compare_resolved(want, resolved);
 }
 
+// right.json says what has LoRA; that DoRA cannot be on a fused parameter is another matter.
+bool has_dora_on_experts(const Case& c, const fs::path& right) {
+  return c.json.at("config").value("use_dora", false) && fs::exists(right) && !read_json(right).at("parameters").empty();
+}
+
 }  // namespace
 
 void check_migrate(const Case& c, const fs::path& root) {
@@ -92,6 +97,11 @@ void check_migrate(const Case& c, const fs::path& root) {
   const fs::path right = c.folder / "expected" / "right.json";
   if (from_v4 && !fs::exists(right)) {  // the v4 model refuses the config: there is no function to keep
     expect_error("a config that PEFT refuses", [&] { convert_config(config_file, options); });
+    return;
+  }
+  if (has_dora_on_experts(c, right)) {
+    const Error error = expect_error("DoRA on experts", [&] { convert_config(config_file, options); });
+    require(error.code() == ErrorCode::LO_NO_FORM, fmt::format("expected LO_NO_FORM, got: {}", error.what()));
     return;
   }
   const ConfigConversion conversion = convert_config(config_file, options);
@@ -115,11 +125,16 @@ void check_migrate(const Case& c, const fs::path& root) {
   require(saved == want_saved, fmt::format("expected modules_to_save [{}], got [{}]", fmt::join(want_saved, ", "), fmt::join(saved, ", ")));
 }
 
+// From a config.json alone: every key, and the shape of every expert tensor. The widths of attention are in no family
+// table for MoE types (a checkpoint's headers have them); where a shape is given all the same, it must be right.
 void check_shapes(const Case& c, const fs::path&) {
   DescribeOptions options;
   options.base = (c.folder / "base").string();
   const Model model = describe(options);
-  const auto config = AdapterConfig::read((c.folder / "expected" / "config_after.json").string());
+  const fs::path file = c.folder / "expected" / "config_after.json";
+  Json fields = read_json(file);  // the fields of interest; without peft_type it is no adapter's config
+  fields["peft_type"] = "LORA";
+  const auto config = AdapterConfig::parse(fields.dump(), file.string());
   require(model.v5.has_value(), "no v5 tree");
   std::map<std::string, std::vector<std::int64_t>> got;
   for (const Target& target : resolve_targets(config, *model.v5, model, Generation::v5).targets) {
@@ -130,7 +145,9 @@ void check_shapes(const Case& c, const fs::path&) {
   for (const auto& [key, shape] : want.items()) {
     const auto expected = shape.get<std::vector<std::int64_t>>();
     require(got.contains(key), key + ": expected a tensor, got none");
-    require(got[key] == expected, fmt::format("{}: expected [{}], got [{}]", key, fmt::join(expected, ", "), fmt::join(got[key], ", ")));
+    const bool may_be_unknown = key.find(".experts.") == std::string::npos;
+    require(got[key] == expected || (may_be_unknown && got[key].empty()),
+            fmt::format("{}: expected [{}], got [{}]", key, fmt::join(expected, ", "), fmt::join(got[key], ", ")));
   }
   require(got.size() == want.size(), fmt::format("expected {} tensors, got {}", want.size(), got.size()));
 }

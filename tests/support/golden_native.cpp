@@ -137,15 +137,26 @@ class NativeCase {
         layout.layout == Layout::peft_per_expert ? "" : orientation_of(facts_, std::string(layout.name))});
     require(got.problems.empty(), got.problems.empty() ? "" : got.problems.front());
     compare_factors(oracle.factors, got.factors);
+    const bool either = is_turned_between_generations() && layout.layout == Layout::peft_fused_0_18;
     for (const std::string& seen : got.orientations) {
-      require(seen == orientation, fmt::format("expected factors held {}, got {}", orientation, seen));
+      require(seen == orientation || either, fmt::format("expected factors held {}, got {}", orientation, seen));
     }
     ConvertOptions again = options_;
     again.input.adapter_name.clear();
     again.input.read = {};
     const Input converted = load_as(there.path().string(), again.input, layout.layout);
     convert(converted, again, input.reading.layout, back.path().string());
+    if (is_turned_between_generations()) {  // the layout's files on transformers 4 and 5 are different ones
+      compare_factors(oracle.factors, read_oracle(back.path(), v5).factors);
+      return;
+    }
     compare_bytes(*open_weights(folder()), *open_weights(back.path()));
+  }
+
+  // Fused in transformers 4 under other names (granitemoe) or the other way round (qwen3_vl_moe): a file of v4 is not
+  // written again, and PEFT 0.18, which ran on both, has two forms.
+  bool is_turned_between_generations() const {
+    return case_.id.find("-tf4-") != std::string::npos || facts_.model_type == "qwen3_vl_moe";
   }
 
   const Case& case_;

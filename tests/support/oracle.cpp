@@ -161,12 +161,13 @@ class Reader {
   OracleAdapter result_;
 };
 
-// One base parameter's delta, cut and turned. `shape` is [E, d1, d2].
+// One base parameter's delta [E, d1, d2], cut and turned. For one expert PEFT gives a matrix.
 void cut_fused(const TensorFile& file, const TensorInfo& tensor, const std::string& site, bool gate_up,
                const ModelFacts& facts, std::map<std::string, Matrix>& deltas) {
   const auto values = elements(file, tensor);
-  const std::int64_t d1 = tensor.shape[1], d2 = tensor.shape[2];
-  for (std::int64_t e = 0; e < tensor.shape[0]; ++e) {
+  const std::size_t rank = tensor.shape.size();
+  const std::int64_t d1 = tensor.shape[rank - 2], d2 = tensor.shape[rank - 1];
+  for (std::int64_t e = 0; e < facts.experts; ++e) {
     const auto first = values.begin() + e * d1 * d2;
     Matrix m(d1, d2, {first, first + d1 * d2});
     if (facts.in_out) m = transposed(m);
@@ -198,7 +199,11 @@ std::map<std::string, Matrix> read_deltas(const TensorFile& file, const ModelFac
     if (other != (suffix == "_other")) continue;
     name.resize(name.size() - suffix.size());
     std::smatch match;
-    if (tensor.shape.size() == 3 && std::regex_match(name, match, fused)) {
+    if (name.find("experts.") != std::string::npos || name.find("put_linear.") != std::string::npos) {
+      if (!std::regex_match(name, match, fused)) {  // a bias: an ordinary matrix
+        deltas[name] = matrix_of(file, tensor);
+        continue;
+      }
       std::string site = match[1];
       if (match[2].str().find("linear") != std::string::npos) site += ".experts";
       cut_fused(file, tensor, site, is_gate_up(match[2]), facts, deltas);
