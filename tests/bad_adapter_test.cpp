@@ -125,17 +125,37 @@ void write(const fs::path& path, const std::string& text) {
   std::ofstream(path, std::ios::binary) << text;
 }
 
-std::string safetensors(const Bad& bad) {
+std::string safetensors(const std::map<std::string, Tensor>& content) {
   std::vector<NewTensor> tensors;
-  for (const auto& [name, tensor] : bad.tensors) tensors.push_back({name, Dtype::f32, tensor.shape});
+  for (const auto& [name, tensor] : content) tensors.push_back({name, Dtype::f32, tensor.shape});
   const FileLayout layout = layout_file(tensors);
   std::string bytes(layout.file_bytes(), '\0');
   std::memcpy(bytes.data(), layout.head.data(), layout.head.size());
   std::size_t i = 0;
-  for (const auto& [name, tensor] : bad.tensors) {
+  for (const auto& [name, tensor] : content) {
     std::memcpy(bytes.data() + layout.head.size() + layout.begin[i++], tensor.values.data(), tensor.values.size() * sizeof(float));
   }
   return bytes;
+}
+
+// The base model's headers; its weights are zeros.
+std::map<std::string, Tensor> base_tensors() {
+  std::map<std::string, Tensor> tensors;
+  const auto add = [&](const std::string& name, std::vector<std::int64_t> shape) {
+    tensors[name] = {shape, std::vector<float>(static_cast<std::size_t>(shape[0] * (shape.size() > 1 ? shape[1] : 1)))};
+  };
+  add("model.embed_tokens.weight", {10, kHidden});
+  add("lm_head.weight", {10, kHidden});
+  add("model.norm.weight", {kHidden});
+  for (const std::string name : {"q", "k", "v", "o"}) add("model.layers.0.self_attn." + name + "_proj.weight", {kHidden, kHidden});
+  add("model.layers.0.block_sparse_moe.gate.weight", {kExperts, kHidden});
+  for (std::int64_t e = 0; e < kExperts; ++e) {
+    const std::string expert = "model.layers.0.block_sparse_moe.experts." + std::to_string(e) + ".";
+    add(expert + "w1.weight", {kIntermediate, kHidden});
+    add(expert + "w2.weight", {kHidden, kIntermediate});
+    add(expert + "w3.weight", {kIntermediate, kHidden});
+  }
+  return tensors;
 }
 
 class Sandbox {
@@ -144,8 +164,9 @@ class Sandbox {
     std::string pattern = (fs::temp_directory_path() / "peft_bad_XXXXXX").string();
     root_ = mkdtemp(pattern.data());
     write(root_ / "base" / "config.json", model_config());
+    write(root_ / "base" / "model.safetensors", safetensors(base_tensors()));
     write(root_ / "adapter" / "adapter_config.json", bad.config);
-    write(root_ / "adapter" / "adapter_model.safetensors", safetensors(bad));
+    write(root_ / "adapter" / "adapter_model.safetensors", safetensors(bad.tensors));
     for (const auto& [name, text] : bad.files) {
       if (text == "-") fs::remove(root_ / "adapter" / name);
       else write(root_ / "adapter" / name, text);

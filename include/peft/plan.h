@@ -38,6 +38,7 @@ struct PlannedTensor {
   std::vector<std::int64_t> shape;
   std::int64_t rows = 0, cols = 0;
   std::vector<Block> blocks;
+  bool must_be_finite = false;          // NaN and infinity end the run (NUM_NONFINITE): set for LoRA factors
 };
 
 // A tensor of a file, carried over whole (under another name, or cast to another dtype).

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "execute/element.h"
+#include "execute/finite.h"
 #include "peft/error.h"
 
 namespace peft::execution {
@@ -35,6 +36,7 @@ Stage::Stage(std::uint64_t bytes) : size_(bytes) {
 std::span<const Run> Stage::make(const FileWork& work, const Unit& unit) {
   used_ = num_runs_ = 0;
   waiting_.clear();
+  made_.clear();
   for_each_piece(work, unit, [&](const Piece& piece) {
     switch (work.making[piece.tensor]) {
       case Making::direct:
@@ -52,6 +54,10 @@ std::span<const Run> Stage::make(const FileWork& work, const Unit& unit) {
     while (end < waiting_.size() && family(waiting_[end]) == family(waiting_[begin])) ++end;
     render_family(work, std::span(waiting_).subspan(begin, end - begin));
   }
+  for (const Made& made : made_) {
+    const PlannedTensor& tensor = work.tensor(made.tensor);
+    if (!all_finite({made.data, made.bytes}, tensor.dtype)) blame_nonfinite(*work.plan, tensor);
+  }
   return std::span(runs_).first(num_runs_);
 }
 
@@ -65,7 +71,8 @@ std::byte* Stage::allocate(std::uint64_t bytes) {
 }
 
 // Joins what follows in the file, and what follows in memory too.
-void Stage::append(std::uint64_t offset, const std::byte* data, std::uint64_t bytes) {
+void Stage::append(const FileWork& work, std::size_t t, std::uint64_t offset, const std::byte* data, std::uint64_t bytes) {
+  if (work.tensor(t).must_be_finite) made_.push_back({t, data, bytes});
   if (num_runs_ == 0 || end_ != offset) {
     if (num_runs_ == runs_.size()) runs_.emplace_back();
     runs_[num_runs_].offset = offset;
@@ -86,7 +93,7 @@ void Stage::append_direct(const FileWork& work, const Piece& piece) {
   const PlannedTensor& tensor = work.tensor(piece.tensor);
   const std::uint64_t offset = work.layout.begin[piece.tensor];
   if (tensor.blocks.size() == 1) {
-    return append(offset + piece.begin, first_byte(*work.plan, tensor.blocks[0].source) + piece.begin, piece.bytes());
+    return append(work, piece.tensor, offset + piece.begin, first_byte(*work.plan, tensor.blocks[0].source) + piece.begin, piece.bytes());
   }
   const std::uint64_t row_bytes = static_cast<std::uint64_t>(tensor.cols * element_size(tensor.dtype));
   const auto begin_of = [&](const Block& block) { return static_cast<std::uint64_t>(block.row) * row_bytes; };
@@ -97,13 +104,13 @@ void Stage::append_direct(const FileWork& work, const Piece& piece) {
                                     [&](const Block& b) { return end_of(b) <= piece.begin; });
   for (; block != tensor.blocks.end() && begin_of(*block) < piece.end; ++block) {
     const std::uint64_t begin = std::max(piece.begin, begin_of(*block)), end = std::min(piece.end, end_of(*block));
-    append(offset + begin, first_byte(*work.plan, block->source) + (begin - begin_of(*block)), end - begin);
+    append(work, piece.tensor, offset + begin, first_byte(*work.plan, block->source) + (begin - begin_of(*block)), end - begin);
   }
 }
 
 std::byte* Stage::append_staged(const FileWork& work, const Piece& piece) {
   std::byte* out = allocate(piece.bytes());
-  append(work.layout.begin[piece.tensor] + piece.begin, out, piece.bytes());
+  append(work, piece.tensor, work.layout.begin[piece.tensor] + piece.begin, out, piece.bytes());
   return out;
 }
 

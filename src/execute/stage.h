@@ -24,7 +24,8 @@ class Stage {
  public:
   explicit Stage(std::uint64_t bytes);
 
-  // The result is valid until the next call. Throws NUM_OVERFLOW for a value that its new dtype cannot hold.
+  // The result is valid until the next call. Throws NUM_OVERFLOW for a value that its new dtype cannot hold, and
+  // NUM_NONFINITE for NaN and infinity where the plan forbids them.
   std::span<const Run> make(const FileWork& work, const Unit& unit);
 
  private:
@@ -33,7 +34,7 @@ class Stage {
     std::byte* out;
   };
   std::byte* allocate(std::uint64_t bytes);
-  void append(std::uint64_t offset, const std::byte* data, std::uint64_t bytes);
+  void append(const FileWork& work, std::size_t tensor, std::uint64_t offset, const std::byte* data, std::uint64_t bytes);
   void append_direct(const FileWork& work, const Piece& piece);
   std::byte* append_staged(const FileWork& work, const Piece& piece);
   void render_piece(const FileWork& work, const Piece& piece, std::byte* out);
@@ -49,6 +50,12 @@ class Stage {
   std::vector<Run> runs_;
   std::size_t num_runs_ = 0;
   std::uint64_t end_ = 0;  // of the last run, in the file
+  struct Made {  // bytes that are checked for NaN and infinity once they are there
+    std::size_t tensor;
+    const std::byte* data;
+    std::uint64_t bytes;
+  };
+  std::vector<Made> made_;
   std::vector<Waiting> waiting_;
   std::vector<Destination> destinations_;
   Scratch scratch_;

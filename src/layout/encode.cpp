@@ -67,7 +67,7 @@ Dtype Encoder::dtype_of(const View& view) const {
 
 void Encoder::add_matrix(std::string name, const View& view) {
   const Dtype dtype = dtype_of(view);
-  add_tensor({std::move(name), options_.dtype.value_or(dtype), {view.rows, view.cols}, view.rows, view.cols, {{0, 0, 1, view, 1.0}}}, std::array{dtype});
+  add_tensor({std::move(name), options_.dtype.value_or(dtype), {view.rows, view.cols}, view.rows, view.cols, {{0, 0, 1, view, 1.0}}, false}, std::array{dtype});
 }
 
 void Encoder::add_whole(std::string name, const View& view) {
@@ -90,6 +90,7 @@ void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dty
     if (from == tensor.dtype) continue;
     note(is_widening(from, tensor.dtype) ? Exactness::value_exact : Exactness::rounded);
   }
+  tensor.must_be_finite = true;
   if (file_ != nullptr) result_.tensors.push_back(std::move(tensor));
 }
 

@@ -28,6 +28,8 @@ std::vector<PlannedTensor> copies(const Input& input) {
   for (const std::uint32_t index : used) {
     const TensorInfo& tensor = input.adapter.weights->tensors()[index];
     tensors.push_back(copy_of(tensor, index, std::string(tensor.name), tensor.dtype));
+    const auto kind = layout::parse_key(tensor.name).kind;
+    tensors.back().must_be_finite = kind != layout::KeyKind::plain && kind != layout::KeyKind::token_delta;
   }
   return tensors;
 }
