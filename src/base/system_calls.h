@@ -1,6 +1,8 @@
-// The system calls that write files, behind one seam: tests make the n-th of them fail, return short, or be interrupted.
+// The system calls that read inputs and write outputs, behind one seam: tests make the n-th of them fail, return short,
+// or be interrupted.
 #pragma once
 
+#include <sys/statvfs.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -19,14 +21,16 @@ class SystemCalls {
   virtual ssize_t pwritev(int fd, const iovec* parts, int count, off_t offset);
   virtual int fallocate(int fd, off_t size);
   virtual int fsync(int fd);
+  virtual int fdatasync(int fd);
   virtual int mkdir(const char* path, mode_t mode);
-  virtual int rename(const char* from, const char* to, unsigned flags);   // renameat2
+  virtual int rename(const char* from, const char* to, unsigned flags);  // renameat2
   virtual int unlink(const char* path);
   virtual int rmdir(const char* path);
-  virtual int lock(int fd);                                               // flock, exclusive, without waiting
+  virtual int lock(int fd);  // flock, exclusive, without waiting
+  virtual int statvfs(const char* path, struct statvfs* space);
 
-  static SystemCalls& get();                    // what the library uses
-  static SystemCalls* replace(SystemCalls* calls);   // for tests; null restores the real ones; returns the former
+  static SystemCalls& get();                        // what the library uses
+  static SystemCalls* replace(SystemCalls* calls);  // for tests; null restores the real ones; returns the former
 };
 
 }  // namespace peft

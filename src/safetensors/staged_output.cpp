@@ -1,9 +1,8 @@
 #include "safetensors/staged_output.h"
 
-#include <fcntl.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -11,134 +10,72 @@
 
 #include "base/system_calls.h"
 #include "peft/error.h"
+#include "safetensors/input_file.h"
+#include "safetensors/output_checks.h"
 
 namespace peft {
 namespace {
 
 namespace fs = std::filesystem;
+using namespace safetensors;
 
-[[noreturn]] void fail(ErrorCode code, const std::string& path, const char* call, int error) {
-  throw Error(code, {.file = path, .problem = std::string(call) + " failed: " + std::strerror(error)});
+constexpr std::uint64_t kCopyBlock = 1 << 20;
+
+std::string parent_of(const std::string& path) { return fs::path(path).parent_path().string(); }
+
+bool rename_path(const std::string& from, const std::string& to, unsigned flags) {
+  return SystemCalls::get().rename(from.c_str(), to.c_str(), flags) == 0;
 }
 
-bool present(const fs::path& path) {
-  std::error_code ignored;
-  return fs::exists(fs::symlink_status(path, ignored));
-}
+// A file system that does not know renameat2's flags.
+bool flags_unsupported(int error) { return error == EINVAL || error == ENOSYS || error == EOPNOTSUPP; }
 
-bool is_empty_folder(const fs::path& path) {
-  std::error_code error;
-  return fs::is_directory(fs::symlink_status(path, error)) && fs::is_empty(path, error) && !error;
-}
-
-std::string without_slash(std::string path) {
-  while (path.size() > 1 && path.back() == '/') path.pop_back();
-  return path;
-}
-
-// The output must not be an input, hold one, or be the folder of one: by what the paths lead to, not by their text.
-void check_alias(const std::string& out, const std::vector<std::string>& inputs) {
-  std::error_code error;
-  const fs::path target = fs::weakly_canonical(out, error);
-  const auto within_target = [&](fs::path at) {
-    for (; !at.empty() && at != at.root_path(); at = at.parent_path()) {
-      std::error_code ignored;
-      if (at == target || (present(target) && fs::equivalent(at, target, ignored))) return true;
-    }
-    return false;
-  };
-  for (const std::string& input : inputs) {
-    // As it is named, and where links lead.
-    if (!within_target(fs::absolute(input, error).lexically_normal()) && !within_target(fs::weakly_canonical(input, error))) continue;
-    throw Error(ErrorCode::OUT_ALIAS, {.file = out,
-                                       .problem = "the output is an input, or the folder of one",
-                                       .got = input,
-                                       .hint = "choose a new folder with --out"});
-  }
-}
-
-void check_free(const std::string& out, bool overwrite) {
-  if (!present(out) || is_empty_folder(out) || overwrite) return;
-  std::error_code error;
-  std::size_t count = 0;
-  for (auto it = fs::directory_iterator(out, error); !error && it != fs::directory_iterator() && count < 1000; it.increment(error)) ++count;
+[[noreturn]] void fail_renaming(const std::string& out, int error) {
+  if (error != EEXIST && error != ENOTEMPTY && error != ENOTDIR) fail_writing(out, "rename", error);
   throw Error(ErrorCode::OUT_EXISTS, {.file = out,
-                                      .problem = "the output exists",
-                                      .expected = "no such folder, or an empty one",
-                                      .got = std::to_string(count) + (count == 1 ? " file" : " files"),
-                                      .hint = "choose another folder, or --overwrite"});
+                                      .problem = "the output has appeared while it was written",
+                                      .hint = "choose another folder; is another program writing it?"});
 }
 
-void sync_folder(const std::string& path) {
-  auto& calls = SystemCalls::get();
-  const int fd = calls.open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-  if (fd < 0) fail(ErrorCode::IO_WRITE, path, "open", errno);
-  const int result = calls.fsync(fd), error = errno;
-  calls.close(fd);
-  if (result != 0 && error != EINVAL) fail(ErrorCode::IO_WRITE, path, "fsync", error);
-}
-
-std::string parent_of(const std::string& path) {
-  const fs::path parent = fs::path(path).parent_path();
-  return parent.empty() ? "." : parent.string();
-}
-
-// Makes and locks the staging folder. One that nobody holds is left from a killed run: it is emptied.
-int take_staging(const std::string& out, const std::string& staging) {
-  auto& calls = SystemCalls::get();
-  if (calls.mkdir(staging.c_str(), 0777) != 0 && errno != EEXIST) {
-    throw Error(ErrorCode::IO_WRITE, {.file = staging,
-                                      .problem = std::string("mkdir failed: ") + std::strerror(errno),
-                                      .hint = "does the folder that --out lies in exist, and may it be written?"});
-  }
-  const int fd = calls.open(staging.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
-  if (fd < 0) fail(ErrorCode::IO_WRITE, staging, "open", errno);
-  struct stat locked {}, named {};
-  const bool held = calls.lock(fd) == 0;
-  const bool same = held && ::fstat(fd, &locked) == 0 && ::stat(staging.c_str(), &named) == 0 && locked.st_ino == named.st_ino;
-  if (!same) {
-    calls.close(fd);
-    throw Error(ErrorCode::OUT_LOCKED, {.file = out, .problem = "another run is writing this output", .got = staging,
-                                        .hint = "wait for it, or choose another folder"});
-  }
-  std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(staging, ignored)) fs::remove_all(entry.path(), ignored);
-  return fd;
+bool stays_inside(const std::string& name) {
+  const fs::path path(name);
+  if (name.empty() || path.is_absolute() || !path.has_filename()) return false;
+  return std::none_of(path.begin(), path.end(), [](const fs::path& part) { return part == ".." || part == "."; });
 }
 
 }  // namespace
 
 StagedOutput::StagedOutput(const std::string& out_folder, Options options, const std::vector<std::string>& input_paths)
-    : out_(without_slash(out_folder)), staging_(out_ + ".partial"), options_(options) {
-  check_alias(out_, input_paths);
-  check_free(out_, options_.overwrite);
-  lock_fd_ = take_staging(out_, staging_);
+    : out_(output_path(out_folder)), options_(options) {
+  require_no_alias(out_, input_paths);
+  require_free(out_, options_.overwrite);
+  require_space(parent_of(out_), options_.expected_bytes);
+  staging_.emplace(out_);
 }
 
 StagedOutput::~StagedOutput() {
-  if (!committed_) discard();
-  if (lock_fd_ >= 0) SystemCalls::get().close(lock_fd_);
-}
-
-void StagedOutput::discard() noexcept {
   files_.clear();
-  std::error_code ignored;
-  fs::remove_all(staging_, ignored);
+  if (!committed_) remove_tree(staging_->path());
 }
 
 std::string StagedOutput::staged_path(const std::string& name) {
-  auto& calls = SystemCalls::get();
+  if (!stays_inside(name)) {
+    throw Error(ErrorCode::INTERNAL, {.file = name, .problem = "the name of an output file leaves the output folder"});
+  }
+  const std::string& root = staging_->path();
   for (auto slash = name.find('/'); slash != std::string::npos; slash = name.find('/', slash + 1)) {
-    const std::string folder = staging_ + "/" + name.substr(0, slash);
-    if (present(folder)) continue;
-    if (calls.mkdir(folder.c_str(), 0777) != 0) fail(ErrorCode::IO_WRITE, folder, "mkdir", errno);
+    const std::string folder = root + "/" + name.substr(0, slash);
+    if (is_present(folder)) continue;
+    if (SystemCalls::get().mkdir(folder.c_str(), 0777) != 0) fail_writing(folder, "mkdir", errno);
     folders_.push_back(folder);
   }
-  return staging_ + "/" + name;
+  return root + "/" + name;
 }
 
 NewFile& StagedOutput::add_file(const std::string& name, std::uint64_t size) {
-  files_.push_back(std::make_unique<NewFile>(staged_path(name), size));
+  const std::string path = staged_path(name);
+  require_space(staging_->path(), size);
+  files_.push_back(std::make_unique<NewFile>(path, size));
   return *files_.back();
 }
 
@@ -147,52 +84,76 @@ void StagedOutput::add_text(const std::string& name, std::string_view content) {
 }
 
 void StagedOutput::copy_file(const std::string& name, const std::string& path) {
-  auto& calls = SystemCalls::get();
-  const int fd = calls.open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK, 0);
-  if (fd < 0) fail(ErrorCode::IO_OPEN, path, "open", errno);
-  std::string content;
-  try {
-    std::string buffer(1 << 20, '\0');
-    for (;;) {
-      const ssize_t got = calls.pread(fd, buffer.data(), buffer.size(), static_cast<off_t>(content.size()));
-      if (got < 0 && errno == EINTR) continue;
-      if (got < 0) fail(ErrorCode::IO_OPEN, path, "read", errno);
-      if (got == 0) break;
-      content.append(buffer, 0, static_cast<std::size_t>(got));
-    }
-  } catch (...) {
-    calls.close(fd);
-    throw;
+  const InputFile input(path);
+  NewFile& copy = add_file(name, input.size());
+  std::vector<char> block(std::min(kCopyBlock, input.size()));
+  for (std::uint64_t at = 0; at < input.size(); at += block.size()) {
+    const auto part = std::span(block).first(std::min<std::uint64_t>(block.size(), input.size() - at));
+    input.read(at, part);
+    copy.write_at(at, std::as_bytes(part));
   }
-  calls.close(fd);
-  add_text(name, content);
+  require_unchanged(path, input.identity());
 }
 
 void StagedOutput::commit() {
   for (auto& file : files_) file->close(options_.sync);
   if (options_.sync) {
     for (auto folder = folders_.rbegin(); folder != folders_.rend(); ++folder) sync_folder(*folder);
-    sync_folder(staging_);
+    sync_folder(staging_->path());
   }
-  publish();
+  const Published how = publish();
+  try {
+    if (options_.sync) sync_folder(parent_of(out_));
+  } catch (...) {
+    unpublish(how);  // the new name may not survive a crash: better none
+    throw;
+  }
   committed_ = true;
-  if (options_.sync) sync_folder(parent_of(out_));
+  remove_old(how);
 }
 
-void StagedOutput::publish() {
-  auto& calls = SystemCalls::get();
-  const auto moved = [&](unsigned flags) { return calls.rename(staging_.c_str(), out_.c_str(), flags) == 0; };
-  if (present(out_) && !is_empty_folder(out_)) {
-    if (!options_.overwrite) fail(ErrorCode::OUT_EXISTS, out_, "rename", EEXIST);
-    if (!moved(RENAME_EXCHANGE)) fail(ErrorCode::IO_WRITE, out_, "exchanging the old output for the new one", errno);
-    std::error_code ignored;
-    fs::remove_all(staging_, ignored);   // now the old output
+StagedOutput::Published StagedOutput::publish() {
+  if (is_present(out_) && !is_empty_folder(out_)) return replace_old();
+  // An empty folder is replaced by rename itself; anything else that has appeared meanwhile makes it fail.
+  const bool empty = is_present(out_);
+  if (rename_path(staging_->path(), out_, empty ? 0 : RENAME_NOREPLACE)) {
+    return empty ? Published::in_place_of_empty : Published::fresh;
+  }
+  if (!empty && flags_unsupported(errno) && rename_path(staging_->path(), out_, 0)) return Published::fresh;
+  fail_renaming(out_, errno);
+}
+
+StagedOutput::Published StagedOutput::replace_old() {
+  require_free(out_, options_.overwrite);  // as it is now
+  struct stat old {};
+  if (::stat(out_.c_str(), &old) == 0) ::chmod(staging_->path().c_str(), old.st_mode & 07777);  // its permissions stay
+  if (rename_path(staging_->path(), out_, RENAME_EXCHANGE)) return Published::exchanged;
+  if (!flags_unsupported(errno)) fail_renaming(out_, errno);
+  if (is_present(aside())) fail_renaming(aside(), EEXIST);
+  if (!rename_path(out_, aside(), 0)) fail_renaming(out_, errno);
+  if (rename_path(staging_->path(), out_, 0)) return Published::moved_aside;
+  const int error = errno;
+  if (rename_path(aside(), out_, 0)) fail_renaming(out_, error);
+  throw Error(ErrorCode::IO_WRITE, {.file = out_,
+                                    .problem = "the old output was moved aside and could not be moved back",
+                                    .got = std::strerror(error),
+                                    .hint = "it is now " + aside()});
+}
+
+void StagedOutput::unpublish(Published how) noexcept {
+  if (how == Published::exchanged) {
+    rename_path(out_, staging_->path(), RENAME_EXCHANGE);
     return;
   }
-  // An empty folder is replaced by rename itself; anything else that has appeared meanwhile makes it fail.
-  if (present(out_) ? moved(0) : moved(RENAME_NOREPLACE)) return;
-  if ((errno == EINVAL || errno == ENOSYS) && moved(0)) return;
-  fail(errno == EEXIST || errno == ENOTEMPTY ? ErrorCode::OUT_EXISTS : ErrorCode::IO_WRITE, out_, "rename", errno);
+  rename_path(out_, staging_->path(), 0);
+  if (how == Published::moved_aside) rename_path(aside(), out_, 0);
+  if (how == Published::in_place_of_empty) SystemCalls::get().mkdir(out_.c_str(), 0777);
+}
+
+void StagedOutput::remove_old(Published how) {
+  const bool replaced = how == Published::exchanged || how == Published::moved_aside;
+  const std::string old = how == Published::exchanged ? staging_->path() : aside();
+  if (replaced && !remove_tree(old)) warnings_.push_back("the folder that was replaced could not be removed: " + old);
 }
 
 }  // namespace peft

@@ -1,0 +1,136 @@
+#include "safetensors/output_checks.h"
+
+#include <fmt/core.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/system_calls.h"
+#include "peft/error.h"
+
+namespace peft::safetensors {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t kMaxCounted = 1000;  // entries of a folder
+
+[[noreturn]] void refuse_existing(const std::string& out, std::string expected, std::string got, std::string hint) {
+  throw Error(ErrorCode::OUT_EXISTS, {.file = out,
+                                      .problem = "the output exists",
+                                      .expected = std::move(expected),
+                                      .got = std::move(got),
+                                      .hint = std::move(hint)});
+}
+
+std::vector<fs::path> entries_of(const fs::path& folder) {
+  std::vector<fs::path> entries;
+  std::error_code error;
+  for (fs::directory_iterator it(folder, error), end; !error && it != end && entries.size() < kMaxCounted;
+       it.increment(error)) {
+    entries.push_back(it->path());
+  }
+  return entries;
+}
+
+bool same_file(const fs::path& a, const fs::path& b) {
+  std::error_code error;
+  return fs::equivalent(a, b, error) && !error;
+}
+
+// Is `at` the folder `out`, or does it lie in it?
+bool within(const fs::path& at, const fs::path& out) {
+  for (fs::path up = at; !up.empty() && up != up.root_path(); up = up.parent_path()) {
+    if (up == out || same_file(up, out)) return true;
+  }
+  return false;
+}
+
+// A file of the output folder that another name also leads to: replacing the folder would take this name away.
+bool shares_a_file(const fs::path& out, const fs::path& input) {
+  std::error_code error;
+  if (fs::hard_link_count(input, error) < 2 || error) return false;
+  const auto entries = entries_of(out);
+  return std::any_of(entries.begin(), entries.end(), [&](const fs::path& entry) { return same_file(entry, input); });
+}
+
+bool holds_weights(const std::vector<fs::path>& entries) {
+  return std::any_of(entries.begin(), entries.end(), [](const fs::path& entry) {
+    return entry.extension() == ".safetensors" || entry.filename() == "adapter_config.json" ||
+           entry.filename() == "config.json";
+  });
+}
+
+}  // namespace
+
+std::string output_path(const std::string& out) {
+  std::error_code error;
+  const fs::path given = fs::absolute(out.empty() ? "." : out, error).lexically_normal();
+  const fs::path slashless = given.has_filename() || given == given.root_path() ? given : given.parent_path();
+  const bool link = fs::is_symlink(fs::symlink_status(slashless, error));
+  if (link && !fs::exists(slashless, error)) {
+    refuse_existing(out, "no such folder, or an empty one", "a link that leads to nothing",
+                    "remove it, or choose another folder");
+  }
+  const fs::path resolved = fs::weakly_canonical(slashless, error);
+  return (error ? slashless : resolved).string();
+}
+
+void require_no_alias(const std::string& out, const std::vector<std::string>& inputs) {
+  for (const std::string& input : inputs) {
+    std::error_code error;
+    const fs::path named = fs::absolute(input, error).lexically_normal();
+    const fs::path real = fs::weakly_canonical(input, error);
+    if (!within(named, out) && !within(real, out) && !shares_a_file(out, real)) continue;
+    throw Error(ErrorCode::OUT_ALIAS, {.file = out,
+                                       .problem = "the output is an input, or the folder of one",
+                                       .got = input,
+                                       .hint = "choose a new folder with --out"});
+  }
+}
+
+void require_free(const std::string& out, bool overwrite) {
+  if (!is_present(out) || is_empty_folder(out)) return;
+  std::error_code error;
+  if (!fs::is_directory(out, error)) {
+    refuse_existing(out, "no such folder, or an empty one", "a file", "choose another folder");
+  }
+  const auto entries = entries_of(out);
+  const std::string got = fmt::format("{}{} {}", entries.size(), entries.size() == kMaxCounted ? " or more" : "",
+                                      entries.size() == 1 ? "file" : "files");
+  if (!overwrite) refuse_existing(out, "no such folder, or an empty one", got, "choose another folder, or --overwrite");
+  // --overwrite replaces the whole folder: it must look like something that may be replaced.
+  if (within(fs::current_path(error), out)) {
+    refuse_existing(out, "a folder that may be replaced", "the current folder, or one above it",
+                    "choose another folder");
+  }
+  if (!holds_weights(entries)) {
+    refuse_existing(out, "a folder with adapter_config.json, config.json or a .safetensors file", got,
+                    "--overwrite only replaces models and adapters; remove the folder yourself");
+  }
+}
+
+void require_space(const std::string& parent, std::uint64_t bytes) {
+  struct statvfs space {};
+  if (bytes == 0 || SystemCalls::get().statvfs(parent.c_str(), &space) != 0) return;  // the writes will tell
+  const std::uint64_t free = static_cast<std::uint64_t>(space.f_bavail) * space.f_frsize;
+  if (free >= bytes) return;
+  throw Error(ErrorCode::OUT_SPACE, {.file = parent,
+                                     .problem = "not enough space for the output",
+                                     .expected = fmt::format("{} bytes", bytes),
+                                     .got = fmt::format("{} bytes free", free),
+                                     .hint = "nothing was written; choose another place for the output"});
+}
+
+bool is_present(const std::string& path) {
+  struct stat status {};
+  return ::lstat(path.c_str(), &status) == 0;
+}
+
+bool is_empty_folder(const std::string& path) {
+  std::error_code error;
+  return fs::is_directory(fs::symlink_status(path, error)) && fs::is_empty(path, error) && !error;
+}
+
+}  // namespace peft::safetensors
