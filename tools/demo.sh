@@ -9,8 +9,10 @@ peft=${1:-build/release/peft}
 golden=tests/golden
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
+bold='' plain=''
+if [[ -t 1 && -z ${NO_COLOR:-} && ${TERM:-dumb} != dumb ]]; then bold=$'\033[1m' plain=$'\033[0m'; fi
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 run() {
   printf '\n$ peft %s\n' "${*//$out/OUT}"
   "$peft" "$@" | sed "s|$out|OUT|g"

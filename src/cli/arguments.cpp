@@ -72,6 +72,9 @@ struct Commands {
   bool no_sync = false, no_readback = false;
 };
 
+// A check that does not add its range to the value's name in --help.
+CLI::Validator quiet(CLI::Validator check) { return check.description(""); }
+
 // A flag that may be given once, or for `verify` twice. CLI11 gives a vector all words that follow unless told
 // otherwise.
 void add_per_adapter(CLI::App& verb, bool two, const std::string& flag, std::vector<std::string>& values,
@@ -90,7 +93,7 @@ void add_input_flags(CLI::App& verb, InputFlags& input, bool two) {
       ->group("Reading");
   verb.add_option("--num-experts", input.num_experts, "Experts per layer, where neither file nor base says it")
       ->type_name("N")
-      ->check(CLI::PositiveNumber)
+      ->check(quiet(CLI::Range(1, 1'000'000)))
       ->group("Reading");
   verb.add_option("--families", input.families_file, "Further families, in the form of data/families.json")
       ->type_name("FILE")
@@ -135,8 +138,10 @@ void add_targets(CLI::App& app, TargetsCommand& command) {
   verb.add_option("--base", command.base, "The base model: its folder, config.json, or a module-tree file")
       ->required()
       ->type_name("DIR");
-  verb.add_option("--generation", command.generation, "Module names of transformers 4 or 5; v5 where the model has it")
-      ->check(CLI::IsMember({"v4", "v5"}));
+  verb.add_option("--generation", command.generation,
+                  "Module names of transformers 4 or 5; what base and config suggest when not given")
+      ->type_name("v4|v5")
+      ->check(quiet(CLI::IsMember({"v4", "v5"})));
   verb.add_option("--as-of", command.as_of,
                   "By the rules of this PEFT version, such as 0.18.1; the newest known when not given")
       ->type_name("VERSION");
@@ -168,7 +173,7 @@ void add_convert(CLI::App& app, Commands& all) {
   verb.add_option("--threads", command.execute.threads,
                   "Threads; all cores when not given. The bytes do not depend on it")
       ->type_name("N")
-      ->check(CLI::Range(1, 1024));
+      ->check(quiet(CLI::Range(1, 1024)));
   verb.add_flag("--no-sync", all.no_sync, "Do not wait until the disk has the data");
   verb.add_flag("--no-readback", all.no_readback, "Do not read the written files back");
   verb.add_flag("--quiet", command.quiet, "No progress bar");
@@ -183,10 +188,11 @@ void add_verify(CLI::App& app, VerifyCommand& command) {
   verb.add_option("b", command.b, "Another one")->required()->type_name("B");
   verb.add_option("--tolerance", command.tolerance, "What counts as the same: equal numbers, or equal up to rounding")
       ->capture_default_str()
-      ->check(CLI::IsMember({"exact", "rounded"}));
+      ->type_name("exact|rounded")
+      ->check(quiet(CLI::IsMember({"exact", "rounded"})));
   verb.add_option("--threads", command.threads, "Threads; all cores when not given")
       ->type_name("N")
-      ->check(CLI::Range(1, 1024));
+      ->check(quiet(CLI::Range(1, 1024)));
   add_json(verb, command.json);
   add_input_flags(verb, command.input, true);
   verb.footer(kVerifyExamples);
@@ -201,10 +207,15 @@ void add_tables(CLI::App& app, Commands& all) {
       ->type_name("FILE");
   add_json(families, all.families.json);
   auto& completion = *app.add_subcommand("completion", "Print a completion script for a shell");
-  completion.add_option("shell", all.completion.shell, "bash, zsh or fish")->required()->check(CLI::IsMember(kShells));
+  completion.add_option("shell", all.completion.shell, "bash, zsh or fish")
+      ->required()
+      ->type_name("SHELL")
+      ->check(quiet(CLI::IsMember(kShells)));
   completion.footer(kCompletionExamples);
   auto& docs = *app.add_subcommand("docs", "Print a page of docs/ that is made from the program's tables");
-  docs.add_option("page", all.docs.page, "errors, layouts or families")->required()->check(CLI::IsMember(kPages));
+  docs.add_option("page", all.docs.page, "errors, layouts or families")
+      ->required()
+      ->check(quiet(CLI::IsMember(kPages)));
   docs.group("");  // for `make docs`, not for users
 }
 
@@ -261,7 +272,7 @@ Command chosen(const CLI::App& app, Commands& all) {
 
 std::string help_of(const CLI::App& app) {
   const auto verbs = app.get_subcommands();
-  return verbs.empty() ? app.help() : verbs.front()->help();
+  return verbs.empty() ? app.help() : verbs.front()->help("peft");
 }
 
 }  // namespace

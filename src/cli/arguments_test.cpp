@@ -132,11 +132,15 @@ TEST(Arguments, completion_knows_the_flags_of_every_verb) {
   std::vector<std::string> names;
   for (const auto& verb : command.verbs) names.push_back(verb.name);
   EXPECT_THAT(names, ElementsAre("inspect", "targets", "convert", "verify", "layouts", "families", "completion"));
-  for (const auto& flag : command.verbs[2].flags) {
-    if (flag.name == "--to") EXPECT_THAT(flag.choices, testing::Contains("peft-fused"));
-    if (flag.name == "--dry-run") EXPECT_EQ(flag.value, ValueKind::none);
-    if (flag.name == "--out") EXPECT_EQ(flag.value, ValueKind::path);
-  }
+  const auto flag = [&](const std::string& name) {
+    const auto& flags = command.verbs[2].flags;
+    const auto at = std::find_if(flags.begin(), flags.end(), [&](const FlagInfo& info) { return info.name == name; });
+    return at == flags.end() ? FlagInfo{.name = "not found"} : *at;
+  };
+  EXPECT_THAT(flag("--to").choices, testing::Contains("peft-fused"));
+  EXPECT_EQ(flag("--dry-run").value, ValueKind::none);
+  EXPECT_EQ(flag("--dry-run").name, "--dry-run");
+  EXPECT_EQ(flag("--out").value, ValueKind::path);
 }
 
 }  // namespace

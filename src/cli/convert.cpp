@@ -110,7 +110,31 @@ void print_table(const ConvertCommand& command, const std::vector<Conversion>& c
   write_out(table.render());
 }
 
+// The folder that outputs of several adapters lie in. One that was made here and stays empty is taken away again.
+class SharedFolder {
+ public:
+  explicit SharedFolder(const std::string& path) : path_(path) {
+    std::error_code error;
+    made_ = !path.empty() && fs::create_directory(path, error);
+    if (!path.empty() && !fs::is_directory(path, error)) {
+      throw Error(ErrorCode::IO_WRITE,
+                  {.file = path, .problem = "cannot be made or is no folder", .got = error.message()});
+    }
+  }
+  ~SharedFolder() {
+    std::error_code not_empty;
+    if (made_) fs::remove(path_, not_empty);
+  }
+  SharedFolder(const SharedFolder&) = delete;
+  SharedFolder& operator=(const SharedFolder&) = delete;
+
+ private:
+  std::string path_;
+  bool made_ = false;
+};
+
 int convert_many(const ConvertCommand& command, const std::vector<std::string>& folders) {
+  const SharedFolder folder(command.dry_run ? std::string() : command.out);
   std::vector<Conversion> conversions;
   int exit_code = 0;
   for (std::size_t i = 0; i < folders.size(); ++i) {

@@ -78,9 +78,15 @@ void facts(const InspectReport& report) {
 void list(std::string_view title, const std::vector<std::string>& lines) {
   if (lines.empty()) return;
   heading(title);
-  Table table({{""}, {""}});
-  for (const auto& line : lines) table.add({"-", line});
-  write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
+  const int width = terminal_width();
+  for (const auto& line : lines) {
+    std::string lead = "  - ";
+    for (const auto& piece :
+         wrap(printable(line, 2000), width > 40 ? static_cast<std::size_t>(width) - lead.size() : 0)) {
+      write_out(lead + piece + "\n");
+      lead = "    ";
+    }
+  }
 }
 
 void print(const InspectReport& report) {

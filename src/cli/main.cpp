@@ -33,10 +33,11 @@ int run_command(const peft::cli::Command& command) {
       command);
 }
 
-// 1 says "different" in verify, so that a bad input is 2 there.
+// 1 says "different" in verify, so that an input that is bad, or not there, is 2.
 int exit_code_of(const Error& error, bool is_verify) {
   const int code = peft::info(error.code()).exit_code;
-  return is_verify && code == 1 ? 2 : code;
+  const bool is_input = code == 1 || (code == 3 && error.code() != ErrorCode::IO_WRITE);
+  return is_verify && is_input ? 2 : code;
 }
 
 int report(const Error& error, bool json, bool is_verify) {

@@ -27,7 +27,7 @@ class ProgressBar {
   bool drawn_ = false;
 };
 
-// "[=====>    ]  52%  410 MB of 789 MB  1.20 GB/s  0.3 s left"
+// "[=====>    ]  52%  410 MiB of 789 MiB  1.2 GiB/s  0.3 s left"
 std::string progress_line(std::uint64_t done, std::uint64_t total, double seconds);
 
 }  // namespace peft::cli

@@ -13,6 +13,11 @@ namespace {
 
 std::string or_dash(const std::string& text) { return text.empty() ? "-" : text; }
 
+std::string generations(const FamilyRow& row) {
+  if (row.v4_experts.empty()) return "5";
+  return row.v5_experts.empty() ? "4" : "4, 5";
+}
+
 Json to_json(const FamilyRow& row) {
   return {{"model_type", row.model_type},
           {"v4_experts", row.v4_experts},
@@ -66,19 +71,19 @@ int run(const FamiliesCommand& command) {
     print_json({{"families", json}});
     return 0;
   }
-  Table table(
-      {{"model_type"}, {"orientation"}, {"gate_up"}, {"per expert"}, {"v4 experts"}, {"v5 experts"}, {"router"}});
+  Table table({{"model_type"}, {"transformers"}, {"orientation"}, {"gate_up"}, {"one module per expert"}});
   std::string dense;
   for (const auto& row : rows) {
     if (row.dense) {
       dense += (dense.empty() ? "" : ", ") + row.model_type;
       continue;
     }
-    table.add({row.model_type, or_dash(row.orientation), or_dash(row.gate_up), or_dash(row.per_expert_names),
-               or_dash(row.v4_experts), or_dash(row.v5_experts), or_dash(row.router)});
+    table.add({row.model_type, generations(row), or_dash(row.orientation), or_dash(row.gate_up),
+               or_dash(row.per_expert_names)});
   }
-  write_out(table.render());
+  write_out(table.render(0, static_cast<std::size_t>(terminal_width())));
   if (!dense.empty()) write_out("\nwithout experts: " + printable(dense, 4000) + "\n");
+  write_out("\nmodule paths, routers, notes: --json, docs/families.md\n");
   return 0;
 }
 

@@ -26,9 +26,16 @@ std::optional<AdapterConfig::Version> parse_version(const std::string& text) {
   return version;
 }
 
-// The generation to resolve in: the one asked for, else v5 where the model has it.
-Generation choose_generation(const Model& model, const TargetsCommand& command) {
-  Generation generation = model.v5 ? Generation::v5 : Generation::v4;
+// Whose names a config is meant for, when nobody says it: what the base shows, else what the config's writer ran on.
+Generation likely_generation(const Model& model, const AdapterConfig& config) {
+  if (model.base_is_v4_only || !model.v5) return Generation::v4;
+  if (model.base_is_v5_only || !model.v4) return Generation::v5;
+  if (config.target_parameters && !config.target_parameters->empty()) return Generation::v5;
+  return config.likely_version().first < AdapterConfig::Version{0, 19, 0} ? Generation::v4 : Generation::v5;
+}
+
+Generation choose_generation(const Model& model, const AdapterConfig& config, const TargetsCommand& command) {
+  Generation generation = likely_generation(model, config);
   if (command.generation == "v4") generation = Generation::v4;
   if (command.generation == "v5") generation = Generation::v5;
   if (!model.tree(generation)) {
@@ -64,7 +71,10 @@ Json to_json(const ResolvedTargets& resolved, Generation generation) {
           {"config_after", config::parse_json(resolved.config_after.dump(), "config_after")}};
 }
 
-void print(const ResolvedTargets& resolved) {
+// Without a checkpoint the sizes of dense modules are not known.
+std::string shape_or_unknown(std::span<const std::int64_t> shape) { return shape.empty() ? "?" : shape_text(shape); }
+
+void print(const ResolvedTargets& resolved, Generation generation) {
   Table table({{"target"},
                {"kind"},
                {"weight"},
@@ -75,14 +85,16 @@ void print(const ResolvedTargets& resolved) {
                {"lora_B"},
                {"key on disk"}});
   for (const auto& target : resolved.targets) {
-    table.add({target.name, target.parameter ? "parameter" : "module", shape_text(target.shape),
+    table.add({target.name, target.parameter ? "parameter" : "module", shape_or_unknown(target.shape),
                std::to_string(target.rank), short_number(target.alpha), short_number(target.scaling),
-               shape_text(target.a), shape_text(target.b), target.key == target.name ? "same" : target.key});
+               shape_or_unknown(target.a), shape_or_unknown(target.b),
+               target.key == target.name ? "same" : target.key});
   }
   write_out(table.render());
   std::size_t parameters = 0;
   for (const auto& target : resolved.targets) parameters += target.parameter ? 1 : 0;
-  write_out(fmt::format("{} modules, {} parameters", resolved.targets.size() - parameters, parameters));
+  write_out(fmt::format("transformers {} names: {} modules, {} parameters", generation == Generation::v4 ? 4 : 5,
+                        resolved.targets.size() - parameters, parameters));
   if (!resolved.modules_to_save.empty())
     write_out(fmt::format(", {} modules saved whole", resolved.modules_to_save.size()));
   if (!resolved.excluded.empty()) write_out(fmt::format(", {} excluded", resolved.excluded.size()));
@@ -95,13 +107,13 @@ int run(const TargetsCommand& command) {
   const auto as_of = parse_version(command.as_of);
   const AdapterConfig config = AdapterConfig::read(resolve_path(command.path));
   const Model model = describe({.base = resolve_path(command.base), .families_file = command.families_file});
-  const Generation generation = choose_generation(model, command);
+  const Generation generation = choose_generation(model, config, command);
   const ResolvedTargets resolved = resolve_targets(config, *model.tree(generation), model, generation, as_of);
   if (command.json) {
     print_json(to_json(resolved, generation));
     return 0;
   }
-  print(resolved);
+  print(resolved, generation);
   write_warnings(resolved.warnings);
   return 0;
 }

@@ -7,7 +7,7 @@ namespace peft::cli {
 
 struct TargetsCommand {
   std::string path, base, families_file;
-  std::string generation;  // "", "v4", "v5": whose module names; "" is v5 where the model has it
+  std::string generation;  // "", "v4", "v5": whose module names; "" is what the base and the config suggest
   std::string as_of;       // "", or a PEFT version whose rules hold: "0.18.1"
   bool json = false;
 };

@@ -8,7 +8,7 @@
 
 namespace peft::cli {
 
-std::string human_bytes(std::uint64_t bytes);  // "0 B", "999 B", "1.50 kB", "12.3 MB": decimal units, three digits
+std::string human_bytes(std::uint64_t bytes);  // "0 B", "1023 B", "1.5 KiB", "123 MiB": as plans print them
 std::string grouped(std::uint64_t number);     // "1,234,567"
 std::string human_seconds(double seconds);     // "12 ms", "3.4 s", "2:05", "1:02:03"
 std::string shape_text(std::span<const std::int64_t> shape);  // "[8, 64]"

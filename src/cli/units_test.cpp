@@ -5,15 +5,14 @@
 namespace peft::cli {
 namespace {
 
-TEST(Units, bytes_have_three_digits) {
+TEST(Units, bytes) {
   EXPECT_EQ(human_bytes(0), "0 B");
-  EXPECT_EQ(human_bytes(999), "999 B");
-  EXPECT_EQ(human_bytes(1000), "1.00 kB");
-  EXPECT_EQ(human_bytes(9995), "10.0 kB");
-  EXPECT_EQ(human_bytes(12345678), "12.3 MB");
-  EXPECT_EQ(human_bytes(999'499), "999 kB");
-  EXPECT_EQ(human_bytes(999'500), "1.00 MB");
-  EXPECT_EQ(human_bytes(~std::uint64_t{0}), "18.4 EB");
+  EXPECT_EQ(human_bytes(1023), "1023 B");
+  EXPECT_EQ(human_bytes(1024), "1.0 KiB");
+  EXPECT_EQ(human_bytes(80288), "78.4 KiB");
+  EXPECT_EQ(human_bytes(999 * 1024), "999 KiB");
+  EXPECT_EQ(human_bytes(1000 * 1024), "1.0 MiB");
+  EXPECT_EQ(human_bytes(~std::uint64_t{0}), "16.0 EiB");
 }
 
 TEST(Units, digits_are_grouped) {

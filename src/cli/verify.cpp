@@ -3,6 +3,9 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <span>
+
 #include "cli/json_output.h"
 #include "cli/output.h"
 #include "cli/table.h"
@@ -10,6 +13,8 @@
 
 namespace peft::cli {
 namespace {
+
+constexpr std::size_t kShown = 20;  // differences on the screen; --json has up to 50
 
 Json to_json(const VerifyReport& report) {
   Json differences = Json::array();
@@ -42,11 +47,12 @@ void print(const VerifyReport& report) {
   }
   if (!report.differences.empty()) {
     Table table({{"relative", Align::right}, {"where"}, {"what"}});
-    for (const auto& row : report.differences) {
+    const std::size_t shown = std::min(report.differences.size(), kShown);
+    for (const auto& row : std::span(report.differences).first(shown)) {
       table.add({row.relative == 0 ? "" : fmt::format("{:.3g}", row.relative), row.site, row.what});
     }
     write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
-    const auto rest = report.num_differences - static_cast<std::int64_t>(report.differences.size());
+    const auto rest = report.num_differences - static_cast<std::int64_t>(shown);
     if (rest > 0) write_out(fmt::format("  and {} more\n", rest));
   }
   for (const auto& note : report.notes) write_out("note: " + printable(note, 1000) + "\n");
