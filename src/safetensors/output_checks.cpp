@@ -55,13 +55,6 @@ bool shares_a_file(const fs::path& out, const fs::path& input) {
   return std::any_of(entries.begin(), entries.end(), [&](const fs::path& entry) { return same_file(entry, input); });
 }
 
-bool holds_weights(const std::vector<fs::path>& entries) {
-  return std::any_of(entries.begin(), entries.end(), [](const fs::path& entry) {
-    return entry.extension() == ".safetensors" || entry.filename() == "adapter_config.json" ||
-           entry.filename() == "config.json";
-  });
-}
-
 }  // namespace
 
 std::string output_path(const std::string& out) {
@@ -100,14 +93,10 @@ void require_free(const std::string& out, bool overwrite) {
   const std::string got = fmt::format("{}{} {}", entries.size(), entries.size() == kMaxCounted ? " or more" : "",
                                       entries.size() == 1 ? "file" : "files");
   if (!overwrite) refuse_existing(out, "no such folder, or an empty one", got, "choose another folder, or --overwrite");
-  // --overwrite replaces the whole folder: it must look like something that may be replaced.
+  // --overwrite replaces the whole folder, so it must not be one that is stood in.
   if (within(fs::current_path(error), out)) {
     refuse_existing(out, "a folder that may be replaced", "the current folder, or one above it",
                     "choose another folder");
-  }
-  if (!holds_weights(entries)) {
-    refuse_existing(out, "a folder with adapter_config.json, config.json or a .safetensors file", got,
-                    "--overwrite only replaces models and adapters; remove the folder yourself");
   }
 }
 
