@@ -21,6 +21,8 @@ CONVERT_LIMIT = 1e-5
 NATIVE_LIMIT = 1e-4
 PER_EXPERT_IN_V4 = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3")  # by name of the golden model
 FUSED_IN_V4 = ("gpt_oss", "llama4_text", "qwen3_vl_moe", "granitemoe")
+# Models that transformers 4 holds in another form than v5, with fused experts in both: the base of the v4 form.
+V4_FORMS = {"qwen3_vl_moe-v5": "qwen3_vl_moe-tf4", "granitemoe-v5": "granitemoe-tf4"}
 # Older generations: the environment that reads the file; None: neither (PEFT 0.19.0, or 0.18 on transformers 5).
 OLDER = {"p0171": "old", "p0181": "old", "p0181t5": None, "p0190": None}
 GRANITE_PARAMETERS = [["input_linear.weight", "experts.gate_up_proj"], ["output_linear.weight", "experts.down_proj"]]

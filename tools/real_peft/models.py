@@ -14,9 +14,9 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from cases import V4_FORMS
+
 V5 = int(transformers.__version__.split(".")[0]) >= 5
-# Models that transformers 4 holds in another form than v5, with fused experts in both: the config of the v4 form.
-V4_FORMS = {"qwen3_vl_moe-v5": "qwen3_vl_moe-tf4", "granitemoe-v5": "granitemoe-tf4"}
 GRANITE_NAMES = (("experts.gate_up_proj", "input_linear.weight"), ("experts.down_proj", "output_linear.weight"),
                  (".router.weight", ".router.layer.weight"))
 

@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cases import all_cases, read
+from cases import V4_FORMS, all_cases, read
 
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_CHECKS = 100  # fewer: golden data is missing, and a run that checks nothing would pass
@@ -73,9 +73,11 @@ def answer_in_parallel(environments, jobs):
 def convert(peft, golden, case, work):
     """-> (folder of the result, failures)"""
     adapter = case.adapter
+    model = V4_FORMS.get(case.model, case.model) if case.env == "old" else case.model
     for step, layout in enumerate(case.to):
         target = work / "converted" / case.id.replace(" ", "_") / str(step)
-        command = [peft, "convert", adapter, "--to", layout, "--out", target, "--base", golden / "models" / case.model,
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = [peft, "convert", adapter, "--to", layout, "--out", target, "--base", golden / "models" / model,
                    "--overwrite", "--no-sync", "--quiet", *case.flags]
         try:
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
