@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 
-STAGES = ["base", "safetensors", "config", "model", "adapter", "layout", "plan", "execute", "verbs", "cli"]
+STAGES = ["base", "safetensors", "config", "model", "adapter", "plan", "layout", "execute", "verbs", "cli"]
 
 # The first stage that may include a public header. A plan is a plain value that layouts fill in, before `plan` checks
 # it. peft.h is for users and is included by no stage.
