@@ -19,6 +19,7 @@ struct InputOptions {
   std::string adapter_name;
   ReadOptions read;
   OpenOptions open;
+  std::vector<std::string> further_names;   // without base and family: more names of the same model, to know its type by
 };
 // An adapter, opened, with its model and its factors. The first three stages in one step.
 struct Input {
@@ -27,6 +28,8 @@ struct Input {
   Reading reading;
 };
 Input load(const std::string& path, const InputOptions& options);
+// Module paths of an adapter's tensors.
+std::vector<std::string> module_names(const std::string& path, const InputOptions& options);
 
 // ---- convert -------------------------------------------------------------------------------------------------
 struct ConvertOptions {

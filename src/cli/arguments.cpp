@@ -290,6 +290,12 @@ Command parse_arguments(std::vector<std::string> arguments) {
   add_verify(app, all.verify);
   add_tables(app, all);
   if (arguments.empty()) return TextCommand{app.help()};
+  // CLI11 would only say that a verb is missing.
+  const std::string& verb = arguments.front();
+  const auto is_verb = [&](const CLI::App* known) { return known->get_name() == verb; };
+  if (!verb.starts_with("-") && app.get_subcommands(is_verb).empty()) {
+    throw Error(ErrorCode::USAGE, {.problem = "there is no verb " + verb, .hint = "peft --help"});
+  }
   std::reverse(arguments.begin(), arguments.end());  // as CLI11 wants them
   try {
     app.parse(arguments);

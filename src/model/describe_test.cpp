@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <fstream>
 #include <iostream>
@@ -30,7 +31,8 @@ ErrorCode code_of(const std::function<void()>& action) {
 }
 
 std::string scratch_file(const std::string& name, const std::string& text) {
-  const std::string file = testing::TempDir() + name;
+  // Tests run side by side in processes of their own.
+  const std::string file = testing::TempDir() + std::to_string(getpid()) + "_" + name;
   std::ofstream(file) << text;
   return file;
 }

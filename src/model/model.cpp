@@ -1,6 +1,7 @@
 #include "peft/model.h"
 
 #include <algorithm>
+#include <charconv>
 #include <unordered_map>
 
 #include "model/index.h"
@@ -163,12 +164,36 @@ std::optional<ModuleKind> Model::kind(Generation g, std::string_view module_path
   return std::nullopt;
 }
 
+namespace {
+
+// ".layers.7." of a model whose last such layer is 1. False where the tree has no layers under that name.
+bool is_past_last_layer(const ModuleTree& tree, std::string_view module_path) {
+  constexpr std::string_view kLayers = "layers.";
+  const auto at = module_path.find(kLayers);
+  if (at == std::string_view::npos) return false;
+  const std::string_view prefix = module_path.substr(0, at + kLayers.size());
+  const auto number = [&](std::string_view name) {
+    std::int64_t value = -1;
+    const std::string_view rest = name.substr(prefix.size());
+    std::from_chars(rest.data(), rest.data() + rest.size(), value);
+    return value;
+  };
+  std::int64_t last = -1;
+  for (const Module& module : tree.modules) {
+    if (module.name.starts_with(prefix)) last = std::max(last, number(module.name));
+  }
+  return last >= 0 && number(module_path) > last;
+}
+
+}  // namespace
+
 std::optional<bool> Model::has(Generation g, std::string_view module_path) const {
   const auto& known_tree = tree(g);
   if (!known_tree) return std::nullopt;
   if (known_tree->find(module_path) != nullptr) return true;
   if (known_tree->complete) return false;
-  // From a config alone: certain only about experts, whose layers and number it gives.
+  // From a config alone: certain about how many layers there are, and about experts.
+  if (is_past_last_layer(*known_tree, module_path)) return false;
   const auto match = index ? find_place(index->places, module_path) : std::nullopt;
   if (!match) return std::nullopt;
   const Experts* found = experts_of(*this, *match);

@@ -15,11 +15,18 @@ std::vector<std::string> module_paths(const Adapter& adapter) {
 
 }  // namespace
 
+std::vector<std::string> module_names(const std::string& path, const InputOptions& options) {
+  return module_paths(open(path, {options.adapter_name, options.open}));
+}
+
 Input load(const std::string& path, const InputOptions& options) {
   Input input;
   input.adapter = open(path, {options.adapter_name, options.open});
   DescribeOptions describe_options{options.base, options.family, options.families_file, options.num_experts, {}};
-  if (options.base.empty()) describe_options.names = module_paths(input.adapter);
+  if (options.base.empty()) {
+    describe_options.names = module_paths(input.adapter);
+    describe_options.names.insert(describe_options.names.end(), options.further_names.begin(), options.further_names.end());
+  }
   else describe_options.base = resolve_path(options.base);
   input.model = describe(describe_options);
   input.reading = read(input.adapter, input.model, options.read);
