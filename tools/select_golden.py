@@ -30,6 +30,8 @@ GROUPS = {
 }
 CONSUMER_LAYOUTS = ("llama_cpp", "mlx_lm", "tinker", "vllm")  # layouts that are not PEFT's or Unsloth's
 MODEL_FILES = ("config.json", "facts.json")  # no weights: names and shapes are enough
+# ... but for these: whether attention has one query projection or two, only the checkpoint shows.
+MODELS_WITH_WEIGHTS = ("deepseek_v2-v4", "deepseek_v3-v4")
 
 
 def selected(source):
@@ -48,6 +50,8 @@ def selected(source):
                 models.add(json.loads(path.read_text())["model"])
     for model in models:
         files += [pathlib.PurePath("models", model, name) for name in MODEL_FILES]
+        if model in MODELS_WITH_WEIGHTS:
+            files += [path.relative_to(source) for path in (source / "models" / model).glob("model*.safetensors*")]
     return sorted(files)
 
 
