@@ -3,7 +3,7 @@
 
     bench/peft_convert_compare.py [--quick] [--repeat 5] [--peft BINARY] [--dir build/bench_convert] [--no-python]
 
-48 layers x 128 experts, H 2048, I 768, r 8, bf16: 37,248 tensors, 805 MiB per expert, 949 MiB fused; made once.
+48 layers x 128 experts, H 2048, I 768, r 8, bf16: 37,248 tensors, 810 MiB per expert, 949 MiB fused; made once.
 Rows, each a cold process on files that are in the page cache; the rounds go through all rows in turn, so that a busy
 machine hits all alike:
     cp                       the file that `peft convert` writes, copied
@@ -18,6 +18,7 @@ Before the table our result is compared with PEFT's, tensor by tensor, and the w
 """
 
 import argparse
+import fcntl
 import json
 import mmap
 import os
@@ -319,6 +320,11 @@ def main():
         subprocess.run([ROOT / "tools/real_peft/setup.sh"], check=True)
     folder = arguments.dir / f"layers-{layers}"
     folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / "lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another run uses {folder}; --dir names another place")
     adapter, base = make_inputs(folder, layers)
     describe_machine(arguments, folder)
     rows, fused, back = make_rows(arguments, adapter, base, folder)
