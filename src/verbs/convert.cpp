@@ -67,9 +67,15 @@ void finish(Plan& plan, const Input& input) {
   for (const auto& name : input.adapter.side_files) plan.copies.emplace_back(name, input.adapter.folder + "/" + name);
 }
 
+// Every tensor is called in the target as it is in the file (granite's experts are not: they were renamed).
+bool same_names(const Input& input, const layout::Encoded& encoded) {
+  return std::all_of(encoded.tensors.begin(), encoded.tensors.end(),
+                     [&](const PlannedTensor& tensor) { return input.adapter.weights->find(tensor.name) != nullptr; });
+}
+
 bool keeps_everything(const Input& input, const layout::Encoded& encoded, const ConvertOptions& options) {
   if (options.dtype || options.block_diagonal) return false;
-  if (input.reading.has_experts) return options.to == input.reading.layout;
+  if (input.reading.has_experts) return options.to == input.reading.layout && same_names(input, encoded);
   // Nothing but dense modules, and none of them is called or owned differently in the target. What a pattern or PEFT's
   // defaults select depends on the modules of the generation, so such configs of MoE models are spelled out.
   const AdapterConfig& config = input.adapter.config;
@@ -103,18 +109,12 @@ Plan plan_convert(const Input& input, const ConvertOptions& options) {
   Plan plan;
   plan.warnings = input.reading.factors.warnings;
   const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal};
-  if (input.reading.has_experts && options.to == input.reading.layout && !options.dtype && !options.block_diagonal) {
-    plan.files.push_back({std::string(kWeights), copies(input)});
-    plan.texts.emplace_back(kConfig, input.adapter.config.dump());
-    plan.steps.push_back("already in this layout: copied as it is (bit-exact)");
-    finish(plan, input);
-    return plan;
-  }
   layout::Encoded encoded = layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
   if (keeps_everything(input, encoded, options)) {
     plan.files.push_back({std::string(kWeights), copies(input)});
     plan.texts.emplace_back(kConfig, input.adapter.config.dump());
-    plan.steps.push_back("nothing in this adapter differs between the layouts: copied as it is (bit-exact)");
+    plan.steps.push_back(input.reading.has_experts ? "already in this layout: copied as it is (bit-exact)"
+                                                   : "nothing in this adapter differs between the layouts: copied as it is (bit-exact)");
     finish(plan, input);
     return plan;
   }
