@@ -32,7 +32,7 @@ class TensorCheck {
       : plan_(plan), file_(file), tensor_(tensor) {}
 
   void run() const {
-    require(info(tensor_.dtype).bits > 0, "a planned tensor has no known dtype", "");
+    require(info(tensor_.dtype).bits > 0, "a planned tensor has no known dtype");
     check_shape();
     std::int64_t covered = 0;
     for (const Block& block : tensor_.blocks) {
@@ -40,54 +40,57 @@ class TensorCheck {
       check_source(block);
       covered = add(covered, block.source.rows * block.source.cols);
     }
-    require(covered <= tensor_.rows * tensor_.cols, "blocks of a planned tensor overlap", "");
+    require(covered <= tensor_.rows * tensor_.cols, "blocks of a planned tensor overlap");
   }
 
  private:
-  void require(bool holds, std::string_view problem, const std::string& got) const {
+  // What was got is made into text only when it is needed: a plan has many blocks.
+  template <class... Values>
+  void require(bool holds, std::string_view problem, fmt::format_string<const Values&...> got = "",
+               const Values&... values) const {
     if (holds) return;
-    throw Error(ErrorCode::INTERNAL,
-                {.file = file_.name, .tensor = tensor_.name, .problem = std::string(problem), .got = got});
+    throw Error(ErrorCode::INTERNAL, {.file = file_.name,
+                                      .tensor = tensor_.name,
+                                      .problem = std::string(problem),
+                                      .got = fmt::format(got, values...)});
   }
 
   void check_shape() const {
     std::int64_t elements = 1;
     for (std::int64_t size : tensor_.shape) {
-      require(size >= 0, "a planned tensor has a negative dimension", std::to_string(size));
+      require(size >= 0, "a planned tensor has a negative dimension", "{}", size);
       elements = multiply(elements, size);
     }
     const std::int64_t cols = tensor_.shape.empty() ? 1 : tensor_.shape.back();
-    require(elements != kNone && multiply(elements, info(tensor_.dtype).bits) != kNone, "a planned tensor is too large",
-            "");
+    require(elements != kNone && multiply(elements, info(tensor_.dtype).bits) != kNone,
+            "a planned tensor is too large");
     require(tensor_.rows >= 0 && tensor_.cols == cols && multiply(tensor_.rows, cols) == elements,
-            "rows and columns of a planned tensor are not its shape",
-            fmt::format("[{}, {}]", tensor_.rows, tensor_.cols));
+            "rows and columns of a planned tensor are not its shape", "[{}, {}]", tensor_.rows, tensor_.cols);
   }
 
   void check_block(const Block& block) const {
     const View& view = block.source;
-    require(view.rows > 0 && view.cols > 0, "a block is empty", fmt::format("[{}, {}]", view.rows, view.cols));
+    require(view.rows > 0 && view.cols > 0, "a block is empty", "[{}, {}]", view.rows, view.cols);
     const std::int64_t row_end = add(block.row, view.rows);
     const std::int64_t last_col = add(block.col, multiply(view.cols - 1, block.col_step));
     require(block.row >= 0 && row_end != kNone && row_end <= tensor_.rows && block.col >= 0 && block.col_step >= 1 &&
                 last_col != kNone && last_col < tensor_.cols,
-            "a block leaves its planned tensor",
-            fmt::format("[{}, {}] at row {}, column {} step {}", view.rows, view.cols, block.row, block.col,
-                        block.col_step));
-    require(std::isfinite(block.scale), "a block's scale is not finite", fmt::format("{}", block.scale));
+            "a block leaves its planned tensor", "[{}, {}] at row {}, column {} step {}", view.rows, view.cols,
+            block.row, block.col, block.col_step);
+    require(std::isfinite(block.scale), "a block's scale is not finite", "{}", block.scale);
   }
 
   void check_source(const Block& block) const {
     const View& view = block.source;
     require(view.source < plan_.sources.size() && plan_.sources[view.source] != nullptr,
-            "a block's source does not exist", std::to_string(view.source));
+            "a block's source does not exist", "{}", view.source);
     const auto tensors = plan_.sources[view.source]->tensors();
-    require(view.tensor < tensors.size(), "a block's source tensor does not exist", std::to_string(view.tensor));
+    require(view.tensor < tensors.size(), "a block's source tensor does not exist", "{}", view.tensor);
     const TensorInfo& source = tensors[view.tensor];
     const int bits = info(source.dtype).bits;
-    require(bits > 0, "a block's source has no known dtype", std::string(source.dtype_name));
+    require(bits > 0, "a block's source has no known dtype", "{}", source.dtype_name);
     require((source.dtype == tensor_.dtype && block.scale == 1) || (is_float(source.dtype) && is_float(tensor_.dtype)),
-            "a block cannot be converted", fmt::format("{} to {}", info(source.dtype).name, info(tensor_.dtype).name));
+            "a block cannot be converted", "{} to {}", info(source.dtype).name, info(tensor_.dtype).name);
     check_bounds(view, static_cast<std::int64_t>(std::min<std::uint64_t>(source.bytes(), INT64_MAX / 8)) * 8 / bits);
     if (bits % 8 != 0) check_whole(block, view);
   }
@@ -101,14 +104,14 @@ class TensorCheck {
         add(view.offset, add(std::max<std::int64_t>(down, 0), std::max<std::int64_t>(across, 0)));
     require(
         down != kNone && across != kNone && lowest != kNone && highest != kNone && lowest >= 0 && highest < elements,
-        "a block's source leaves its tensor", fmt::format("elements {} to {} of {}", lowest, highest, elements));
+        "a block's source leaves its tensor", "elements {} to {} of {}", lowest, highest, elements);
   }
 
   // Elements of less than a byte cannot be addressed; such tensors are only copied whole.
   void check_whole(const Block& block, const View& view) const {
     require(view.offset == 0 && block.col_step == 1 && view.col_stride == 1 && view.row_stride == view.cols &&
                 view.rows == tensor_.rows && view.cols == tensor_.cols,
-            "a tensor of a sub-byte dtype can only be copied whole", std::string(info(tensor_.dtype).name));
+            "a tensor of a sub-byte dtype can only be copied whole", "{}", info(tensor_.dtype).name);
   }
 
   const Plan& plan_;
