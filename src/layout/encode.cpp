@@ -101,7 +101,12 @@ void Encoder::dense(const Factor& factor) {
   add_whole(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"), factor.a);
   add_whole(key + (embedding ? ".lora_embedding_B" : ".lora_B.weight"), factor.b);
   // Routers of transformers 5 own their weight: LoRA sits on the parameter.
-  const bool parameter = model_.kind(generation_, name) == ModuleKind::other;
+  // Some derive from nn.Linear, but fail when they are wrapped as one (phimoe): their class tells. A config alone keeps
+  // the module, as the golden migrations have it.
+  const auto& tree = model_.tree(generation_);
+  const Module* module = tree ? tree->find(name) : nullptr;
+  const bool router = file_ != nullptr && module != nullptr && module->class_name.ends_with("Router");
+  const bool parameter = router || model_.kind(generation_, name) == ModuleKind::other;
   add_target(parameter ? name + ".weight" : name, parameter, factor.rank, factor.scale);
   if (name != factor.site.module) step("renamed " + factor.site.module.substr(factor.site.module.rfind('.') + 1) + " pair (bit-exact)");
 }
