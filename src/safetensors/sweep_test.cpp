@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/checked.h"
+#include "fuzz/check_header.h"
 #include "safetensors/test_files.h"
 
 namespace peft::safetensors {
@@ -86,6 +87,7 @@ TEST(Sweep, EveryChangedByteIsNoticedOrHarmless) {
     for (std::size_t at = 0; at < bytes.size(); ++at) {
       for (const char value : replacements(seed.bytes[at])) {
         bytes[at] = value;
+        ASSERT_EQ(naive::check_header(bytes), "") << seed.name << " byte " << at << " = " << static_cast<int>(value);
         std::shared_ptr<const TensorFile> file;
         const auto error = error_of([&] { file = parse(bytes); });
         if (error) {
