@@ -2,7 +2,9 @@
 #pragma once
 
 #include <iosfwd>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,6 +31,30 @@ struct Block {
   double scale = 1;
 };
 
+// How a merge rounds. The sums run over the rank in order, whatever the machine or the number of threads.
+enum class MergeMode : std::uint8_t {
+  best,       // serial fused multiply-adds in fp32 (fp64 for fp32 bases) on top of W, all adapters, one rounding; DoRA norms in fp64
+  peft,       // the roundings of PEFT's merge_and_unload(): adapter after adapter, each rounded to the base's dtype
+  peft_safe,  // those of merge_and_unload(safe_merge=True): the delta is rounded before it is added
+  fast,       // the quickest kernel of the machine; the error is measured and reported
+};
+
+// A low-rank update of a matrix that lies in an output tensor: target(i, j) += scale * sum over k of b(i, k) * a(k, j).
+// Updates of one tensor may share elements: they are then adapters in the order in which they are applied.
+struct Update {
+  View target;                     // [out, in]: offset and strides in elements of the planned tensor; source and tensor unused
+  View a, b;                       // of the plan's sources: [rank, in], [out, rank]
+  double scale = 1;                // the adapter's weight included
+  std::optional<View> magnitude;   // DoRA, [out, 1]: row i of W + delta is scaled by magnitude(i) / its own norm
+  bool delta_is_rounded = false;   // modes peft and peft_safe: PEFT rounds this kind's delta before it adds it
+  std::uint32_t adapter = 0;       // which of the adapters given
+};
+struct Merge {
+  MergeMode mode = MergeMode::best;
+  Dtype base_dtype = Dtype::bf16;  // W is converted to this first (--base-dtype); result rounds to it, then to the tensor's dtype
+  std::vector<Update> updates;
+};
+
 // An output tensor, seen as a matrix [rows, cols] (1-D: one row; more dimensions: all but the last flattened).
 // Blocks do not overlap; what no block covers is zero. A block whose source has another dtype than the tensor
 // is converted: widened exactly, or rounded to nearest even.
@@ -38,6 +64,7 @@ struct PlannedTensor {
   std::vector<std::int64_t> shape;
   std::int64_t rows = 0, cols = 0;
   std::vector<Block> blocks;
+  std::optional<Merge> merge;           // what is added to the blocks' values
   bool must_be_finite = false;          // NaN and infinity end the run (NUM_NONFINITE): set for LoRA factors
 };
 
