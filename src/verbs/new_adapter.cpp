@@ -138,7 +138,8 @@ Plan NewAdapter::plan(const AdapterConfig& config, const Model& model, Layout to
   for (std::size_t i = 0; i < entries.size(); ++i) {
     add_factors(entries[i], index_of(*file, fmt::format("{}.a", i)), index_of(*file, fmt::format("{}.b", i)), factors.factors);
   }
-  layout::sort_factors(factors);
+  std::stable_sort(factors.factors.begin(), factors.factors.end(),
+                   [](const Factor& x, const Factor& y) { return layout::site_less(x.site, y.site); });
   for (std::size_t i = 0; i < carried.size(); ++i) {
     factors.extras.push_back(carried[i].extra);
     factors.extras.back().tensor = index_of(*file, fmt::format("{}.carried", i));
