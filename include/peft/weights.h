@@ -16,20 +16,12 @@
 
 namespace peft {
 
-// How a tensor holds its values.
-enum class Encoding : std::uint8_t {
-  plain,      // one element each
-  mxfp4,      // two e2m1 codes a byte, one exponent for 32 of a row: X_blocks [.., groups, 16], X_scales [.., groups]
-  fp8_block,  // float8_e4m3, and a grid of scales over the matrix: X, X_scale_inv
-};
-
 // A piece of a weight matrix W [out, in]: the rows from `row` on, inside one tensor of the checkpoint.
 struct WeightPart {
   std::string name;              // the tensor as the checkpoint calls it
   View view;                     // [rows, in]; source: which of Checkpoint::files(); strides count the values as they are stored
   std::int64_t row = 0;          // first row of W that lies here
-  Encoding encoding = Encoding::plain;
-  std::uint32_t scales_source = 0, scales_tensor = 0;   // of a quantised one
+  std::optional<Scales> scales;  // of a quantised tensor, whose codes the view counts
 };
 
 // A whole weight. Nearly always one part; a module that a checkpoint splits (gate and up of a fused one) has more.

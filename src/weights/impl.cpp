@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::int64_t kGroup = 32;        // values under one scale of mxfp4
 constexpr std::int64_t kGroupBytes = 16;
+constexpr std::int64_t kCell = 128;        // rows and columns under one scale of block FP8
 
 std::int64_t product(std::span<const std::int64_t> shape) {
   std::int64_t result = 1;
@@ -54,16 +55,44 @@ std::optional<WeightPart> Weights::Impl::part_of(const TensorName& name) const {
   part.name = entry.tensor->name;
   part.view.source = entry.file;
   part.view.tensor = static_cast<std::uint32_t>(entry.tensor - tensors.data());
-  if (entry.tensor->dtype != Dtype::f8_e4m3) return part;
-  TensorName scales = name;
-  scales.parameter += "_scale_inv";
-  const auto grid = names.find(scales);
-  if (!grid) return part;
-  const Checkpoint::Entry& found = checkpoint.tensors()[*grid];
-  part.encoding = Encoding::fp8_block;
-  part.scales_source = found.file;
-  part.scales_tensor = static_cast<std::uint32_t>(found.tensor - checkpoint.files()[found.file]->tensors().data());
+  if (entry.tensor->dtype == Dtype::f8_e4m3 || entry.tensor->dtype == Dtype::f8_e5m2) part.scales = block_scales(name, part);
   return part;
+}
+
+// One tensor of scales, as a view of it all.
+std::optional<View> Weights::Impl::grid(const TensorName& name, std::int64_t cols) const {
+  const auto index = names.find(name);
+  if (!index) return std::nullopt;
+  const Checkpoint::Entry& entry = checkpoint.tensors()[*index];
+  const auto number = static_cast<std::uint32_t>(entry.tensor - checkpoint.files()[entry.file]->tensors().data());
+  const std::int64_t all = product(entry.tensor->shape);
+  if (cols <= 0 || all == 0 || all % cols != 0) return std::nullopt;
+  return View{entry.file, number, 0, all / cols, cols, cols, 1};
+}
+
+// A grid of scales over the last two dimensions: cells of 128, the last ones cut, as DeepSeek and Qwen store them; else
+// of rows / grid rows by columns / grid columns. transformers always divides, which is wrong for 448 rows in 4 cells.
+std::optional<Scales> Weights::Impl::block_scales(const TensorName& name, const WeightPart& part) const {
+  TensorName scales_name = name;
+  scales_name.parameter += "_scale_inv";
+  const auto index = names.find(scales_name);
+  if (!index) return std::nullopt;
+  const auto shape = tensor(part).shape, cells = checkpoint.tensors()[*index].tensor->shape;
+  if (shape.size() < 2 || cells.size() != shape.size()) return std::nullopt;
+  const std::size_t last = shape.size() - 1;
+  const auto cell = [&](std::size_t dimension) -> std::int64_t {
+    const std::int64_t size = shape[dimension], count = cells[dimension];
+    // Of stacked matrices all cells of rows are whole: the next matrix has its own.
+    if ((size + kCell - 1) / kCell == count && (size % kCell == 0 || count == 1 || dimension == last || last == 1)) {
+      return std::min(size, kCell);
+    }
+    return count > 0 && size % count == 0 ? size / count : 0;
+  };
+  const auto view = grid(scales_name, cells[last]);
+  if (!view || !std::equal(shape.begin(), shape.end() - 2, cells.begin()) || cell(last) == 0 || cell(last - 1) == 0) {
+    return std::nullopt;
+  }
+  return Scales{Scales::Kind::fp8, *view, shape[last], cell(last - 1), cell(last)};
 }
 
 std::optional<WeightPart> Weights::Impl::whole(const TensorName& name, bool first_dimension_alone) const {
@@ -91,14 +120,14 @@ std::optional<Weights::Impl::Stack> Weights::Impl::stack(const std::string& modu
   auto scales = part_of({module, parameter + "_scales"});
   if (!blocks || !scales) return std::nullopt;
   const auto shape = tensor(*blocks).shape;
-  const auto grid = tensor(*scales).shape;
+  const auto cells = tensor(*scales).shape;
   const bool fits = shape.size() == 4 && shape[3] == kGroupBytes && tensor(*blocks).dtype == Dtype::u8 &&
-                    tensor(*scales).dtype == Dtype::u8 && std::ranges::equal(grid, shape.first(3));
+                    tensor(*scales).dtype == Dtype::u8 && std::ranges::equal(cells, shape.first(3));
   const auto cols = fits ? checked_mul(shape[2], kGroup) : std::nullopt;
   if (!cols) return std::nullopt;
-  blocks->encoding = Encoding::mxfp4;
-  blocks->scales_source = scales->view.source;
-  blocks->scales_tensor = scales->view.tensor;
+  const auto view = grid({module, parameter + "_scales"}, shape[2]);
+  if (!view) return std::nullopt;
+  blocks->scales = Scales{Scales::Kind::mxfp4, *view, *cols, 1, kGroup};
   return Stack{std::move(*blocks), shape[0], shape[1], *cols, true};
 }
 

@@ -36,6 +36,8 @@ struct Weights::Impl {
   std::optional<Stack> stack(const std::string& module, const std::string& parameter) const;
   std::optional<Weight> from_stack(const Experts& experts, Generation g, std::int64_t expert,
                                    Projection projection) const;
+  std::optional<View> grid(const weights::TensorName& name, std::int64_t cols) const;
+  std::optional<Scales> block_scales(const weights::TensorName& name, const WeightPart& part) const;
   std::optional<WeightPart> part_of(const weights::TensorName& name) const;
 };
 

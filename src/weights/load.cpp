@@ -49,7 +49,7 @@ class Loader {
  private:
   void use(const WeightPart& part) {
     used_[part.view.source].insert(part.view.tensor);
-    if (part.encoding != Encoding::plain) used_[part.scales_source].insert(part.scales_tensor);
+    if (part.scales) used_[part.scales->grid.source].insert(part.scales->grid.tensor);
   }
 
   [[noreturn]] void fail(const WeightPart& part, const std::string& expected, const std::string& got) const {
@@ -75,7 +75,7 @@ class Loader {
     const bool turned = experts != nullptr && weights_.model.base_is_v4_only && !experts->form->v4.empty();
     if (turned) return false;
     use(*part);
-    planned.blocks.push_back({0, 0, 1, part->view, 1});
+    planned.blocks.push_back({0, 0, 1, part->view, 1, part->scales});
     return true;
   }
 
@@ -106,9 +106,10 @@ class Loader {
         }
         const std::int64_t first = parameter.interleaved ? p : p * weight->out;
         if (parameter.in_out) {
-          planned.blocks.push_back({e * d1, first, parameter.interleaved ? parts : 1, part.view.transposed(), 1});
+          planned.blocks.push_back({e * d1, first, parameter.interleaved ? parts : 1, part.view.transposed(), 1,
+                                    part.scales});
         } else {
-          planned.blocks.push_back({e * d1 + first, 0, 1, part.view, 1});
+          planned.blocks.push_back({e * d1 + first, 0, 1, part.view, 1, part.scales});
         }
         used.push_back(part);
       }
