@@ -50,6 +50,7 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan);
 
 // What a planned tensor's values are, computed in fp64 and not rounded: the reference for merges. Slow and simple.
 // Several adapters as in MergeMode::best, whatever the plan's mode: all are added, DoRA norms are those of the unmerged W.
+// One thread at a time.
 class Evaluator {
  public:
   // The plan must outlive it. With DoRA this reads the whole tensor, to know its norms.
@@ -62,7 +63,6 @@ class Evaluator {
   // and with all updates.
   std::vector<double> base(std::int64_t first, std::int64_t count) const;
   std::vector<double> merged(std::int64_t first, std::int64_t count) const;
-  double merged_at(std::int64_t row, std::int64_t col) const;
 
  private:
   struct State;

@@ -63,14 +63,14 @@ struct Update {
   View target;                     // [out, in]: offset and strides in elements of the planned tensor; source and tensor unused
   View a, b;                       // of the plan's sources: [rank, in], [out, rank]; b of no rows stands for ones (a bias: a [1, n])
   double scale = 1;                // the adapter's weight included
-  std::optional<View> magnitude;   // DoRA, [out, 1]: row i of W + delta is scaled by magnitude(i) / its own norm
+  std::optional<View> magnitude{}; // DoRA, [out, 1]: row i of W + delta is scaled by magnitude(i) / its own norm
   bool delta_is_rounded = false;   // modes peft and peft_safe: PEFT rounds this kind's delta before it adds it
   std::uint32_t adapter = 0;       // which of the adapters given
 };
 struct Merge {
   MergeMode mode = MergeMode::best;
   Dtype base_dtype = Dtype::bf16;  // W is converted to this first (--base-dtype); result rounds to it, then to the tensor's dtype
-  std::vector<Update> updates;
+  std::vector<Update> updates{};
 };
 
 // An output tensor, seen as a matrix [rows, cols] (1-D: one row; more dimensions: all but the last flattened).
@@ -81,8 +81,8 @@ struct PlannedTensor {
   Dtype dtype = Dtype::f32;
   std::vector<std::int64_t> shape;
   std::int64_t rows = 0, cols = 0;
-  std::vector<Block> blocks;
-  std::optional<Merge> merge;           // what is added to the blocks' values
+  std::vector<Block> blocks{};
+  std::optional<Merge> merge{};         // what is added to the blocks' values
   bool must_be_finite = false;          // NaN and infinity end the run (NUM_NONFINITE): set for LoRA factors
 };
 
