@@ -21,6 +21,7 @@ struct WeightPart {
   std::string name;              // the tensor as the checkpoint calls it
   View view;                     // [rows, in]; source: which of Checkpoint::files(); strides count the values as they are stored
   std::int64_t row = 0;          // first row of W that lies here
+  std::optional<Scales> scales;  // of a quantised tensor, whose codes the view counts
 };
 
 // A whole weight. Nearly always one part; a module that a checkpoint splits (gate and up of a fused one) has more.
@@ -64,8 +65,9 @@ class Weights {
   // is there and has another shape.
   Loading load(std::span<const WantedParameter> wanted) const;
 
- private:
   struct Impl;
+
+ private:
   std::unique_ptr<Impl> impl_;
 };
 
