@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "peft/merge.h"
 #include "peft/plan.h"
 #include "peft/verbs.h"
 
@@ -42,10 +43,6 @@ enum class CombineType : std::uint8_t {
 std::span<const std::string_view> combine_types();   // by value of CombineType
 std::optional<CombineType> parse_combine_type(std::string_view name);
 
-struct WeightedAdapter {
-  std::string path;
-  double weight = 1;
-};
 struct CombineOptions {
   InputOptions input;
   CombineType type = CombineType::svd;
