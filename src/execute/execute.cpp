@@ -108,13 +108,21 @@ class Execution {
   // Everything up to the commit.
   void write(StagedOutput& output, std::optional<Journal>& journal) {
     std::vector<std::size_t> missing = share_;
+    std::vector<FinishedFile> resumed;
     if (resumes()) {
       const auto journaled = read_journals(output.staging().path(), fingerprint_);
       const auto finished = find_finished(plan_, share_, output.staging().files(), journaled, options_);
-      report_.files_resumed = std::erase_if(missing, [&](std::size_t index) { return finished[index]; });
+      std::erase_if(missing, [&](std::size_t index) { return finished[index].has_value(); });
+      for (const auto& file : finished) {
+        if (file) resumed.push_back(*file);
+      }
     }
+    report_.files_resumed = resumed.size();
     if (options_.finish && !missing.empty()) refuse_missing(output, missing);
-    if (keeps() && !missing.empty()) journal.emplace(output.staging(), fingerprint_, options_.sync);
+    if (keeps()) {
+      journal.emplace(output.staging(), fingerprint_, options_.sync);
+      if (!resumed.empty()) journal->add(resumed);
+    }
     write_files(output, missing, journal);
     if (!is_part()) write_side_files(output);
     check_sources(plan_);
@@ -141,7 +149,7 @@ class Execution {
       if (journal) {
         FinishedFile finished{.name = planned.name, .size = sizes_[index], .staging = stages.sizes().staging};
         if (options_.readback) finished.digest = digest_of(digests);
-        journal->add(finished);
+        journal->add({finished});
       }
       report_.bytes_out += sizes_[index];
       ++report_.files_written;

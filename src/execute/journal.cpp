@@ -96,7 +96,7 @@ Journal::Journal(const safetensors::StagingFolder& staging, const std::string& f
   fd_ = SystemCalls::get().open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (fd_ < 0) safetensors::fail_writing(path_, "open", errno);
   try {
-    write_line(Json{{"journal", kFormat}, {"fingerprint", fingerprint}}.dump());
+    write(line_of(Json{{"journal", kFormat}, {"fingerprint", fingerprint}}.dump()));
     if (sync_) safetensors::sync_folder(staging.path());
   } catch (...) {
     withdraw();
@@ -109,23 +109,26 @@ Journal::~Journal() { SystemCalls::get().close(fd_); }
 
 void Journal::withdraw() noexcept { SystemCalls::get().unlink(path_.c_str()); }
 
-void Journal::add(const FinishedFile& file) {
-  Json line{{"file", file.name}, {"size", file.size}, {"staging", file.staging}};
-  if (file.digest) line["digest"] = *file.digest;
-  write_line(line.dump(-1, ' ', false, Json::error_handler_t::replace));
+void Journal::add(const std::vector<FinishedFile>& files) {
+  std::string lines;
+  for (const FinishedFile& file : files) {
+    Json line{{"file", file.name}, {"size", file.size}, {"staging", file.staging}};
+    if (file.digest) line["digest"] = *file.digest;
+    lines += line_of(line.dump(-1, ' ', false, Json::error_handler_t::replace));
+  }
+  write(lines);
 }
 
-void Journal::write_line(const std::string& json) {
+void Journal::write(const std::string& lines) {
   auto& calls = SystemCalls::get();
-  const std::string line = line_of(json);
-  for (std::size_t done = 0; done < line.size();) {
-    const iovec part{const_cast<char*>(line.data()) + done, line.size() - done};
+  for (std::size_t done = 0; done < lines.size();) {
+    const iovec part{const_cast<char*>(lines.data()) + done, lines.size() - done};
     const ssize_t written = calls.pwritev(fd_, &part, 1, static_cast<off_t>(end_ + done));
     if (written < 0 && errno == EINTR) continue;
     if (written <= 0) safetensors::fail_writing(path_, "write", written < 0 ? errno : EIO);
     done += static_cast<std::size_t>(written);
   }
-  end_ += line.size();
+  end_ += lines.size();
   if (sync_ && calls.fdatasync(fd_) != 0) safetensors::fail_writing(path_, "fdatasync", errno);
 }
 

@@ -32,11 +32,11 @@ class Journal {
   Journal(const Journal&) = delete;
   Journal& operator=(const Journal&) = delete;
 
-  void add(const FinishedFile& file);
+  void add(const std::vector<FinishedFile>& files);
   void withdraw() noexcept;  // nothing that this run has finished is to be used
 
  private:
-  void write_line(const std::string& json);
+  void write(const std::string& lines);
 
   std::string path_;
   int fd_ = -1;

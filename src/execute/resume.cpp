@@ -70,8 +70,10 @@ bool has_side_files(const Plan& plan, const std::string& folder) {
 
 }  // namespace
 
-std::vector<bool> find_finished(const Plan& plan, const std::vector<std::size_t>& wanted, const std::string& folder,
-                                const std::vector<FinishedFile>& journaled, const ExecuteOptions& options) {
+std::vector<std::optional<FinishedFile>> find_finished(const Plan& plan, const std::vector<std::size_t>& wanted,
+                                                       const std::string& folder,
+                                                       const std::vector<FinishedFile>& journaled,
+                                                       const ExecuteOptions& options) {
   const auto files = by_name(journaled);
   const auto entry_of = [&](std::size_t index) -> const FinishedFile* {
     const auto it = files.find(plan.files[index].name);
@@ -82,7 +84,7 @@ std::vector<bool> find_finished(const Plan& plan, const std::vector<std::size_t>
   for (const std::size_t index : wanted) total += entry_of(index) ? entry_of(index)->size : 0;
   Monitor monitor(options, total);
   Stages stages(std::min(thread_count(options.threads), kMaxWorkers));
-  std::vector<bool> finished(plan.files.size());
+  std::vector<std::optional<FinishedFile>> finished(plan.files.size());
   for (const std::size_t index : wanted) {
     const FinishedFile* entry = entry_of(index);
     if (entry == nullptr) continue;
@@ -90,7 +92,7 @@ std::vector<bool> find_finished(const Plan& plan, const std::vector<std::size_t>
     sizes.staging = entry->staging;
     const FileWork work = make_work(plan, plan.files[index], sizes);
     const std::string path = folder + "/" + plan.files[index].name;
-    finished[index] = is_as_journaled(work, path, *entry, options.trust_journal, stages, monitor);
+    if (is_as_journaled(work, path, *entry, options.trust_journal, stages, monitor)) finished[index] = *entry;
   }
   return finished;
 }
@@ -104,7 +106,7 @@ bool is_published(const Plan& plan, const std::string& out, const std::string& f
   std::vector<std::size_t> all(plan.files.size());
   std::iota(all.begin(), all.end(), std::size_t{0});
   const auto finished = find_finished(plan, all, path, journaled, options);
-  if (std::find(finished.begin(), finished.end(), false) != finished.end()) return false;
+  if (std::find(finished.begin(), finished.end(), std::nullopt) != finished.end()) return false;
   if (!has_side_files(plan, path)) return false;
   safetensors::StagingFolder(path, safetensors::Claim::resume, false, "").remove();
   return true;

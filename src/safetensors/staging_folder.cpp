@@ -175,7 +175,7 @@ StagingFolder::~StagingFolder() {
 
 bool StagingFolder::remove() noexcept {
   try {
-    return empty_folder(path_, journal_paths(path_)) && remove_tree(path_);
+    return empty_folder(path_, journal_paths(path_)) && empty_folder(path_, {journal_path()}) && remove_tree(path_);
   } catch (...) {  // no memory for the list of names
     return false;
   }

@@ -33,7 +33,7 @@ class StagingFolder {
   // network, a second run of the same part costs time, never a file.
   std::string temporary_path(std::string name) const;  // until the file is complete
   std::string journal_path() const;
-  // Everything, the journals last: as long as there is one, the rest is known.
+  // Everything; the journals last, and the one of this process, which knows all files, as the very last.
   bool remove() noexcept;
 
  private:

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "faults/job.h"
+#include "safetensors/staging_folder.h"
 #include "support/fault_calls.h"
 
 namespace peft::faults {
@@ -54,7 +55,10 @@ void prepare(const Job& job, const Variant& variant) {
 
 // Without faults, whatever was left leads to the complete output.
 void go_on(const Job& job, const Variant& variant) {
-  if (fs::exists(job.out()) && !fs::exists(job.staging())) return;
+  if (fs::exists(job.out()) && safetensors::journal_paths(job.staging()).empty()) {
+    fs::remove_all(job.staging());  // an empty folder, from the last moment of tidying up
+    return;
+  }
   if (variant.part != 0) {
     if (!fs::exists(job.out())) run_parts(job, 1, 2);
     ExecuteOptions finish = resuming();
@@ -154,7 +158,7 @@ TEST_P(Calls, F3ShortAndInterrupted) {
     const auto error = run(job, options_of({"", false, GetParam().part, GetParam().sync}));
     ASSERT_FALSE(error.has_value()) << error->what();
     EXPECT_GT(calls.count(), 100);
-    if (GetParam().part <= 0) EXPECT_TRUE(job.is_complete());
+    EXPECT_TRUE(GetParam().part > 0 || job.is_complete());
   }
   add_row("F3", std::string("reads and writes of 1 to 7 bytes, every third call EINTR: ") + GetParam().name, 7, "identical");
 }
@@ -300,7 +304,8 @@ TEST(Faults, F14RenameFails) {
       EXPECT_EQ(job.check(), "") << error;
       const bool falls_back = error == EINVAL || error == ENOSYS;
       EXPECT_EQ(thrown.has_value(), !falls_back) << error;
-      if (!falls_back) ASSERT_EQ(run(job, resuming()), std::nullopt);
+      if (!falls_back) thrown = run(job, resuming());
+      EXPECT_FALSE(thrown.has_value()) << thrown->what();
       ASSERT_TRUE(job.is_complete()) << error;
     }
   }

@@ -141,8 +141,8 @@ std::string read_file(const std::string& path) {
 void write_file(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
 std::optional<Error> run(const Job& job, const ExecuteOptions& options, ExecuteReport* report) {
-  const Plan plan = job.plan();
   try {
+    const Plan plan = job.plan();
     const ExecuteReport done = execute(plan, job.out(), options);
     if (report != nullptr) *report = done;
   } catch (const Error& error) {
