@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "base/thread_pool.h"
+#include "execute/merge_norms.h"
 #include "execute/stream.h"
 #include "plan/check.h"
 
@@ -29,7 +30,7 @@ std::uint64_t bytes_read(const Plan& plan) {
 }
 
 // Everything up to the commit; returns the bytes written.
-std::uint64_t write_all(const Plan& plan, StagedOutput& output, const ExecuteOptions& options) {
+std::uint64_t write_all(const Plan& plan, StagedOutput& output, const ExecuteOptions& options, ExecuteReport& report) {
   execution::Stages stages(std::min(thread_count(options.threads), execution::kMaxWorkers));
   std::vector<execution::FileWork> files;
   std::uint64_t total = 0;
@@ -49,6 +50,8 @@ std::uint64_t write_all(const Plan& plan, StagedOutput& output, const ExecuteOpt
   }
   for (const auto& [name, path] : plan.copies) output.copy_file(name, path);
   monitor.check();
+  report.error = stages.merge_error();
+  if (options.want_norms) report.merged = execution::merged_norms(plan, stages.threads());
   return total;
 }
 
@@ -60,7 +63,7 @@ ExecuteReport execute(const Plan& plan, const std::string& out_folder, const Exe
   StagedOutput output(out_folder, {.overwrite = options.overwrite, .sync = options.sync}, input_paths(plan));
   ExecuteReport report;
   try {
-    report.bytes_out = write_all(plan, output, options);
+    report.bytes_out = write_all(plan, output, options, report);
   } catch (...) {
     // An input that was cut short shows up as any kind of failure; say what really happened.
     check_sources(plan);
