@@ -24,7 +24,8 @@ struct Group {
 constexpr Group kGroups[] = {
     {"convert", "convert", check_convert},     {"native", "native", check_native},
     {"consumers", "consumers", check_consumer}, {"config", "config/migrate", check_migrate},
-    {"shapes", "shapes", check_shapes},
+    {"shapes", "shapes", check_shapes},        {"merge", "merge", check_merge},
+    {"quant", "quant", check_quant},
 };
 
 // Cases of layouts that are no layout of peft::Layout, below consumers/. Each has its reason.
