@@ -1,15 +1,34 @@
 // Order of names as people and PEFT count: layers.9 before layers.10.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
 #include <string_view>
 
 namespace peft::layout {
 
 inline bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
+// Where two names begin to differ; names of one model begin with the same long words.
+inline std::size_t common_prefix(std::string_view a, std::string_view b) {
+  const std::size_t size = std::min(a.size(), b.size());
+  std::size_t i = 0;
+  for (; i + sizeof(std::uint64_t) <= size; i += sizeof(std::uint64_t)) {
+    std::uint64_t x, y;
+    std::memcpy(&x, a.data() + i, sizeof x);
+    std::memcpy(&y, b.data() + i, sizeof y);
+    if (x != y) break;
+  }
+  while (i < size && a[i] == b[i]) ++i;
+  return i;
+}
+
 // Compares digit runs by value, everything else by byte.
 inline bool natural_less(std::string_view a, std::string_view b) {
-  std::size_t i = 0, j = 0;
+  std::size_t i = common_prefix(a, b);
+  while (i > 0 && is_digit(a[i - 1])) --i;  // the number that the difference may be part of
+  std::size_t j = i;
   while (i < a.size() && j < b.size()) {
     if (is_digit(a[i]) && is_digit(b[j])) {
       const std::size_t i0 = i, j0 = j;
