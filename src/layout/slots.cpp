@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "layout/natural_order.h"
+#include "base/natural_order.h"
 
 namespace peft::layout {
 namespace {

@@ -6,9 +6,9 @@
 #include <cstring>
 #include <string_view>
 
-namespace peft::layout {
+namespace peft {
 
-inline bool is_digit(char c) { return c >= '0' && c <= '9'; }
+inline bool is_ascii_digit(char c) { return c >= '0' && c <= '9'; }
 
 // Where two names begin to differ; names of one model begin with the same long words.
 inline std::size_t common_prefix(std::string_view a, std::string_view b) {
@@ -27,13 +27,13 @@ inline std::size_t common_prefix(std::string_view a, std::string_view b) {
 // Compares digit runs by value, everything else by byte.
 inline bool natural_less(std::string_view a, std::string_view b) {
   std::size_t i = common_prefix(a, b);
-  while (i > 0 && is_digit(a[i - 1])) --i;  // the number that the difference may be part of
+  while (i > 0 && is_ascii_digit(a[i - 1])) --i;  // the number that the difference may be part of
   std::size_t j = i;
   while (i < a.size() && j < b.size()) {
-    if (is_digit(a[i]) && is_digit(b[j])) {
+    if (is_ascii_digit(a[i]) && is_ascii_digit(b[j])) {
       const std::size_t i0 = i, j0 = j;
-      while (i < a.size() && is_digit(a[i])) ++i;
-      while (j < b.size() && is_digit(b[j])) ++j;
+      while (i < a.size() && is_ascii_digit(a[i])) ++i;
+      while (j < b.size() && is_ascii_digit(b[j])) ++j;
       std::string_view x = a.substr(i0, i - i0), y = b.substr(j0, j - j0);
       while (x.size() > 1 && x.front() == '0') x.remove_prefix(1);
       while (y.size() > 1 && y.front() == '0') y.remove_prefix(1);
@@ -48,4 +48,4 @@ inline bool natural_less(std::string_view a, std::string_view b) {
   return a < b;
 }
 
-}  // namespace peft::layout
+}  // namespace peft
