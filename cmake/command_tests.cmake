@@ -1,12 +1,10 @@
 # Tests of the command line, of what is generated from it, of the source tree, and of an installed peft.
 find_package(Python3 REQUIRED COMPONENTS Interpreter)
 
-set(cli_parts ${cli_sources})
-list(FILTER cli_parts EXCLUDE REGEX "/main\\.cpp$")
 file(GLOB cli_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/*_test.cpp)
-add_executable(test_cli ${cli_tests} ${cli_parts})
+add_executable(test_cli ${cli_tests} src/cli/hand_over.cpp)
 target_include_directories(test_cli PRIVATE src tests)
-target_link_libraries(test_cli PRIVATE peft peft_test_flags GTest::gmock)
+target_link_libraries(test_cli PRIVATE peft_cli_parts peft_test_flags GTest::gmock)
 gtest_discover_tests(test_cli DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 300)
 
 # tests/cli_test.cpp runs the program itself.

@@ -25,6 +25,7 @@ constexpr Group kGroups[] = {
     {"convert", "convert", check_convert},     {"native", "native", check_native},
     {"consumers", "consumers", check_consumer}, {"config", "config/migrate", check_migrate},
     {"shapes", "shapes", check_shapes},
+    {"tokenizer", "tokenizer", check_tokenizer},
 };
 
 // Cases of layouts that are no layout of peft::Layout, below consumers/. Each has its reason.

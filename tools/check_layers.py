@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 
-STAGES = ["base", "safetensors", "config", "model", "adapter", "plan", "layout", "execute", "verbs", "cli", "nn"]
+STAGES = ["base", "safetensors", "config", "model", "adapter", "plan", "layout", "execute", "verbs", "cli", "nn", "tokenizer", "torch_cli"]
 
 # The first stage that may include a public header. peft.h is for users and is included by no stage.
 PUBLIC = {

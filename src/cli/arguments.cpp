@@ -1,9 +1,10 @@
-// The only file that includes CLI11, which takes seconds to compile.
+// This file and arguments_*.cpp include CLI11, which takes seconds to compile.
 #include "cli/arguments.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
+#include "cli/arguments_shared.h"
 #include "cli/version.h"
 #include "peft/error.h"
 #include "peft/model.h"
@@ -17,6 +18,7 @@ constexpr const char* kExamples = R"(Examples:
   peft convert my-lora --to peft-fused --out my-lora-v5        transformers 4 -> 5
   peft convert my-lora-v5 --to peft-per-expert --out my-lora-v4
   peft verify my-lora my-lora-v5                               are they the same function?
+  peft generate --base Qwen3-30B-A3B --adapter my-lora --prompt "Once upon" --max-new-tokens 20
   peft layouts                                                 the layouts that --to and --from know
 
 Exit codes: 0 done; 1 bad input (verify: different); 2 usage (verify: also bad input); 3 I/O or space; 4 a bug; 5 interrupted.
@@ -65,6 +67,7 @@ struct Commands {
   TargetsCommand targets;
   ConvertCommand convert;
   VerifyCommand verify;
+  RuntimeCommands runtime;
   LayoutsCommand layouts;
   FamiliesCommand families;
   CompletionCommand completion;
@@ -72,8 +75,11 @@ struct Commands {
   bool no_sync = false, no_readback = false;
 };
 
-// A check that does not add its range to the value's name in --help.
+}  // namespace
+
 CLI::Validator quiet(CLI::Validator check) { return check.description(""); }
+
+namespace {
 
 // A flag that may be given once, or for `verify` twice. CLI11 gives a vector all words that follow unless told
 // otherwise.
@@ -117,7 +123,11 @@ void add_input_flags(CLI::App& verb, InputFlags& input, bool two) {
       ->group("Reading");
 }
 
+}  // namespace
+
 void add_json(CLI::App& verb, bool& json) { verb.add_flag("--json", json, "Print the result, or the error, as JSON"); }
+
+namespace {
 
 void add_inspect(CLI::App& app, InspectCommand& command) {
   auto& verb =
@@ -224,6 +234,7 @@ std::vector<std::string> choices_of(const std::string& flag) {
   if (flag == "--dtype") return float_dtype_names();
   if (flag == "--orientation") return {"out-in", "in-out"};
   if (flag == "--b-packing") return {"rank-major", "grouped-by-expert"};
+  if (flag == "--changed-base") return changed_base_values();
   if (flag == "--tolerance") return {"exact", "rounded"};
   if (flag == "--generation") return {"v4", "v5"};
   if (flag != "--family") return {};
@@ -263,6 +274,9 @@ Command chosen(const CLI::App& app, Commands& all) {
     return all.convert;
   }
   if (verb == "verify") return all.verify;
+  if (verb == "logits") return all.runtime.logits;
+  if (verb == "generate") return all.runtime.generate;
+  if (verb == "params") return all.runtime.params;
   if (verb == "layouts") return all.layouts;
   if (verb == "families") return all.families;
   if (verb == "docs") return all.docs;
@@ -288,7 +302,11 @@ Command parse_arguments(std::vector<std::string> arguments) {
   add_targets(app, all.targets);
   add_convert(app, all);
   add_verify(app, all.verify);
+  add_runtime(app, all.runtime);
   add_tables(app, all);
+  for (auto* flags : {&all.runtime.logits.model, &all.runtime.generate.model, &all.runtime.params.model}) {
+    flags->command_line = arguments;
+  }
   if (arguments.empty()) return TextCommand{app.help()};
   // CLI11 would only say that a verb is missing.
   const std::string& verb = arguments.front();

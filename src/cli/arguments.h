@@ -9,6 +9,7 @@
 #include "cli/convert.h"
 #include "cli/docs.h"
 #include "cli/inspect.h"
+#include "cli/runtime.h"
 #include "cli/tables.h"
 #include "cli/targets.h"
 #include "cli/verify.h"
@@ -18,8 +19,8 @@ namespace peft::cli {
 struct TextCommand {  // --help, --version
   std::string text;
 };
-using Command = std::variant<TextCommand, InspectCommand, TargetsCommand, ConvertCommand, VerifyCommand, LayoutsCommand,
-                             FamiliesCommand, CompletionCommand, DocsCommand>;
+using Command = std::variant<TextCommand, InspectCommand, TargetsCommand, ConvertCommand, VerifyCommand, LogitsCommand,
+                             GenerateCommand, ParamsCommand, LayoutsCommand, FamiliesCommand, CompletionCommand, DocsCommand>;
 
 // Throws USAGE for a command line that makes no sense. `arguments` is without the program's name.
 Command parse_arguments(std::vector<std::string> arguments);

@@ -17,5 +17,7 @@ void check_consumer(const Case& c, const std::filesystem::path& root);
 void check_migrate(const Case& c, const std::filesystem::path& root);
 // LoRA shapes of full-size models from a config.json.
 void check_shapes(const Case& c, const std::filesystem::path& root);
+// tokenizer.json: ids and texts of the `tokenizers` package, also piece by piece.
+void check_tokenizer(const Case& c, const std::filesystem::path& root);
 
 }  // namespace peft::testing
