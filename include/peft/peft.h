@@ -15,3 +15,4 @@
 #include "peft/targets.h"
 #include "peft/tensor.h"
 #include "peft/verbs.h"
+#include "peft/weights.h"

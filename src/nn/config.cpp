@@ -1,5 +1,6 @@
 #include "nn/config.h"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "nn/config_reader.h"
@@ -145,7 +146,7 @@ ModelConfig parse_config(const std::string& text, const std::string& file) {
   const Reader top = Reader::parse(text, file);
   ModelConfig model;
   model.file = file, model.text = text;
-  const std::string type = top.text("model_type", "");
+  const std::string type = model.model_type = top.text("model_type", "");
   model.family = find_family_parts(type);
   if (model.family == nullptr) {
     std::string known;

@@ -50,6 +50,7 @@ struct VisionConfig {
 struct ModelConfig {
   const FamilyParts* family = nullptr;
   std::string file, text;                  // config.json: its path and content
+  std::string model_type;                  // "qwen3_5_moe"
   std::string architecture;                // "Qwen3_5MoeForCausalLM", the first of architectures; "" none
   std::int64_t vocab = 0, hidden = 0, intermediate = 0;   // intermediate: of dense layers; 0 where there are none
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0;
