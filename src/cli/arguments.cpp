@@ -7,6 +7,7 @@
 #include "cli/arguments_shared.h"
 #include "cli/version.h"
 #include "peft/error.h"
+#include "peft/low_rank.h"
 #include "peft/model.h"
 
 namespace peft::cli {
@@ -19,6 +20,9 @@ constexpr const char* kExamples = R"(Examples:
   peft convert my-lora-v5 --to peft-per-expert --out my-lora-v4
   peft verify my-lora my-lora-v5                               are they the same function?
   peft generate --base Qwen3-30B-A3B --adapter my-lora --prompt "Once upon" --max-new-tokens 20
+  peft combine a@0.7 b@-0.4 --type svd --out c                 a weighted sum of adapters
+  peft resize my-lora --rank 8 --out small                     the same adapter at a lower rank
+  peft extract --base M --finetuned N --rank 16 --out lora     an adapter from two models
   peft layouts                                                 the layouts that --to and --from know
 
 Exit codes: 0 done; 1 bad input (verify: different); 2 usage (verify: also bad input); 3 I/O or space; 4 a bug; 5 interrupted.
@@ -68,6 +72,7 @@ struct Commands {
   ConvertCommand convert;
   VerifyCommand verify;
   RuntimeCommands runtime;
+  LowRankCommands low_rank;
   LayoutsCommand layouts;
   FamiliesCommand families;
   CompletionCommand completion;
@@ -89,6 +94,8 @@ void add_per_adapter(CLI::App& verb, bool two, const std::string& flag, std::vec
   option->allow_extra_args(false)->type_name(value)->group("Reading");
   option->expected(1, two ? 2 : 1);
 }
+
+}  // namespace
 
 void add_input_flags(CLI::App& verb, InputFlags& input, bool two) {
   verb.add_option("--base", input.base, "The base model: its folder, config.json, or a module-tree file")
@@ -235,6 +242,8 @@ std::vector<std::string> choices_of(const std::string& flag) {
   if (flag == "--orientation") return {"out-in", "in-out"};
   if (flag == "--b-packing") return {"rank-major", "grouped-by-expert"};
   if (flag == "--changed-base") return changed_base_values();
+  if (flag == "--type") return {combine_types().begin(), combine_types().end()};
+  if (flag == "--majority-sign-method") return {"total", "frequency"};
   if (flag == "--tolerance") return {"exact", "rounded"};
   if (flag == "--generation") return {"v4", "v5"};
   if (flag != "--family") return {};
@@ -277,6 +286,9 @@ Command chosen(const CLI::App& app, Commands& all) {
   if (verb == "logits") return all.runtime.logits;
   if (verb == "generate") return all.runtime.generate;
   if (verb == "params") return all.runtime.params;
+  if (verb == "combine") return all.low_rank.combine;
+  if (verb == "resize") return all.low_rank.resize;
+  if (verb == "extract") return all.low_rank.extract;
   if (verb == "layouts") return all.layouts;
   if (verb == "families") return all.families;
   if (verb == "docs") return all.docs;
@@ -292,7 +304,7 @@ std::string help_of(const CLI::App& app) {
 }  // namespace
 
 Command parse_arguments(std::vector<std::string> arguments) {
-  CLI::App app{"LoRA adapters of Mixture-of-Experts models: inspect, convert, verify.", "peft"};
+  CLI::App app{"LoRA adapters of Mixture-of-Experts models: inspect, convert, verify, combine.", "peft"};
   Commands all;
   app.set_version_flag("--version", std::string("peft ") + kVersion);
   app.require_subcommand(1);
@@ -303,6 +315,7 @@ Command parse_arguments(std::vector<std::string> arguments) {
   add_convert(app, all);
   add_verify(app, all.verify);
   add_runtime(app, all.runtime);
+  add_low_rank(app, all.low_rank);
   add_tables(app, all);
   for (auto* flags : {&all.runtime.logits.model, &all.runtime.generate.model, &all.runtime.params.model}) {
     flags->command_line = arguments;

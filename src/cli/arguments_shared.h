@@ -3,13 +3,26 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli/combine.h"
+#include "cli/extract.h"
+#include "cli/input_flags.h"
+#include "cli/resize.h"
 #include "cli/runtime.h"
 
 namespace peft::cli {
 
 // A check that does not add its range to the value's name in --help.
 CLI::Validator quiet(CLI::Validator check);
+// How to read an adapter; `two`: some flags may be given for A, then for B.
+void add_input_flags(CLI::App& verb, InputFlags& input, bool two);
 void add_json(CLI::App& verb, bool& json);
+
+struct LowRankCommands {
+  CombineCommand combine;
+  ResizeCommand resize;
+  ExtractCommand extract;
+};
+void add_low_rank(CLI::App& app, LowRankCommands& commands);  // arguments_low_rank.cpp
 
 struct RuntimeCommands {
   LogitsCommand logits;
