@@ -14,7 +14,8 @@ STAGES = ["base", "safetensors", "config", "model", "adapter", "plan", "weights"
 PUBLIC = {
     "error.h": "base", "error_codes.inc": "base", "tensor.h": "base", "safetensors.h": "safetensors",
     "config.h": "config", "model.h": "model", "targets.h": "model", "adapter.h": "adapter", "layout.h": "layout",
-    "plan.h": "plan", "weights.h": "weights", "execute.h": "execute", "verbs.h": "verbs", "nn/model.h": "nn",
+    "plan.h": "plan", "weights.h": "weights", "execute.h": "execute", "verbs.h": "verbs", "merge.h": "verbs",
+    "nn/model.h": "nn",
 }
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)

@@ -30,6 +30,15 @@ struct Weight {
   std::vector<WeightPart> parts;
 };
 
+// A tensor that a checkpoint holds quantised, as it is without that.
+struct QuantizedTensor {
+  std::string name;                 // "….experts.gate_up_proj" of "….gate_up_proj_blocks"; of block FP8 the tensor's own
+  std::vector<std::int64_t> shape;  // of gpt_oss [E, in, out], while its codes lie [E, out, in]
+  std::vector<Block> blocks;        // its values, in the matrix of all but the last dimension by the last
+  WeightPart codes;                 // all codes as they lie: [rows, columns]
+  bool turned = false;              // each matrix is the transpose of its codes
+};
+
 // One parameter that a model wants to be filled: "model.layers.0.mlp.experts.gate_up_proj", [E, 2I, H].
 struct WantedParameter {
   std::string name;
@@ -53,11 +62,14 @@ class Weights {
   Weights(Weights&&) noexcept;
 
   // The matrix of a module, of one expert's projection, or of a parameter that is no matrix per expert.
-  // nullopt: the checkpoint has none. Where gate and up lie fused, each is found by itself.
+  // nullopt: the checkpoint has none. Where gate and up lie fused, each is found by itself. An expert's projection
+  // with the parameter "bias" is that bias, a row.
   std::optional<Weight> find(const Site& site) const;
   // A parameter by its module (v5 path) and name: ("model.layers.0.self_attn.q_proj", "bias"), as a matrix
   // [all but the last dimension, last dimension]; a vector is one row.
   std::optional<Weight> find(std::string_view module, std::string_view parameter) const;
+  // All that is quantised in a form that is read, in the order of Checkpoint::tensors().
+  std::vector<QuantizedTensor> quantized() const;
   // What find() would accept that is spelled nearly so, for messages: "model.layers.0.self_attn.q_proj".
   std::vector<std::string> near(const std::string& module) const;
 

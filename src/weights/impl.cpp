@@ -165,4 +165,39 @@ std::optional<Weight> Weights::Impl::expert(const Experts& experts, std::int64_t
   return std::nullopt;
 }
 
+std::optional<Weight> Weights::Impl::expert_bias(const Experts& experts, std::int64_t expert,
+                                                 Projection projection) const {
+  const auto weight_of = [](WeightPart part) {
+    Weight weight{part.view.rows, part.view.cols, {}};
+    weight.parts.push_back(std::move(part));
+    return weight;
+  };
+  if (auto own = whole({experts_module(experts), "bias", expert, projection}, false)) return weight_of(std::move(*own));
+  for (const ExpertsForm::Fused& parameter : experts.form->v5) {
+    const auto& list = parameter.projections;
+    if (std::find(list.begin(), list.end(), projection) == list.end()) continue;
+    auto all = whole({experts.fused_module(Generation::v5, parameter), parameter.name + "_bias"}, false);
+    if (!all || expert >= all->view.rows) continue;
+    all->view = rows_of(all->view.row_range(expert, 1).transposed(), parameter, projection).transposed();
+    return weight_of(std::move(*all));
+  }
+  return std::nullopt;
+}
+
+std::optional<QuantizedTensor> Weights::Impl::packed(const std::string& module, const std::string& parameter) const {
+  auto found = stack(module, parameter);
+  if (!found || !found->part.scales || found->part.scales->kind != Scales::Kind::mxfp4) return std::nullopt;
+  const std::int64_t rows = found->rows, cols = found->cols;
+  View all = found->part.view;
+  all.rows = rows * found->experts, all.cols = cols;
+  all.row_stride = cols, all.col_stride = 1;
+  QuantizedTensor tensor{parameter, {found->experts, cols, rows}, {}, {}, true};
+  for (std::int64_t e = 0; e < found->experts; ++e) {
+    tensor.blocks.push_back({e * cols, 0, 1, all.row_range(e * rows, rows).transposed(), 1, found->part.scales});
+  }
+  tensor.codes = std::move(found->part);
+  tensor.codes.view = all;
+  return tensor;
+}
+
 }  // namespace peft

@@ -16,6 +16,10 @@ struct Weights::Impl {
   const Experts* experts_at(const std::string& module) const;
   // One expert's projection, from its own tensor or from one that holds all experts.
   std::optional<Weight> expert(const Experts& experts, std::int64_t expert, Projection projection) const;
+  // Its bias: a tensor of its own, or a row of "gate_up_proj_bias" [E, out].
+  std::optional<Weight> expert_bias(const Experts& experts, std::int64_t expert, Projection projection) const;
+  // mxfp4 under the name of the parameter that it is of.
+  std::optional<QuantizedTensor> packed(const std::string& module, const std::string& parameter) const;
   // A tensor as a matrix [rows, cols] of the values as they are stored; with its scales where it is quantised.
   std::optional<WeightPart> whole(const weights::TensorName& name, bool first_dimension_alone) const;
 

@@ -38,7 +38,9 @@ std::optional<Weight> Weights::find(std::string_view module, std::string_view pa
 std::optional<Weight> Weights::find(const Site& site) const {
   if (site.expert >= 0 && site.projection != Projection::none) {
     const Experts* experts = impl_->experts_at(site.module);
-    return experts == nullptr ? std::nullopt : impl_->expert(*experts, site.expert, site.projection);
+    if (experts == nullptr) return std::nullopt;
+    if (site.parameter == "bias") return impl_->expert_bias(*experts, site.expert, site.projection);
+    return impl_->expert(*experts, site.expert, site.projection);
   }
   const std::string parameter = site.parameter.empty() ? "weight" : site.parameter;
   auto part = impl_->whole({site.module, parameter}, site.parameter.empty());
@@ -56,6 +58,27 @@ std::optional<Weight> Weights::find(const Site& site) const {
     if (is_stored_turned(kind)) part->view = part->view.transposed();
   }
   return single(std::move(*part));
+}
+
+std::vector<QuantizedTensor> Weights::quantized() const {
+  constexpr std::string_view kBlocks = "_blocks";
+  std::vector<QuantizedTensor> found;
+  for (std::size_t i = 0; i < impl_->checkpoint.tensors().size(); ++i) {
+    const std::string own(impl_->checkpoint.tensors()[i].tensor->name);
+    const TensorName& name = impl_->names.name(i);
+    if (name.parameter.ends_with(kBlocks)) {
+      auto tensor = impl_->packed(name.module, name.parameter.substr(0, name.parameter.size() - kBlocks.size()));
+      if (!tensor || tensor->codes.name != own) continue;
+      tensor->name = own.substr(0, own.size() - kBlocks.size());
+      found.push_back(std::move(*tensor));
+    } else if (auto part = impl_->whole(name, false); part && part->scales && part->name == own) {
+      const auto shape = impl_->tensor(*part).shape;
+      QuantizedTensor tensor{own, {shape.begin(), shape.end()}, {{0, 0, 1, part->view, 1, part->scales}}, {}, false};
+      tensor.codes = std::move(*part);
+      found.push_back(std::move(tensor));
+    }
+  }
+  return found;
 }
 
 std::vector<std::string> Weights::near(const std::string& module) const {
