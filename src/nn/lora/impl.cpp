@@ -106,9 +106,8 @@ AdapterEntry& PeftModel::Impl::add_entry(const std::string& name, const AdapterC
 }
 
 Site* PeftModel::Impl::find_site(const std::string& module, const std::string& parameter) const {
-  const auto at = std::find_if(sites.begin(), sites.end(),
-                               [&](const auto& s) { return s->module == module && s->parameter == parameter; });
-  return at == sites.end() ? nullptr : at->get();
+  const auto at = site_by_name.find(module + "." + parameter);
+  return at == site_by_name.end() ? nullptr : at->second;
 }
 
 Site& PeftModel::Impl::site(const std::string& module, const std::string& parameter, bool by_parameter) {
@@ -137,10 +136,10 @@ Site& PeftModel::Impl::site(const std::string& module, const std::string& parame
     no_target(module + "." + parameter, "LoRA is not implemented on a " + owner->class_name,
               "target Linear and Embedding modules, routers, and the matrices of experts");
   }
-  const auto mine = position(modules, module, parameter);
-  const auto after = std::find_if(sites.begin(), sites.end(), [&](const auto& s) {
-    return position(modules, s->module, s->parameter) > mine;
-  });
+  made->order = position(modules, module, parameter);
+  const auto after = std::upper_bound(sites.begin(), sites.end(), made->order,
+                                      [](const auto& order, const auto& other) { return order < other->order; });
+  site_by_name[made->name()] = made.get();
   return **sites.insert(after, std::move(made));
 }
 

@@ -4,6 +4,7 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "nn/lora/hooks.h"
@@ -32,6 +33,7 @@ struct PeftModel::Impl {
   std::shared_ptr<Switch> control = std::make_shared<Switch>();
   // In the order of the model's modules; pointers into them stay.
   std::vector<std::unique_ptr<Site>> sites;
+  std::unordered_map<std::string, Site*> site_by_name;   // "model.layers.0.mlp.gate.weight"
   std::deque<Overlay> overlays;
   std::deque<TokenRows> token_rows;
   std::vector<std::string> warnings;
@@ -70,6 +72,9 @@ void merge_adapters(PeftModel::Impl& impl, const MergeOptions& options, const st
 void unmerge_adapters(PeftModel::Impl& impl);
 void combine_adapters(PeftModel::Impl& impl, const std::vector<std::string>& names, const std::vector<double>& weights,
                       const std::string& name, const WeightedOptions& options);
+
+// Rows of trainable_token_indices, as the base has them.
+void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config);
 
 std::vector<AdapterTensor> tensors_of(const PeftModel::Impl& impl, const AdapterEntry& entry);
 

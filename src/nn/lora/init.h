@@ -8,6 +8,7 @@
 #include <string>
 
 #include "nn/lora/site.h"
+#include "peft/config.h"
 
 namespace peft::nn {
 

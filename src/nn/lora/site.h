@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "nn/lora/grouped.h"
@@ -52,6 +53,7 @@ struct Site {
   bool in_out = false;     // of experts: stored [E, in, out]
   const Experts* experts = nullptr;
   double embed_scale = 1;
+  std::pair<std::size_t, std::size_t> order;   // of the module in the model, of the parameter in the module
 
   std::map<int, SiteFactors> adapters;
   std::vector<int> merged;              // in order
