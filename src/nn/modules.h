@@ -26,9 +26,10 @@ using Recorder = std::function<void(const std::string& name, const Tensor& value
 struct Context {
   bool training = false;                       // dropout is on
   // Mixed batches: which adapter each row uses (the adapter's own numbering; -1: none). Undefined: every row uses the
-  // active ones. The vector holds the same numbers for each sequence of the batch, for decisions on the host.
-  Tensor adapter_of_row;                       // [rows] int64, on the model's device
+  // active ones. The vector says it for each sequence of the batch.
+  // Callers fill in adapter_of_sequence; forward() makes adapter_of_row of it.
   std::vector<std::int64_t> adapter_of_sequence;
+  Tensor adapter_of_row;                       // [rows] int64, on the model's device
   const Recorder* recorder = nullptr;
 };
 
@@ -94,6 +95,7 @@ struct ExpertGroups {
   Tensor token;                                // [M] int64: the token of each sorted row
   Tensor expert;                               // [M] int64: its expert, ascending
   Tensor choice;                               // [M] int64: token * k + slot, where the row stood before sorting
+  Tensor inverse;                              // [M] int64: the sorted row of token * k + slot
   Tensor ends;                                 // [E] int32: where each expert's rows end, as at::_grouped_mm takes it
   // The experts that got rows, and where their rows begin; begin has one more entry, M.
   std::vector<std::int64_t> hit, begin;
@@ -117,8 +119,13 @@ struct Experts : Module {
   Matrix gate_up, down;
   bool interleaved = false;                    // rows gate, up, gate, up ...; else all gate, then all up
   std::int64_t num_experts() const { return gate_up.weight.size(0); }
-  // Matrix::forward of the layer: base, adapter, bias.
+  // A matrix's forward pass: base, adapter, bias.
   Tensor project(const Matrix& matrix, const Tensor& x, const ExpertGroups& groups, const Context& context) const;
+};
+
+// A module of parameters that nothing hooks into: norms, convolutions, attention sinks.
+struct Plain : Module {
+  Tensor first, second;
 };
 
 // All modules of a model that hold tensors, in the registration order of the real class.
