@@ -156,7 +156,9 @@ void save_adapters(const PeftModel::Impl& impl, const std::string& folder, const
     for (const auto& [name, tensor] : adapter.tensors) bytes += tensor.nbytes();
     for (const auto& image : adapter.images) bytes += image.size();
   }
-  StagedOutput output(folder, {options.overwrite, options.sync, bytes}, {impl.base->folder()});
+  StagedOutput::Options staged;
+  staged.overwrite = options.overwrite, staged.sync = options.sync, staged.expected_bytes = bytes;
+  StagedOutput output(folder, staged, {impl.base->folder()});
   for (const Prepared& adapter : adapters) {
     write_tensors(output, adapter);
     output.add_text(adapter.folder + kConfig, adapter.config);
