@@ -50,7 +50,7 @@ class Builder {
   }
 
   Plain* norm(const std::string& name, std::int64_t size) {
-    const bool fp32 = family_.norms == Norms::fp32_weight && model_.dtype != at::kDouble;
+    const bool fp32 = family_.norms == Norms::fp32_weight && model_.dtype == at::kHalf;
     return plain(name, class_of("RMSNorm"), ModuleKind::other, {size}, "weight",
                  fp32 ? std::optional(at::kFloat) : std::nullopt);
   }

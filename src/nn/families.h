@@ -31,13 +31,13 @@ enum class Norms : std::uint8_t {
 enum class Renormalise : std::uint8_t { always, by_config };   // "norm_topk_prob"
 
 struct MoeParts {
-  std::string_view experts_class, router_class;
-  std::string_view router;               // "gate"
+  std::string_view experts_class{}, router_class{};
+  std::string_view router{};             // "gate"
   bool experts_first = false;            // registered before the router
   bool softmax_after_topk = false;       // over the chosen logits only; else over all, then top-k
   Renormalise renormalise = Renormalise::always;
   bool router_bias = false;
-  std::string_view intermediate_key;     // "moe_intermediate_size"
+  std::string_view intermediate_key{};   // "moe_intermediate_size"
   bool dense_layers = false;             // decoder_sparse_step, mlp_only_layers
   bool shared_expert = false;
   bool in_out = false, interleaved = false, bias = false;   // of the fused parameters
@@ -45,10 +45,10 @@ struct MoeParts {
 };
 
 struct FamilyParts {
-  std::string_view model_type;
-  std::string_view class_prefix;         // "Qwen3Moe": of Qwen3MoeRMSNorm
-  std::string_view section;              // the sub-config of the text model: "text_config"; "" none
-  std::string_view body;                 // path of the decoder: "model", "model.language_model"
+  std::string_view model_type{};
+  std::string_view class_prefix{};       // "Qwen3Moe": of Qwen3MoeRMSNorm
+  std::string_view section{};            // the sub-config of the text model: "text_config"; "" none
+  std::string_view body{};               // path of the decoder: "model", "model.language_model"
   Biases biases = Biases::none;
   Windows windows = Windows::none;
   Norms norms = Norms::plain;

@@ -57,6 +57,8 @@ struct CausalLM::Impl {
 
 // Makes all modules, with tensors of the right shapes and no values.
 std::unique_ptr<CausalLM::Impl> build_model(ModelConfig config, at::ScalarType dtype, at::Device device);
+// Seeded random values, as the real classes initialise.
+void init_weights(CausalLM::Impl& model, std::uint64_t seed);
 // The modules of the vision tower, below "model.visual".
 void build_vision(Modules& modules, const VisionConfig& vision, at::TensorOptions options);
 
