@@ -36,7 +36,7 @@ message(STATUS "torch ${Torch_VERSION}: ${Torch_DIR}")
 set(PEFT_HAVE_TORCH ON)
 
 # Torch's headers are in few files: each costs many seconds. The precompiled header takes most of that away.
-file(GLOB nn_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/nn/*.cpp)
+file(GLOB nn_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/nn/*.cpp ${CMAKE_CURRENT_SOURCE_DIR}/src/nn/lora/*.cpp)
 list(FILTER nn_sources EXCLUDE REGEX "_test\\.cpp$")
 add_library(peft_nn ${nn_sources})
 add_library(peft::nn ALIAS peft_nn)
