@@ -5,7 +5,7 @@ set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${helper_py})
 file(READ ${helper_py} helper_text)
 set(helper_h ${CMAKE_CURRENT_BINARY_DIR}/generated/tokenizer/tokenizer_helper.h)
 file(CONFIGURE OUTPUT ${helper_h} @ONLY CONTENT
-"namespace {\nconstexpr const char* kHelperScript = R\"python(@helper_text@)python\";\nconstexpr const char* kBuildPython = \"@PEFT_TORCH_PYTHON@\";\n}\n")
+"namespace {\nconstexpr const char* kHelperScript = R\"python(@helper_text@)python\";\nconstexpr const char* kBuildPython = \"@PEFT_PYTHON@\";\n}\n")
 
 add_library(peft_tokenizer STATIC src/tokenizer/tokenizer.cpp src/tokenizer/text_stream.cpp)
 target_include_directories(peft_tokenizer PUBLIC include src PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/generated)
