@@ -78,11 +78,11 @@ struct Pass {
   std::int64_t sequences = 0, tokens = 0, past = 0;
   Cache* cache = nullptr;
   bool inference = false;                       // no gradients: results may be written in place
-  Tensor cos, sin;                              // [1 or sequences, tokens, 1, rotary / 2], fp32
-  Tensor padding;                               // [sequences, past + tokens] bool, true: real; undefined: all real
-  std::map<std::int64_t, Tensor> masks;         // by window: what is added to scores, [1 or sequences, 1, 1, tokens, past + tokens]
+  Tensor cos{}, sin{};                          // [1 or sequences, tokens, 1, rotary / 2], fp32
+  Tensor padding{};                             // [sequences, past + tokens] bool, true: real; undefined: all real
+  std::map<std::int64_t, Tensor> masks{};       // by window: what is added to scores, [1 or sequences, 1, 1, tokens, past + tokens]
   std::int64_t layer = 0;
-  std::vector<Tensor> router_logits;            // of each layer with experts
+  std::vector<Tensor> router_logits{};          // of each layer with experts
   bool want_router_logits = false;
 
   bool recording() const { return context.recorder != nullptr; }

@@ -1,4 +1,6 @@
 // A forward pass from ids to logits, and what a model tells about itself.
+#include <fmt/format.h>
+
 #include <limits>
 
 #include "nn/impl.h"
@@ -9,8 +11,12 @@ namespace {
 
 std::string shape_text(const Tensor& tensor) {
   std::string text = "[";
-  for (const std::int64_t size : tensor.sizes()) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
+  for (const std::int64_t size : tensor.sizes()) {
+    if (text.size() > 1) text += ", ";
+    text += std::to_string(size);
+  }
+  text += ']';
+  return text;
 }
 
 [[noreturn]] void refuse(const std::string& what, const std::string& problem, const std::string& expected,
@@ -26,13 +32,13 @@ void check_ids(const CausalLM::Impl& model, const Tensor& ids) {
   const Tensor host = ids.to(at::kCPU).contiguous();
   const std::int64_t* id = host.const_data_ptr<std::int64_t>();
   for (std::int64_t i = 0; i < host.numel(); ++i) {
-    const std::string where = "ids[" + std::to_string(i / ids.size(1)) + "][" + std::to_string(i % ids.size(1)) + "]";
+    const auto where = [&] { return fmt::format("ids[{}][{}]", i / ids.size(1), i % ids.size(1)); };
     if (id[i] < 0 || id[i] >= model.config.vocab) {
-      refuse(where, "a token id outside the vocabulary", "0 to " + std::to_string(model.config.vocab - 1), std::to_string(id[i]));
+      refuse(where(), "a token id outside the vocabulary", "0 to " + std::to_string(model.config.vocab - 1), std::to_string(id[i]));
     }
     for (const std::int64_t media : model.config.media_tokens) {
       if (id[i] == media) {
-        refuse(where, "stands for an image or a video; only text runs here", "text tokens", std::to_string(id[i]));
+        refuse(where(), "stands for an image or a video; only text runs here", "text tokens", std::to_string(id[i]));
       }
     }
   }
@@ -42,7 +48,7 @@ void check_ids(const CausalLM::Impl& model, const Tensor& ids) {
 Tensor checked_mask(const Tensor& mask, std::int64_t sequences, std::int64_t length, at::Device device) {
   if (!mask.defined()) return {};
   if (mask.dim() != 2 || mask.size(0) != sequences || mask.size(1) != length) {
-    refuse("mask", "does not fit the ids", "[" + std::to_string(sequences) + ", " + std::to_string(length) + "]", shape_text(mask));
+    refuse("mask", "does not fit the ids", fmt::format("[{}, {}]", sequences, length), shape_text(mask));
   }
   const Tensor host = mask.to(at::kCPU).to(at::kLong);
   if (host.ne(0).logical_and(host.ne(1)).any().item<bool>()) refuse("mask", "holds something else than 0 and 1", "0 or 1", "other numbers");

@@ -28,8 +28,8 @@ struct Context {
   // Mixed batches: which adapter each row uses (the adapter's own numbering; -1: none). Undefined: every row uses the
   // active ones. The vector says it for each sequence of the batch.
   // Callers fill in adapter_of_sequence; forward() makes adapter_of_row of it.
-  std::vector<std::int64_t> adapter_of_sequence;
-  Tensor adapter_of_row;                       // [rows] int64, on the model's device
+  std::vector<std::int64_t> adapter_of_sequence{};
+  Tensor adapter_of_row{};                     // [rows] int64, on the model's device
   const Recorder* recorder = nullptr;
 };
 
@@ -92,13 +92,13 @@ struct Embedding : Module {
 // Rows by expert: a token that chose k experts has k rows.
 struct ExpertGroups {
   std::int64_t tokens = 0, top_k = 0;
-  Tensor token;                                // [M] int64: the token of each sorted row
-  Tensor expert;                               // [M] int64: its expert, ascending
-  Tensor choice;                               // [M] int64: token * k + slot, where the row stood before sorting
-  Tensor inverse;                              // [M] int64: the sorted row of token * k + slot
-  Tensor ends;                                 // [E] int32: where each expert's rows end, as at::_grouped_mm takes it
+  Tensor token{};                              // [M] int64: the token of each sorted row
+  Tensor expert{};                             // [M] int64: its expert, ascending
+  Tensor choice{};                             // [M] int64: token * k + slot, where the row stood before sorting
+  Tensor inverse{};                            // [M] int64: the sorted row of token * k + slot
+  Tensor ends{};                               // [E] int32: where each expert's rows end, as at::_grouped_mm takes it
   // The experts that got rows, and where their rows begin; begin has one more entry, M.
-  std::vector<std::int64_t> hit, begin;
+  std::vector<std::int64_t> hit{}, begin{};
   std::int64_t rows() const { return begin.empty() ? 0 : begin.back(); }
 };
 ExpertGroups group_by_expert(const Tensor& indices /* [tokens, k] int64 */, std::int64_t num_experts);

@@ -19,7 +19,7 @@ struct Context;
 class Modules;
 
 struct LoadOptions {
-  std::optional<at::ScalarType> dtype;       // default: what config.json says, else float32
+  std::optional<at::ScalarType> dtype{};     // default: what config.json says, else float32
   std::string device = "cpu";                // "cpu", "cuda", "cuda:1"
   int threads = 0;                           // for loading; 0: all cores
   bool check_finite = true;                  // NaN or infinity in a weight: NUM_NONFINITE
@@ -27,7 +27,7 @@ struct LoadOptions {
 
 // How a model without a checkpoint gets its weights.
 struct InitOptions {
-  std::optional<at::ScalarType> dtype;
+  std::optional<at::ScalarType> dtype{};
   std::string device = "cpu";                // "meta": shapes only, of any size
   std::uint64_t seed = 0;                    // weights N(0, initializer_range), norms one (or zero), biases zero
 };
@@ -38,16 +38,16 @@ struct DeleteCache { void operator()(Cache* cache) const; };
 using CachePtr = std::unique_ptr<Cache, DeleteCache>;
 
 struct ForwardInput {
-  at::Tensor ids;                            // [sequences, tokens] int64
-  at::Tensor mask;                           // [sequences, cached + tokens], 1 real, 0 padding; undefined: all real
-  at::Tensor positions;                      // [sequences, tokens]; undefined: 0, 1, ... after what is cached
+  at::Tensor ids{};                          // [sequences, tokens] int64
+  at::Tensor mask{};                         // [sequences, cached + tokens], 1 real, 0 padding; undefined: all real
+  at::Tensor positions{};                    // [sequences, tokens]; undefined: 0, 1, ... after what is cached
   Cache* cache = nullptr;
   std::int64_t logits_to_keep = 0;           // only the last n tokens' logits; 0: all
   bool want_aux_loss = false;                // the routers' load balancing loss
 };
 struct ForwardOutput {
-  at::Tensor logits;                         // [sequences, tokens, vocabulary]
-  at::Tensor aux_loss;                       // scalar, not multiplied by its coefficient; undefined unless wanted
+  at::Tensor logits{};                       // [sequences, tokens, vocabulary]
+  at::Tensor aux_loss{};                     // scalar, not multiplied by its coefficient; undefined unless wanted
 };
 
 class CausalLM {
@@ -93,11 +93,11 @@ struct GenerateOptions {
   std::int64_t top_k = 0;                    // 0: off
   double top_p = 1;
   std::uint64_t seed = 0;
-  std::vector<std::int64_t> eos_token_ids;   // end of a sequence; empty: none
-  std::optional<std::int64_t> pad_token_id;  // what a finished sequence goes on with; default: the first end token
+  std::vector<std::int64_t> eos_token_ids{}; // end of a sequence; empty: none
+  std::optional<std::int64_t> pad_token_id{};// what a finished sequence goes on with; default: the first end token
   // Called after each step with one token for each sequence (a finished one gives padding). false: stop.
-  std::function<bool(const std::vector<std::int64_t>& tokens)> on_tokens;
-  std::function<void(const at::Tensor& logits)> on_logits;   // [sequences, vocabulary] of each step
+  std::function<bool(const std::vector<std::int64_t>& tokens)> on_tokens{};
+  std::function<void(const at::Tensor& logits)> on_logits{};   // [sequences, vocabulary] of each step
 };
 // The new tokens of each sequence, [sequences][steps]. Positions do not count padding.
 std::vector<std::vector<std::int64_t>> generate(const CausalLM& model, const at::Tensor& ids, const at::Tensor& mask,
