@@ -26,6 +26,8 @@ constexpr Group kGroups[] = {
     {"consumers", "consumers", check_consumer}, {"config", "config/migrate", check_migrate},
     {"shapes", "shapes", check_shapes},
     {"tokenizer", "tokenizer", check_tokenizer},
+    {"shapes", "shapes", check_shapes},        {"merge", "merge", check_merge},
+    {"quant", "quant", check_quant},
 };
 
 // Cases of layouts that are no layout of peft::Layout, below consumers/. Each has its reason.

@@ -6,6 +6,7 @@
 #include "cli/combine.h"
 #include "cli/extract.h"
 #include "cli/input_flags.h"
+#include "cli/merge.h"
 #include "cli/resize.h"
 #include "cli/runtime.h"
 
@@ -30,5 +31,6 @@ struct RuntimeCommands {
   ParamsCommand params;
 };
 void add_runtime(CLI::App& app, RuntimeCommands& commands);  // arguments_runtime.cpp
+void add_merge(CLI::App& app, MergeCommand& command);         // arguments_merge.cpp
 
 }  // namespace peft::cli

@@ -20,4 +20,9 @@ void check_shapes(const Case& c, const std::filesystem::path& root);
 // tokenizer.json: ids and texts of the `tokenizers` package, also piece by piece.
 void check_tokenizer(const Case& c, const std::filesystem::path& root);
 
+// Merged by PEFT itself, and as well as can be: into every form of the base, in every mode.
+void check_merge(const Case& c, const std::filesystem::path& root);
+// Quantised tensors and their values.
+void check_quant(const Case& c, const std::filesystem::path& root);
+
 }  // namespace peft::testing
