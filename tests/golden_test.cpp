@@ -24,7 +24,6 @@ struct Group {
 constexpr Group kGroups[] = {
     {"convert", "convert", check_convert},     {"native", "native", check_native},
     {"consumers", "consumers", check_consumer}, {"config", "config/migrate", check_migrate},
-    {"shapes", "shapes", check_shapes},
     {"tokenizer", "tokenizer", check_tokenizer},
     {"shapes", "shapes", check_shapes},        {"merge", "merge", check_merge},
     {"quant", "quant", check_quant},
