@@ -35,6 +35,7 @@ constexpr Group kGroups[] = {
     {"shapes", "shapes", cases, check_shapes},
     {"merge", "merge", cases, check_merge},
     {"quant", "quant", cases, check_quant},
+    {"tokenizer", "tokenizer", cases, check_tokenizer},
 };
 
 // Cases that are not run, by how their names begin. Each has its reason.

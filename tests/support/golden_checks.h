@@ -25,6 +25,8 @@ void check_trainable_line(const Case& c, const std::filesystem::path& root);
 void check_regex(const Case& c, const std::filesystem::path& root);
 // LoRA shapes of full-size models from a config.json.
 void check_shapes(const Case& c, const std::filesystem::path& root);
+// tokenizer.json: ids and texts of the `tokenizers` package, also piece by piece.
+void check_tokenizer(const Case& c, const std::filesystem::path& root);
 
 // Merged by PEFT itself, and as well as can be: into every form of the base, in every mode.
 void check_merge(const Case& c, const std::filesystem::path& root);
