@@ -208,7 +208,7 @@ TEST_P(EveryTarget, MakesTheSameBytes) {
       for (const Dtype adapter : {Dtype::bf16, Dtype::f32}) {
         for (int shape = 0; shape < num_merge_shapes(); ++shape) {
           MergeCase c{.mode = mode, .source = base, .base = base, .out = base, .adapter = adapter, .dora = shape % 2 == 1, .delta_size = 1};
-          if (base == Dtype::f32) c.base_sigma = adapter == Dtype::f32 ? 1e-30 : 1e-36;  // products below the smallest normal number
+          if (base == Dtype::f32) c.base_sigma = adapter == Dtype::f32 ? 1e-30 : 1e-36, c.dora = false;  // products below the smallest normal number
           PlanBuilder builder(3);
           const Plan plan = plan_of(builder, shape, 80, c);
           use(0);
