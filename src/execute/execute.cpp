@@ -132,7 +132,6 @@ class Execution {
     write_files(output, missing, journal);
     if (options_.want_norms) report_.merged = merged_norms(plan_, share_, thread_count(options_.threads));
     if (!is_part()) write_side_files(output);
-    if (!is_part() && options_.want_norms) report_.merged = merged_norms(plan_, thread_count(options_.threads));
     check_sources(plan_);
     // Times alone do not tell: some file systems count them in seconds.
     if (!keeps() || new_fingerprint() == fingerprint_) return;
