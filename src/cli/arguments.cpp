@@ -1,11 +1,13 @@
-// The only file that includes CLI11, which takes seconds to compile.
+// This file and arguments_low_rank.cpp include CLI11, which takes seconds to compile.
 #include "cli/arguments.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
+#include "cli/arguments_shared.h"
 #include "cli/version.h"
 #include "peft/error.h"
+#include "peft/low_rank.h"
 #include "peft/model.h"
 
 namespace peft::cli {
@@ -17,6 +19,9 @@ constexpr const char* kExamples = R"(Examples:
   peft convert my-lora --to peft-fused --out my-lora-v5        transformers 4 -> 5
   peft convert my-lora-v5 --to peft-per-expert --out my-lora-v4
   peft verify my-lora my-lora-v5                               are they the same function?
+  peft combine a@0.7 b@-0.4 --type svd --out c                 a weighted sum of adapters
+  peft resize my-lora --rank 8 --out small                     the same adapter at a lower rank
+  peft extract --base M --finetuned N --rank 16 --out lora     an adapter from two models
   peft layouts                                                 the layouts that --to and --from know
 
 Exit codes: 0 done; 1 bad input (verify: different); 2 usage (verify: also bad input); 3 I/O or space; 4 a bug; 5 interrupted.
@@ -65,6 +70,7 @@ struct Commands {
   TargetsCommand targets;
   ConvertCommand convert;
   VerifyCommand verify;
+  LowRankCommands low_rank;
   LayoutsCommand layouts;
   FamiliesCommand families;
   CompletionCommand completion;
@@ -72,8 +78,11 @@ struct Commands {
   bool no_sync = false, no_readback = false;
 };
 
-// A check that does not add its range to the value's name in --help.
+}  // namespace
+
 CLI::Validator quiet(CLI::Validator check) { return check.description(""); }
+
+namespace {
 
 // A flag that may be given once, or for `verify` twice. CLI11 gives a vector all words that follow unless told
 // otherwise.
@@ -83,6 +92,8 @@ void add_per_adapter(CLI::App& verb, bool two, const std::string& flag, std::vec
   option->allow_extra_args(false)->type_name(value)->group("Reading");
   option->expected(1, two ? 2 : 1);
 }
+
+}  // namespace
 
 void add_input_flags(CLI::App& verb, InputFlags& input, bool two) {
   verb.add_option("--base", input.base, "The base model: its folder, config.json, or a module-tree file")
@@ -118,6 +129,8 @@ void add_input_flags(CLI::App& verb, InputFlags& input, bool two) {
 }
 
 void add_json(CLI::App& verb, bool& json) { verb.add_flag("--json", json, "Print the result, or the error, as JSON"); }
+
+namespace {
 
 void add_inspect(CLI::App& app, InspectCommand& command) {
   auto& verb =
@@ -224,6 +237,8 @@ std::vector<std::string> choices_of(const std::string& flag) {
   if (flag == "--dtype") return float_dtype_names();
   if (flag == "--orientation") return {"out-in", "in-out"};
   if (flag == "--b-packing") return {"rank-major", "grouped-by-expert"};
+  if (flag == "--type") return {combine_types().begin(), combine_types().end()};
+  if (flag == "--majority-sign-method") return {"total", "frequency"};
   if (flag == "--tolerance") return {"exact", "rounded"};
   if (flag == "--generation") return {"v4", "v5"};
   if (flag != "--family") return {};
@@ -263,6 +278,9 @@ Command chosen(const CLI::App& app, Commands& all) {
     return all.convert;
   }
   if (verb == "verify") return all.verify;
+  if (verb == "combine") return all.low_rank.combine;
+  if (verb == "resize") return all.low_rank.resize;
+  if (verb == "extract") return all.low_rank.extract;
   if (verb == "layouts") return all.layouts;
   if (verb == "families") return all.families;
   if (verb == "docs") return all.docs;
@@ -278,7 +296,7 @@ std::string help_of(const CLI::App& app) {
 }  // namespace
 
 Command parse_arguments(std::vector<std::string> arguments) {
-  CLI::App app{"LoRA adapters of Mixture-of-Experts models: inspect, convert, verify.", "peft"};
+  CLI::App app{"LoRA adapters of Mixture-of-Experts models: inspect, convert, verify, combine.", "peft"};
   Commands all;
   app.set_version_flag("--version", std::string("peft ") + kVersion);
   app.require_subcommand(1);
@@ -288,6 +306,7 @@ Command parse_arguments(std::vector<std::string> arguments) {
   add_targets(app, all.targets);
   add_convert(app, all);
   add_verify(app, all.verify);
+  add_low_rank(app, all.low_rank);
   add_tables(app, all);
   if (arguments.empty()) return TextCommand{app.help()};
   // CLI11 would only say that a verb is missing.

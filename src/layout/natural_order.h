@@ -3,6 +3,8 @@
 
 #include <string_view>
 
+#include "peft/adapter.h"
+
 namespace peft::layout {
 
 inline bool is_digit(char c) { return c >= '0' && c <= '9'; }
@@ -27,6 +29,14 @@ inline bool natural_less(std::string_view a, std::string_view b) {
   }
   if ((i < a.size()) != (j < b.size())) return j < b.size();
   return a < b;
+}
+
+// Of factors: by module in natural order, then by expert and projection.
+inline bool site_less(const Site& x, const Site& y) {
+  if (x.module != y.module) return natural_less(x.module, y.module);
+  if (x.parameter != y.parameter) return x.parameter < y.parameter;
+  if (x.expert != y.expert) return x.expert < y.expert;
+  return x.projection < y.projection;
 }
 
 }  // namespace peft::layout

@@ -63,12 +63,8 @@ void check_asked_layout(const Context& context, bool per_expert, bool fused) {
 
 // Factors in natural order of modules, then by expert and projection.
 void sort_factors(Factors& factors) {
-  std::stable_sort(factors.factors.begin(), factors.factors.end(), [](const Factor& x, const Factor& y) {
-    if (x.site.module != y.site.module) return layout::natural_less(x.site.module, y.site.module);
-    if (x.site.parameter != y.site.parameter) return x.site.parameter < y.site.parameter;
-    if (x.site.expert != y.site.expert) return x.site.expert < y.site.expert;
-    return x.site.projection < y.site.projection;
-  });
+  std::stable_sort(factors.factors.begin(), factors.factors.end(),
+                   [](const Factor& x, const Factor& y) { return layout::site_less(x.site, y.site); });
   std::stable_sort(factors.extras.begin(), factors.extras.end(), [](const Extra& x, const Extra& y) {
     if (x.site.module != y.site.module) return layout::natural_less(x.site.module, y.site.module);
     return x.site.expert < y.site.expert;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "model/disk_names.h"
 #include "model/json_file.h"
 #include "peft/error.h"
 
@@ -98,12 +99,16 @@ std::shared_ptr<const Family> read_family(const std::string& name, const Json& j
   family->v5 = read_generation(json, "v5", shared);
   family->sub_configs = json.value("sub_configs", family->sub_configs);
   if (json.contains("peft")) family->peft_config = text_or(json.at("peft"), "config");
+  family->ignored = json.value("ignored", family->ignored);
   std::vector<Json> conversions;
+  std::vector<std::pair<std::string, Json>> scoped;
   if (family->v5 && json.at("v5").contains("conversion")) {
     for (const Json& use : json.at("v5").at("conversion")) {
       conversions.push_back(shared.conversions.at(use.at("ref").get<std::string>()));
+      scoped.emplace_back(text_or(use, "scope"), conversions.back());
     }
   }
+  read_disk_names(*family, scoped);
   derive_kinds(*family, conversions);
   derive_renamings(*family);
   return family;
