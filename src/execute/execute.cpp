@@ -10,6 +10,7 @@
 
 #include "base/thread_pool.h"
 #include "execute/fingerprint.h"
+#include "execute/merge_norms.h"
 #include "execute/resume.h"
 #include "execute/share.h"
 #include "execute/stream.h"
@@ -39,7 +40,14 @@ void check_sources(const Plan& plan) {
 void check_sources(const Plan& plan, const PlannedFile& file) {
   std::set<std::uint32_t> used;
   for (const PlannedTensor& tensor : file.tensors) {
-    for (const Block& block : tensor.blocks) used.insert(block.source.source);
+    for (const Block& block : tensor.blocks) {
+      used.insert(block.source.source);
+      if (block.scales) used.insert(block.scales->grid.source);
+    }
+    for (const Update& update : tensor.merge ? tensor.merge->updates : std::vector<Update>()) {
+      used.insert({update.a.source, update.b.source});
+      if (update.magnitude) used.insert(update.magnitude->source);
+    }
   }
   for (const std::uint32_t source : used) plan.sources[source]->check_unchanged();
 }
@@ -125,6 +133,7 @@ class Execution {
     }
     write_files(output, missing, journal);
     if (!is_part()) write_side_files(output);
+    if (options_.want_norms && !is_part()) report_.merged = merged_norms(plan_, thread_count(options_.threads));
     check_sources(plan_);
     // Times alone do not tell: some file systems count them in seconds.
     if (!keeps() || new_fingerprint() == fingerprint_) return;
@@ -155,6 +164,7 @@ class Execution {
       ++report_.files_written;
     }
     monitor.check();
+    report_.error = stages.merge_error();
   }
 
   void write_side_files(StagedOutput& output) {
