@@ -9,6 +9,7 @@
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "peft/layout.h"
+#include "peft/low_rank.h"
 #include "peft/merge.h"
 #include "peft/model.h"
 #include "peft/plan.h"

@@ -133,7 +133,7 @@ class Execution {
     }
     write_files(output, missing, journal);
     if (!is_part()) write_side_files(output);
-    if (options_.want_norms && !is_part()) report_.merged = merged_norms(plan_, thread_count(options_.threads));
+    if (!is_part() && options_.want_norms) report_.merged = merged_norms(plan_, thread_count(options_.threads));
     check_sources(plan_);
     // Times alone do not tell: some file systems count them in seconds.
     if (!keeps() || new_fingerprint() == fingerprint_) return;
@@ -163,8 +163,8 @@ class Execution {
       report_.bytes_out += sizes_[index];
       ++report_.files_written;
     }
-    monitor.check();
     report_.error = stages.merge_error();
+    monitor.check();
   }
 
   void write_side_files(StagedOutput& output) {
