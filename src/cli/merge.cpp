@@ -173,7 +173,8 @@ int run(const MergeCommand& given) {
     return 0;
   }
   const InterruptGuard interrupt;
-  ProgressBar bar(!command.quiet && is_smart_terminal(STDERR_FILENO));
+  using Style = ProgressBar::Style;
+  ProgressBar bar(command.quiet ? Style::none : is_smart_terminal(STDERR_FILENO) ? Style::bar : Style::lines);
   ExecuteOptions options = resolved;
   options.cancel = interrupt.flag();
   options.want_norms = command.json;
