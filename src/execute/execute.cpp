@@ -194,11 +194,11 @@ class Execution {
       check_sources(plan_);
       const auto* error = dynamic_cast<const Error*>(&failure);
       if (error == nullptr || error->code() == ErrorCode::IO_CHANGED) throw;
-      // Bad input stays bad: there is nothing to go on with.
+      // Bad input stays bad: there is nothing to go on with. What another run has left is not ours to throw away.
       const int exit_code = info(error->code()).exit_code;
       const bool lasting = exit_code != info(ErrorCode::IO_WRITE).exit_code &&
                            exit_code != info(ErrorCode::INTERRUPTED).exit_code;
-      if (!options_.finish && (lasting || !keeps())) output.discard();
+      if (journal && lasting && !options_.finish) output.discard();
       if (lasting || !output.keeps_something()) throw;
       ErrorDetail detail = error->detail();
       detail.hint += (detail.hint.empty() ? "" : "; ") + std::string("what is finished is kept: --resume goes on with it");
@@ -206,7 +206,7 @@ class Execution {
     } catch (const Error& error) {
       if (error.code() == ErrorCode::IO_CHANGED) {
         if (journal) journal->withdraw();
-        if (!is_part() && !options_.finish) output.discard();
+        if (journal && !is_part() && !options_.finish) output.discard();
       }
       throw;
     }
