@@ -24,7 +24,9 @@ same "$work/slurm" "$n parts at once, as a Slurm array"
 # An indexed job whose pods are killed at any time and started again.
 pod() {
   for delay in 0.01 0.03 0.1 none; do
-    merge "$work/k8s" --part "$(($1 + 1))/$n" --threads 1 >/dev/null 2>&1 &
+    # exec: the signal must reach peft itself
+    (exec "$peft" merge --base "$base" --adapter "$adapter" --out "$work/k8s" --quiet --part "$(($1 + 1))/$n" --threads 1) \
+      >/dev/null 2>&1 &
     pid=$!
     [ "$delay" = none ] || { sleep "$delay"; kill -9 "$pid" 2>/dev/null || true; }
     if wait "$pid" 2>/dev/null; then return 0; fi
