@@ -13,13 +13,26 @@
 
 namespace peft {
 
+// A run of hours should not have to begin again. What becomes of the files that are finished when a run fails, is
+// cancelled or killed:
+enum class Unfinished {
+  remove,  // nothing is left behind
+  keep,    // they stay in OUT.partial-peft
+  resume,  // as keep; and those that an earlier run has left are checked and used. The same plan: RS_JOURNAL otherwise
+};
+
 struct ExecuteOptions {
   int threads = 0;                           // 0: all cores. The bytes written do not depend on it
   bool sync = true;                          // fsync files and folders
   bool readback = true;                      // read what was written and compare digests
   bool overwrite = false;                    // replace an existing output folder, atomically
   std::function<void(std::uint64_t done, std::uint64_t total)> progress{};   // bytes written; called from any thread, rate limited by the callee
-  const std::atomic<bool>* cancel = nullptr; // set to stop: INTERRUPTED, nothing left behind
+  const std::atomic<bool>* cancel = nullptr; // set to stop: INTERRUPTED
+  Unfinished unfinished = Unfinished::remove;
+  bool trust_journal = false;                // resume: compare sizes and headers of finished files, not their digests
+  // Several processes, on one machine or many, may each write a part of the files (always with Unfinished::resume).
+  int part = 0, parts = 0;                   // 1 <= part <= parts: writes its share and publishes nothing
+  bool finish = false;                       // publishes what the parts have written: RS_PARTS when something is missing
   bool want_norms = false;                   // fill ExecuteReport::merged: costs a reading of the matrices that change
 };
 
@@ -41,6 +54,9 @@ struct ExecuteReport {
   double seconds = 0;
   std::vector<MergedMatrix> merged{};  // in the order of the plan; empty unless want_norms
   MergeError error{};
+  std::size_t files_written = 0, files_resumed = 0;  // those of earlier runs that were used
+  bool published = true;                             // false: a part, which waits for the others and for `finish`
+  std::vector<std::string> warnings;                 // what could not be tidied up
 };
 
 ExecuteReport execute(const Plan& plan, const std::string& out_folder, const ExecuteOptions& options = {});

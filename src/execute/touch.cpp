@@ -46,14 +46,14 @@ void for_each_range(const FileWork& work, const Piece& piece, const Visit& visit
 
 Touch::Touch(const FileWork& work) : plan_(*work.plan) {
   std::vector<std::vector<std::uint32_t>> first(plan_.sources.size()), last(plan_.sources.size());
-  for (std::size_t s = 0; s < plan_.sources.size(); ++s) {
-    first[s].assign(static_cast<std::size_t>(data_bytes(*plan_.sources[s]) / kWindow + 1), kNever);
-    last[s] = first[s];
-  }
   for (std::size_t u = 0; u < work.units.size(); ++u) {
     const auto unit = static_cast<std::uint32_t>(u);
     for_each_piece(work, work.units[u], [&](const Piece& piece) {
       for_each_range(work, piece, [&](std::uint32_t source, std::uint64_t begin, std::uint64_t end) {
+        if (first[source].empty()) {  // a file uses few of a large model's shards
+          first[source].assign(static_cast<std::size_t>(data_bytes(*plan_.sources[source]) / kWindow + 1), kNever);
+          last[source] = first[source];
+        }
         for (std::uint64_t window = begin / kWindow; window <= (end - 1) / kWindow; ++window) {
           if (first[source][window] == kNever) first[source][window] = unit;
           last[source][window] = unit;
