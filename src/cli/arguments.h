@@ -11,6 +11,7 @@
 #include "cli/docs.h"
 #include "cli/extract.h"
 #include "cli/inspect.h"
+#include "cli/merge.h"
 #include "cli/resize.h"
 #include "cli/tables.h"
 #include "cli/targets.h"
@@ -21,7 +22,7 @@ namespace peft::cli {
 struct TextCommand {  // --help, --version
   std::string text;
 };
-using Command = std::variant<TextCommand, InspectCommand, TargetsCommand, ConvertCommand, VerifyCommand, CombineCommand, ResizeCommand,
+using Command = std::variant<TextCommand, InspectCommand, TargetsCommand, ConvertCommand, VerifyCommand, MergeCommand, CombineCommand, ResizeCommand,
                              ExtractCommand, LayoutsCommand, FamiliesCommand, CompletionCommand, DocsCommand>;
 
 // Throws USAGE for a command line that makes no sense. `arguments` is without the program's name.

@@ -6,6 +6,7 @@
 #include "cli/combine.h"
 #include "cli/extract.h"
 #include "cli/input_flags.h"
+#include "cli/merge.h"
 #include "cli/resize.h"
 
 namespace peft::cli {
@@ -22,5 +23,7 @@ struct LowRankCommands {
   ExtractCommand extract;
 };
 void add_low_rank(CLI::App& app, LowRankCommands& commands);  // arguments_low_rank.cpp
+
+void add_merge(CLI::App& app, MergeCommand& command);         // arguments_merge.cpp
 
 }  // namespace peft::cli

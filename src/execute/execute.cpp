@@ -12,6 +12,7 @@
 #include "execute/fingerprint.h"
 #include "execute/resume.h"
 #include "execute/share.h"
+#include "execute/merge_norms.h"
 #include "execute/stream.h"
 #include "peft/error.h"
 #include "plan/check.h"
@@ -155,6 +156,8 @@ class Execution {
       ++report_.files_written;
     }
     monitor.check();
+    report_.error = stages.merge_error();
+    if (options_.want_norms) report_.merged = merged_norms(plan_, stages.threads());
   }
 
   void write_side_files(StagedOutput& output) {
