@@ -10,6 +10,7 @@
 #include "cli/json_output.h"
 #include "cli/output.h"
 #include "cli/progress_bar.h"
+#include "cli/report_file.h"
 #include "cli/units.h"
 
 namespace peft::cli {
@@ -137,6 +138,7 @@ int run(const MergeCommand& given) {
   if (command.out.empty() && !command.dry_run) {
     throw Error(ErrorCode::USAGE, {.problem = "--out is needed", .hint = "or --dry-run, to see what would be written"});
   }
+  if (!command.report.empty()) check_report(command);
   const MergePlan merge = plan_merge(merge_options(command));
   if (command.dry_run) {
     if (command.json) print_json(to_json(command, merge, nullptr));
@@ -147,9 +149,10 @@ int run(const MergeCommand& given) {
   ProgressBar bar(!command.quiet && is_smart_terminal(STDERR_FILENO));
   ExecuteOptions options = command.execute;
   options.cancel = interrupt.flag();
-  options.want_norms = command.json;
+  options.want_norms = command.json || !command.report.empty();
   options.progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };
   const ExecuteReport report = execute(merge.plan, command.out, options);
+  if (!command.report.empty()) write_report(command, merge, report);
   if (command.json) print_json(to_json(command, merge, &report));
   else print_done(command, merge, report);
   return 0;
