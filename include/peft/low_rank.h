@@ -55,6 +55,8 @@ struct CombineOptions {
   int threads = 0;
 };
 LowRankResult plan_combine(std::span<const WeightedAdapter> adapters, const CombineOptions& options);
+// Of adapters that are open, in memory too; one weight for each.
+LowRankResult plan_combine(std::span<const Input> inputs, std::span<const double> weights, const CombineOptions& options);
 
 // ---- resize --------------------------------------------------------------------------------------------------
 struct ResizeOptions {

@@ -8,6 +8,7 @@
 #include "cli/input_flags.h"
 #include "cli/merge.h"
 #include "cli/resize.h"
+#include "cli/runtime.h"
 #include "cli/verify.h"
 
 namespace peft::cli {
@@ -25,6 +26,12 @@ struct LowRankCommands {
 };
 void add_low_rank(CLI::App& app, LowRankCommands& commands);  // arguments_low_rank.cpp
 
+struct RuntimeCommands {
+  LogitsCommand logits;
+  GenerateCommand generate;
+  ParamsCommand params;
+};
+void add_runtime(CLI::App& app, RuntimeCommands& commands);  // arguments_runtime.cpp
 void add_merge(CLI::App& app, MergeCommand& command);         // arguments_merge.cpp
 void add_verify(CLI::App& app, VerifyCommand& command);       // arguments_verify.cpp
 

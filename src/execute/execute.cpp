@@ -10,9 +10,9 @@
 
 #include "base/thread_pool.h"
 #include "execute/fingerprint.h"
+#include "execute/merge_norms.h"
 #include "execute/resume.h"
 #include "execute/share.h"
-#include "execute/merge_norms.h"
 #include "execute/stream.h"
 #include "peft/error.h"
 #include "plan/check.h"
@@ -126,6 +126,7 @@ class Execution {
     }
     write_files(output, missing, journal);
     if (!is_part()) write_side_files(output);
+    if (!is_part() && options_.want_norms) report_.merged = merged_norms(plan_, thread_count(options_.threads));
     check_sources(plan_);
     // Times alone do not tell: some file systems count them in seconds.
     if (!keeps() || new_fingerprint() == fingerprint_) return;
@@ -155,9 +156,8 @@ class Execution {
       report_.bytes_out += sizes_[index];
       ++report_.files_written;
     }
-    monitor.check();
     report_.error = stages.merge_error();
-    if (options_.want_norms) report_.merged = merged_norms(plan_, stages.threads());
+    monitor.check();
   }
 
   void write_side_files(StagedOutput& output) {

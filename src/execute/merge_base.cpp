@@ -42,7 +42,9 @@ BaseRows MergedTensor::base(const Rectangle& area, std::byte* scratch, Scratch& 
     const std::int64_t pitch = block->source.row_stride * size;
     return {first_byte(*plan_, block->source) + (area.row - block->row) * pitch + area.col * size, pitch};
   }
-  if (!render(ops_, dtype, area, scratch, more)) {
+  const bool whole = area.cols == tensor_->cols;
+  if (!whole && !any_ops_) any_ops_ = make_ops(*plan_, *tensor_, true);
+  if (!render(whole ? ops_ : *any_ops_, dtype, area, scratch, more)) {
     throw Error(ErrorCode::NUM_OVERFLOW,
                 {.tensor = tensor_->name,
                  .problem = "a finite value of the base does not fit the dtype it is merged in",

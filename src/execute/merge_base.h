@@ -1,8 +1,9 @@
-// One tensor that a merge changes: where its updates and blocks are, and its rows before the merge.
+// One tensor that a merge changes: where its updates and blocks are, and its rows before the merge. One thread's.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "execute/merge_index.h"
 #include "execute/merge_pack.h"
@@ -36,7 +37,8 @@ class MergedTensor {
   const Plan* plan_;
   const PlannedTensor* tensor_;
   MergeIndex index_;
-  TensorOps ops_;
+  TensorOps ops_;                               // for whole rows
+  mutable std::optional<TensorOps> any_ops_;    // for any rectangle; made when it is needed
   RowIndex blocks_;
 };
 

@@ -164,14 +164,19 @@ std::optional<CombineType> parse_combine_type(std::string_view name) {
   return static_cast<CombineType>(at - kTypes.begin());
 }
 
-LowRankResult plan_combine(std::span<const WeightedAdapter> adapters, const CombineOptions& options) {
-  check_options(adapters, options);
-  const std::vector<Input> inputs = load_all(adapters, options.input);
-  Job job{.weights = {}, .rule = verbs::rule_of(options.type), .to = options.to, .dtype = options.dtype, .threads = options.threads, .carry_all = false};
-  for (const WeightedAdapter& adapter : adapters) job.weights.push_back(adapter.weight);
+LowRankResult plan_combine(std::span<const Input> inputs, std::span<const double> weights, const CombineOptions& options) {
+  Job job{.weights = {weights.begin(), weights.end()}, .rule = verbs::rule_of(options.type), .to = options.to, .dtype = options.dtype, .threads = options.threads, .carry_all = false};
   job.rule.options = {options.density.value_or(1), options.majority_by_count, options.seed};
   if (cuts(options.type)) job.rule.most = options.svd_rank != 0 ? options.svd_rank : largest_rank(inputs);
   return run(inputs, job);
+}
+
+LowRankResult plan_combine(std::span<const WeightedAdapter> adapters, const CombineOptions& options) {
+  check_options(adapters, options);
+  const std::vector<Input> inputs = load_all(adapters, options.input);
+  std::vector<double> weights;
+  for (const WeightedAdapter& adapter : adapters) weights.push_back(adapter.weight);
+  return plan_combine(inputs, weights, options);
 }
 
 LowRankResult plan_resize(const std::string& adapter, const ResizeOptions& options) {
