@@ -24,6 +24,8 @@ std::string command_line(const MergeCommand& command) {
   for (const auto& [flag, value] : options) {
     if (!value.empty()) text += fmt::format(" {} {}", flag, value);
   }
+  if (command.resume) text += " --resume";
+  if (command.execute.finish) text += " --finish";
   if (command.keep_quantized) text += " --keep-quantized";
   return text;
 }
@@ -32,6 +34,7 @@ std::string command_line(const MergeCommand& command) {
 
 void check_report(const MergeCommand& command) {
   if (command.dry_run) throw Error(ErrorCode::USAGE, {.problem = "--report describes a merge that was done, and --dry-run does none", .hint = "leave one out"});
+  if (!command.part.empty()) throw Error(ErrorCode::USAGE, {.problem = "--report is about a whole merge, not a part of it", .hint = "give it with --finish"});
   const fs::path file(command.report);
   std::error_code none;
   const fs::path folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
