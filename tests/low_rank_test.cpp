@@ -4,9 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <map>
 #include <random>
+#include <set>
 
 #include "peft/execute.h"
+#include "peft/error.h"
 #include "peft/low_rank.h"
 #include "support/golden.h"
 #include "support/matrix.h"

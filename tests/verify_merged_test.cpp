@@ -10,6 +10,7 @@
 
 #include "execute/element.h"
 #include "peft/execute.h"
+#include "peft/error.h"
 #include "peft/low_rank.h"
 #include "peft/weights.h"
 #include "support/golden.h"
