@@ -8,6 +8,7 @@
 #include <set>
 
 #include "cli/units.h"
+#include "layout/natural_order.h"
 
 namespace peft::cli {
 namespace {
@@ -127,6 +128,8 @@ ReportData report_data(const MergePlan& merge, const ExecuteReport& done) {
     tensor.ranks = listed(words[key].ranks);
     tensor.scales = listed(words[key].scales);
   }
+  std::stable_sort(data.tensors.begin(), data.tensors.end(),
+                   [](const ReportTensor& x, const ReportTensor& y) { return layout::natural_less(x.name, y.name); });
   summarise(data);
   return data;
 }

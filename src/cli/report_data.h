@@ -25,7 +25,7 @@ struct ReportTensor {
 };
 
 struct ReportData {
-  std::vector<ReportTensor> tensors;                                        // that changed, in the order of the plan
+  std::vector<ReportTensor> tensors;                                        // that changed, layer 10 after layer 9
   std::map<std::pair<std::int64_t, std::int64_t>, Change> experts;          // by layer and expert
   std::map<std::int64_t, std::map<std::string, Change>> dense;              // by layer and module; layer -1: outside of layers
   std::vector<std::string> dense_names;                                     // columns, in the order of the model

@@ -49,7 +49,7 @@ std::string code(const std::string& text) { return "<code>" + html_escape(text) 
 
 std::string head(const MergePlan& merge, const ExecuteReport& done, const ReportFacts& facts, const ReportData& data) {
   const std::size_t adapters = facts.options.adapters.size();
-  std::string text = fmt::format("<h1>{}</h1><p class=soft>{} with {} merged into it. Written {} by peft.cpp {}.</p>", html_escape(leaf(facts.out)),
+  std::string text = fmt::format("<p class=soft style=\"margin:0\">Merge report</p><h1>{}</h1><p class=soft>{} with {} merged into it. Written {} by peft.cpp {}.</p>", html_escape(leaf(facts.out)),
                                  html_escape(leaf(facts.options.base)), plural(adapters, "LoRA adapter"), html_escape(facts.finished), kVersion);
   text += "<div class=tiles>";
   text += tile(grouped(merge.changed), fmt::format("tensors changed, {} matrices", grouped(static_cast<std::uint64_t>(data.all.matrices))));
