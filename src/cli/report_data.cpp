@@ -8,7 +8,7 @@
 #include <set>
 
 #include "cli/units.h"
-#include "layout/natural_order.h"
+#include "base/natural_order.h"
 
 namespace peft::cli {
 namespace {
@@ -129,7 +129,7 @@ ReportData report_data(const MergePlan& merge, const ExecuteReport& done) {
     tensor.scales = listed(words[key].scales);
   }
   std::stable_sort(data.tensors.begin(), data.tensors.end(),
-                   [](const ReportTensor& x, const ReportTensor& y) { return layout::natural_less(x.name, y.name); });
+                   [](const ReportTensor& x, const ReportTensor& y) { return natural_less(x.name, y.name); });
   summarise(data);
   return data;
 }
