@@ -118,9 +118,11 @@ HWY_INLINE Bits finish_row(V scale, const float* d, const std::byte* from, std::
   const Tag<float> tag;
   const hn::Rebind<std::uint32_t, Tag<float>> bits;
   auto small = hn::Lt(smallest, hn::Zero(tag));
-  float results[kPanel];
-  HWY_UNROLL(4)
-  for (std::size_t j = 0; j < kPanel; j += hn::Lanes(tag)) {
+  constexpr std::size_t kVectors = kPanel / kLanes<float>;
+  V results[kVectors];
+  HWY_UNROLL(16)
+  for (std::size_t v = 0; v < kVectors; ++v) {
+    const std::size_t j = v * kLanes<float>;
     const auto w = Base::load(tag, from + j * Base::kSize);
     const auto result = with_tail<kTail, Base, float>(scale, hn::LoadU(tag, d + j), w);
     const auto magnitude = hn::And(hn::BitCast(bits, result), hn::Set(bits, 0x7FFFFFFFu));
@@ -128,14 +130,16 @@ HWY_INLINE Bits finish_row(V scale, const float* d, const std::byte* from, std::
     Base::store(tag, result, to + j * Base::kSize);
     if constexpr (kTail == Tail::fused) {
       small = hn::Or(small, hn::Lt(hn::Abs(result), smallest));
-      hn::StoreU(result, tag, results + j);
+      results[v] = result;
     }
   }
   suspects = 0;
   if (kTail == Tail::fused && !hn::AllFalse(tag, small)) {
     const float limit = hn::GetLane(smallest);
+    float values[kPanel];
+    for (std::size_t v = 0; v < kVectors; ++v) hn::StoreU(results[v], tag, values + v * kLanes<float>);
     for (std::size_t j = 0; j < kPanel; ++j) {
-      if (std::fabs(results[j]) < limit) suspects |= std::uint64_t{1} << j;
+      if (std::fabs(values[j]) < limit) suspects |= std::uint64_t{1} << j;
     }
   }
   return largest;
@@ -154,6 +158,8 @@ HWY_INLINE bool finish_tile(double scale, const float* d, const TileRows& where,
     const auto limit = hn::Set(tag, smallest == nullptr ? -1.0F : smallest[i]);
     std::uint64_t marked = 0;
     if (where.cols == kPanel) {
+      for (std::size_t line = 0; line < kPanel * Base::kSize; line += 64)  // of the tile to the right, which is next
+        __builtin_prefetch(from + kPanel * Base::kSize + line);
       largest = finish_row<kTail, Base>(factor, d + i * kPanel, from, to, limit, largest, marked);
     } else {
       std::byte in[kPanel * Base::kSize] = {}, out[kPanel * Base::kSize];

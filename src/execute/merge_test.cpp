@@ -225,7 +225,7 @@ INSTANTIATE_TEST_SUITE_P(Hwy, EveryTarget, testing::ValuesIn(hwy::SupportedAndGe
 
 TEST(Merge, FastIsMeasured) {
   PlanBuilder builder(2);
-  const Plan plan = plan_of(builder, 0, 900, {.mode = MergeMode::fast, .adapter = Dtype::bf16});
+  const Plan plan = plan_of(builder, 0, 9000, {.mode = MergeMode::fast, .adapter = Dtype::bf16});
   const PlannedTensor& tensor = plan.files[0].tensors[0];
   GainStore gains;
   Merger merger(gains);
