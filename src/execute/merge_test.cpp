@@ -193,7 +193,7 @@ TEST(Merge, BytesDoNotDependOnHowTheFileIsCut) {
   }
 }
 
-class EveryTarget : public testing::TestWithParam<std::int64_t> {
+class MergeOnEveryTarget : public testing::TestWithParam<std::int64_t> {
  protected:
   static void use(std::int64_t targets) {
     hwy::SetSupportedTargetsForTest(targets);
@@ -202,7 +202,7 @@ class EveryTarget : public testing::TestWithParam<std::int64_t> {
   void TearDown() override { use(0); }
 };
 
-TEST_P(EveryTarget, MakesTheSameBytes) {
+TEST_P(MergeOnEveryTarget, MakesTheSameBytes) {
   for (const MergeMode mode : {MergeMode::best, MergeMode::peft_safe}) {
     for (const Dtype base : {Dtype::bf16, Dtype::f16, Dtype::f32}) {
       for (const Dtype adapter : {Dtype::bf16, Dtype::f32}) {
@@ -220,7 +220,7 @@ TEST_P(EveryTarget, MakesTheSameBytes) {
     }
   }
 }
-INSTANTIATE_TEST_SUITE_P(Hwy, EveryTarget, testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
+INSTANTIATE_TEST_SUITE_P(Hwy, MergeOnEveryTarget, testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
                          [](const auto& target) { return std::string(hwy::TargetName(target.param)); });
 
 TEST(Merge, FastIsMeasured) {
