@@ -87,7 +87,7 @@ void add_per_adapter(CLI::App& verb, bool two, const std::string& flag, std::vec
                      const std::string& help, const std::string& value) {
   auto* option = verb.add_option(flag, values, help + (two ? " (twice: for A, then B)" : ""));
   option->allow_extra_args(false)->type_name(value)->group("Reading");
-  option->expected(1, two ? 2 : 1);
+  if (!two) option->expected(1, 1);  // more than two are refused by VerifyCommand::require_adapters
 }
 
 }  // namespace

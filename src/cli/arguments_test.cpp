@@ -139,8 +139,8 @@ TEST(Arguments, completion_knows_the_flags_of_every_verb) {
   const auto command = parsed<CompletionCommand>({"completion", "bash"});
   std::vector<std::string> names;
   for (const auto& verb : command.verbs) names.push_back(verb.name);
-  EXPECT_THAT(names, ElementsAre("inspect", "targets", "convert", "verify", "combine", "resize", "extract", "layouts",
-                                 "families", "completion"));
+  EXPECT_THAT(names, ElementsAre("inspect", "targets", "convert", "verify", "logits", "generate", "params", "merge", "combine",
+                                 "resize", "extract", "layouts", "families", "completion"));
   const auto flag = [&](const std::string& name) {
     const auto& flags = command.verbs[2].flags;
     const auto at = std::find_if(flags.begin(), flags.end(), [&](const FlagInfo& info) { return info.name == name; });

@@ -61,6 +61,9 @@ void print(const VerifyReport& report) {
 }  // namespace
 
 void VerifyCommand::require_adapters() const {
+  for (const auto* values : {&input.from, &input.orientation, &input.b_packing, &input.adapter_name}) {
+    if (values->size() > 2) throw Error(ErrorCode::USAGE, {.problem = "a flag is given more than twice: once for A, once for B", .got = values->back(), .hint = "peft verify --help"});
+  }
   if (merged.empty() && adapters.size() == 2) return;
   if (!merged.empty() && !adapters.empty() && !input.base.empty()) return;
   const std::string problem = merged.empty() ? "two adapters are compared" : adapters.empty() ? "--merged needs an adapter" : "--merged needs --base";
