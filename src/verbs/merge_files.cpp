@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <map>
 
-#include "layout/natural_order.h"
+#include "base/natural_order.h"
 #include "peft/error.h"
 #include "verbs/merge_adapters.h"
 #include "verbs/merge_config.h"
@@ -46,7 +46,7 @@ std::vector<Shard> new_shards(const std::vector<OutTensor>& tensors, std::uint64
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
     if (tensors[a].file != tensors[b].file) return tensors[a].file < tensors[b].file;
-    return layout::natural_less(tensors[a].planned.name, tensors[b].planned.name);
+    return natural_less(tensors[a].planned.name, tensors[b].planned.name);
   });
   std::vector<Shard> shards;
   Shard current;

@@ -18,6 +18,7 @@ Without --serve it ends with `real peft: N checks, N passed` and fails unless al
 """
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -47,6 +48,7 @@ def keep_adapter(*arguments, **named):
 @contextmanager
 def migration_off():
     """PEFT rewrites even a right v5 config where a dense module has an expert's name; without that, the file is judged."""
+    importlib.import_module("peft.utils.transformers_weight_conversion")  # PEFT loads it late
     stubs = {"convert_peft_config_for_transformers": lambda *a, **k: None,
              "convert_peft_adapter_state_dict_for_transformers": keep_adapter}
     saved = [(module, name, getattr(module, name)) for module_name, module in list(sys.modules.items())
