@@ -53,9 +53,13 @@ class Writer {
     const auto& [source, tensor, offset, rows, cols, row_stride, col_stride] = view;
     add_all(source, tensor, offset, rows, cols, row_stride, col_stride);
   }
+  void add(const Scales& scales) {
+    const auto& [kind, grid, width, cell_rows, cell_cols] = scales;
+    add_all(kind, grid, width, cell_rows, cell_cols);
+  }
   void add(const Block& block) {
-    const auto& [row, col, col_step, source, scale] = block;
-    add_all(row, col, col_step, source, scale);
+    const auto& [row, col, col_step, source, scale, scales] = block;
+    add_all(row, col, col_step, source, scale, scales);
   }
   void add(const Update& update) {
     const auto& [target, a, b, scale, magnitude, delta_is_rounded, adapter] = update;
