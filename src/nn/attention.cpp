@@ -68,11 +68,8 @@ class Mixer {
     scores = scores.view({sequences, kv_heads_, groups_, b.count, end - begin});
     const double scale = 1 / std::sqrt(static_cast<double>(dim));
     scores = pass_.inference ? scores.mul_(scale) : scores * scale;
-    const Tensor& mask = mask_of(pass_, window);
-    if (mask.defined()) {
-      const Tensor part = mask.narrow(3, b.first, b.count).narrow(4, begin, end - begin);
-      scores = pass_.inference ? scores.add_(part) : scores + part;
-    }
+    const Tensor mask = mask_of(pass_, window, {b.first, b.count, begin, end});
+    if (mask.defined()) scores = pass_.inference ? scores.add_(mask) : scores + mask;
     const Tensor p = probabilities(scores, layer_.attention->sinks, groups_);
     if (pass_.recording()) pass_.record("attn.probs", p.reshape({sequences, q_.size(1), b.count, end - begin}));
     const Tensor mixed = at::matmul(p.reshape({sequences, kv_heads_, groups_ * b.count, end - begin}), v);

@@ -80,7 +80,7 @@ struct Pass {
   bool inference = false;                       // no gradients: results may be written in place
   Tensor cos{}, sin{};                          // [1 or sequences, tokens, 1, rotary / 2], fp32
   Tensor padding{};                             // [sequences, past + tokens] bool, true: real; undefined: all real
-  std::map<std::int64_t, Tensor> masks{};       // by window: what is added to scores, [1 or sequences, 1, 1, tokens, past + tokens]
+  std::map<std::int64_t, Tensor> masks{};       // by window: of all queries at once
   std::int64_t layer = 0;
   std::vector<Tensor> router_logits{};          // of each layer with experts
   bool want_router_logits = false;
@@ -103,7 +103,13 @@ Tensor gated(const Tensor& gate, const Tensor& up, Activation activation);
 void set_rotary(Pass& pass, const Tensor& positions);
 // x [sequences, tokens, heads, head dim]
 Tensor rotate(const Pass& pass, const Tensor& x);
-const Tensor& mask_of(Pass& pass, std::int64_t window);
+// Which keys a block of queries may see; positions in the cache count from 0.
+struct Sight {
+  std::int64_t first = 0, count = 0;            // queries of this pass
+  std::int64_t begin = 0, end = 0;              // keys
+};
+// What is added to scores, [1 or sequences, 1, 1, queries, keys]; undefined: nothing is hidden.
+Tensor mask_of(Pass& pass, std::int64_t window, const Sight& sight);
 Tensor load_balancing_loss(const Pass& pass);
 
 // Whether own loops may run on these: no gradients wanted, in the CPU's memory, fp32.

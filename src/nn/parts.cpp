@@ -99,22 +99,26 @@ Tensor rotate(const Pass& pass, const Tensor& x) {
   return at::cat(pieces, 3);
 }
 
-const Tensor& mask_of(Pass& pass, std::int64_t window) {
-  const auto found = pass.masks.find(window);
-  if (found != pass.masks.end()) return found->second;
-  Tensor& mask = pass.masks[window];
-  const std::int64_t all = pass.past + pass.tokens;
-  const bool windowed = window != 0 && all > window;
-  if (pass.tokens == 1 && !pass.padding.defined() && !windowed) return mask;   // sees everything
+Tensor mask_of(Pass& pass, std::int64_t window, const Sight& sight) {
+  const std::int64_t first = pass.past + sight.first, end = first + sight.count;   // queries, counted with what is cached
+  const bool windowed = window != 0 && end - sight.begin > window;
+  if (sight.count == 1 && !pass.padding.defined() && !windowed) return {};   // sees all of these keys
+  const bool whole = sight.count == pass.tokens;
+  if (whole && pass.masks.contains(window)) return pass.masks[window];
   const auto options = at::TensorOptions().device(pass.model.device).dtype(at::kLong);
-  const Tensor query = at::arange(pass.past, all, options).unsqueeze(1), key = at::arange(all, options).unsqueeze(0);
+  const Tensor query = at::arange(first, end, options).unsqueeze(1), key = at::arange(sight.begin, sight.end, options).unsqueeze(0);
   Tensor seen = key.le(query);
   if (windowed) seen = seen.logical_and(key.gt(query - window));
-  seen = seen.view({1, 1, 1, pass.tokens, all});
-  if (pass.padding.defined()) seen = seen.logical_and(pass.padding.view({pass.sequences, 1, 1, 1, all}));
+  const std::int64_t keys = sight.end - sight.begin;
+  seen = seen.view({1, 1, 1, sight.count, keys});
+  if (pass.padding.defined()) {
+    const Tensor real = pass.padding.narrow(1, sight.begin, keys);
+    seen = seen.logical_and(real.reshape({pass.sequences, 1, 1, 1, keys}));
+  }
   // A low number, not minus infinity: a row that sees nothing (padding) must not become NaN.
   const double lowest = pass.model.dtype == at::kHalf ? -65504.0 : -1e38;
-  mask = at::zeros(seen.sizes(), options.dtype(pass.model.dtype)).masked_fill_(seen.logical_not(), lowest);
+  const Tensor mask = at::zeros(seen.sizes(), options.dtype(pass.model.dtype)).masked_fill_(seen.logical_not(), lowest);
+  if (whole) pass.masks[window] = mask;
   return mask;
 }
 
