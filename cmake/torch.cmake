@@ -59,8 +59,8 @@ target_compile_options(peft_nn PUBLIC ${torch_flags})
 # Torch's folder of headers has an fmt of another version than the system's library; header-only, that does no harm.
 target_compile_definitions(peft_nn PUBLIC $<BUILD_INTERFACE:FMT_HEADER_ONLY>)
 # An installed peft::nn takes torch's folders from the torch that its user finds (peftConfig.cmake).
-target_include_directories(peft_nn SYSTEM PUBLIC $<BUILD_INTERFACE:${TORCH_INCLUDE_DIRS}>)
-target_link_libraries(peft_nn PUBLIC peft $<BUILD_INTERFACE:${TORCH_LIBRARIES}>
+target_include_directories(peft_nn SYSTEM PUBLIC "$<BUILD_INTERFACE:${TORCH_INCLUDE_DIRS}>")
+target_link_libraries(peft_nn PUBLIC peft "$<BUILD_INTERFACE:${TORCH_LIBRARIES}>"
   PRIVATE $<BUILD_INTERFACE:peft_dependencies> $<BUILD_INTERFACE:peft_build_flags>)
 target_precompile_headers(peft_nn PRIVATE src/nn/torch.h)
 
