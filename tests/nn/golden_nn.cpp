@@ -48,7 +48,8 @@ Tensors read_tensors(const fs::path& path) {
   const auto file = TensorFile::open(path.string());
   Tensors tensors;
   for (const TensorInfo& info : file->tensors()) {
-    at::Tensor tensor = at::empty({info.shape.begin(), info.shape.end()}, torch_dtype(info.dtype));
+    const std::vector<std::int64_t> shape(info.shape.begin(), info.shape.end());
+    at::Tensor tensor = at::empty(shape, torch_dtype(info.dtype));
     const auto bytes = file->bytes(info);
     std::copy(bytes.begin(), bytes.end(), static_cast<std::byte*>(tensor.mutable_data_ptr()));
     tensors.emplace(info.name, tensor);

@@ -1,8 +1,6 @@
 // golden/runtime: logits and every step of a forward pass, as the real transformers recorded them.
 #include <gtest/gtest.h>
 
-#include <fmt/format.h>
-
 #include "nn/golden_nn.h"
 #include "nn/modules.h"
 #include "peft/nn/model.h"
