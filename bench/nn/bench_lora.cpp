@@ -6,6 +6,7 @@
 // Base and LoRA take turns within one run; the smallest time of each counts.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 
 #include <chrono>
 #include <cstdio>
@@ -16,6 +17,7 @@
 #include <map>
 #include <string>
 
+#include "nn/modules.h"
 #include "peft/nn/peft_model.h"
 
 namespace {
