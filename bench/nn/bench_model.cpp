@@ -5,6 +5,7 @@
 // One line each: what, smallest and median milliseconds. compare_transformers.py runs it beside the real program.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/GradMode.h>
 
 #include <algorithm>
 #include <chrono>
@@ -50,7 +51,7 @@ int main(int argc, char** argv) {
   const at::ScalarType dtype = o["dtype"] == "bfloat16" ? at::kBFloat16 : at::kFloat;
   std::shared_ptr<peft::nn::CausalLM> model;
   std::printf("load %.4f 0\n", milliseconds([&] { model = peft::nn::load_model(argv[1], {.dtype = dtype, .threads = std::atoi(o["threads"].c_str())}); }));
-  const at::NoGradGuard no_gradients;
+  const c10::NoGradGuard no_gradients;
   const std::int64_t vocabulary = model->vocab_size(), tokens = std::atoll(o["tokens"].c_str()), context = std::atoll(o["context"].c_str());
   at::manual_seed(1);
   const at::Tensor prompt = at::randint(vocabulary, {1, tokens}, at::kLong), token = at::randint(vocabulary, {1, 1}, at::kLong);

@@ -21,7 +21,7 @@ class Grouped : public ::testing::TestWithParam<Case> {
   Grouped() {
     at::manual_seed(3);
     const Case& c = GetParam();
-    indices_ = at::rand({c.tokens, c.experts}).argsort(1).narrow(1, 0, c.top_k).contiguous();
+    indices_ = at::rand({c.tokens, c.experts}).argsort(1, false).narrow(1, 0, c.top_k).contiguous();
     groups_ = group_by_expert(indices_, c.experts);
     x_ = at::randn({c.tokens, c.in}, at::kDouble).index_select(0, groups_.token);
     weight_ = at::randn({c.experts, c.out, c.in}, at::kDouble);
