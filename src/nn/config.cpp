@@ -31,13 +31,12 @@ void read_attention(const Reader& config, ModelConfig& model) {
                          ? family.default_head_dim
                          : divided(config, "hidden_size", model.hidden, model.heads, "num_attention_heads");
   }
+  // gpt_oss, the family with sinks, has biases unless its config says otherwise.
   const bool by_config = family.biases == Biases::by_config && config.flag("attention_bias", family.sinks);
   const bool qkv_by_config = family.biases == Biases::qkv_by_config && config.flag("qkv_bias", true);
   model.qkv_bias = by_config || qkv_by_config || family.biases == Biases::qkv;
   model.o_bias = by_config;
-  if (config.has("attention_dropout") && config.number("attention_dropout", 0) != 0) {
-    config.fail("attention_dropout", "dropout of attention weights is not implemented", "0", config.show("attention_dropout"));
-  }
+  model.attention_dropout = config.number("attention_dropout", 0);
 }
 
 // What layer_types is where a config does not have it.

@@ -55,6 +55,7 @@ struct ModelConfig {
   std::int64_t vocab = 0, hidden = 0, intermediate = 0;   // intermediate: of dense layers; 0 where there are none
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0;
   double eps = 1e-6, initializer_range = 0.02;
+  double attention_dropout = 0;            // not implemented: training with it is refused
   bool qkv_bias = false, o_bias = false, mlp_bias = false, tied = false;
   Activation activation = Activation::silu;
   RopeConfig rope;

@@ -147,6 +147,10 @@ CachePtr CausalLM::new_cache() const {
 ForwardOutput CausalLM::forward(const ForwardInput& input, const Context& context) const {
   if (impl_->device.is_meta()) refuse("model", "has shapes only and cannot run", "a model with weights", "device meta");
   check_ids(*impl_, input);
+  if (context.training && impl_->config.attention_dropout != 0) {
+    refuse("attention_dropout", "dropout of attention weights is not implemented", "0 in config.json",
+           std::to_string(impl_->config.attention_dropout));
+  }
   if (input.cache == nullptr) return run(*impl_, input, context);
   const std::int64_t sequences = input.ids.size(0);
   if (input.cache->length > 0 && input.cache->sequences != sequences) {
