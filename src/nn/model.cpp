@@ -1,6 +1,5 @@
 // A forward pass from ids to logits, and what a model tells about itself.
-#include <fmt/format.h>
-
+#include <algorithm>
 #include <limits>
 
 #include "nn/impl.h"
@@ -9,13 +8,19 @@
 namespace peft::nn {
 namespace {
 
-std::string shape_text(const Tensor& tensor) {
+std::string shape_text(at::IntArrayRef shape) {
   std::string text = "[";
-  for (const std::int64_t size : tensor.sizes()) {
+  for (const std::int64_t size : shape) {
     if (text.size() > 1) text += ", ";
     text += std::to_string(size);
   }
   text += ']';
+  return text;
+}
+
+std::string place_text(std::int64_t row, std::int64_t column) {
+  std::string text = "ids[";
+  text.append(std::to_string(row)).append("][").append(std::to_string(column)).append("]");
   return text;
 }
 
@@ -24,22 +29,24 @@ std::string shape_text(const Tensor& tensor) {
   throw Error(ErrorCode::USAGE, {.tensor = what, .problem = problem, .expected = expected, .got = got});
 }
 
-void check_ids(const CausalLM::Impl& model, const Tensor& ids) {
+// Ids of the vocabulary, and in a prompt none that stands for an image: what the model itself generates is text to it.
+void check_ids(const CausalLM::Impl& model, const ForwardInput& input) {
+  const Tensor& ids = input.ids;
   if (!ids.defined() || ids.dim() != 2 || ids.numel() == 0 || ids.scalar_type() != at::kLong) {
     refuse("ids", "not a batch of token ids", "int64 [sequences, tokens], none of them empty",
-           ids.defined() ? shape_text(ids) : "nothing");
+           ids.defined() ? shape_text(ids.sizes()) : "nothing");
   }
   const Tensor host = ids.to(at::kCPU).contiguous();
   const std::int64_t* id = host.const_data_ptr<std::int64_t>();
+  const bool prompt = input.cache == nullptr || input.cache->length == 0;
   for (std::int64_t i = 0; i < host.numel(); ++i) {
-    const auto where = [&] { return fmt::format("ids[{}][{}]", i / ids.size(1), i % ids.size(1)); };
     if (id[i] < 0 || id[i] >= model.config.vocab) {
-      refuse(where(), "a token id outside the vocabulary", "0 to " + std::to_string(model.config.vocab - 1), std::to_string(id[i]));
+      refuse(place_text(i / ids.size(1), i % ids.size(1)), "a token id outside the vocabulary",
+             "0 to " + std::to_string(model.config.vocab - 1), std::to_string(id[i]));
     }
-    for (const std::int64_t media : model.config.media_tokens) {
-      if (id[i] == media) {
-        refuse(where(), "stands for an image or a video; only text runs here", "text tokens", std::to_string(id[i]));
-      }
+    if (prompt && std::ranges::count(model.config.media_tokens, id[i]) > 0) {
+      refuse(place_text(i / ids.size(1), i % ids.size(1)), "stands for an image or a video; only text runs here",
+             "text tokens", std::to_string(id[i]));
     }
   }
 }
@@ -48,7 +55,7 @@ void check_ids(const CausalLM::Impl& model, const Tensor& ids) {
 Tensor checked_mask(const Tensor& mask, std::int64_t sequences, std::int64_t length, at::Device device) {
   if (!mask.defined()) return {};
   if (mask.dim() != 2 || mask.size(0) != sequences || mask.size(1) != length) {
-    refuse("mask", "does not fit the ids", fmt::format("[{}, {}]", sequences, length), shape_text(mask));
+    refuse("mask", "does not fit the ids", shape_text({sequences, length}), shape_text(mask.sizes()));
   }
   const Tensor host = mask.to(at::kCPU).to(at::kLong);
   if (host.ne(0).logical_and(host.ne(1)).any().item<bool>()) refuse("mask", "holds something else than 0 and 1", "0 or 1", "other numbers");
@@ -139,7 +146,7 @@ CachePtr CausalLM::new_cache() const {
 
 ForwardOutput CausalLM::forward(const ForwardInput& input, const Context& context) const {
   if (impl_->device.is_meta()) refuse("model", "has shapes only and cannot run", "a model with weights", "device meta");
-  check_ids(*impl_, input.ids);
+  check_ids(*impl_, input);
   if (input.cache == nullptr) return run(*impl_, input, context);
   const std::int64_t sequences = input.ids.size(0);
   if (input.cache->length > 0 && input.cache->sequences != sequences) {

@@ -1,6 +1,4 @@
 // Norms, activations, the dense MLP, rotary positions and masks.
-#include <limits>
-
 #include "nn/impl.h"
 #include "nn/kernels.h"
 
@@ -114,8 +112,8 @@ const Tensor& mask_of(Pass& pass, std::int64_t window) {
   if (windowed) seen = seen.logical_and(key.gt(query - window));
   seen = seen.view({1, 1, 1, pass.tokens, all});
   if (pass.padding.defined()) seen = seen.logical_and(pass.padding.view({pass.sequences, 1, 1, 1, all}));
-  // The lowest number, not minus infinity: a row that sees nothing (padding) must not become NaN.
-  const double lowest = pass.model.dtype == at::kHalf ? -65504.0 : static_cast<double>(std::numeric_limits<float>::lowest());
+  // A low number, not minus infinity: a row that sees nothing (padding) must not become NaN.
+  const double lowest = pass.model.dtype == at::kHalf ? -65504.0 : -1e38;
   mask = at::zeros(seen.sizes(), options.dtype(pass.model.dtype)).masked_fill_(seen.logical_not(), lowest);
   return mask;
 }

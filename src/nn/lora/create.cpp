@@ -98,9 +98,12 @@ void make_copies(PeftModel::Impl& impl, int id, const ResolvedTargets& resolved)
 void add_bias(PeftModel::Impl& impl, int id, const std::string& module, const std::string& parameter,
               const std::string& suffix) {
   Overlay& overlay = impl.overlay(module, parameter, Overlay::Kind::base_value);
+  if (overlay.adapters.contains(id)) return;
   overlay.adapters[id] = overlay.original.detach().clone();
   overlay.suffix[id] = suffix;
 }
+
+}  // namespace
 
 void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
   if (config.bias == "none") return;
@@ -114,8 +117,6 @@ void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
     }
   }
 }
-
-}  // namespace
 
 // trainable_token_indices: a list for the input embedding, or embeddings by the end of their names.
 void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
