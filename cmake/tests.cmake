@@ -29,7 +29,7 @@ endforeach()
 # What those share: golden data, an oracle that knows the layouts on its own, comparisons.
 file(GLOB support CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/support/*.cpp)
 add_library(peft_test_support STATIC ${support})
-target_include_directories(peft_test_support PUBLIC include tests)
+target_include_directories(peft_test_support PUBLIC include src tests)
 target_link_libraries(peft_test_support PUBLIC peft_test_flags)
 
 file(GLOB cross_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/*_test.cpp)

@@ -1,9 +1,19 @@
 # The runtime (src/nn, on libtorch): a leaf that nothing in the core needs. PEFT_WITH_TORCH: AUTO (when torch is
-# found), ON (torch or an error), OFF. Torch is found through CMAKE_PREFIX_PATH (a libtorch folder), or as a package of
-# the Python that PEFT_TORCH_PYTHON names.
-set(PEFT_WITH_TORCH AUTO CACHE STRING "Build the runtime on libtorch: AUTO, ON, OFF")
+# found), ON (torch or an error), OFF. Torch is found through CMAKE_PREFIX_PATH or Torch_DIR (a libtorch folder), or as
+# a package of a Python: the one that PEFT_TORCH_PYTHON names, the one of tools/install_torch.sh, or python3.
+# Both can be variables of the environment, too.
+if(DEFINED ENV{PEFT_WITH_TORCH})
+  set(wanted $ENV{PEFT_WITH_TORCH})
+else()
+  set(wanted AUTO)
+endif()
+set(PEFT_WITH_TORCH ${wanted} CACHE STRING "Build the runtime on libtorch: AUTO, ON, OFF")
 set_property(CACHE PEFT_WITH_TORCH PROPERTY STRINGS AUTO ON OFF)
-set(PEFT_TORCH_PYTHON "" CACHE STRING "A Python whose torch is used; empty: python3")
+set(PEFT_TORCH_PYTHON "$ENV{PEFT_TORCH_PYTHON}" CACHE STRING "A Python whose torch is used; empty: build/venvs/base, else python3")
+set(PEFT_PYTHON ${PEFT_TORCH_PYTHON})  # also the first choice for reading tokenizers
+if(NOT PEFT_PYTHON AND EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/build/venvs/base/stamp)
+  set(PEFT_PYTHON ${CMAKE_CURRENT_SOURCE_DIR}/build/venvs/base/bin/python)
+endif()
 set(PEFT_HAVE_TORCH OFF)
 if(NOT PEFT_WITH_TORCH)
   return()
@@ -11,7 +21,7 @@ endif()
 
 # Does nothing where Torch_DIR or CMAKE_PREFIX_PATH already lead to a libtorch.
 if(NOT Torch_DIR)
-  set(python ${PEFT_TORCH_PYTHON})
+  set(python ${PEFT_PYTHON})
   if(NOT python)
     find_program(PEFT_PYTHON3 python3)
     set(python ${PEFT_PYTHON3})
@@ -40,13 +50,17 @@ file(GLOB nn_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/nn/*.cpp 
 list(FILTER nn_sources EXCLUDE REGEX "_test\\.cpp$")
 add_library(peft_nn ${nn_sources})
 add_library(peft::nn ALIAS peft_nn)
+set_target_properties(peft_nn PROPERTIES EXPORT_NAME nn)
 target_include_directories(peft_nn PUBLIC $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/include>
                                           $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
                                    PRIVATE src)
 separate_arguments(torch_flags NATIVE_COMMAND "${TORCH_CXX_FLAGS}")
 target_compile_options(peft_nn PUBLIC ${torch_flags})
-target_include_directories(peft_nn SYSTEM PUBLIC ${TORCH_INCLUDE_DIRS})
-target_link_libraries(peft_nn PUBLIC peft ${TORCH_LIBRARIES}
+# Torch's folder of headers has an fmt of another version than the system's library; header-only, that does no harm.
+target_compile_definitions(peft_nn PUBLIC $<BUILD_INTERFACE:FMT_HEADER_ONLY>)
+# An installed peft::nn takes torch's folders from the torch that its user finds (peftConfig.cmake).
+target_include_directories(peft_nn SYSTEM PUBLIC $<BUILD_INTERFACE:${TORCH_INCLUDE_DIRS}>)
+target_link_libraries(peft_nn PUBLIC peft $<BUILD_INTERFACE:${TORCH_LIBRARIES}>
   PRIVATE $<BUILD_INTERFACE:peft_dependencies> $<BUILD_INTERFACE:peft_build_flags>)
 target_precompile_headers(peft_nn PRIVATE src/nn/torch.h)
 

@@ -8,7 +8,8 @@ import pathlib
 import re
 import sys
 
-STAGES = ["base", "safetensors", "config", "model", "adapter", "plan", "weights", "low_rank", "layout", "execute", "verbs", "cli", "nn"]
+STAGES = ["base", "safetensors", "config", "model", "adapter", "plan", "weights", "low_rank", "layout", "execute", "verbs", "cli", "nn",
+          "tokenizer", "torch_cli"]
 
 # The first stage that may include a public header. peft.h is for users and is included by no stage.
 PUBLIC = {

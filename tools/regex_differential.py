@@ -1,7 +1,7 @@
 #!/usr/bin/env python3.11
 """Random patterns: does peft.cpp answer as Python's `re` does?
 
-    python3.11 tools/regex_differential.py build/debug/test_config [--patterns 20000] [--seed 1]
+    python3.11 tools/regex_differential.py build/release/golden_test [--patterns 20000] [--seed 1]
 
 Writes rows in the form of golden/regex/python_re.jsonl and lets the test program check them.
 Patterns are drawn from a grammar, then some are damaged, so that both meaning and errors are compared.
@@ -9,6 +9,7 @@ Patterns are drawn from a grammar, then some are damaged, so that both meaning a
 import argparse
 import json
 import os
+import pathlib
 import random
 import re
 import subprocess
@@ -86,14 +87,16 @@ def main():
     options.add_argument("--seed", type=int, default=1)
     given = options.parse_args()
     rng = random.Random(given.seed)
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
-        for _ in range(given.patterns):
-            p = pattern(rng)
-            for _ in range(3):
-                file.write(json.dumps(row(p, subject(rng))) + "\n")
-        file.flush()
-        done = subprocess.run([given.test_program, "--gtest_filter=PythonRegex.AnswersAsPythonDoesOnFurtherRows"],
-                              env={**os.environ, "PEFT_REGEX_ROWS": file.name}, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as root:
+        rows = pathlib.Path(root, "regex", "python_re.jsonl")
+        rows.parent.mkdir()
+        with open(rows, "w") as file:
+            for _ in range(given.patterns):
+                p = pattern(rng)
+                for _ in range(3):
+                    file.write(json.dumps(row(p, subject(rng))) + "\n")
+        done = subprocess.run([given.test_program, "regex"], env={**os.environ, "PEFT_GOLDEN": root},
+                              capture_output=True, text=True)
     print(done.stdout)
     return done.returncode
 

@@ -19,7 +19,7 @@ LIMIT = 20 * 2**20
 TARGET = pathlib.Path(__file__).resolve().parent.parent / "tests" / "golden"
 KEPT = ("README.md", "MANIFEST")  # written by hand, written last
 
-# Group: which paths below it are left out, as patterns of pathlib.PurePath.match.
+# Group: which files of its cases are left out, as patterns of pathlib.PurePath.match.
 GROUPS = {
     "config": [],
     "regex": [],
@@ -28,26 +28,76 @@ GROUPS = {
     "native": ["*logits.safetensors"],
     "consumers": ["*logits*.safetensors", "ids.json"],
 }
+# Cases that show nothing the selection does not show without them: folders, and why. The whole set has them.
+CASES_LEFT_OUT = {
+    "the same bytes as another generation's case": [
+        "native/*-p0200", "native/gpt_oss-HI-only_down-p0171", "native/gpt_oss-both-p0171", "native/llama4_text-both-p0171",
+        "native/gpt_oss-HI-only_down-p0191", "native/llama4_text-both-p0191", "native/qwen3_5_moe-v5-*-p0191",
+        "native/qwen3_moe-HI-v5-only_down-p0191", "native/qwen3_moe-v5-bf16_base-p0191", "native/qwen3_moe-v5-patterns-p0191",
+    ],
+    "a larger case of what smaller ones show": [
+        "native/mixtral-E12-v5-both-p0212", "native/qwen3_5_moe-seed-v5-seed_script-p0190", "native/qwen3_5_moe-v5-both-p0190",
+    ],
+    "the same variant on a second model": [
+        "convert/qwen3_moe-regex", "convert/qwen3_moe-rslora", "convert/qwen3_moe-dropout", "convert/qwen3_moe-expert-missing",
+        "convert/qwen3_moe-gate-up", "convert/qwen3_moe-router", "convert/qwen3_moe-alpha-down", "convert/mixtral-v5-native",
+        "convert/phimoe-router", "convert/qwen2_moe-plain", "convert/deepseek_v2-plain", "convert/flex_olmo-plain",
+        "convert/minimax-plain",
+    ],
+    "a variant next to another one": [
+        "convert/mixtral-all-linear-literal", "convert/mixtral-peft0171", "convert/mixtral-shuffled",
+        "convert/mixtral-alpha-by-layer", "convert/mixtral-one-tensor-missing", "convert/mixtral-extra-expert",
+        "convert/mixtral-exclude-layer-random", "convert/mixtral-regex-numbers",
+    ],
+    "what programs do with it is as for another model": [
+        "consumers/qwen3_moe/perexpert-rslora", "consumers/qwen3_moe/perexpert-tied", "consumers/qwen3_moe/perexpert-router",
+        "consumers/qwen3_moe/fused-*-only", "consumers/qwen3_moe/fused-2r", "consumers/qwen3_moe/fused-router",
+        "consumers/qwen3_5_moe/fused-*-only", "consumers/qwen3_5_moe/fused-router", "consumers/gpt_oss/fused-experts-only",
+        "consumers/gpt_oss/fused-router",
+    ],
+}
 CONSUMER_LAYOUTS = ("llama_cpp", "mlx_lm", "tinker", "vllm")  # layouts that are not PEFT's or Unsloth's
 MODEL_FILES = ("config.json", "facts.json")  # no weights: names and shapes are enough
 # ... but for these: whether attention has one query projection or two, only the checkpoint shows.
 MODELS_WITH_WEIGHTS = ("deepseek_v2-v4", "deepseek_v3-v4")
 
 
+def is_left_out(relative):
+    folders = [relative, *relative.parents]
+    patterns = [pattern for group in CASES_LEFT_OUT.values() for pattern in group]
+    return any(folder.match(pattern) for folder in folders for pattern in patterns if len(folder.parts) > 1)
+
+
+def is_read(relative, case):
+    """Files of a case that some test looks at."""
+    name = relative.name
+    if relative.parts[:2] == ("config", "migrate") and case["origin"] == "v4" and "expected" in relative.parts:
+        return name in ("right.json", "targets_v4_0.18.1.json")  # what PEFT makes of it is shown by group convert
+    return True
+
+
 def selected(source):
     """The files of the selection, relative to the source, sorted."""
     files = []
     models = set()
+    truths = set()  # (family, which) that a selected case is compared with
+    cases = {path.parent: json.loads(path.read_text()) for path in source.glob("*/**/case.json")}
     for group, left_out in GROUPS.items():
         for path in (source / group).rglob("*"):
             relative = path.relative_to(source)
-            if not path.is_file() or any(relative.match(pattern) for pattern in left_out):
+            if not path.is_file() or is_left_out(relative) or any(relative.match(pattern) for pattern in left_out):
                 continue
             if group == "consumers" and relative.parts[1] in CONSUMER_LAYOUTS:
                 continue
+            case = next((cases[folder] for folder in path.parents if folder in cases), {})
+            if not is_read(relative, case):
+                continue
             files.append(relative)
             if path.name == "case.json" and group in ("convert", "native", "consumers"):
-                models.add(json.loads(path.read_text())["model"])
+                models.add(case["model"])
+                truths.add((case["model"].removeprefix("consumer-"), case.get("truth")))
+    files = [file for file in files if not file.name.startswith("truth-")
+             or (file.parent.name, file.stem.removeprefix("truth-")) in truths]
     for model in models:
         files += [pathlib.PurePath("models", model, name) for name in MODEL_FILES]
         if model in MODELS_WITH_WEIGHTS:

@@ -52,11 +52,11 @@ struct MergeError {
 struct ExecuteReport {
   std::uint64_t bytes_in = 0, bytes_out = 0;
   double seconds = 0;
-  std::vector<MergedMatrix> merged{};  // in the order of the plan; empty unless want_norms
-  MergeError error{};
   std::size_t files_written = 0, files_resumed = 0;  // those of earlier runs that were used
   bool published = true;                             // false: a part, which waits for the others and for `finish`
-  std::vector<std::string> warnings;                 // what could not be tidied up
+  std::vector<std::string> warnings{};               // what could not be tidied up
+  std::vector<MergedMatrix> merged{};  // in the order of the plan; empty unless want_norms
+  MergeError error{};
 };
 
 ExecuteReport execute(const Plan& plan, const std::string& out_folder, const ExecuteOptions& options = {});

@@ -1,4 +1,4 @@
-// This file and arguments_low_rank.cpp include CLI11, which takes seconds to compile.
+// This file and arguments_*.cpp include CLI11, which takes seconds to compile.
 #include "cli/arguments.h"
 
 #include <CLI/CLI.hpp>
@@ -19,6 +19,8 @@ constexpr const char* kExamples = R"(Examples:
   peft convert my-lora --to peft-fused --out my-lora-v5        transformers 4 -> 5
   peft convert my-lora-v5 --to peft-per-expert --out my-lora-v4
   peft verify my-lora my-lora-v5                               are they the same function?
+  peft generate --base Qwen3-30B-A3B --adapter my-lora --prompt "Once upon" --max-new-tokens 20
+  peft merge --base M --adapter my-lora --out merged           the model with the adapter in it
   peft combine a@0.7 b@-0.4 --type svd --out c                 a weighted sum of adapters
   peft resize my-lora --rank 8 --out small                     the same adapter at a lower rank
   peft extract --base M --finetuned N --rank 16 --out lora     an adapter from two models
@@ -70,7 +72,9 @@ struct Commands {
   TargetsCommand targets;
   ConvertCommand convert;
   VerifyCommand verify;
+  RuntimeCommands runtime;
   LowRankCommands low_rank;
+  MergeCommand merge;
   LayoutsCommand layouts;
   FamiliesCommand families;
   CompletionCommand completion;
@@ -237,6 +241,9 @@ std::vector<std::string> choices_of(const std::string& flag) {
   if (flag == "--dtype") return float_dtype_names();
   if (flag == "--orientation") return {"out-in", "in-out"};
   if (flag == "--b-packing") return {"rank-major", "grouped-by-expert"};
+  if (flag == "--changed-base") return changed_base_values();
+  if (flag == "--mode") return {"best", "peft", "peft-safe", "fast"};
+  if (flag == "--base-dtype" || flag == "--out-dtype") return float_dtype_names();
   if (flag == "--type") return {combine_types().begin(), combine_types().end()};
   if (flag == "--majority-sign-method") return {"total", "frequency"};
   if (flag == "--tolerance") return {"exact", "rounded"};
@@ -278,6 +285,10 @@ Command chosen(const CLI::App& app, Commands& all) {
     return all.convert;
   }
   if (verb == "verify") return all.verify;
+  if (verb == "logits") return all.runtime.logits;
+  if (verb == "generate") return all.runtime.generate;
+  if (verb == "params") return all.runtime.params;
+  if (verb == "merge") return all.merge;
   if (verb == "combine") return all.low_rank.combine;
   if (verb == "resize") return all.low_rank.resize;
   if (verb == "extract") return all.low_rank.extract;
@@ -296,7 +307,7 @@ std::string help_of(const CLI::App& app) {
 }  // namespace
 
 Command parse_arguments(std::vector<std::string> arguments) {
-  CLI::App app{"LoRA adapters of Mixture-of-Experts models: inspect, convert, verify, combine.", "peft"};
+  CLI::App app{"LoRA adapters of Mixture-of-Experts models: inspect, convert, verify, merge, combine.", "peft"};
   Commands all;
   app.set_version_flag("--version", std::string("peft ") + kVersion);
   app.require_subcommand(1);
@@ -306,8 +317,13 @@ Command parse_arguments(std::vector<std::string> arguments) {
   add_targets(app, all.targets);
   add_convert(app, all);
   add_verify(app, all.verify);
+  add_runtime(app, all.runtime);
+  add_merge(app, all.merge);
   add_low_rank(app, all.low_rank);
   add_tables(app, all);
+  for (auto* flags : {&all.runtime.logits.model, &all.runtime.generate.model, &all.runtime.params.model}) {
+    flags->command_line = arguments;
+  }
   if (arguments.empty()) return TextCommand{app.help()};
   // CLI11 would only say that a verb is missing.
   const std::string& verb = arguments.front();

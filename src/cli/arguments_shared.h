@@ -6,7 +6,9 @@
 #include "cli/combine.h"
 #include "cli/extract.h"
 #include "cli/input_flags.h"
+#include "cli/merge.h"
 #include "cli/resize.h"
+#include "cli/runtime.h"
 
 namespace peft::cli {
 
@@ -22,5 +24,13 @@ struct LowRankCommands {
   ExtractCommand extract;
 };
 void add_low_rank(CLI::App& app, LowRankCommands& commands);  // arguments_low_rank.cpp
+
+struct RuntimeCommands {
+  LogitsCommand logits;
+  GenerateCommand generate;
+  ParamsCommand params;
+};
+void add_runtime(CLI::App& app, RuntimeCommands& commands);  // arguments_runtime.cpp
+void add_merge(CLI::App& app, MergeCommand& command);         // arguments_merge.cpp
 
 }  // namespace peft::cli

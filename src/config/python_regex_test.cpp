@@ -1,103 +1,16 @@
-// Against what Python 3.11 answered (golden/regex), and what a pattern may not do to us.
+// What a pattern may not do to us. What Python answers is compared by the golden runner (golden/regex).
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <chrono>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <functional>
-#include <iostream>
-#include <nlohmann/json.hpp>
 #include <thread>
 
-#include "config/regex_parser.h"
-#include "config/test_files.h"
-#include "config/unicode.h"
 #include "peft/config.h"
 #include "peft/error.h"
 
 namespace peft {
 namespace {
-
-using nlohmann::json;
-
-// One row of python_re.jsonl, as this implementation would write it.
-json spans_in_characters(const std::optional<PythonRegex::Groups>& groups, const std::string& text) {
-  if (!groups) return nullptr;
-  const auto characters = [&](std::int64_t bytes) {
-    return config::decode_utf8(std::string_view(text).substr(0, static_cast<std::size_t>(bytes))).size();
-  };
-  json result = json::array();
-  for (const auto& [begin, end] : *groups) {
-    result.push_back(begin < 0 ? json(nullptr) : json::array({characters(begin), characters(end)}));
-  }
-  return result;
-}
-
-void answer_syntax(json& row, const std::string& pattern) {
-  std::vector<config::RegexWarning> warnings;
-  try {
-    config::RegexParser parser(config::decode_utf8(pattern), &warnings);
-    parser.parse();
-  } catch (const config::RegexError& error) {
-    row["error"]["class"] = error.kind;
-    if (error.kind == "re.error") {
-      row["error"]["message"] = error.message;
-      row["error"]["pos"] = error.position ? json(*error.position) : json(nullptr);
-    }
-  }
-  for (const config::RegexWarning& warning : warnings) {
-    row["warnings"].push_back(json::array({warning.category, warning.text}));
-  }
-}
-
-json answer(const std::string& pattern, const std::string& text) {
-  json row;
-  row["p"] = pattern;
-  row["s"] = text;
-  answer_syntax(row, pattern);
-  try {
-    const PythonRegex regex(pattern);
-    row["fullmatch"] = spans_in_characters(regex.fullmatch(text), text);
-    row["match"] = spans_in_characters(regex.match(text), text);
-    row["search"] = spans_in_characters(regex.search(text), text);
-    for (const auto& [name, number] : regex.names()) row["names"][name] = number;
-    EXPECT_EQ(regex.matches(text), !row["match"].is_null()) << pattern;
-    EXPECT_EQ(regex.fullmatches(text), !row["fullmatch"].is_null()) << pattern;
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::CF_REGEX);
-    if (!row.contains("error")) row["error"]["class"] = "ours";
-    row["error"]["text"] = error.detail().problem;
-  }
-  return row;
-}
-
-std::size_t check_rows(const std::filesystem::path& file) {
-  std::ifstream lines(file);
-  std::size_t rows = 0;
-  for (std::string line; std::getline(lines, line); ++rows) {
-    const json expected = json::parse(line);
-    const json got = answer(expected["p"], expected["s"]);
-    EXPECT_EQ(got, expected) << "pattern " << expected["p"] << " got\n" << got << "\nPython's\n" << expected;
-  }
-  return rows;
-}
-
-TEST(PythonRegex, AnswersAsPythonDoes) {
-  const auto file = testing::golden_folder() / "regex" / "python_re.jsonl";
-  ASSERT_TRUE(std::filesystem::exists(file)) << file;
-  const std::size_t rows = check_rows(file);
-  EXPECT_GE(rows, 100U);
-  std::cout << rows << " rows of " << file << "\n";
-}
-
-// tools/regex_differential.py sets this to rows of its own.
-TEST(PythonRegex, AnswersAsPythonDoesOnFurtherRows) {
-  const char* file = std::getenv("PEFT_REGEX_ROWS");
-  if (file == nullptr) GTEST_SKIP() << "PEFT_REGEX_ROWS names no file";
-  EXPECT_GT(check_rows(file), 0U);
-}
 
 Error error_of(const std::function<void()>& action) {
   try {

@@ -10,6 +10,7 @@
 
 #include "base/thread_pool.h"
 #include "execute/fingerprint.h"
+#include "execute/merge_norms.h"
 #include "execute/resume.h"
 #include "execute/share.h"
 #include "execute/stream.h"
@@ -125,6 +126,7 @@ class Execution {
     }
     write_files(output, missing, journal);
     if (!is_part()) write_side_files(output);
+    if (!is_part() && options_.want_norms) report_.merged = merged_norms(plan_, thread_count(options_.threads));
     check_sources(plan_);
     // Times alone do not tell: some file systems count them in seconds.
     if (!keeps() || new_fingerprint() == fingerprint_) return;
@@ -154,6 +156,7 @@ class Execution {
       report_.bytes_out += sizes_[index];
       ++report_.files_written;
     }
+    report_.error = stages.merge_error();
     monitor.check();
   }
 

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <nlohmann/json.hpp>
+#include <charconv>
 #include <string_view>
 
 #include "base/system_calls.h"
@@ -16,22 +16,22 @@
 namespace peft::execution {
 namespace {
 
-using Json = nlohmann::json;
-
-constexpr int kFormat = 1;
+constexpr std::string_view kFirst = "peft-journal-1 ";
+constexpr std::string_view kFinished = "finished ";
+constexpr std::string_view kNoDigest = "-";
 constexpr std::size_t kChecksumDigits = 16;
 
-std::string line_of(std::string_view json) {
-  return fmt::format("{:016x} {}\n", XXH3_64bits(json.data(), json.size()), json);
+std::string line_of(std::string_view text) {
+  return fmt::format("{:016x} {}\n", XXH3_64bits(text.data(), text.size()), text);
 }
 
-// The JSON of a line that is as it was written.
-std::optional<Json> parse_line(std::string_view line) {
+// The text of a line that is as it was written.
+std::optional<std::string_view> text_of(std::string_view line) {
   if (line.size() <= kChecksumDigits) return std::nullopt;
-  const std::string_view json = line.substr(kChecksumDigits + 1);
-  if (line_of(json) != std::string(line) + "\n") return std::nullopt;
-  Json parsed = Json::parse(json, nullptr, false);
-  return parsed.is_object() ? std::optional(std::move(parsed)) : std::nullopt;
+  const std::string_view text = line.substr(kChecksumDigits + 1);
+  const std::string expected = line_of(text);
+  if (line != std::string_view(expected).substr(0, expected.size() - 1)) return std::nullopt;
+  return text;
 }
 
 [[noreturn]] void refuse(const std::string& path, std::string problem, std::string expected, std::string got) {
@@ -42,25 +42,44 @@ std::optional<Json> parse_line(std::string_view line) {
                                       .hint = "start over: --overwrite, or remove the folder that the journal is in"});
 }
 
-void check_first_line(const std::string& path, const Json& line, const std::string& fingerprint) {
-  const std::string got = line.at("fingerprint").get<std::string>();
-  if (line.at("journal").get<int>() == kFormat && got == fingerprint) return;
-  refuse(path, "the unfinished output is of another run: other options, other files or another version",
-         "fingerprint " + fingerprint, got);
+std::string_view next_word(std::string_view& text) {
+  const std::size_t end = std::min(text.find(' '), text.size());
+  const std::string_view word = text.substr(0, end);
+  text.remove_prefix(std::min(end + 1, text.size()));
+  return word;
 }
 
-void use_line(const std::string& path, std::size_t number, const Json& line, const std::string& fingerprint,
+bool parse_number(std::string_view word, std::uint64_t& number) {
+  const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), number, 16);
+  return error == std::errc() && end == word.data() + word.size();
+}
+
+std::optional<FinishedFile> parse_finished(std::string_view text) {
+  if (!text.starts_with(kFinished)) return std::nullopt;
+  text.remove_prefix(kFinished.size());
+  FinishedFile file;
+  bool good = parse_number(next_word(text), file.size) && parse_number(next_word(text), file.staging);
+  const std::string_view digest = next_word(text);
+  if (digest != kNoDigest) good = good && parse_number(digest, file.digest.emplace());
+  file.name = text;
+  return good ? std::optional(std::move(file)) : std::nullopt;
+}
+
+std::string text_of(const FinishedFile& file) {
+  const std::string digest = file.digest ? fmt::format("{:x}", *file.digest) : std::string(kNoDigest);
+  return fmt::format("{}{:x} {:x} {} {}", kFinished, file.size, file.staging, digest, file.name);
+}
+
+void use_line(const std::string& path, std::size_t number, std::string_view text, const std::string& fingerprint,
               std::vector<FinishedFile>& files) {
-  try {
-    if (number == 1) return check_first_line(path, line, fingerprint);
-    FinishedFile file{.name = line.at("file").get<std::string>(),
-                      .size = line.at("size").get<std::uint64_t>(),
-                      .staging = line.at("staging").get<std::uint64_t>()};
-    if (line.contains("digest")) file.digest = line.at("digest").get<std::uint64_t>();
-    files.push_back(std::move(file));
-  } catch (const Json::exception& error) {
-    refuse(path, fmt::format("line {} is no line of a journal", number), "", error.what());
+  if (number == 1) {
+    if (text == std::string(kFirst) + fingerprint) return;
+    refuse(path, "the unfinished output is of another run: other options, other files or another version",
+           "fingerprint " + fingerprint, std::string(text));
   }
+  auto file = parse_finished(text);
+  if (!file) refuse(path, fmt::format("line {} is no line of a journal", number), "", std::string(text));
+  files.push_back(std::move(*file));
 }
 
 void read_journal(const std::string& path, const std::string& fingerprint, std::vector<FinishedFile>& files) {
@@ -70,7 +89,7 @@ void read_journal(const std::string& path, const std::string& fingerprint, std::
   std::size_t bad = 0;  // number of the first line that cannot be used
   for (std::size_t begin = 0, number = 1; begin < text.size(); ++number) {
     const std::size_t end = std::min(text.find('\n', begin), text.size());
-    const auto line = parse_line(std::string_view(text).substr(begin, end - begin));
+    const auto line = text_of(std::string_view(text).substr(begin, end - begin));
     // A line without an end, or damaged, is the last one of a run that was stopped; but only the last one.
     if (!line || end == text.size()) {
       if (bad == 0) bad = number;
@@ -96,7 +115,7 @@ Journal::Journal(const safetensors::StagingFolder& staging, const std::string& f
   fd_ = SystemCalls::get().open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (fd_ < 0) safetensors::fail_writing(path_, "open", errno);
   try {
-    write(line_of(Json{{"journal", kFormat}, {"fingerprint", fingerprint}}.dump()));
+    write(line_of(std::string(kFirst) + fingerprint));
     if (sync_) safetensors::sync_folder(staging.path());
   } catch (...) {
     withdraw();
@@ -111,11 +130,7 @@ void Journal::withdraw() noexcept { SystemCalls::get().unlink(path_.c_str()); }
 
 void Journal::add(const std::vector<FinishedFile>& files) {
   std::string lines;
-  for (const FinishedFile& file : files) {
-    Json line{{"file", file.name}, {"size", file.size}, {"staging", file.staging}};
-    if (file.digest) line["digest"] = *file.digest;
-    lines += line_of(line.dump(-1, ' ', false, Json::error_handler_t::replace));
-  }
+  for (const FinishedFile& file : files) lines += line_of(text_of(file));
   write(lines);
 }
 

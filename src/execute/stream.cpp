@@ -90,6 +90,17 @@ std::uint64_t digest_in_file(const FileWork& work, const Unit& unit, const ReadA
 
 }  // namespace
 
+MergeError Stages::merge_error() const {
+  MergeError all;
+  for (const auto& stage : stages_) {
+    if (!stage) continue;
+    all.sampled += stage->merge_error().sampled;
+    all.different += stage->merge_error().different;
+    all.max_ulps = std::max(all.max_ulps, stage->merge_error().max_ulps);
+  }
+  return all;
+}
+
 Digests write_units(const FileWork& work, NewFile& file, Stages& stages, Monitor& monitor, bool want_digests) {
   const Touch touch(work);
   const std::string& head = work.layout.head;

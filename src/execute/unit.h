@@ -40,6 +40,7 @@ enum class Making : std::uint8_t {
   direct,    // written from the mapped source, without a copy of ours
   member,    // rendered with its family
   rendered,  // rendered by rows
+  merged,    // by rows too, with updates added
 };
 
 struct FileWork {

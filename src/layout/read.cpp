@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
+#include "adapter/site_order.h"
 #include "layout/decode.h"
 #include "layout/fused_forms.h"
-#include "layout/natural_order.h"
 #include "peft/error.h"
 #include "peft/layout.h"
 
@@ -61,17 +61,22 @@ void check_asked_layout(const Context& context, bool per_expert, bool fused) {
                                      .got = per_expert ? "one pair per expert and projection" : "pairs that hold all experts"});
 }
 
+// Most files come in order: then nothing is moved.
+template <class List, class Less>
+void sort_if_needed(List& list, const Less& less) {
+  if (!std::is_sorted(list.begin(), list.end(), less)) std::stable_sort(list.begin(), list.end(), less);
+}
+
 // Factors in natural order of modules, then by expert and projection.
 void sort_factors(Factors& factors) {
-  std::stable_sort(factors.factors.begin(), factors.factors.end(),
-                   [](const Factor& x, const Factor& y) { return layout::site_less(x.site, y.site); });
-  std::stable_sort(factors.extras.begin(), factors.extras.end(), [](const Extra& x, const Extra& y) {
-    if (x.site.module != y.site.module) return layout::natural_less(x.site.module, y.site.module);
+  sort_if_needed(factors.factors, [](const Factor& x, const Factor& y) { return site_less(x.site, y.site); });
+  sort_if_needed(factors.extras, [](const Extra& x, const Extra& y) {
+    if (x.site.module != y.site.module) return natural_less(x.site.module, y.site.module);
     return x.site.expert < y.site.expert;
   });
   auto& counts = factors.expert_counts;
-  std::stable_sort(counts.begin(), counts.end(), [](const ExpertCount& x, const ExpertCount& y) {
-    return x.module != y.module ? layout::natural_less(x.module, y.module) : x.count > y.count;
+  sort_if_needed(counts, [](const ExpertCount& x, const ExpertCount& y) {
+    return x.module != y.module ? natural_less(x.module, y.module) : x.count > y.count;
   });
   counts.erase(std::unique(counts.begin(), counts.end(), [](const ExpertCount& x, const ExpertCount& y) { return x.module == y.module; }),
                counts.end());

@@ -2,17 +2,10 @@
 
 #include <algorithm>
 
-#include "layout/natural_order.h"
+#include "base/natural_order.h"
 
 namespace peft::layout {
 namespace {
-
-struct Entry {
-  Key key;
-  std::uint32_t tensor;
-};
-
-bool same_slot(const Key& a, const Key& b) { return a.depth == b.depth && a.module == b.module; }
 
 bool is_single(KeyKind kind) { return kind == KeyKind::plain || kind == KeyKind::token_delta; }
 
@@ -68,13 +61,76 @@ void check_pair(const Slot& slot, const Adapter& adapter, bool ignore_unused, Sl
   }
 }
 
+// The pairs of a file, made up of their tensors in whatever order those come.
+class Pairs {
+ public:
+  Pairs(const Adapter& adapter, std::size_t tensors) : adapter_(adapter) { slots_.reserve(tensors / 2 + 1); }
+
+  void add(const Key& key, std::uint32_t tensor) {
+    // In files that are sorted by name a pair's tensors are neighbours.
+    if (slots_.empty() || !is_of(slots_.back(), key) || !set(slots_.back(), key, tensor)) {
+      slots_.push_back({key.module, key.depth});
+      set(slots_.back(), key, tensor);
+    }
+  }
+
+  // In natural order of modules, the innermost wrapper last.
+  std::vector<Slot> finish() {
+    std::sort(slots_.begin(), slots_.end(), [](const Slot& x, const Slot& y) {
+      if (natural_less(x.module, y.module)) return true;
+      return x.depth > y.depth && x.module == y.module;
+    });
+    std::size_t last = 0;
+    for (std::size_t i = 1; i < slots_.size(); ++i) {
+      if (slots_[i].module == slots_[last].module && slots_[i].depth == slots_[last].depth) {
+        join(slots_[last], slots_[i]);
+      } else {
+        slots_[++last] = slots_[i];
+      }
+    }
+    if (!slots_.empty()) slots_.resize(last + 1);
+    return std::move(slots_);
+  }
+
+ private:
+  static bool is_of(const Slot& slot, const Key& key) { return slot.depth == key.depth && slot.module == key.module; }
+
+  // False when the place is taken.
+  static bool set(Slot& slot, const Key& key, std::uint32_t tensor) {
+    std::uint32_t* part = part_of(slot, key.kind);
+    if (*part != kNoTensor) return false;
+    *part = tensor;
+    slot.embedding |= key.kind == KeyKind::embedding_a || key.kind == KeyKind::embedding_b;
+    return true;
+  }
+
+  void join(Slot& slot, const Slot& other) const {
+    for (std::uint32_t Slot::*part : {&Slot::a, &Slot::b, &Slot::b_bias, &Slot::magnitude}) {
+      if (other.*part == kNoTensor) continue;
+      if (slot.*part != kNoTensor) refuse_twin(std::max(slot.*part, other.*part), std::min(slot.*part, other.*part));
+      slot.*part = other.*part;
+    }
+    slot.embedding |= other.embedding;
+  }
+
+  [[noreturn]] void refuse_twin(std::uint32_t tensor, std::uint32_t earlier) const {
+    const auto tensors = adapter_.weights->tensors();
+    throw Error(ErrorCode::LO_AMBIG, {.file = adapter_.weights->path(),
+                                      .tensor = std::string(tensors[tensor].name),
+                                      .problem = "two tensors stand for the same thing",
+                                      .got = std::string(tensors[earlier].name)});
+  }
+
+  const Adapter& adapter_;
+  std::vector<Slot> slots_;
+};
+
 }  // namespace
 
 Slots collect_slots(const Adapter& adapter, bool ignore_unused) {
   const auto tensors = adapter.weights->tensors();
   Slots result;
-  std::vector<Entry> entries;
-  entries.reserve(tensors.size());
+  Pairs pairs(adapter, tensors.size());
   for (std::uint32_t i = 0; i < tensors.size(); ++i) {
     const Key key = parse_key(tensors[i].name);
     if (key.kind == KeyKind::other_lora) {
@@ -83,28 +139,10 @@ Slots collect_slots(const Adapter& adapter, bool ignore_unused) {
     } else if (is_single(key.kind)) {
       result.singles.push_back({key, i});
     } else {
-      entries.push_back({key, i});
+      pairs.add(key, i);
     }
   }
-  std::sort(entries.begin(), entries.end(), [](const Entry& x, const Entry& y) {
-    if (x.key.module != y.key.module) return natural_less(x.key.module, y.key.module);
-    return x.key.depth > y.key.depth;
-  });
-  for (std::size_t i = 0; i < entries.size();) {
-    Slot slot{entries[i].key.module, entries[i].key.depth};
-    std::size_t j = i;
-    for (; j < entries.size() && same_slot(entries[i].key, entries[j].key); ++j) {
-      std::uint32_t* part = part_of(slot, entries[j].key.kind);
-      if (*part != kNoTensor) {
-        throw Error(ErrorCode::LO_AMBIG, {.file = adapter.weights->path(),
-                                          .tensor = std::string(tensors[entries[j].tensor].name),
-                                          .problem = "two tensors stand for the same thing",
-                                          .got = std::string(tensors[*part].name)});
-      }
-      *part = entries[j].tensor;
-      slot.embedding |= entries[j].key.kind == KeyKind::embedding_a || entries[j].key.kind == KeyKind::embedding_b;
-    }
-    i = j;
+  for (const Slot& slot : pairs.finish()) {
     if (slot.a == kNoTensor || slot.b == kNoTensor) check_pair(slot, adapter, ignore_unused, result);
     else result.slots.push_back(slot);
   }

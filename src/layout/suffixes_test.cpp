@@ -4,7 +4,6 @@
 
 #include <cmath>
 
-#include "layout/natural_order.h"
 #include "layout/write_config.h"
 
 namespace peft::layout {
@@ -53,14 +52,6 @@ TEST(Alpha, ShortestThatGivesTheScale) {
   const Number doubled = alpha_for_scale(scale, 16, true);
   EXPECT_NEAR(doubled.value, 22.627416997969522, 1e-13);
   EXPECT_EQ(alpha_for_scale(doubled.value / 4, 8, true), (Number{16, true}));
-}
-
-TEST(NaturalOrder, NumbersCountAsNumbers) {
-  EXPECT_TRUE(natural_less("layers.9.x", "layers.10.x"));
-  EXPECT_FALSE(natural_less("layers.10.x", "layers.9.x"));
-  EXPECT_TRUE(natural_less("a.2", "a.10.b"));
-  EXPECT_FALSE(natural_less("a.2", "a.2"));
-  EXPECT_TRUE(natural_less("a.02", "a.2") != natural_less("a.2", "a.02"));
 }
 
 }  // namespace

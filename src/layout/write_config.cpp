@@ -5,7 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <set>
+#include <map>
+#include <unordered_set>
 
 #include "layout/suffixes.h"
 #include "peft/error.h"
@@ -25,9 +26,9 @@ bool same_scale(double x, double y) { return x == y || std::abs(x - y) <= 4e-16 
 
 // Every name PEFT's suffix rule would be tried on: modules and the containers above them.
 std::vector<std::string> module_names(const ModuleTree& tree) {
-  std::set<std::string> names;
+  std::unordered_set<std::string_view> names;
   const auto add = [&](std::string_view name) {
-    while (!name.empty() && names.emplace(name).second) {
+    while (!name.empty() && names.insert(name).second) {
       const auto dot = name.rfind('.');
       name = dot == std::string_view::npos ? std::string_view() : name.substr(0, dot);
     }
@@ -76,8 +77,11 @@ Number number(double value) { return {value, value == std::floor(value) && std::
 void write_ranks(AdapterConfig& config, const Encoded& encoded) {
   std::vector<NamedValue> ranks, alphas;
   std::vector<double> rank_values, alpha_values;
+  std::map<std::pair<double, std::int64_t>, double> known;  // thousands of targets have few scales
   for (const TargetEntry& target : encoded.targets) {
-    const double alpha = alpha_for_scale(target.scale, target.rank, config.use_rslora).value;
+    const auto [at, fresh] = known.try_emplace({target.scale, target.rank}, 0);
+    if (fresh) at->second = alpha_for_scale(target.scale, target.rank, config.use_rslora).value;
+    const double alpha = at->second;
     ranks.push_back({target.name, static_cast<double>(target.rank)});
     alphas.push_back({target.name, alpha});
     rank_values.push_back(static_cast<double>(target.rank));

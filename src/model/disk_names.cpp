@@ -32,6 +32,29 @@ std::optional<std::size_t> scope_length(std::string_view name, const std::string
   return std::nullopt;
 }
 
+// One matrix of several, interleaved rows, a transpose: what one operation of a conversion makes of a source. "" for
+// anything else, which no view of the tensor is.
+std::string mark_of(const Json& step, std::size_t source, std::size_t sources) {
+  const Json& operations = step.at("ops");
+  if (operations.size() != 1) return {};
+  const std::string operation = operations[0].at(0).get<std::string>();
+  if (operation == "Concatenate" && sources > 1) return "#" + std::to_string(source);
+  if (sources > 1) return {};
+  if (operation == "Interleave" && operations[0].at(1).at("dim") == 1) return "#interleaved";
+  return operation == "Transpose" ? "#turned" : std::string();
+}
+
+void read_parts(Family& family, const std::string& scope, const Json& step) {
+  if (!step.contains("ops") || !step.at("to").is_string()) return;
+  const Json from = step.at("from").is_array() ? step.at("from") : Json::array({step.at("from")});
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    const std::string pattern = from[i].get<std::string>();
+    const std::string mark = mark_of(step, i, from.size());
+    const bool stacks = pattern.find('*') != std::string::npos || from[i] == step.at("to");
+    if (!mark.empty() && !stacks) family.part_rules.push_back({pattern + "$", step.at("to").get<std::string>() + mark, scope});
+  }
+}
+
 }  // namespace
 
 void read_disk_names(Family& family, const std::vector<std::pair<std::string, Json>>& conversions) {
@@ -42,6 +65,7 @@ void read_disk_names(Family& family, const std::vector<std::pair<std::string, Js
         family.optional_prefixes.emplace_back(step.at("model_prefix").get<std::string>() + ".",
                                               step.at("prefix_to_remove").get<std::string>() + ".");
       }
+      if (type == "WeightConverter") read_parts(family, scope, step);
       if (type != "WeightRenaming" || !step.at("from").is_string() || !step.at("to").is_string()) continue;
       family.name_rules.push_back({step.at("from").get<std::string>(), step.at("to").get<std::string>(), scope});
     }
@@ -50,23 +74,33 @@ void read_disk_names(Family& family, const std::vector<std::pair<std::string, Js
 
 DiskNames::DiskNames(const Family* family) {
   if (family == nullptr) return;
-  for (const NameRule& rule : family->name_rules) {
-    rules_.push_back({PythonRegex(rule.pattern, family->model_type), rule.replacement, rule.scope});
-  }
+  const auto compile = [&](const std::vector<NameRule>& from, std::vector<Rule>& to) {
+    for (const NameRule& rule : from) {
+      to.push_back({PythonRegex(rule.pattern, family->model_type), rule.replacement, rule.scope});
+    }
+  };
+  compile(family->name_rules, rules_);
+  compile(family->part_rules, parts_);
   prefixes_ = family->optional_prefixes;
   for (const std::string& pattern : family->ignored) ignored_.emplace_back(pattern, family->model_type);
 }
 
+bool DiskNames::apply(const Rule& rule, std::string& name) {
+  const auto behind = scope_length(name, rule.scope);
+  if (!behind) return false;
+  const std::string rest = name.substr(*behind);
+  const auto groups = rule.pattern.search(rest);
+  if (!groups) return false;
+  const auto [begin, end] = groups->front();
+  name = name.substr(0, *behind) + rest.substr(0, static_cast<std::size_t>(begin)) +
+         expanded(rule.replacement, rest, *groups) + rest.substr(static_cast<std::size_t>(end));
+  return true;
+}
+
 std::string DiskNames::to_v5(std::string name) const {
-  for (const Rule& rule : rules_) {
-    const auto behind = scope_length(name, rule.scope);
-    if (!behind) continue;
-    const std::string rest = name.substr(*behind);
-    const auto groups = rule.pattern.search(rest);
-    if (!groups) continue;
-    const auto [begin, end] = groups->front();
-    name = name.substr(0, *behind) + rest.substr(0, static_cast<std::size_t>(begin)) +
-           expanded(rule.replacement, rest, *groups) + rest.substr(static_cast<std::size_t>(end));
+  for (const Rule& rule : rules_) apply(rule, name);
+  for (const Rule& rule : parts_) {
+    if (apply(rule, name)) break;
   }
   return name;
 }

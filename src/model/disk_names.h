@@ -14,7 +14,8 @@ namespace peft::model {
 class DiskNames {
  public:
   explicit DiskNames(const Family* family);  // null: a type without renamings
-  // The name after all renamings, in their order; the name itself where none applies.
+  // The name after all renamings, in their order; the name itself where none applies. Of a tensor that is only a part
+  // of a parameter, or lies otherwise, with a mark behind it: "#0" the first of several, "#interleaved", "#turned".
   std::string to_v5(std::string name) const;
   // The same tensor as the other classes of the family name it: with or without "language_model." after "model.".
   std::vector<std::string> other_prefixes(std::string_view name) const;
@@ -26,7 +27,8 @@ class DiskNames {
     PythonRegex pattern;
     std::string replacement, scope;
   };
-  std::vector<Rule> rules_;
+  static bool apply(const Rule& rule, std::string& name);
+  std::vector<Rule> rules_, parts_;
   std::vector<std::pair<std::string, std::string>> prefixes_;
   std::vector<PythonRegex> ignored_;
 };

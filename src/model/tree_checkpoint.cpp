@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "base/natural_order.h"
 #include "model/builder.h"
 #include "model/names.h"
 #include "model/path.h"
@@ -10,35 +11,11 @@
 namespace peft::model {
 namespace {
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
-
 // "layers.2" before "layers.10".
-bool natural_less(std::string_view a, std::string_view b) {
-  std::size_t i = 0, j = 0;
-  while (i < a.size() && j < b.size()) {
-    if (is_digit(a[i]) && is_digit(b[j])) {
-      std::size_t x = i, y = j;
-      while (x < a.size() && is_digit(a[x])) ++x;
-      while (y < b.size() && is_digit(b[y])) ++y;
-      if (x - i != y - j) return x - i < y - j;
-      const int order = a.substr(i, x - i).compare(b.substr(j, y - j));
-      if (order != 0) return order < 0;
-      i = x;
-      j = y;
-    } else if (a[i] != b[j]) {
-      return a[i] < b[j];
-    } else {
-      ++i;
-      ++j;
-    }
-  }
-  return a.size() - i < b.size() - j;
-}
-
 struct NaturalLess {
   using is_transparent = void;
   bool operator()(std::string_view a, std::string_view b) const {
-    return natural_less(a, b) || (!natural_less(b, a) && a < b);
+    return natural_less(a, b);
   }
 };
 

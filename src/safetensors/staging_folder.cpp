@@ -8,16 +8,14 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <filesystem>
 #include <random>
 
 #include "base/system_calls.h"
 #include "peft/error.h"
+#include "safetensors/output_checks.h"
 
 namespace peft::safetensors {
 namespace {
-
-namespace fs = std::filesystem;
 
 constexpr const char* kSuffix = ".partial-peft";  // a name that no other program gives to a folder
 constexpr const char* kWhole = "1-of-1";
@@ -43,19 +41,11 @@ bool still_named(int fd, const std::string& path) {
          locked.st_dev == named.st_dev;
 }
 
-std::vector<std::string> paths_in(const std::string& folder, std::error_code& error) {
-  std::vector<std::string> paths;
-  for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
-    paths.push_back(it->path().string());
-  std::sort(paths.begin(), paths.end());
-  return paths;
-}
-
 bool empty_folder(const std::string& path, const std::vector<std::string>& except = {}) {
-  std::error_code error;
-  const auto paths = paths_in(path, error);
-  bool emptied = !error;
-  for (const std::string& inside : paths) {
+  const auto names = names_in(path);
+  bool emptied = names.has_value();
+  for (const std::string& name : names.value_or(std::vector<std::string>())) {
+    const std::string inside = path + "/" + name;
     if (std::find(except.begin(), except.end(), inside) != except.end()) continue;
     emptied = remove_tree(inside) && emptied;
   }
@@ -87,11 +77,10 @@ bool make_folder(const std::string& path) {
 std::string staging_path(const std::string& out) { return out + kSuffix; }
 
 std::vector<std::string> journal_paths(const std::string& staging) {
-  std::error_code error;
-  std::vector<std::string> paths = paths_in(staging, error);
-  std::erase_if(paths, [](const std::string& path) {
-    return !fs::path(path).filename().string().starts_with(kJournal);
-  });
+  std::vector<std::string> paths;
+  for (const std::string& name : names_in(staging).value_or(std::vector<std::string>())) {
+    if (name.starts_with(kJournal)) paths.push_back(staging + "/" + name);
+  }
   return paths;
 }
 
@@ -153,9 +142,8 @@ void StagingFolder::claim_part(const std::string& out) {
 
 // What killed runs of the part were writing.
 void StagingFolder::remove_stale(const std::string& part) const {
-  std::error_code error;
-  for (const std::string& path : paths_in(path_, error)) {
-    if (fs::path(path).filename().string().find(kTemporary + part) != std::string::npos) remove_tree(path);
+  for (const std::string& name : names_in(path_).value_or(std::vector<std::string>())) {
+    if (name.find(kTemporary + part) != std::string::npos) remove_tree(path_ + "/" + name);
   }
 }
 

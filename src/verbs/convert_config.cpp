@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
+#include "base/natural_order.h"
 #include "layout/encode.h"
 #include "layout/fused_forms.h"
-#include "layout/natural_order.h"
 #include "layout/write_config.h"
 #include "model/builder.h"
 #include "peft/error.h"
@@ -75,7 +75,7 @@ class VirtualFactors {
   }
   Factors take() {
     std::stable_sort(factors_.factors.begin(), factors_.factors.end(), [](const Factor& x, const Factor& y) {
-      return layout::natural_less(x.site.module, y.site.module);
+      return natural_less(x.site.module, y.site.module);
     });
     return std::move(factors_);
   }

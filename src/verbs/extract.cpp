@@ -4,7 +4,7 @@
 #include <set>
 
 #include "base/thread_pool.h"
-#include "layout/natural_order.h"
+#include "adapter/site_order.h"
 #include "model/path.h"
 #include "peft/error.h"
 #include "peft/low_rank.h"
@@ -81,7 +81,7 @@ std::optional<Weight> tied(const Model& model, const WeightsOf& side, const Site
 void Extraction::pair_sites() {
   std::vector<Site> sites = base_.sites;
   sites.insert(sites.end(), finetuned_.sites.begin(), finetuned_.sites.end());
-  std::sort(sites.begin(), sites.end(), [](const Site& x, const Site& y) { return layout::site_less(x, y); });
+  std::sort(sites.begin(), sites.end(), [](const Site& x, const Site& y) { return site_less(x, y); });
   sites.erase(std::unique(sites.begin(), sites.end()), sites.end());
   for (const Site& site : sites) {
     auto before = base_.weights.find(site), after = finetuned_.weights.find(site);

@@ -9,7 +9,7 @@
 
 #include "execute/element.h"
 #include "layout/encode.h"
-#include "layout/natural_order.h"
+#include "adapter/site_order.h"
 #include "layout/write_config.h"
 #include "peft/error.h"
 
@@ -139,7 +139,7 @@ Plan NewAdapter::plan(const AdapterConfig& config, const Model& model, Layout to
     add_factors(entries[i], index_of(*file, fmt::format("{}.a", i)), index_of(*file, fmt::format("{}.b", i)), factors.factors);
   }
   std::stable_sort(factors.factors.begin(), factors.factors.end(),
-                   [](const Factor& x, const Factor& y) { return layout::site_less(x.site, y.site); });
+                   [](const Factor& x, const Factor& y) { return site_less(x.site, y.site); });
   for (std::size_t i = 0; i < carried.size(); ++i) {
     factors.extras.push_back(carried[i].extra);
     factors.extras.back().tensor = index_of(*file, fmt::format("{}.carried", i));

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "execute/value.h"
-#include "layout/natural_order.h"
+#include "adapter/site_order.h"
 #include "weights/tensor_names.h"
 
 namespace peft::verbs {
@@ -67,10 +67,10 @@ WeightsOf::WeightsOf(const Model& model, const std::string& folder, const OpenOp
       others.push_back({name.module, name.parameter, i});
     }
   }
-  std::sort(sites.begin(), sites.end(), [](const Site& x, const Site& y) { return layout::site_less(x, y); });
+  std::sort(sites.begin(), sites.end(), [](const Site& x, const Site& y) { return site_less(x, y); });
   sites.erase(std::unique(sites.begin(), sites.end()), sites.end());
   std::sort(others.begin(), others.end(), [](const Other& x, const Other& y) {
-    return x.module != y.module ? layout::natural_less(x.module, y.module) : x.parameter < y.parameter;
+    return x.module != y.module ? natural_less(x.module, y.module) : x.parameter < y.parameter;
   });
 }
 

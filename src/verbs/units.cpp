@@ -7,7 +7,7 @@
 
 #include "layout/encode.h"
 #include "layout/fused_forms.h"
-#include "layout/natural_order.h"
+#include "adapter/site_order.h"
 #include "layout/same_values.h"
 #include "peft/error.h"
 
@@ -15,7 +15,7 @@ namespace peft::verbs {
 namespace {
 
 struct SiteLess {
-  bool operator()(const Site& x, const Site& y) const { return layout::site_less(x, y); }
+  bool operator()(const Site& x, const Site& y) const { return site_less(x, y); }
 };
 using Found = std::map<Site, std::vector<const Factor*>, SiteLess>;  // a factor or null for each adapter
 

@@ -22,12 +22,19 @@ std::int64_t product(std::span<const std::int64_t> shape) {
 }
 
 // The rows of one of several projections that share a matrix.
-View rows_of(const View& view, const ExpertsForm::Fused& parameter, Projection projection) {
-  const auto& list = parameter.projections;
-  const auto parts = static_cast<std::int64_t>(list.size());
-  const auto index = static_cast<std::int64_t>(std::find(list.begin(), list.end(), projection) - list.begin());
+View rows_of(const View& view, std::int64_t which, std::int64_t parts, bool interleaved) {
   const std::int64_t rows = view.rows / parts;
-  return parameter.interleaved ? view.row_range(index, rows, parts) : view.row_range(index * rows, rows);
+  return interleaved ? view.row_range(which, rows, parts) : view.row_range(which * rows, rows);
+}
+
+std::int64_t index_of(const std::vector<Projection>& list, Projection projection) {
+  return static_cast<std::int64_t>(std::find(list.begin(), list.end(), projection) - list.begin());
+}
+
+Weight single(WeightPart part) {
+  Weight weight{part.view.rows, part.view.cols, {}};
+  weight.parts.push_back(std::move(part));
+  return weight;
 }
 
 }  // namespace
@@ -131,33 +138,56 @@ std::optional<Weights::Impl::Stack> Weights::Impl::stack(const std::string& modu
   return Stack{std::move(*blocks), shape[0], shape[1], *cols, true};
 }
 
+std::optional<Weight> Weights::Impl::cut(Stack stack, std::int64_t expert, std::int64_t which, std::int64_t parts,
+                                         bool interleaved, bool in_out) {
+  if (expert >= stack.experts) return std::nullopt;
+  View& view = stack.part.view;
+  view.offset = expert * stack.rows * stack.cols;
+  view.rows = stack.rows, view.cols = stack.cols;
+  view.row_stride = stack.cols, view.col_stride = 1;
+  if (in_out && !stack.out_in) view = view.transposed();
+  if (view.rows % parts != 0) return std::nullopt;
+  view = rows_of(view, which, parts, interleaved);
+  return single(std::move(stack.part));
+}
+
 std::optional<Weight> Weights::Impl::from_stack(const Experts& experts, Generation g, std::int64_t expert,
                                                 Projection projection) const {
   for (const ExpertsForm::Fused& parameter : g == Generation::v4 ? experts.form->v4 : experts.form->v5) {
     const auto& list = parameter.projections;
-    if (experts.module(g).empty() || std::find(list.begin(), list.end(), projection) == list.end()) continue;
-    auto found = stack(experts.fused_module(g, parameter), parameter.name);
-    if (!found || expert >= found->experts) continue;
-    View& view = found->part.view;
-    view.offset = expert * found->rows * found->cols;
-    view.rows = found->rows, view.cols = found->cols;
-    view.row_stride = found->cols, view.col_stride = 1;
-    if (parameter.in_out && !found->out_in) view = view.transposed();
-    if (view.rows % static_cast<std::int64_t>(list.size()) != 0) continue;
-    view = rows_of(view, parameter, projection);
-    Weight weight{view.rows, view.cols, {}};
-    weight.parts.push_back(std::move(found->part));
-    return weight;
+    const std::int64_t which = index_of(list, projection), parts = static_cast<std::int64_t>(list.size());
+    if (experts.module(g).empty() || which == parts) continue;
+    const std::string module = experts.fused_module(g, parameter);
+    const auto take = [&](const std::string& mark, std::int64_t of, bool interleaved, bool in_out) -> std::optional<Weight> {
+      auto found = stack(module, parameter.name + mark);
+      return found ? cut(std::move(*found), expert, of == 1 ? 0 : which, of, interleaved, in_out) : std::nullopt;
+    };
+    if (auto weight = take("", parts, parameter.interleaved, parameter.in_out)) return weight;
+    if (auto weight = take("#interleaved", parts, true, parameter.in_out)) return weight;
+    if (auto weight = take("#turned", parts, parameter.interleaved, !parameter.in_out)) return weight;
+    if (auto weight = take("#" + std::to_string(which), 1, false, parameter.in_out)) return weight;
   }
   return std::nullopt;
 }
 
-std::optional<Weight> Weights::Impl::expert(const Experts& experts, std::int64_t expert, Projection projection) const {
-  if (auto own = whole({experts_module(experts), "weight", expert, projection}, true)) {
-    Weight weight{own->view.rows, own->view.cols, {}};
-    weight.parts.push_back(std::move(*own));
-    return weight;
+std::optional<Weight> Weights::Impl::pieces(const TensorName& name) const {
+  if (auto turned = whole({name.module, name.parameter + "#turned"}, true)) {
+    turned->view = turned->view.transposed();
+    return single(std::move(*turned));
   }
+  Weight weight;
+  while (auto piece = whole({name.module, name.parameter + "#" + std::to_string(weight.parts.size())}, true)) {
+    if (!weight.parts.empty() && piece->view.cols != weight.in) return std::nullopt;
+    piece->row = weight.out;
+    weight.out += piece->view.rows;
+    weight.in = piece->view.cols;
+    weight.parts.push_back(std::move(*piece));
+  }
+  return weight.parts.size() > 1 ? std::optional(std::move(weight)) : std::nullopt;
+}
+
+std::optional<Weight> Weights::Impl::expert(const Experts& experts, std::int64_t expert, Projection projection) const {
+  if (auto own = whole({experts_module(experts), "weight", expert, projection}, true)) return single(std::move(*own));
   const bool v4_first = model.base_is_v4_only;
   for (const Generation g : {v4_first ? Generation::v4 : Generation::v5, v4_first ? Generation::v5 : Generation::v4}) {
     if (auto weight = from_stack(experts, g, expert, projection)) return weight;
@@ -167,19 +197,15 @@ std::optional<Weight> Weights::Impl::expert(const Experts& experts, std::int64_t
 
 std::optional<Weight> Weights::Impl::expert_bias(const Experts& experts, std::int64_t expert,
                                                  Projection projection) const {
-  const auto weight_of = [](WeightPart part) {
-    Weight weight{part.view.rows, part.view.cols, {}};
-    weight.parts.push_back(std::move(part));
-    return weight;
-  };
-  if (auto own = whole({experts_module(experts), "bias", expert, projection}, false)) return weight_of(std::move(*own));
+  if (auto own = whole({experts_module(experts), "bias", expert, projection}, false)) return single(std::move(*own));
   for (const ExpertsForm::Fused& parameter : experts.form->v5) {
     const auto& list = parameter.projections;
-    if (std::find(list.begin(), list.end(), projection) == list.end()) continue;
+    const std::int64_t which = index_of(list, projection), parts = static_cast<std::int64_t>(list.size());
+    if (which == parts) continue;
     auto all = whole({experts.fused_module(Generation::v5, parameter), parameter.name + "_bias"}, false);
     if (!all || expert >= all->view.rows) continue;
-    all->view = rows_of(all->view.row_range(expert, 1).transposed(), parameter, projection).transposed();
-    return weight_of(std::move(*all));
+    all->view = rows_of(all->view.row_range(expert, 1).transposed(), which, parts, parameter.interleaved).transposed();
+    return single(std::move(*all));
   }
   return std::nullopt;
 }

@@ -20,6 +20,8 @@ struct Weights::Impl {
   std::optional<Weight> expert_bias(const Experts& experts, std::int64_t expert, Projection projection) const;
   // mxfp4 under the name of the parameter that it is of.
   std::optional<QuantizedTensor> packed(const std::string& module, const std::string& parameter) const;
+  // A module's weight of which the checkpoint has only pieces: gate and up of a fused one, or its transpose.
+  std::optional<Weight> pieces(const weights::TensorName& name) const;
   // A tensor as a matrix [rows, cols] of the values as they are stored; with its scales where it is quantised.
   std::optional<WeightPart> whole(const weights::TensorName& name, bool first_dimension_alone) const;
 
@@ -38,6 +40,8 @@ struct Weights::Impl {
     bool out_in = false;  // known to lie so: quantised ones
   };
   std::optional<Stack> stack(const std::string& module, const std::string& parameter) const;
+  // One expert's projection in a stack [E, d1, d2] of as many as `parts`, the `which`-th of them.
+  static std::optional<Weight> cut(Stack stack, std::int64_t expert, std::int64_t which, std::int64_t parts, bool interleaved, bool in_out);
   std::optional<Weight> from_stack(const Experts& experts, Generation g, std::int64_t expert,
                                    Projection projection) const;
   std::optional<View> grid(const weights::TensorName& name, std::int64_t cols) const;

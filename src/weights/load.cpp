@@ -28,7 +28,7 @@ class Loader {
     planned.rows = 1;
     for (std::size_t i = 0; i + 1 < wanted.shape.size(); ++i) planned.rows *= wanted.shape[i];
     planned.cols = wanted.shape.empty() ? 1 : wanted.shape.back();
-    if (copy(wanted, planned) || gather(wanted, planned)) {
+    if (copy(wanted, planned) || gather(wanted, planned) || join(wanted, planned)) {
       loading_.tensors.push_back(std::move(planned));
     } else {
       loading_.missing.push_back(wanted.name);
@@ -115,6 +115,21 @@ class Loader {
       }
     }
     for (const WeightPart& part : used) use(part);
+    return true;
+  }
+
+  // A matrix that the checkpoint keeps in pieces, or as its transpose.
+  bool join(const WantedParameter& wanted, PlannedTensor& planned) {
+    if (wanted.shape.size() != 2) return false;
+    const auto weight = weights_.pieces({std::string(model::parent(wanted.name)), std::string(model::leaf(wanted.name))});
+    if (!weight) return false;
+    if (weight->out != planned.rows || weight->in != planned.cols) {
+      fail(weight->parts.front(), shape_text(wanted.shape), fmt::format("[{}, {}]", weight->out, weight->in));
+    }
+    for (const WeightPart& part : weight->parts) {
+      planned.blocks.push_back({part.row, 0, 1, part.view, 1, part.scales});
+      use(part);
+    }
     return true;
   }
 

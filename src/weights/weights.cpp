@@ -44,7 +44,7 @@ std::optional<Weight> Weights::find(const Site& site) const {
   }
   const std::string parameter = site.parameter.empty() ? "weight" : site.parameter;
   auto part = impl_->whole({site.module, parameter}, site.parameter.empty());
-  if (!part) return std::nullopt;
+  if (!part) return impl_->pieces({site.module, parameter});
   if (site.expert >= 0) {  // one expert of a parameter that is no projection: [E, d1, d2]
     const auto shape = impl_->tensor(*part).shape;
     if (shape.size() != 3 || site.expert >= shape[0]) return std::nullopt;

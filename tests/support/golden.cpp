@@ -6,6 +6,8 @@
 #include <sstream>
 #include <stdexcept>
 
+#include <fmt/format.h>
+
 #include "peft/execute.h"
 
 namespace peft::testing {
@@ -32,6 +34,32 @@ std::vector<Case> cases(const fs::path& root, const std::string& group) {
     if (entry.path().filename() != "case.json") continue;
     const fs::path folder = entry.path().parent_path();
     found.push_back({folder.lexically_relative(root).generic_string(), folder, read_json(entry.path())});
+  }
+  std::sort(found.begin(), found.end(), [](const Case& x, const Case& y) { return x.id < y.id; });
+  return found;
+}
+
+std::vector<Case> rows(const fs::path& root, const std::string& file) {
+  std::vector<Case> found;
+  if (!fs::exists(root / file)) return found;
+  const auto add = [&](Json row) {
+    found.push_back({fmt::format("{}/{}", file, found.size() + 1), (root / file).parent_path(), std::move(row)});
+  };
+  if (file.ends_with(".jsonl")) {
+    std::ifstream lines(root / file);
+    for (std::string line; std::getline(lines, line);) add(Json::parse(line));
+  } else {
+    for (const Json& row : read_json(root / file)) add(row);
+  }
+  return found;
+}
+
+std::vector<Case> files(const fs::path& root, const std::string& folder) {
+  std::vector<Case> found;
+  if (!fs::is_directory(root / folder)) return found;
+  for (const auto& entry : fs::recursive_directory_iterator(root / folder)) {
+    if (!entry.is_regular_file()) continue;
+    found.push_back({entry.path().lexically_relative(root).generic_string(), entry.path().parent_path(), {}});
   }
   std::sort(found.begin(), found.end(), [](const Case& x, const Case& y) { return x.id < y.id; });
   return found;

@@ -26,6 +26,10 @@ struct Case {
 };
 // Cases below `group`, in any depth, sorted; empty where the root has no such group.
 std::vector<Case> cases(const std::filesystem::path& root, const std::string& group);
+// Cases that are rows of one file: a JSON array (.json), or a JSON value on each line (.jsonl).
+std::vector<Case> rows(const std::filesystem::path& root, const std::string& file);
+// Cases that are files, in any depth.
+std::vector<Case> files(const std::filesystem::path& root, const std::string& folder);
 
 // A new folder below the system's, removed with everything in it at the end.
 class TemporaryFolder {

@@ -7,10 +7,8 @@
 
 namespace peft::testing {
 namespace fs = std::filesystem;
-namespace {
 
-// The module-tree file of a model that a transformers version builds.
-fs::path tree_file(const fs::path& root, const std::string& model, const std::string& transformers) {
+fs::path tree_file_of(const fs::path& root, const std::string& model, const std::string& transformers) {
   for (const auto& entry : fs::directory_iterator(root / "config" / "models")) {
     if (!entry.path().filename().string().starts_with(model + ".v")) continue;
     const Json versions = read_json(entry.path()).at("transformers");
@@ -19,11 +17,13 @@ fs::path tree_file(const fs::path& root, const std::string& model, const std::st
   throw Failure(fmt::format("no tree of {} for transformers {}", model, transformers));
 }
 
+namespace {
+
 fs::path v4_tree_file(const fs::path& root, const std::string& model) {
   try {
-    return tree_file(root, model, "4.57.6");
+    return tree_file_of(root, model, "4.57.6");
   } catch (const Failure&) {  // a family that only transformers 5 has
-    return tree_file(root, model, "5.24.0");
+    return tree_file_of(root, model, "5.24.0");
   }
 }
 
@@ -89,7 +89,7 @@ bool has_dora_on_experts(const Case& c, const fs::path& right) {
 void check_migrate(const Case& c, const fs::path& root) {
   const auto model_name = c.json.at("model").get<std::string>();
   const bool from_v4 = c.json.at("origin") == "v4";
-  const fs::path v5_file = tree_file(root, model_name, "5.24.0");
+  const fs::path v5_file = tree_file_of(root, model_name, "5.24.0");
   ConvertOptions options;
   options.to = Layout::peft_fused;
   options.input.base = (from_v4 ? v4_tree_file(root, model_name) : v5_file).string();
@@ -123,6 +123,18 @@ void check_migrate(const Case& c, const fs::path& root) {
   std::ranges::sort(saved);
   const auto want_saved = want.value("modules_to_save", std::vector<std::string>());
   require(saved == want_saved, fmt::format("expected modules_to_save [{}], got [{}]", fmt::join(want_saved, ", "), fmt::join(saved, ", ")));
+}
+
+void check_written(const Case& c, const fs::path&) {
+  const std::string file = (c.folder / (c.id.substr(c.id.rfind('/') + 1))).string();
+  if (c.id.ends_with("0.3.0/default.json")) {  // lora_alpha null: this version had no default
+    const Error error = expect_error("no alpha", [&] { AdapterConfig::read(file); });
+    require(error.code() == ErrorCode::CF_ALPHA, error.what());
+    return;
+  }
+  const AdapterConfig config = AdapterConfig::read(file);
+  require(config.unknown.empty(), fmt::format("unknown keys: {}", fmt::join(config.unknown, ", ")));
+  require(config.dump() == read_file(file), "it is not written back as it was");
 }
 
 // From a config.json alone: every key of the language model, and the shape of every expert tensor. The vision tower and

@@ -62,6 +62,11 @@ def read(path):
     return json.loads(path.read_text())
 
 
+def folders(group):
+    """The cases of a group, if the root has it."""
+    return sorted(path.parent for path in group.glob("*/case.json"))
+
+
 def vocabulary(golden, model):
     config = read(golden / "models" / model / "config.json")
     return config.get("vocab_size") or config["text_config"]["vocab_size"]
@@ -80,8 +85,8 @@ def has_weights(golden, model):
 def convert_cases(golden):
     """v4 adapter -> fused -> the real PEFT on v5; and what the real PEFT wrote on v5 -> per expert -> v4."""
     sources, cases = [], []
-    for folder in sorted((golden / "convert").iterdir()):
-        if not (folder / "case.json").exists() or folder.name in CONVERT_REFUSED:
+    for folder in folders(golden / "convert"):
+        if folder.name in CONVERT_REFUSED:
             continue
         case, name, model = read(folder / "case.json"), folder.name, read(folder / "case.json")["model"]
         native = case["producer"]["peft"] == "0.21.2"
@@ -112,9 +117,7 @@ def convert_cases(golden):
 def native_cases(golden):
     """Fused files of every generation: the newest to what transformers 4 loads, the older ones to the newest."""
     sources, cases = [], []
-    for folder in sorted((golden / "native").iterdir()):
-        if not (folder / "case.json").exists():
-            continue
+    for folder in folders(golden / "native"):
         case, name = read(folder / "case.json"), folder.name
         model, generation, expected = case["model"], case["generation"], folder / "expected"
         family = re.split("-", model)[0]
@@ -151,10 +154,8 @@ def consumer_cases(golden):
     sources, cases = [], []
     for family in ("mixtral", "qwen3_moe", "gpt_oss", "qwen3_5_moe"):
         model = f"consumer-{family}"
-        common = dict(model=model, ids=some_ids(golden, model))
-        for folder in sorted((golden / "consumers" / family).iterdir()):
-            if not (folder / "case.json").exists():
-                continue
+        for folder in folders(golden / "consumers" / family):
+            common = dict(model=model, ids=some_ids(golden, model))
             id, adapter = f"consumers/{family}/{folder.name}", folder / "adapter"
             if folder.name.startswith("perexpert"):
                 sources.append(Source(id, "old", adapter=adapter, **common))

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "layout/natural_order.h"
+#include "adapter/site_order.h"
 
 namespace peft::nn {
 namespace {
@@ -178,7 +178,7 @@ class Collector {
   // The order that the encoders rely on: all factors of a module together.
   void sort() {
     std::stable_sort(result_.factors.factors.begin(), result_.factors.factors.end(), [](const Factor& x, const Factor& y) {
-      if (x.site.module != y.site.module) return layout::natural_less(x.site.module, y.site.module);
+      if (x.site.module != y.site.module) return natural_less(x.site.module, y.site.module);
       if (x.site.parameter != y.site.parameter) return x.site.parameter < y.site.parameter;
       if (x.site.expert != y.site.expert) return x.site.expert < y.site.expert;
       return x.site.projection < y.site.projection;
