@@ -50,7 +50,7 @@ std::vector<std::string> projections_of(const FamilyKind& kind) {
 Logical make_logical(const FamilyKind& kind) {
   Logical logical;
   Numbers numbers(std::hash<std::string>{}(kind.model_type + kind.name));
-  for (std::int64_t e = 0; e < kExperts; ++e) {
+  for (std::int64_t e = 0; e < kind.experts; ++e) {
     ExpertMatrices before, after;
     for (const std::string& projection : projections_of(kind)) {
       const bool down = projection == "down";
@@ -90,61 +90,62 @@ void write_source(const FamilyKind& kind, const Logical& logical, const fs::path
   throw Failure("written fused");
 }
 
-// Fused, as PEFT 0.19.1 and later: gate and up in one pair of rank 2 r, block-diagonal; the first parameter innermost.
-void write_fused(const FamilyKind& kind, const Logical& logical, const fs::path& folder) {
-  const Json& row = kind.v5.front();
-  const Json& form = kind.forms.at(row.at("form").get<std::string>());
-  std::string path = row.at("path").get<std::string>();
-  path.replace(path.find("{layer}"), 7, std::to_string(kLayer));
-  std::vector<NewMatrix> tensors;
-  std::vector<std::string> parameters;
-  std::int64_t rank = kRank;
-  for (const Json& parameter : form.at("params")) {
-    if (parameter.at(1).size() != 3) continue;
-    const std::string own = parameter.at(0).get<std::string>();
-    std::vector<ExpertFactors> experts;
-    for (std::int64_t e = 0; e < kExperts; ++e) {
-      if (own != form.value("fused", std::string())) {
-        experts.push_back(logical.factors.at({e, own == "down_proj" ? "down" : "up"}));
-        continue;
-      }
-      const ExpertFactors &gate = logical.factors.at({e, "gate"}), &up = logical.factors.at({e, "up"});
-      ExpertFactors both{Matrix(2 * kRank, kHidden), Matrix(2 * kIntermediate, 2 * kRank)};
-      const bool interleaved = form.value("order", std::string()).starts_with("interleaved");
-      for (std::int64_t k = 0; k < kRank; ++k) {
-        for (std::int64_t j = 0; j < kHidden; ++j) both.a.at(k, j) = gate.a.at(k, j), both.a.at(kRank + k, j) = up.a.at(k, j);
-        for (std::int64_t i = 0; i < kIntermediate; ++i) {
-          both.b.at(interleaved ? 2 * i : i, k) = gate.b.at(i, k);
-          both.b.at(interleaved ? 2 * i + 1 : kIntermediate + i, kRank + k) = up.b.at(i, k);
-        }
-      }
-      experts.push_back(both);
+struct FusedParameter {
+  std::string module, name;
+  FusedPair pair;
+  std::int64_t rank = 0;
+};
+
+// One expert's pair for a parameter: of gate and up together rank 2 r, block-diagonal.
+ExpertFactors pair_for(const Logical& logical, const Json& form, const std::vector<std::string>& held, std::int64_t e) {
+  if (held.size() == 1) return logical.factors.at({e, held[0]});
+  const ExpertFactors &gate = logical.factors.at({e, "gate"}), &up = logical.factors.at({e, "up"});
+  ExpertFactors both{Matrix(2 * kRank, kHidden), Matrix(2 * kIntermediate, 2 * kRank)};
+  const bool interleaved = form.value("order", std::string()).starts_with("interleaved");
+  for (std::int64_t k = 0; k < kRank; ++k) {
+    for (std::int64_t j = 0; j < kHidden; ++j) both.a.at(k, j) = gate.a.at(k, j), both.a.at(kRank + k, j) = up.a.at(k, j);
+    for (std::int64_t i = 0; i < kIntermediate; ++i) {
+      both.b.at(interleaved ? 2 * i : i, k) = gate.b.at(i, k);
+      both.b.at(interleaved ? 2 * i + 1 : kIntermediate + i, kRank + k) = up.b.at(i, k);
     }
-    const FusedPair pair = fuse(experts, false, false);
-    parameters.push_back(own);
-    if (experts[0].a.rows > rank) rank = experts[0].a.rows;
-    tensors.push_back({own, pair.a});
-    tensors.push_back({own, pair.b});
+  }
+  return both;
+}
+
+// Fused, as PEFT 0.19.1 and later: the first registered parameter of a module is the innermost.
+void write_fused(const FamilyKind& kind, const Logical& logical, const fs::path& folder) {
+  std::map<std::string, std::vector<FusedParameter>> modules;
+  for (const Json& row : kind.v5.empty() ? kind.v4 : kind.v5) {
+    const Json& form = kind.forms.at(row.at("form").get<std::string>());
+    std::string path = row.at("path").get<std::string>();
+    path.replace(path.find("{layer}"), 7, std::to_string(kLayer));
+    for (const Json& parameter : form.at("params")) {
+      const std::string own = parameter.at(0).get<std::string>();
+      const auto held = parameter.at(1).size() == 3 ? held_by_parameter(kind, row, own) : std::vector<std::string>{};
+      if (held.empty()) continue;
+      std::vector<ExpertFactors> experts;
+      for (std::int64_t e = 0; e < kind.experts; ++e) experts.push_back(pair_for(logical, form, held, e));
+      modules[path].push_back({path, own, fuse(experts, false, false), experts[0].a.rows});
+    }
   }
   Json ranks = Json::object(), alphas = Json::object(), targets = Json::array();
-  std::vector<NewMatrix> named;
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    std::string module = "base_model.model." + path;
-    for (std::size_t depth = i + 1; depth < parameters.size(); ++depth) module += ".base_layer";
-    named.push_back({module + ".lora_A.weight", tensors[2 * i].values});
-    named.push_back({module + ".lora_B.weight", tensors[2 * i + 1].values});
-    const std::int64_t own_rank = tensors[2 * i].values.rows / kExperts;
-    const std::string target = path.substr(path.rfind('.', path.rfind('.') - 1) + 1) + "." + parameters[i];
-    targets.push_back(target);
-    if (own_rank != kRank) {
-      const std::string pattern = ".*\\." + parameters[i];
-      ranks[pattern] = own_rank;
-      alphas[pattern] = 2 * own_rank;
+  std::vector<NewMatrix> tensors;
+  for (const auto& [path, parameters] : modules) {
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      std::string module = "base_model.model." + path;
+      for (std::size_t depth = i + 1; depth < parameters.size(); ++depth) module += ".base_layer";
+      tensors.push_back({module + ".lora_A.weight", parameters[i].pair.a});
+      tensors.push_back({module + ".lora_B.weight", parameters[i].pair.b});
+      const std::string target = path.substr(path.rfind('.', path.rfind('.') - 1) + 1) + "." + parameters[i].name;
+      targets.push_back(target);
+      if (parameters[i].rank == kRank) continue;
+      ranks[".*\\." + target] = parameters[i].rank;
+      alphas[".*\\." + target] = 2 * parameters[i].rank;
     }
   }
   const Json config = {{"peft_type", "LORA"}, {"r", kRank}, {"lora_alpha", 2 * kRank}, {"rank_pattern", ranks}, {"alpha_pattern", alphas},
                        {"target_modules", Json::array()}, {"target_parameters", targets}, {"peft_version", "0.19.1"}, {"lora_ga_config", nullptr}};
-  write_adapter(folder, std::move(named), Dtype::f32, config);
+  write_adapter(folder, std::move(tensors), Dtype::f32, config);
 }
 
 struct Tally {
@@ -170,6 +171,11 @@ std::map<std::string, std::string> all_layouts(const FamilyKind& kind, const Log
         continue;
       }
       convert(input, options, layout.layout, folder / std::string(layout.name));
+      const Input converted = load(folder / std::string(layout.name), options.input);
+      if (layout.layout != Layout::peft_per_expert && converted.reading.layout == Layout::peft_per_expert) {
+        tally.absent["the family has one module per expert in every generation"].push_back(combination);
+        continue;
+      }
       layouts_at[std::string(layout.name)] = folder / std::string(layout.name);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::LO_NO_FORM) throw;

@@ -10,6 +10,8 @@ constexpr const char* kMergeExamples = R"(Examples:
   peft merge --base M --adapter a@0.7 --adapter b@-0.4 --out merged     several, each with a weight
   peft merge --base M --adapter my-lora --dry-run                      what would change, and what it costs
   peft merge --base gpt-oss-20b --adapter my-lora --out merged         MXFP4 is written as bf16, about four times its bytes
+  peft merge --base M --adapter my-lora --out merged --resume          go on where a run was stopped
+  peft merge --base M --adapter my-lora --out merged --part 3/8        one of eight machines; --finish when all are done
   peft merge --base M --adapter my-lora --mode peft --out merged       the bits of PEFT's merge_and_unload()
 
 The output is a whole model in the base's own names; it appears complete and checked, or not at all.)";
@@ -27,6 +29,21 @@ void add_rounding(CLI::App& verb, MergeCommand& command) {
       ->type_name("T");
   verb.add_flag("--keep-quantized", command.keep_quantized,
                 "Leave quantised tensors as they are where no adapter changes them");
+}
+
+void add_resuming(CLI::App& verb, MergeCommand& command) {
+  verb.add_flag("--resume", command.resume, "Go on where a run was stopped: its finished files are checked and used")
+      ->group("Long runs");
+  verb.add_flag("--trust-journal", command.execute.trust_journal,
+                "Compare sizes and headers of finished files, not their contents")
+      ->group("Long runs");
+  auto* part = verb.add_option("--part", command.part, "Write only part I of N of the files; the parts may run at once, "
+                                                       "on several machines")
+                   ->type_name("I/N")
+                   ->group("Long runs");
+  verb.add_flag("--finish", command.execute.finish, "Check that all parts are there, and make the output of them")
+      ->excludes(part)
+      ->group("Long runs");
 }
 
 void add_output(CLI::App& verb, MergeCommand& command) {
@@ -57,6 +74,7 @@ void add_merge(CLI::App& app, MergeCommand& command) {
                 "The base is what PiSSA, OLoRA, CorDA or LoftQ left of the original model");
   verb.add_flag("--allow-repeat", command.allow_repeat, "Add an adapter that the base already holds");
   add_output(verb, command);
+  add_resuming(verb, command);
   add_input_flags(verb, command.input, false);
   verb.get_option("--base")->required()->description("The base model's folder")->group("Options");
   verb.footer(kMergeExamples);

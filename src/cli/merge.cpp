@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 #include <unistd.h>
 
+#include <charconv>
 #include <map>
 #include <sstream>
 
@@ -76,6 +77,9 @@ Json to_json(const MergeCommand& command, const MergePlan& merge, const ExecuteR
   json["out"] = command.out;
   json["bytes_in"] = report->bytes_in;
   json["bytes_out"] = report->bytes_out;
+  json["files_written"] = report->files_written;
+  json["files_resumed"] = report->files_resumed;
+  json["published"] = report->published;
   json["seconds"] = report->seconds;
   if (report->error.sampled > 0) {
     json["error"] = {{"sampled", report->error.sampled}, {"different", report->error.different}, {"max_ulps", number(report->error.max_ulps)}};
@@ -102,6 +106,13 @@ void print_dry_run(const MergePlan& merge) {
 
 void print_done(const MergeCommand& command, const MergePlan& merge, const ExecuteReport& report) {
   write_warnings(merge.plan.warnings);
+  write_warnings(report.warnings);
+  if (report.files_resumed > 0) write_err(fmt::format("note: {} files of earlier runs were used\n", report.files_resumed));
+  if (!report.published) {
+    write_out(fmt::format("part {} of {}: {} files written, {}; --finish when all parts are done\n", command.part,
+                          printable(command.out, 4096), report.files_written, human_bytes(report.bytes_out)));
+    return;
+  }
   std::string checks = command.execute.sync ? "synced" : "not synced";
   checks += command.execute.readback ? ", read back" : ", not read back";
   write_out(fmt::format("merged {} adapter{} ({}): {} tensors changed, {} copied, {} in {}, {}\n", merge.digests.size(),
@@ -131,12 +142,30 @@ MergeOptions merge_options(const MergeCommand& command) {
   return options;
 }
 
+ExecuteOptions execute_options(const MergeCommand& command) {
+  ExecuteOptions options = command.execute;
+  options.unfinished = command.resume ? Unfinished::resume : Unfinished::keep;
+  if (command.part.empty()) return options;
+  const std::size_t slash = command.part.find('/');
+  const auto number = [&](std::string_view text, int& value) {
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    return error == std::errc() && end == text.data() + text.size() && !text.empty() && value >= 1;
+  };
+  const std::string_view text = command.part;
+  if (slash == std::string::npos || !number(text.substr(0, slash), options.part) ||
+      !number(text.substr(slash + 1), options.parts) || options.part > options.parts) {
+    throw Error(ErrorCode::USAGE, {.problem = "--part is not a part", .expected = "1/N to N/N", .got = command.part});
+  }
+  return options;
+}
+
 int run(const MergeCommand& given) {
   MergeCommand command = given;
   command.base = given.input.base;
   if (command.out.empty() && !command.dry_run) {
     throw Error(ErrorCode::USAGE, {.problem = "--out is needed", .hint = "or --dry-run, to see what would be written"});
   }
+  const ExecuteOptions resolved = execute_options(command);  // a wrong --part is said before the base is read
   const MergePlan merge = plan_merge(merge_options(command));
   if (command.dry_run) {
     if (command.json) print_json(to_json(command, merge, nullptr));
@@ -144,8 +173,9 @@ int run(const MergeCommand& given) {
     return 0;
   }
   const InterruptGuard interrupt;
-  ProgressBar bar(!command.quiet && is_smart_terminal(STDERR_FILENO));
-  ExecuteOptions options = command.execute;
+  using Style = ProgressBar::Style;
+  ProgressBar bar(command.quiet ? Style::none : is_smart_terminal(STDERR_FILENO) ? Style::bar : Style::lines);
+  ExecuteOptions options = resolved;
   options.cancel = interrupt.flag();
   options.want_norms = command.json;
   options.progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };

@@ -40,7 +40,15 @@ void check_sources(const Plan& plan) {
 void check_sources(const Plan& plan, const PlannedFile& file) {
   std::set<std::uint32_t> used;
   for (const PlannedTensor& tensor : file.tensors) {
-    for (const Block& block : tensor.blocks) used.insert(block.source.source);
+    for (const Block& block : tensor.blocks) {
+      used.insert(block.source.source);
+      if (block.scales) used.insert(block.scales->grid.source);
+    }
+    if (!tensor.merge) continue;
+    for (const Update& update : tensor.merge->updates) {
+      used.insert({update.a.source, update.b.source});
+      if (update.magnitude) used.insert(update.magnitude->source);
+    }
   }
   for (const std::uint32_t source : used) plan.sources[source]->check_unchanged();
 }
@@ -125,8 +133,8 @@ class Execution {
       if (!resumed.empty()) journal->add(resumed);
     }
     write_files(output, missing, journal);
+    if (options_.want_norms) report_.merged = merged_norms(plan_, share_, thread_count(options_.threads));
     if (!is_part()) write_side_files(output);
-    if (!is_part() && options_.want_norms) report_.merged = merged_norms(plan_, thread_count(options_.threads));
     check_sources(plan_);
     // Times alone do not tell: some file systems count them in seconds.
     if (!keeps() || new_fingerprint() == fingerprint_) return;
@@ -186,11 +194,11 @@ class Execution {
       check_sources(plan_);
       const auto* error = dynamic_cast<const Error*>(&failure);
       if (error == nullptr || error->code() == ErrorCode::IO_CHANGED) throw;
-      // Bad input stays bad: there is nothing to go on with.
+      // Bad input stays bad: there is nothing to go on with. What another run has left is not ours to throw away.
       const int exit_code = info(error->code()).exit_code;
       const bool lasting = exit_code != info(ErrorCode::IO_WRITE).exit_code &&
                            exit_code != info(ErrorCode::INTERRUPTED).exit_code;
-      if (!options_.finish && (lasting || !keeps())) output.discard();
+      if (journal && lasting && !options_.finish) output.discard();
       if (lasting || !output.keeps_something()) throw;
       ErrorDetail detail = error->detail();
       detail.hint += (detail.hint.empty() ? "" : "; ") + std::string("what is finished is kept: --resume goes on with it");
@@ -198,7 +206,7 @@ class Execution {
     } catch (const Error& error) {
       if (error.code() == ErrorCode::IO_CHANGED) {
         if (journal) journal->withdraw();
-        if (!is_part() && !options_.finish) output.discard();
+        if (journal && !is_part() && !options_.finish) output.discard();
       }
       throw;
     }

@@ -96,11 +96,11 @@ struct Task {
 
 }  // namespace
 
-std::vector<MergedMatrix> merged_norms(const Plan& plan, int threads) {
+std::vector<MergedMatrix> merged_norms(const Plan& plan, std::span<const std::size_t> files, int threads) {
   std::vector<MergedMatrix> results;
   std::vector<Task> tasks;
   std::vector<std::size_t> first_of;
-  for (std::size_t f = 0; f < plan.files.size(); ++f) {
+  for (const std::size_t f : files) {
     for (std::size_t t = 0; t < plan.files[f].tensors.size(); ++t) {
       const auto& merge = plan.files[f].tensors[t].merge;
       if (!merge || merge->updates.empty()) continue;

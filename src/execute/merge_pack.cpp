@@ -6,6 +6,7 @@
 
 #include "base/half.h"
 #include "execute/element.h"
+#include "execute/merge_pairs.h"
 #include "execute/op.h"
 
 namespace peft::execution {
@@ -121,6 +122,78 @@ float pack_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::i
       sums[j] += value * value;
     }
   }
+  return std::sqrt(*std::max_element(sums, sums + kPanel));
+}
+
+bool can_pair(const Plan& plan, const Sides& sides) {
+  const auto is_bf16 = [&](const View& view) {
+    return view.rows > 0 && view.cols > 0 && plan.sources[view.source]->tensors()[view.tensor].dtype == Dtype::bf16;
+  };
+  return is_bf16(sides.left) && is_bf16(sides.right) && has_pair_products();
+}
+
+namespace {
+
+std::uint32_t bits_at(const std::byte* from) {
+  std::uint16_t bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return bits;
+}
+
+// Whether a word has an element that is neither zero nor large enough. An element minus one, as unsigned: zero becomes large.
+std::uint32_t too_small(std::uint32_t word) {
+  const std::uint32_t high = word >> 16 & 0x7FFFu, low = word & 0x7FFFu;
+  return static_cast<std::uint32_t>(high - 1 < kSmallestSafe - 1) | static_cast<std::uint32_t>(low - 1 < kSmallestSafe - 1);
+}
+
+}  // namespace
+
+void pair_left(const Plan& plan, const Sides& sides, std::int64_t first, std::size_t rows, std::uint32_t* out, float* norms,
+               bool& safe) {
+  const Source source = source_of(plan, sides.left);
+  const std::size_t pairs = pairs_of(static_cast<std::size_t>(sides.rank));
+  std::uint32_t small = 0;
+  for (std::size_t i = 0; i < rows; ++i) {
+    const std::byte* from = source.data + (first + static_cast<std::int64_t>(i)) * source.row_stride;
+    float sum = 0;
+    for (std::size_t p = 0; p < pairs; ++p, from += 2 * source.col_stride) {
+      const bool whole = 2 * static_cast<std::int64_t>(p) + 1 < sides.rank;
+      const std::uint32_t word = bits_at(from) << 16 | (whole ? bits_at(from + source.col_stride) : 0);
+      out[i * pairs + p] = word;
+      small |= too_small(word);
+      sum += first_of(word) * first_of(word) + second_of(word) * second_of(word);
+    }
+    norms[i] = std::sqrt(sum);
+  }
+  safe = small == 0;
+}
+
+float pair_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::int64_t panel, std::uint32_t* out, bool& safe) {
+  constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
+  const Source source = source_of(plan, sides.right);
+  const std::int64_t first = panel * kWidth;
+  const auto count = static_cast<std::size_t>(std::min(cols - first, kWidth));
+  const std::size_t pairs = pairs_of(static_cast<std::size_t>(sides.rank));
+  if (count < kPanel) std::fill_n(out, pairs * kPanel, 0u);
+  const bool dense = source.col_stride == 2;
+  float sums[kPanel] = {};
+  std::uint32_t small = 0;
+  for (std::size_t p = 0; p < pairs; ++p) {
+    const std::byte* from = source.data + first * source.col_stride + 2 * static_cast<std::int64_t>(p) * source.row_stride;
+    const bool whole = 2 * static_cast<std::int64_t>(p) + 1 < sides.rank;
+    std::uint32_t* words = out + p * kPanel;
+    if (dense && whole) {
+      for (std::size_t j = 0; j < count; ++j) words[j] = bits_at(from + 2 * j) << 16 | bits_at(from + source.row_stride + 2 * j);
+    } else {
+      for (std::size_t j = 0; j < count; ++j, from += source.col_stride)
+        words[j] = bits_at(from) << 16 | (whole ? bits_at(from + source.row_stride) : 0);
+    }
+    for (std::size_t j = 0; j < kPanel; ++j) {
+      small |= too_small(words[j]);
+      sums[j] += first_of(words[j]) * first_of(words[j]) + second_of(words[j]) * second_of(words[j]);
+    }
+  }
+  safe = small == 0;
   return std::sqrt(*std::max_element(sums, sums + kPanel));
 }
 

@@ -48,4 +48,11 @@ void pack_left(const Plan& plan, const Sides& sides, std::int64_t first, std::si
 template <class T>
 float pack_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::int64_t panel, T* out);
 
+// The same for two bf16 factors in words of two elements (see merge_pairs.h). `safe` becomes false where an element is
+// too small for them.
+bool can_pair(const Plan& plan, const Sides& sides);
+void pair_left(const Plan& plan, const Sides& sides, std::int64_t first, std::size_t rows, std::uint32_t* out, float* norms,
+               bool& safe);
+float pair_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::int64_t panel, std::uint32_t* out, bool& safe);
+
 }  // namespace peft::execution

@@ -52,7 +52,8 @@ class PeftProgram {
     program_.gains.push_back(n);
   }
   void put_in(std::size_t n) {
-    const bool rounded = merge_.mode == MergeMode::peft_safe || update(n).delta_is_rounded;
+    const bool is_bias = update(n).b.rows == 0;  // added in fp32 in both modes
+    const bool rounded = (merge_.mode == MergeMode::peft_safe && !is_bias) || update(n).delta_is_rounded;
     if (is_dora(n)) {
       program_.steps.push_back({Step::Kind::scale, n, gain_of_[n], Tail::plain});
     } else {

@@ -136,6 +136,15 @@ TEST(Merge, BestKeepsTheLastPlaceWhereTheSumCancels) {
   }
 }
 
+// bf16 factors whose products and sums are at the lower end of what fp32 can hold.
+TEST(Merge, BestOfTinyNumbers) {
+  for (const double sigma : {1e-20, 1e-30, 1e-36}) {
+    PlanBuilder builder(4);
+    const Plan plan = plan_of(builder, 2, 150, {.adapter = Dtype::bf16, .base_sigma = sigma});
+    EXPECT_LE(compare(plan, image_of(plan, {}), true).most, 1) << sigma;
+  }
+}
+
 TEST(Merge, PeftModesAreTheRoundingsOfPeft) {
   for (const MergeMode mode : {MergeMode::peft, MergeMode::peft_safe}) {
     for (int shape = 0; shape < num_merge_shapes(); ++shape) {
@@ -198,7 +207,8 @@ TEST_P(EveryTarget, MakesTheSameBytes) {
     for (const Dtype base : {Dtype::bf16, Dtype::f16, Dtype::f32}) {
       for (const Dtype adapter : {Dtype::bf16, Dtype::f32}) {
         for (int shape = 0; shape < num_merge_shapes(); ++shape) {
-          const MergeCase c{.mode = mode, .source = base, .base = base, .out = base, .adapter = adapter, .dora = shape % 2 == 1, .delta_size = 1};
+          MergeCase c{.mode = mode, .source = base, .base = base, .out = base, .adapter = adapter, .dora = shape % 2 == 1, .delta_size = 1};
+          if (base == Dtype::f32) c.base_sigma = adapter == Dtype::f32 ? 1e-30 : 1e-36, c.dora = false;  // products below the smallest normal number
           PlanBuilder builder(3);
           const Plan plan = plan_of(builder, shape, 80, c);
           use(0);

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+
+#include "execute/merge_pairs.h"
 
 namespace peft::execution {
 namespace {
@@ -9,6 +12,24 @@ namespace {
 // What one update's columns may take when they all stay packed, and its rows.
 constexpr std::size_t kRightBytes = std::size_t{2} << 20, kLeftBytes = std::size_t{256} << 10;
 constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
+
+template <class T>
+std::uint32_t* words(T* memory) {
+  return reinterpret_cast<std::uint32_t*>(memory);
+}
+template <class T>
+const std::uint32_t* words(const T* memory) {
+  return reinterpret_cast<const std::uint32_t*>(memory);
+}
+
+// Element k of a chain that is packed in steps of `step`, at `offset`.
+template <class T>
+double element(bool paired, const T* packed, std::size_t k, std::size_t step, std::size_t offset) {
+  if (!paired) return static_cast<double>(packed[k * step + offset]);
+  std::uint32_t word;
+  std::memcpy(&word, reinterpret_cast<const std::byte*>(packed) + (k / 2 * step + offset) * sizeof word, sizeof word);
+  return static_cast<double>(k % 2 == 0 ? first_of(word) : second_of(word));
+}
 
 std::int64_t panels_of(std::int64_t cols) { return (cols + kWidth - 1) / kWidth; }
 
@@ -28,7 +49,9 @@ void Tiles<T>::open(const MergedTensor& tensor, std::size_t place) {
     updates_.push_back(&tensor.merge().updates[where.updates[n]]);
     Packed& packed = packed_[n];
     packed.sides = sides_of(*updates_[n], lattice_.swapped);
-    const std::size_t panel = static_cast<std::size_t>(packed.sides.rank) * kPanel;
+    packed.paired = sizeof(T) == sizeof(std::uint32_t) && can_pair(tensor.plan(), packed.sides);
+    packed.right_safe.assign(static_cast<std::size_t>(panels), true);
+    const std::size_t panel = packed.width() * kPanel;
     const bool all = panel * static_cast<std::size_t>(panels) * sizeof(T) <= kRightBytes / where.updates.size();
     packed.right.resize(all ? panel * static_cast<std::size_t>(panels) : panel);
     packed.tile.resize(kTileSize + kPanel);  // finish() may read past the last row
@@ -48,9 +71,13 @@ std::int64_t Tiles<T>::take_rows(std::int64_t first, std::int64_t count) {
   const auto rows = std::min(static_cast<std::size_t>(count), fit);
   for (std::size_t n = 0; n < num_updates(); ++n) {
     Packed& packed = packed_[n];
-    T* out = packed.left.resize(rows * static_cast<std::size_t>(packed.sides.rank));
+    T* out = packed.left.resize(rows * packed.width());
     packed.left_norms.resize(rows);
-    pack_left(tensor_->plan(), packed.sides, first, rows, out, packed.left_norms.data());
+    if (packed.paired) {
+      pair_left(tensor_->plan(), packed.sides, first, rows, words(out), packed.left_norms.data(), packed.left_safe);
+    } else {
+      pack_left(tensor_->plan(), packed.sides, first, rows, out, packed.left_norms.data());
+    }
   }
   first_row_ = first;
   return static_cast<std::int64_t>(rows);
@@ -61,9 +88,15 @@ const T* Tiles<T>::right_of(std::size_t n, std::int64_t panel) {
   Packed& packed = packed_[n];
   const auto p = static_cast<std::size_t>(panel);
   const bool all = !packed.is_packed.empty();
-  T* right = packed.right.get() + (all ? p * static_cast<std::size_t>(packed.sides.rank) * kPanel : 0);
+  T* right = packed.right.get() + (all ? p * packed.width() * kPanel : 0);
   if (all ? packed.is_packed[p] : packed.only_panel == panel) return right;
-  packed.right_norms[p] = pack_right(tensor_->plan(), packed.sides, lattice_.cols.count, panel, right);
+  if (packed.paired) {
+    bool safe = true;
+    packed.right_norms[p] = pair_right(tensor_->plan(), packed.sides, lattice_.cols.count, panel, words(right), safe);
+    packed.right_safe[p] = safe;
+  } else {
+    packed.right_norms[p] = pack_right(tensor_->plan(), packed.sides, lattice_.cols.count, panel, right);
+  }
   if (all) packed.is_packed[p] = true;
   packed.only_panel = panel;
   return right;
@@ -72,9 +105,39 @@ const T* Tiles<T>::right_of(std::size_t n, std::int64_t panel) {
 template <class T>
 T* Tiles<T>::product(std::size_t n, std::int64_t row, std::size_t rows, std::int64_t panel) {
   Packed& packed = packed_[n];
-  const auto rank = static_cast<std::size_t>(packed.sides.rank);
-  multiply(packed.left.get() + static_cast<std::size_t>(row) * rank, rows, rank, right_of(n, panel), packed.tile.get());
+  const T* right = right_of(n, panel);
+  const T* left = packed.left.get() + static_cast<std::size_t>(row) * packed.width();
+  if (!packed.paired) {
+    multiply(left, rows, packed.width(), right, packed.tile.get());
+  } else if (packed.left_safe && packed.right_safe[static_cast<std::size_t>(panel)]) {
+    multiply_pairs(words(left), rows, packed.width(), words(right), reinterpret_cast<float*>(packed.tile.get()));
+  } else {
+    multiply_unpaired(packed, row, rows, right);
+  }
   return packed.tile.get();
+}
+
+// Numbers so small that pairs would take them for zero: the words are taken apart.
+template <class T>
+void Tiles<T>::multiply_unpaired(Packed& packed, std::int64_t row, std::size_t rows, const T* right) {
+  const auto rank = static_cast<std::size_t>(packed.sides.rank);
+  T* left = unpaired_.resize((rows + kPanel) * rank);
+  T* panel = left + rows * rank;
+  for (std::size_t k = 0; k < rank; ++k) {
+    for (std::size_t i = 0; i < rows; ++i) left[i * rank + k] = static_cast<T>(packed.left_at(static_cast<std::size_t>(row) + i, k));
+    for (std::size_t j = 0; j < kPanel; ++j) panel[k * kPanel + j] = static_cast<T>(element(packed.paired, right, k, kPanel, j));
+  }
+  multiply(left, rows, rank, panel, packed.tile.get());
+}
+
+template <class T>
+std::size_t Tiles<T>::Packed::width() const {
+  return paired ? pairs_of(static_cast<std::size_t>(sides.rank)) : static_cast<std::size_t>(sides.rank);
+}
+
+template <class T>
+double Tiles<T>::Packed::left_at(std::size_t i, std::size_t k) const {
+  return element(paired, left.get() + i * width(), k, 1, 0);
 }
 
 template <class T>
@@ -110,12 +173,11 @@ double Tiles<T>::exact(double weight, std::int64_t row, std::int64_t panel, std:
   for (const Step& step : program_.steps) {
     if (step.kind == Step::Kind::measure) continue;
     const Packed& packed = packed_[step.update];
-    const auto rank = static_cast<std::size_t>(packed.sides.rank);
-    const T* left = packed.left.get() + static_cast<std::size_t>(row) * rank;
-    const T* right = packed.right.get() +
-                     (packed.is_packed.empty() ? 0 : static_cast<std::size_t>(panel) * rank * kPanel) + col;
+    const T* right = packed.right.get() + (packed.is_packed.empty() ? 0 : static_cast<std::size_t>(panel) * packed.width() * kPanel);
     double sum = 0;
-    for (std::size_t k = 0; k < rank; ++k) sum = std::fma(static_cast<double>(left[k]), static_cast<double>(right[k * kPanel]), sum);
+    for (std::size_t k = 0; k < static_cast<std::size_t>(packed.sides.rank); ++k) {
+      sum = std::fma(packed.left_at(static_cast<std::size_t>(row), k), element(packed.paired, right, k, kPanel, col), sum);
+    }
     weight = std::fma(updates_[step.update]->scale, sum, weight);
     if (step.kind == Step::Kind::scale) weight *= gain_of(gains, step.gain, row, panel, col);
   }

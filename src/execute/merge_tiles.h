@@ -50,7 +50,14 @@ class Tiles {
     std::vector<float> left_norms, right_norms;
     std::vector<bool> is_packed;      // each panel of `right`
     std::int64_t only_panel = -1;     // where `right` holds one panel, as all are too much
+    bool paired = false;              // left and right are words of two elements (merge_pairs.h)
+    bool left_safe = true;
+    std::vector<bool> right_safe;     // each panel
+
+    std::size_t width() const;        // elements of T of a row of `left`; kPanel times as many of a panel of `right`
+    double left_at(std::size_t i, std::size_t k) const;
   };
+  void multiply_unpaired(Packed& packed, std::int64_t row, std::size_t rows, const T* right);
   const T* right_of(std::size_t n, std::int64_t panel);
   double gain_of(const Gains& gains, std::size_t gain, std::int64_t row, std::int64_t panel, std::size_t col) const;
   void scale_rows(const Step& step, const Merge& merge, std::int64_t row, std::size_t rows, std::int64_t panel,
@@ -63,6 +70,7 @@ class Tiles {
   std::vector<const Update*> updates_;
   std::vector<Packed> packed_;  // may be more than there are updates
   std::int64_t first_row_ = 0;
+  LineBuffer<T> unpaired_;
 };
 
 }  // namespace peft::execution

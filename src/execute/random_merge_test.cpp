@@ -206,7 +206,7 @@ class LikePeft {
   }
   void put_in(std::size_t n) {
     const Update& u = *m_.updates[n];
-    const bool safe = merge_.mode == MergeMode::peft_safe || u.delta_is_rounded;
+    const bool safe = (merge_.mode == MergeMode::peft_safe && u.b.rows != 0) || u.delta_is_rounded;
     each(n, [&](std::int64_t i, float w, float d) {
       if (u.magnitude) return base(gain(n, i) * (w + d));
       return base(safe ? w + static_cast<float>(base(d)) : w + d);

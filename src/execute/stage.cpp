@@ -118,10 +118,10 @@ std::byte* Stage::append_staged(const FileWork& work, const Piece& piece) {
 }
 
 const TensorOps& Stage::ops_of(const FileWork& work, std::size_t tensor) {
-  if (ops_work_ != &work || ops_tensor_ != tensor) {
-    ops_work_ = nullptr;
+  if (ops_work_ != work.number || ops_tensor_ != tensor) {
+    ops_work_ = 0;
     ops_ = make_ops(*work.plan, work.tensor(tensor), work.is_wide(tensor));
-    ops_work_ = &work;
+    ops_work_ = work.number;
     ops_tensor_ = tensor;
   }
   return ops_;

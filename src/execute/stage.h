@@ -63,7 +63,7 @@ class Stage {
   Scratch scratch_;
   Merger merger_;
   // The tensor rendered last: the next unit is often more of it.
-  const FileWork* ops_work_ = nullptr;
+  std::uint64_t ops_work_ = 0;
   std::size_t ops_tensor_ = 0;
   TensorOps ops_;
 };

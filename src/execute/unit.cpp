@@ -1,6 +1,7 @@
 #include "execute/unit.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace peft::execution {
 namespace {
@@ -222,7 +223,9 @@ bool FileWork::is_wide(std::size_t t) const {
 }
 
 FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes) {
+  static std::atomic<std::uint64_t> works = 0;
   FileWork work;
+  work.number = ++works;
   work.plan = &plan;
   work.file = &file;
   work.sizes = sizes;

@@ -44,6 +44,7 @@ enum class Making : std::uint8_t {
 };
 
 struct FileWork {
+  std::uint64_t number = 0;  // of no other one in this process
   const Plan* plan = nullptr;
   const PlannedFile* file = nullptr;
   CutSizes sizes;

@@ -25,7 +25,9 @@ std::string expanded(std::string_view replacement, std::string_view text, const 
 
 // The part of the name before which a scoped rule does not look; nullopt: the rule is about another part.
 std::optional<std::size_t> scope_length(std::string_view name, const std::string& scope) {
+  constexpr std::string_view kBase = "model.";
   if (scope.empty()) return 0;
+  if (scope == ".") return name.starts_with(kBase) ? kBase.size() : 0;
   for (const std::string& start : {"model." + scope + ".", scope + "."}) {
     if (name.starts_with(start)) return start.size();
   }

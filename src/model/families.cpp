@@ -105,7 +105,9 @@ std::shared_ptr<const Family> read_family(const std::string& name, const Json& j
   if (family->v5 && json.at("v5").contains("conversion")) {
     for (const Json& use : json.at("v5").at("conversion")) {
       conversions.push_back(shared.conversions.at(use.at("ref").get<std::string>()));
-      scoped.emplace_back(text_or(use, "scope"), conversions.back());
+      // A scope that is given and empty: below the base model's prefix.
+      const std::string scope = text_or(use, "scope");
+      scoped.emplace_back(use.contains("scope") && scope.empty() ? "." : scope, conversions.back());
     }
   }
   read_disk_names(*family, scoped);

@@ -59,7 +59,7 @@ StagedOutput::StagedOutput(const std::string& out_folder, Options options, const
   require_no_alias(out_, input_paths);
   require_free(out_, options_.overwrite);
   require_space(parent_of(out_), options_.expected_bytes);
-  staging_.emplace(out_, options_.claim, !options_.keep || options_.overwrite, options_.part);
+  staging_.emplace(out_, options_.claim, options_.overwrite, options_.part);
   if (!options_.keep || !options_.sync) return;
   sync_folder(staging_->path());  // what is kept must still be found after a crash
   sync_folder(parent_of(out_));

@@ -32,6 +32,12 @@ std::string stored_shape(const Base& base, const Weight& weight) {
 
 }  // namespace
 
+// save_embedding_layers keeps the weight below LoRA under "base_layer.".
+std::string own_suffix(const Extra& extra) {
+  constexpr std::string_view kBelow = "base_layer.";
+  return extra.suffix.starts_with(kBelow) ? extra.suffix.substr(kBelow.size()) : extra.suffix;
+}
+
 std::string Base::output_module() const {
   const ModuleTree* tree = tree_of(model);
   return tree == nullptr || tree->output_embedding.empty() ? "lm_head" : tree->output_embedding;
@@ -128,10 +134,10 @@ Weight Base::place_of(const MergeAdapter& adapter, const Extra& extra) const {
     site.parameter = extra.suffix == "bias" ? "bias" : "";
     found = weights.find(site);
   } else {
-    const std::string whole = extra.site.module + "." + extra.suffix;
+    const std::string whole = extra.site.module + "." + own_suffix(extra);
     const auto dot = whole.rfind('.');
     found = weights.find(whole.substr(0, dot), whole.substr(dot + 1));
-    if (!found && is_tied() && extra.site.module == output_module()) found = weights.find(input_module(), extra.suffix);
+    if (!found && is_tied() && extra.site.module == output_module()) found = weights.find(input_module(), own_suffix(extra));
   }
   if (!found) no_target(adapter, extra.tensor, extra.site);
   require_readable(adapter, extra.site, *found);

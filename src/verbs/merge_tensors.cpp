@@ -110,10 +110,10 @@ void OutTensors::add(std::size_t tensor, Update update, MergedPart part) {
   note(tensor, std::move(part));
 }
 
-void OutTensors::replace(std::size_t tensor, const View& source, MergedPart part) {
+void OutTensors::replace(std::size_t tensor, const View& source, bool keep, MergedPart part) {
   PlannedTensor& planned = tensors_[tensor].planned;
   planned.blocks = {{0, 0, 1, source, 1}};
-  planned.merge.reset();
+  if (!keep) planned.merge.reset();
   note(tensor, std::move(part));
 }
 

@@ -38,8 +38,8 @@ class OutTensors {
   std::size_t add_copy(std::size_t of, std::string name);
 
   void add(std::size_t tensor, Update update, MergedPart part);
-  // Puts a matrix of the same size in the place of a whole tensor, or of some of its rows.
-  void replace(std::size_t tensor, const View& source, MergedPart part);
+  // Puts a matrix of the same size in the place of a whole tensor, or of one of its rows. `keep`: updates still apply.
+  void replace(std::size_t tensor, const View& source, bool keep, MergedPart part);
   void replace_row(std::size_t tensor, std::int64_t row, const View& source);
   void note(std::size_t tensor, MergedPart part);
 

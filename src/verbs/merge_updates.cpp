@@ -176,12 +176,13 @@ class Updates {
            fmt::format("[{}]", fmt::join(tensor.shape, ", ")),
            rows ? "resize the base's embedding as it was when the adapter was trained" : "is this the right base model?");
     }
-    if (out.planned.merge && !out.planned.merge->updates.empty()) {
+    const bool below = own_suffix(extra) != extra.suffix;  // what LoRA is added to: the updates stay
+    if (!below && out.planned.merge && !out.planned.merge->updates.empty()) {
       fail(extra.tensor, "a module is both replaced and updated", ErrorCode::LO_AMBIG);
     }
     claim(at.tensor, -1, extra);
     const View source{adapter_->source, extra.tensor, 0, out.planned.rows, out.planned.cols, out.planned.cols, 1};
-    tensors_.replace(at.tensor, source, part_of(extra.site, extra.kind == ExtraKind::base_bias ? "bias saved" : "saved"));
+    tensors_.replace(at.tensor, source, below, part_of(extra.site, extra.kind == ExtraKind::base_bias ? "bias saved" : "saved"));
   }
 
   const std::vector<std::int64_t>& token_ids(const Extra& extra) const {

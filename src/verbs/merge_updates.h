@@ -12,6 +12,9 @@
 
 namespace peft::merging {
 
+// The parameter an extra is about: "weight" of "base_layer.weight".
+std::string own_suffix(const Extra& extra);
+
 // The base, and where its matrices lie.
 struct Base {
   const MergeOptions& options;

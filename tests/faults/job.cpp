@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -59,6 +60,21 @@ PlannedTensor planned(int kind, std::string name, const View& view) {
   return tensor;
 }
 
+std::string difference(const Contents& got, const Contents& expected) {
+  std::string text;
+  for (const auto& [name, bytes] : expected) {
+    const auto it = got.find(name);
+    if (it == got.end()) {
+      text += name + " is missing; ";
+    } else if (it->second != bytes) {
+      const auto at = std::mismatch(bytes.begin(), bytes.end(), it->second.begin(), it->second.end()).first - bytes.begin();
+      text += fmt::format("{} differs at {} of {} bytes, has {}; ", name, at, bytes.size(), it->second.size());
+    }
+  }
+  for (const auto& [name, bytes] : got) text += expected.contains(name) ? "" : name + " is too much; ";
+  return text;
+}
+
 }  // namespace
 
 Job::Job(const JobSize& size) : size_(size) {
@@ -111,7 +127,7 @@ void Job::clean() const {
 std::string Job::check() const {
   if (contents_of(folder_ + "/base") != inputs_) return "an input has changed";
   const Contents output = contents_of(out());
-  if (fs::exists(out()) && output != expected_) return "the output is there and is not complete";
+  if (fs::exists(out()) && output != expected_) return "the output is there and is not complete: " + difference(output, expected_);
   for (const auto& entry : fs::directory_iterator(folder_)) {
     const std::string name = entry.path().filename().string();
     if (name != "base" && name != "out" && name != "out.partial-peft") return name + " was left behind";

@@ -184,10 +184,12 @@ std::vector<FamilyKind> family_kinds() {
     }
     const auto v4 = rows_of("v4"), v5 = rows_of("v5");
     for (std::size_t i = 0; i < std::max(v4.size(), v5.size()); ++i) {
-      FamilyKind kind{type, "", i < v4.size() ? v4[i] : std::vector<Json>{}, i < v5.size() ? v5[i] : std::vector<Json>{}, table.at("forms"), conversions, family, "", true, ""};
+      FamilyKind kind{type, "", i < v4.size() ? v4[i] : std::vector<Json>{}, i < v5.size() ? v5[i] : std::vector<Json>{}, table.at("forms"), conversions, family, "", true, 3, ""};
       const Json& row = (kind.v5.empty() ? kind.v4 : kind.v5).front();
       kind.name = row.at("path").get<std::string>();
       kind.config_section = row.value("config", std::string());
+      const Json& own_form = kind.forms.at(row.at("form").get<std::string>());
+      if (own_form.contains("params") && own_form.at("params").at(0).at(1).at(0).is_number()) kind.experts = own_form.at("params").at(0).at(1).at(0).get<std::int64_t>();
       if (!has_matrices(kind)) kind.problem = "its parameters are no matrix per expert";
       kinds.push_back(std::move(kind));
     }
@@ -205,6 +207,12 @@ std::optional<std::vector<NamedTensor>> experts_in(const FamilyKind& kind, BaseF
   if (!rows.empty()) return in_memory(kind, rows, experts, why);
   why = std::string("transformers ") + (form == BaseForm::v4 ? "4" : "5") + " does not have this type";
   return std::nullopt;
+}
+
+std::vector<std::string> held_by_parameter(const FamilyKind& kind, const Json& row, const std::string& parameter) {
+  const auto& rows = kind.v5.empty() ? kind.v4 : kind.v5;
+  const bool some_fused = std::ranges::any_of(rows, [&](const Json& r) { return kind.forms.at(r.at("form").get<std::string>()).contains("fused"); });
+  return held_by(kind.forms.at(row.at("form").get<std::string>()), parameter, some_fused && rows.size() > 1);
 }
 
 std::optional<std::string> per_expert_key(const FamilyKind& kind, std::int64_t expert, const std::string& projection) {
@@ -236,7 +244,7 @@ Json config_of(const FamilyKind& kind) {
     for (const Json& row : *rows) {
       const Json& keys = row.at("keys");
       for (const auto& [symbol, key] : keys.items()) {
-        const std::int64_t value = symbol == "E" ? kExperts : symbol == "H" ? kHidden : symbol == "I" ? kIntermediate : 4;
+        const std::int64_t value = symbol == "E" ? kind.experts : symbol == "H" ? kHidden : symbol == "I" ? kIntermediate : 4;
         if (!section.contains(key.get<std::string>())) section[key.get<std::string>()] = value;
       }
     }

@@ -26,6 +26,7 @@ struct FamilyKind {
   Json family;
   std::string config_section;
   bool has_gate = true;
+  std::int64_t experts = 3;                // a few classes have a fixed number
   std::string problem;                     // why nothing of it is a matrix per expert; "" when it is
 };
 std::vector<FamilyKind> family_kinds();
@@ -38,10 +39,12 @@ struct NamedTensor {
   std::vector<std::int64_t> shape;
   std::vector<double> values;
 };
-constexpr std::int64_t kHidden = 6, kIntermediate = 10, kExperts = 3, kLayer = 3;
+constexpr std::int64_t kHidden = 6, kIntermediate = 10, kLayer = 3;
 
 // The tensors of one layer's experts. nullopt: there is no such form; `why` says so.
 std::optional<std::vector<NamedTensor>> experts_in(const FamilyKind& kind, BaseForm form, std::vector<ExpertMatrices> experts, std::string& why);
+// Which projections a parameter of a row holds: {"gate", "up"}, {"down"}, ...
+std::vector<std::string> held_by_parameter(const FamilyKind& kind, const Json& row, const std::string& parameter);
 // The keys under which adapters of transformers 4 and 5 name the experts.
 std::optional<std::string> per_expert_key(const FamilyKind& kind, std::int64_t expert, const std::string& projection);
 Json config_of(const FamilyKind& kind);

@@ -35,7 +35,7 @@ struct Call {
 };
 
 // In place of the real calls while it lives. One at a time.
-class FaultCalls final : public SystemCalls {
+class FaultCalls : public SystemCalls {
  public:
   FaultCalls() : former_(replace(this)) {}
   ~FaultCalls() override { replace(former_); }
@@ -46,6 +46,7 @@ class FaultCalls final : public SystemCalls {
   std::function<int(const Call&)> judge = [](const Call&) { return kPass; };  // the errno that the call fails with
   std::function<std::size_t(const Call&)> limit = {};  // bytes that a read or write gets to do
   std::function<void(const Call&, std::byte* data, std::size_t size, off_t at)> spoil = {};  // what is written or read
+  std::function<void(struct statvfs&)> space = {};
   int count() const { return count_; }
 
   int open(const char* path, int flags, mode_t mode) override {
@@ -98,8 +99,10 @@ class FaultCalls final : public SystemCalls {
   int lock(int fd, bool shared) override {
     return fails(Kind::lock, path_of(fd)) ? -1 : SystemCalls::lock(fd, shared);
   }
-  int statvfs(const char* path, struct statvfs* space) override {
-    return fails(Kind::statvfs, path) ? -1 : SystemCalls::statvfs(path, space);
+  int statvfs(const char* path, struct statvfs* found) override {
+    const int result = fails(Kind::statvfs, path) ? -1 : SystemCalls::statvfs(path, found);
+    if (space) space(*found);
+    return result;
   }
 
  private:
