@@ -59,8 +59,8 @@ target_compile_options(peft_nn PUBLIC ${torch_flags})
 # Torch's folder of headers has an fmt of another version than the system's library; header-only, that does no harm.
 target_compile_definitions(peft_nn PUBLIC $<BUILD_INTERFACE:FMT_HEADER_ONLY>)
 # An installed peft::nn takes torch's folders from the torch that its user finds (peftConfig.cmake).
-target_include_directories(peft_nn SYSTEM PUBLIC $<BUILD_INTERFACE:${TORCH_INCLUDE_DIRS}>)
-target_link_libraries(peft_nn PUBLIC peft $<BUILD_INTERFACE:${TORCH_LIBRARIES}>
+target_include_directories(peft_nn SYSTEM PUBLIC "$<BUILD_INTERFACE:${TORCH_INCLUDE_DIRS}>")
+target_link_libraries(peft_nn PUBLIC peft "$<BUILD_INTERFACE:${TORCH_LIBRARIES}>"
   PRIVATE $<BUILD_INTERFACE:peft_dependencies> $<BUILD_INTERFACE:peft_build_flags>)
 target_precompile_headers(peft_nn PRIVATE src/nn/torch.h)
 
@@ -79,11 +79,9 @@ if(PEFT_BUILD_TESTS)
   target_link_libraries(adapter_session PRIVATE peft_nn)
 endif()
 if(PEFT_BUILD_BENCH)
-  add_executable(bench_lora ${CMAKE_CURRENT_SOURCE_DIR}/bench/nn/bench_lora.cpp)
-  target_link_libraries(bench_lora PRIVATE peft_nn)
-endif()
-if(PEFT_BUILD_BENCH)
-  add_executable(bench_model ${CMAKE_CURRENT_SOURCE_DIR}/bench/nn/bench_model.cpp)
-  target_include_directories(bench_model PRIVATE src)
-  target_link_libraries(bench_model PRIVATE peft_nn)
+  foreach(program bench_lora bench_load bench_model)
+    add_executable(${program} ${CMAKE_CURRENT_SOURCE_DIR}/bench/nn/${program}.cpp)
+    target_include_directories(${program} PRIVATE src)
+    target_link_libraries(${program} PRIVATE peft_nn)
+  endforeach()
 endif()

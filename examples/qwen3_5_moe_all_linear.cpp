@@ -117,7 +117,7 @@ void show(const std::shared_ptr<nn::CausalLM>& base, const nn::PeftModel& lora, 
 int with_weights(const Options& options) {
   const TinyModel files(64, 32);
   const auto base = nn::init_model(files.base(), {.seed = 7});
-  const at::Tensor ids = at::tensor({{1, 5, 248319, 17}}, at::kLong);
+  const at::Tensor ids = at::tensor({1, 5, 248319, 17}, at::kLong).unsqueeze(0);
   const auto lora = nn::get_peft_model(base, lora_config(options), {.seed = 11});
   show(base, *lora, options, files.base());
   lora->save_pretrained(files.adapter(), {.save_embedding_layers = false});  // safetensors: there is no other form

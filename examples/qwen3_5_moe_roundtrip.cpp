@@ -25,7 +25,7 @@ bool round_trip(int hidden, int intermediate) {
   std::cout << "hidden " << hidden << ", intermediate size of an expert " << intermediate << "\n";
   const TinyModel files(hidden, intermediate);
   const auto base = nn::init_model(files.base(), {.seed = 7});
-  const at::Tensor ids = at::tensor({{1, 5, 248319, 17, 200000, 42, 9, 3}}, at::kLong);
+  const at::Tensor ids = at::tensor({1, 5, 248319, 17, 200000, 42, 9, 3}, at::kLong).unsqueeze(0);
   const at::Tensor without = base->logits(ids);
 
   nn::LoraConfig config;

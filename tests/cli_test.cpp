@@ -263,6 +263,25 @@ TEST_F(Cli, completion_scripts_are_accepted_by_bash) {
   EXPECT_THAT(peft({"completion", "fish"}).out, HasSubstr("complete -c peft"));
 }
 
+// What runs models is another program. Without it there is one error that says so; with it, it gets the command line.
+TEST_F(Cli, verbs_that_run_models_are_handed_over) {
+  const std::vector<std::string> line = {"logits", "--base", "a folder", "--ids", "1,2;3,4"};
+  setenv("PEFT_TORCH", in("nothing").c_str(), 1);
+  const Result missing = peft(line);
+  EXPECT_EQ(missing.exit_code, 2);
+  EXPECT_THAT(missing.err, HasSubstr("peft-torch"));
+  EXPECT_EQ(count_lines(missing.err), 1u);
+
+  std::ofstream(in("program")) << "#!/bin/sh\nfor word in \"$@\"; do echo \"$word\"; done\nexit 7\n";
+  fs::permissions(in("program"), fs::perms::owner_all);
+  setenv("PEFT_TORCH", in("program").c_str(), 1);
+  const Result handed = peft(line);
+  EXPECT_EQ(handed.exit_code, 7);
+  EXPECT_EQ(handed.out, "logits\n--base\na folder\n--ids\n1,2;3,4\n");
+  EXPECT_EQ(peft({"generate", "--base", "m", "--max-new-tokens", "3"}).exit_code, 2);  // no ids: nothing is started
+  unsetenv("PEFT_TORCH");
+}
+
 // Every flag of every verb is in docs/cli.md, and no flag there that the program does not have.
 TEST_F(Cli, the_manual_names_all_flags) {
   const std::string manual = read_text(fs::path(PEFT_SOURCE_DIR) / "docs/cli.md");
@@ -272,7 +291,8 @@ TEST_F(Cli, the_manual_names_all_flags) {
                                  std::sregex_token_iterator());
   };
   std::set<std::string> known{"--version"};
-  for (const std::string verb : {"inspect", "targets", "convert", "verify", "merge", "combine", "resize", "extract", "layouts", "families",
+  for (const std::string verb : {"inspect", "targets", "convert", "verify", "merge", "combine", "resize", "extract", "logits", "generate",
+                                 "params", "layouts", "families",
                                  "completion"}) {
     EXPECT_THAT(manual, HasSubstr("peft " + verb));
     const Result help = peft({verb, "--help"});

@@ -218,7 +218,6 @@ std::vector<std::string> choices_of(const std::string& flag) {
   if (flag == "--dtype") return float_dtype_names();
   if (flag == "--orientation") return {"out-in", "in-out"};
   if (flag == "--b-packing") return {"rank-major", "grouped-by-expert"};
-  if (flag == "--changed-base") return changed_base_values();
   if (flag == "--mode") return {"best", "peft", "peft-safe", "fast"};
   if (flag == "--base-dtype" || flag == "--out-dtype") return float_dtype_names();
   if (flag == "--type") return {combine_types().begin(), combine_types().end()};

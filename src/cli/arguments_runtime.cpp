@@ -39,12 +39,10 @@ void add_run_flags(CLI::App& verb, RuntimeFlags& flags) {
   verb.add_option("--dtype", flags.dtype,
                   "Run in this dtype: " + CLI::detail::join(float_dtype_names(), ", ") + "; the base's own when not given")
       ->type_name("T");
-  verb.add_option("--changed-base", flags.changed_base,
-                  "For adapters whose start was taken out of the base (PiSSA, OLoRA): the base given is the residual, "
-                  "or subtract the start again")
-      ->capture_default_str()
-      ->type_name("refuse|residual|subtract")
-      ->check(quiet(CLI::IsMember(changed_base_values())));
+  auto* residual = verb.add_flag("--base-is-residual", flags.base_is_residual,
+                                 "The base is what PiSSA, OLoRA, CorDA or LoftQ left of the original");
+  verb.add_flag("--change-base", flags.change_base, "Take the start of PiSSA or OLoRA out of the base, as PEFT does when it loads")
+      ->excludes(residual);
   verb.add_option("--threads", flags.threads, "Threads; as many as libtorch takes when not given")
       ->type_name("N")
       ->check(quiet(CLI::Range(1, 1024)));
@@ -105,8 +103,6 @@ void add_params(CLI::App& app, ParamsCommand& command) {
 }
 
 }  // namespace
-
-std::vector<std::string> changed_base_values() { return {"refuse", "residual", "subtract"}; }
 
 void add_runtime(CLI::App& app, RuntimeCommands& commands) {
   add_logits(app, commands.logits);

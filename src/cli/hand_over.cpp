@@ -51,9 +51,9 @@ void hand_over(const std::vector<std::string>& command_line) {
     for (const auto& argument : command_line) argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
     execv(program.c_str(), argv.data());
-    throw Error(ErrorCode::MD_NEEDED, {.file = program, .problem = fmt::format("cannot be started: {}", std::strerror(errno))});
+    throw Error(ErrorCode::RT_PROGRAM, {.file = program, .problem = fmt::format("cannot be started: {}", std::strerror(errno))});
   }
-  throw Error(ErrorCode::MD_NEEDED,
+  throw Error(ErrorCode::RT_PROGRAM,
               {.file = places.empty() ? kProgram : places.front(),
                .problem = "peft-torch, the part of peft that runs models, is not there",
                .expected = "beside peft, in ../libexec/peft, in PATH, or where PEFT_TORCH says",

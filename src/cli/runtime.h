@@ -14,7 +14,7 @@ struct RuntimeFlags {
   std::string base;
   std::vector<std::string> adapters;        // several: all are active, and their updates add up
   std::string device = "cpu", dtype;        // dtype "": what the base's config.json says
-  std::string changed_base = "refuse";      // refuse, residual, subtract
+  bool base_is_residual = false, change_base = false;   // for PiSSA, OLoRA, ...: neither refuses such an adapter
   int threads = 0;                          // 0: as many as torch takes by itself
   bool json = false;
   std::vector<std::string> command_line;    // without the program's name: what is handed over
@@ -41,7 +41,5 @@ struct ParamsCommand {
 int run(const LogitsCommand& command);
 int run(const GenerateCommand& command);
 int run(const ParamsCommand& command);
-
-std::vector<std::string> changed_base_values();
 
 }  // namespace peft::cli

@@ -23,7 +23,7 @@ namespace {
 namespace fs = std::filesystem;
 using config::Json;
 
-[[noreturn]] void fail(ErrorDetail detail) { throw Error(ErrorCode::MD_NEEDED, std::move(detail)); }
+[[noreturn]] void fail(ErrorDetail detail) { throw Error(ErrorCode::RT_TOKENIZER, std::move(detail)); }
 
 std::vector<std::string> pythons() {
   if (const char* named = std::getenv("PEFT_PYTHON"); named != nullptr && *named != '\0') return {named};
@@ -85,7 +85,7 @@ struct Tokenizer::Process {
     const std::string text(line == nullptr ? "" : line, size < 0 ? 0 : static_cast<std::size_t>(size));
     std::free(line);
     if (text.empty()) fail({.file = file, .problem = "the Python process that reads the tokenizer ended"});
-    return config::parse_json(text, "<tokenizer helper>", ErrorCode::MD_NEEDED);
+    return config::parse_json(text, "<tokenizer helper>", ErrorCode::RT_TOKENIZER);
   }
 
   Json ask(const Json& request) {

@@ -37,7 +37,7 @@ std::string error_of(const std::function<void()>& call) {
   try {
     call();
   } catch (const Error& error) {
-    EXPECT_EQ(error.code(), ErrorCode::MD_NEEDED);
+    EXPECT_EQ(error.code(), ErrorCode::RT_TOKENIZER);
     return error.what();
   }
   return "no error";

@@ -38,9 +38,9 @@ void check_device(const std::string& name) {
   }
 }
 
-nn::ChangedBase changed_base(const std::string& value) {
-  if (value == "residual") return nn::ChangedBase::is_residual;
-  return value == "subtract" ? nn::ChangedBase::subtract : nn::ChangedBase::refuse;
+nn::ChangedBase changed_base(const cli::RuntimeFlags& flags) {
+  if (flags.base_is_residual) return nn::ChangedBase::is_residual;
+  return flags.change_base ? nn::ChangedBase::subtract : nn::ChangedBase::refuse;
 }
 
 }  // namespace
@@ -82,7 +82,7 @@ RunningModel load(const cli::RuntimeFlags& flags) {
   RunningModel model;
   model.base = nn::load_model(resolve_path(flags.base), options);
   nn::AdapterModelOptions adapter_options;
-  adapter_options.changed_base = changed_base(flags.changed_base);
+  adapter_options.changed_base = changed_base(flags);
   model.lora = load_adapters(model.base, flags, adapter_options);
   if (model.lora) cli::write_warnings(model.lora->warnings());
   return model;

@@ -16,6 +16,7 @@ at::ScalarType torch_dtype(Dtype dtype) {
     case Dtype::f32: return at::kFloat;
     case Dtype::f64: return at::kDouble;
     case Dtype::bf16: return at::kBFloat16;
+    case Dtype::f16: return at::kHalf;
     case Dtype::i64: return at::kLong;
     default: throw std::runtime_error("a dtype that golden files do not have");
   }

@@ -16,7 +16,7 @@ import tempfile
 import torch
 from peft import PeftModel, get_peft_model
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+import transformers
 
 ATTENTION = ["q_proj", "v_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -49,7 +49,9 @@ def logits_of(model):
 
 
 def load_base(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    # The class the checkpoint names: AutoModelForCausalLM would take the text part of a composite model.
+    name = json.loads((pathlib.Path(folder) / "config.json").read_text())["architectures"][0]
+    return getattr(transformers, name).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 def differences(program, base, given, fresh):

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <optional>
@@ -123,6 +124,7 @@ class PeftModel {
   void add_adapter(const std::string& name, const LoraConfig& config, AdapterModelOptions options = {});
   void set_adapter(const std::string& name);
   void set_adapter(const std::vector<std::string>& names);   // several at once: their deltas add up
+  void set_adapter(std::initializer_list<std::string> names) { set_adapter(std::vector<std::string>(names)); }
   void delete_adapter(const std::string& name);
   void add_weighted_adapter(const std::vector<std::string>& adapters, const std::vector<double>& weights,
                             const std::string& name, const WeightedOptions& options = {});

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "config/peft_keys.h"
 #include "nn/lora/dora.h"
 #include "nn/lora/impl.h"
 #include "nn/lora/init.h"
@@ -27,6 +28,14 @@ AdapterConfig checked(const LoraConfig& config) {
   require_supported(result);
   require_known_init(result);
   return result;
+}
+
+// PEFT writes every key of its version, whatever was given.
+void complete(AdapterConfig& config) {
+  for (const config::PeftKey& row : config::peft_keys()) {
+    if (config.value(row.key).empty()) config.set(row.key, row.value);
+  }
+  if (!config.peft_version) config.peft_version = kPeftVersion;
 }
 
 void require_one_bias(const PeftModel::Impl& impl, const AdapterConfig& config) {
@@ -98,9 +107,12 @@ void make_copies(PeftModel::Impl& impl, int id, const ResolvedTargets& resolved)
 void add_bias(PeftModel::Impl& impl, int id, const std::string& module, const std::string& parameter,
               const std::string& suffix) {
   Overlay& overlay = impl.overlay(module, parameter, Overlay::Kind::base_value);
+  if (overlay.adapters.contains(id)) return;
   overlay.adapters[id] = overlay.original.detach().clone();
   overlay.suffix[id] = suffix;
 }
+
+}  // namespace
 
 void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
   if (config.bias == "none") return;
@@ -114,8 +126,6 @@ void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
     }
   }
 }
-
-}  // namespace
 
 // trainable_token_indices: a list for the input embedding, or embeddings by the end of their names.
 void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
@@ -168,7 +178,7 @@ void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraCo
   }
   AdapterEntry& entry = impl.entry(name);
   entry.trainable = !inference;
-  if (!entry.config.peft_version) entry.config.peft_version = kPeftVersion;
+  complete(entry.config);
   entry.config.base_model_name_or_path = impl.base->folder();
   impl.warnings.insert(impl.warnings.end(), resolved.warnings.begin(), resolved.warnings.end());
 }

@@ -29,8 +29,11 @@ class Collector {
     for (const auto& site : impl_.sites) {
       const SiteFactors* factors = site->find(id_);
       if (factors == nullptr) continue;
-      tensors.emplace_back("a " + site->name(), factors->stack.a);
-      tensors.emplace_back("b " + site->name(), factors->stack.b);
+      // The encoders carry a dense pair over as it lies, so it must lie as in a file; stacks are taken apart by views.
+      const bool stacked = site->kind == SiteKind::experts;
+      const FactorStack& stack = factors->stack;
+      tensors.emplace_back("a " + site->name(), stacked ? stack.a : stack.a.squeeze(0));
+      tensors.emplace_back("b " + site->name(), stacked ? stack.b : stack.b.squeeze(0).t());
       if (factors->magnitude.defined() && site->kind == SiteKind::experts) magnitude_rows(*site, *factors, tensors);
     }
     for (const AdapterTensor& tensor : tensors_of(impl_, impl_.entry_of(id_))) {
@@ -63,8 +66,8 @@ class Collector {
     return nullptr;
   }
 
-  View view(const std::string& name, std::int64_t expert, std::int64_t rank, std::int64_t width) const {
-    return {0, result_.memory->index(name), expert * rank * width, rank, width, width, 1};
+  View view(const std::string& name, std::int64_t expert, std::int64_t rows, std::int64_t width) const {
+    return {0, result_.memory->index(name), expert * rows * width, rows, width, width, 1};
   }
 
   void add(const Site& site, const SiteFactors& factors) {
@@ -88,7 +91,8 @@ class Collector {
     factor.kind = site.kind == SiteKind::embedding && !site.by_parameter ? FactorKind::embedding : FactorKind::linear;
     factor.in = stack.in(), factor.out = stack.out(), factor.rank = stack.rank(), factor.scale = stack.scale;
     factor.a = view("a " + site.name(), expert, stack.rank(), stack.in());
-    factor.b = view("b " + site.name(), expert, stack.rank(), stack.out()).transposed();
+    factor.b = site.kind == SiteKind::experts ? view("b " + site.name(), expert, stack.rank(), stack.out()).transposed()
+                                              : view("b " + site.name(), 0, stack.out(), stack.rank());
     return factor;
   }
 

@@ -227,7 +227,11 @@ void PeftModel::Impl::update_gradients() {
     }
   }
   for (Overlay& overlay : overlays) {
-    for (auto& [id, tensor] : overlay.adapters) tensor.requires_grad_(trained(id));
+    const bool copy = overlay.kind == Overlay::Kind::saved_module;
+    const bool bias = overlay.parameter.find("bias") != std::string::npos;
+    for (auto& [id, tensor] : overlay.adapters) {   // a saved embedding is carried along, not trained
+      tensor.requires_grad_(trained(id) && (copy || (bias && entry_of(id).config.bias != "none")));
+    }
   }
   for (TokenRows& rows : token_rows) {
     for (auto& [id, own] : rows.adapters) own.delta.requires_grad_(trained(id));

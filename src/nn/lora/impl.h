@@ -73,6 +73,8 @@ void unmerge_adapters(PeftModel::Impl& impl);
 void combine_adapters(PeftModel::Impl& impl, const std::vector<std::string>& names, const std::vector<double>& weights,
                       const std::string& name, const WeightedOptions& options);
 
+// The biases that `bias` of the config names, as the base has them, where the adapter has none yet.
+void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config);
 // Rows of trainable_token_indices, as the base has them.
 void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config);
 

@@ -99,6 +99,7 @@ void load_adapter_folder(PeftModel::Impl& impl, const std::string& name, const s
   try {
     make_token_rows(impl, id, input.adapter.config);
     place_tensors(impl, input, id);
+    make_biases(impl, id, config);
     require_complete(impl, input, config, id);
     input.adapter.weights->check_unchanged();
   } catch (...) {

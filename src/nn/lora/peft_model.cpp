@@ -79,7 +79,7 @@ void PeftModel::set_adapter(const std::vector<std::string>& names) {
     if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
   }
   if (impl_->any_merged()) {
-    impl_->warnings.push_back("the adapter was changed while one was merged: that one was taken out of the weights first");
+    impl_->warnings.emplace_back("the adapter was changed while one was merged: that one was taken out of the weights first");
     unmerge_adapters(*impl_);
   }
   for (const Overlay& overlay : impl_->overlays) {
@@ -147,7 +147,7 @@ void PeftModel::merge_adapter(const MergeOptions& options) {
 }
 
 void PeftModel::unmerge_adapter() {
-  if (!impl_->any_merged()) impl_->warnings.push_back("Already unmerged. Nothing to do.");
+  if (!impl_->any_merged()) impl_->warnings.emplace_back("Already unmerged. Nothing to do.");
   unmerge_adapters(*impl_);
 }
 

@@ -12,7 +12,7 @@
 namespace peft::nn {
 namespace {
 
-std::string device_of(const Tensor& tensor) { return tensor.device().str(); }
+std::string device_name(const Tensor& tensor) { return tensor.device().str(); }
 
 std::vector<std::string> sorted(std::vector<std::string> names) {
   std::sort(names.begin(), names.end());
@@ -39,7 +39,7 @@ void describe_tensor(const PeftModel::Impl& impl, LayerStatus& status, int id, c
   }
   status.requires_grad[name] = tensor.requires_grad();
   auto& devices = status.devices[name];
-  const std::string device = device_of(tensor);
+  const std::string device = device_name(tensor);
   if (std::find(devices.begin(), devices.end(), device) == devices.end()) devices.push_back(device);
 }
 

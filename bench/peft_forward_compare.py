@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""Decode, prefill and loading: ours beside the real PEFT and transformers, in one run, on the same machine and threads.
+
+    bench/peft_forward_compare.py [--threads 1] [--seconds 4] [--rounds 3] [--build build/release] [--python PYTHON]
+
+Model: Qwen3-MoE, H 512, I 256, 64 experts, top-8, 4 layers, fp32 (110 M parameters). decode: one token after 32 in the cache; prefill:
+512 tokens. LoRA of rank 8 on nothing, attention, experts, both. Ours (bench_lora) and theirs take turns, round by round; the least
+time of all rounds counts, so that a busy machine hits both alike. transformers runs each of its implementations of experts,
+and the fastest counts. Memory: peak resident size of `peft-torch logits` on 512 tokens, with and without LoRA on experts. Loading:
+bench_load on the same model as transformers 4 writes it, one tensor per expert.
+
+PYTHON needs peft, transformers and torch: build/venvs/new of tools/real_peft/setup.sh when not given.
+"""
+import argparse
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KINDS = ("base", "attention", "experts", "both")
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+# ------------------------------------------------------------------------------------------- in a process of its own
+
+def their_model(kind, implementation):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(vocab_size=4096, hidden_size=512, intermediate_size=1024, moe_intermediate_size=256, num_hidden_layers=4,
+                            num_attention_heads=8, num_key_value_heads=2, head_dim=64, num_experts=64, num_experts_per_tok=8,
+                            norm_topk_prob=True)
+    model = Qwen3MoeForCausalLM._from_config(config, attn_implementation="sdpa", experts_implementation=implementation).eval()
+    if kind == "base":
+        return model
+    return get_peft_model(model, LoraConfig(
+        r=8, lora_alpha=16, init_lora_weights=False, task_type="CAUSAL_LM", target_modules=ATTENTION if kind != "experts" else [],
+        target_parameters=EXPERTS if kind != "attention" else None)).eval()
+
+
+def least_ms(step, seconds):
+    step()
+    least, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        step()
+        least = min(least, time.perf_counter() - start)
+    return 1e3 * least
+
+
+def worker(kind, implementation, threads, seconds):
+    import torch
+    torch.set_num_threads(threads)
+    model = their_model(kind, implementation)
+    prompt, context, token = (torch.randint(0, 4096, (1, n)) for n in (512, 32, 1))
+    with torch.no_grad():
+        prefill = least_ms(lambda: model(input_ids=prompt, use_cache=False, logits_to_keep=1), seconds)
+        cache = [model(input_ids=context, use_cache=True).past_key_values, 0]
+
+        def decode():
+            if cache[1] == 256:
+                cache[:] = [model(input_ids=context, use_cache=True).past_key_values, 0]
+            model(input_ids=token, use_cache=True, past_key_values=cache[0])
+            cache[1] += 1
+        print(json.dumps({"prefill": prefill, "decode": least_ms(decode, seconds)}))
+
+
+def save_worker(folder):
+    """The model as transformers 4 writes it, and an adapter on its experts."""
+    import json as j
+    import torch
+    from safetensors.torch import save_file
+    lora = their_model("experts", "eager")
+    lora.save_pretrained(f"{folder}/adapter")
+    model = lora.get_base_model()
+    config = model.config.to_dict()
+    tensors = {}
+    for name, value in model.state_dict().items():
+        name = name.replace(".base_layer", "").replace(".parametrizations", "")
+        if ".lora_" in name:
+            continue
+        if name.endswith("experts.gate_up_proj"):
+            for expert, both in enumerate(value):
+                gate, up = both.chunk(2)
+                tensors[name.replace("gate_up_proj", f"{expert}.gate_proj.weight")] = gate.contiguous()
+                tensors[name.replace("gate_up_proj", f"{expert}.up_proj.weight")] = up.contiguous()
+        elif name.endswith("experts.down_proj"):
+            for expert, down in enumerate(value):
+                tensors[name.replace("down_proj", f"{expert}.down_proj.weight")] = down.contiguous()
+        else:
+            tensors[name] = value.contiguous()
+    os.makedirs(f"{folder}/v4", exist_ok=True)
+    save_file(tensors, f"{folder}/v4/model.safetensors", metadata={"format": "pt"})
+    config["architectures"] = ["Qwen3MoeForCausalLM"]
+    with open(f"{folder}/v4/config.json", "w") as out:
+        j.dump(config, out, default=str)
+
+
+# ---------------------------------------------------------------------------------------------------- the comparison
+
+def theirs(options, kind, implementation):
+    command = [options.python, __file__, "--worker", kind, implementation, str(options.threads), str(options.seconds)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise SystemExit(result.stderr)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def ours(options):
+    command = [options.build / "bench_lora", "--threads", str(options.threads), "--seconds", str(options.seconds)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {(what, kind): float(ms) for what, kind, ms in re.findall(r"(\w+) +(\w+) +([\d.]+) ms", output)}
+
+
+def peak_mib(command):
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, command
+    return usage.ru_maxrss / 1024
+
+
+def forward(options):
+    best_ours, best_theirs = {}, {}
+    for _ in range(options.rounds):
+        for key, value in ours(options).items():
+            best_ours[key] = min(value, best_ours.get(key, value))
+        for kind in KINDS:
+            for implementation in ("grouped_mm", "batched_mm", "eager") if kind == "base" else ("grouped_mm",):
+                for what, value in theirs(options, kind, implementation).items():
+                    best_theirs[what, kind] = min(value, best_theirs.get((what, kind), value))
+    print("| | LoRA on | ours, ms | of our base | transformers, PEFT, ms | theirs / ours |\n|---|---|---:|---:|---:|---:|")
+    for what in ("decode", "prefill"):
+        for kind in KINDS:
+            mine, other = best_ours[what, kind], best_theirs[what, kind]
+            name = "nothing" if kind == "base" else kind
+            print(f"| {what} | {name} | {mine:.2f} | {mine / best_ours[what, 'base']:.2f} | {other:.1f} | {other / mine:.1f} |")
+
+
+def loading(options):
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([options.python, __file__, "--save", folder], check=True, stdout=subprocess.DEVNULL)
+        load = subprocess.run([options.build / "bench_load", f"{folder}/v4", "--threads", str(options.threads)], check=True,
+                              capture_output=True, text=True).stdout
+        ids = ",".join(str(i % 4096) for i in range(1, 513))
+        run = [options.build / "peft-torch", "logits", "--base", f"{folder}/v4", "--ids", ids, "--threads", str(options.threads), "--json"]
+        base, lora = peak_mib(run), peak_mib(run + ["--adapter", f"{folder}/adapter"])
+        factors = os.path.getsize(f"{folder}/adapter/adapter_model.safetensors") / 2**20
+    print(f"\nloading, one tensor per expert: {load.strip()}")
+    print(f"peak memory of `peft-torch logits`, 512 tokens: {base:.0f} MiB; with LoRA on experts {lora:.0f} MiB "
+          f"(+{lora - base:.0f}; the adapter's file has {factors:.0f})")
+
+
+def main():
+    if sys.argv[1:2] == ["--worker"]:
+        return worker(sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))
+    if sys.argv[1:2] == ["--save"]:
+        return save_worker(sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "release")
+    parser.add_argument("--python", default=str(ROOT / "build" / "venvs" / "new" / "bin" / "python"))
+    options = parser.parse_args()
+    forward(options)
+    loading(options)
+
+
+main()
