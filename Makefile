@@ -1,12 +1,14 @@
 # The commands people need. Each is a preset of CMakePresets.json plus the installation of what is missing.
 JOBS ?= $(shell nproc)
+# Programs of this build: peft-torch where there is a libtorch.
+PROGRAMS = peft_cli $(shell grep -qs '^Torch_DIR:PATH=/' build/release/CMakeCache.txt && echo peft_torch)
 SOURCES = $(shell git ls-files '*.cpp' '*.h')
 
 .PHONY: build demo test golden asan tsan fuzz tidy format bench docs clean
 .DEFAULT_GOAL := build
 
-build: configure-release                ## build/release/peft
-	cmake --build --preset release -j $(JOBS) --target peft_cli
+build: configure-release                ## build/release/peft, and peft-torch, which runs models
+	cmake --build --preset release -j $(JOBS) --target $(PROGRAMS)
 
 demo: build                             ## inspect, convert, verify, convert back: on bundled adapters
 	tools/demo.sh build/release/peft
@@ -56,5 +58,6 @@ clean:
 .PHONY: configure-release configure-debug configure-asan configure-tsan
 configure-release configure-debug configure-asan configure-tsan: configure-%:
 	@tools/install_dependencies.sh build
+	@if [ $* = release ]; then tools/install_torch.sh; fi
 	@mkdir -p build
 	@cmake --preset $* >build/$*.configure.log 2>&1 || { cat build/$*.configure.log; exit 1; }

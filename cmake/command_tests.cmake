@@ -1,12 +1,10 @@
 # Tests of the command line, of what is generated from it, of the source tree, and of an installed peft.
 find_package(Python3 REQUIRED COMPONENTS Interpreter)
 
-set(cli_parts ${cli_sources})
-list(FILTER cli_parts EXCLUDE REGEX "/main\\.cpp$")
 file(GLOB cli_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/*_test.cpp)
-add_executable(test_cli ${cli_tests} ${cli_parts})
+add_executable(test_cli ${cli_tests} src/cli/hand_over.cpp)
 target_include_directories(test_cli PRIVATE src tests)
-target_link_libraries(test_cli PRIVATE peft peft_test_flags GTest::gmock)
+target_link_libraries(test_cli PRIVATE peft_cli_parts peft_test_flags GTest::gmock)
 gtest_discover_tests(test_cli DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 300)
 
 # tests/cli_test.cpp runs the program itself.
@@ -23,11 +21,3 @@ endforeach()
 
 add_test(NAME layers COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_layers.py ${CMAKE_CURRENT_SOURCE_DIR})
 add_test(NAME layers_self_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_layers.py --self-test)
-
-# Installs into the build folder, then configures, builds and runs a program that knows nothing of this tree.
-# Sanitized libraries are left out: a program that links them needs the same flags.
-if(NOT PEFT_SANITIZE)
-  add_test(NAME consumer COMMAND ${CMAKE_COMMAND} -DBUILD=${CMAKE_CURRENT_BINARY_DIR} -DSOURCE=${CMAKE_CURRENT_SOURCE_DIR}
-    -DCXX=${CMAKE_CXX_COMPILER} -DGENERATOR=${CMAKE_GENERATOR} -P ${CMAKE_CURRENT_SOURCE_DIR}/tests/consumer/run.cmake)
-  set_tests_properties(consumer PROPERTIES TIMEOUT 300)
-endif()

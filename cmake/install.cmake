@@ -3,6 +3,13 @@ install(TARGETS peft EXPORT peftTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBD
 if(TARGET peft_cli)
   install(TARGETS peft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
+# The runtime is an export of its own, so that find_package(peft) without COMPONENTS nn does not look for torch.
+if(PEFT_HAVE_TORCH)
+  install(TARGETS peft_nn EXPORT peftNnTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(EXPORT peftNnTargets NAMESPACE peft:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/peft)
+  set_target_properties(peft_torch PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+  install(TARGETS peft_torch RUNTIME DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/peft)
+endif()
 install(DIRECTORY include/peft DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT peftTargets NAMESPACE peft:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/peft)
 configure_package_config_file(cmake/peftConfig.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/peftConfig.cmake
@@ -10,3 +17,12 @@ configure_package_config_file(cmake/peftConfig.cmake.in ${CMAKE_CURRENT_BINARY_D
 write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/peftConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/peftConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/peftConfigVersion.cmake
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/peft)
+
+# Installs into the build folder, then configures, builds and runs a program that knows nothing of this tree.
+# Sanitized libraries are left out: a program that links them needs the same flags.
+if(PEFT_BUILD_TESTS AND NOT PEFT_SANITIZE)
+  add_test(NAME consumer COMMAND ${CMAKE_COMMAND} -DBUILD=${CMAKE_CURRENT_BINARY_DIR} -DSOURCE=${CMAKE_CURRENT_SOURCE_DIR}
+    -DCXX=${CMAKE_CXX_COMPILER} -DGENERATOR=${CMAKE_GENERATOR}
+    -DTORCH=${Torch_DIR} -P ${CMAKE_CURRENT_SOURCE_DIR}/tests/consumer/run.cmake)
+  set_tests_properties(consumer PROPERTIES TIMEOUT 900)
+endif()

@@ -38,7 +38,7 @@ foreach(source IN LISTS cross_tests)
   add_executable(${stem} ${source})
   target_include_directories(${stem} PRIVATE src tests)
   target_link_libraries(${stem} PRIVATE peft peft_test_flags)
-  if(stem MATCHES "^(golden|oracle|roundtrip)_test$")
+  if(stem MATCHES "^(golden|oracle|roundtrip|weights|merge_families)_test$")
     target_link_libraries(${stem} PRIVATE peft_test_support peft)
   endif()
   if(stem STREQUAL "golden_test")  # a program of its own, not GoogleTest
@@ -47,5 +47,12 @@ foreach(source IN LISTS cross_tests)
     gtest_discover_tests(${stem} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900)
   endif()
 endforeach()
+
+# What failing disks, kills, power cuts and signals do to a run. Run as a whole it prints the table of docs/reliability.md.
+file(GLOB fault_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/faults/*.cpp)
+add_executable(faults_test ${fault_tests} ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/interrupt.cpp)
+target_include_directories(faults_test PRIVATE src tests)
+target_link_libraries(faults_test PRIVATE peft peft_test_flags)
+gtest_discover_tests(faults_test DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900)
 
 include(cmake/command_tests.cmake)

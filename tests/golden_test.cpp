@@ -33,6 +33,9 @@ constexpr Group kGroups[] = {
     {"config/trainable_line", "config/trainable_line.json", rows, check_trainable_line},
     {"regex", "regex/python_re.jsonl", rows, check_regex},
     {"shapes", "shapes", cases, check_shapes},
+    {"merge", "merge", cases, check_merge},
+    {"quant", "quant", cases, check_quant},
+    {"tokenizer", "tokenizer", cases, check_tokenizer},
 };
 
 // Cases that are not run, by how their names begin. Each has its reason.

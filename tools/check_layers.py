@@ -8,13 +8,15 @@ import pathlib
 import re
 import sys
 
-STAGES = ["base", "safetensors", "config", "model", "adapter", "plan", "layout", "execute", "verbs", "cli"]
+STAGES = ["base", "safetensors", "config", "model", "adapter", "plan", "weights", "low_rank", "layout", "execute", "verbs", "cli", "nn",
+          "tokenizer", "torch_cli"]
 
 # The first stage that may include a public header. peft.h is for users and is included by no stage.
 PUBLIC = {
     "error.h": "base", "error_codes.inc": "base", "tensor.h": "base", "safetensors.h": "safetensors",
     "config.h": "config", "model.h": "model", "targets.h": "model", "adapter.h": "adapter", "layout.h": "layout",
-    "plan.h": "plan", "execute.h": "execute", "verbs.h": "verbs",
+    "plan.h": "plan", "weights.h": "weights", "execute.h": "execute", "verbs.h": "verbs", "merge.h": "verbs",
+    "low_rank.h": "verbs", "nn/model.h": "nn", "nn/peft_model.h": "nn",
 }
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)

@@ -5,7 +5,7 @@
 set -euo pipefail
 
 build="g++ cmake ninja-build ccache pkg-config libsimdjson-dev nlohmann-json3-dev libpcre2-dev libcli11-dev
-  libfmt-dev libhwy-dev libxxhash-dev libgtest-dev libgmock-dev librapidcheck-dev"
+  libfmt-dev libhwy-dev libxxhash-dev libeigen3-dev libgtest-dev libgmock-dev librapidcheck-dev"
 lint="clang-format clang-tidy"
 fuzz="clang libclang-rt-dev"
 python="python3-venv"

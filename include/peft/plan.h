@@ -2,7 +2,9 @@
 #pragma once
 
 #include <iosfwd>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,14 +21,56 @@ enum class Exactness : std::uint8_t {
 };
 std::string_view name(Exactness exactness);
 
+// What the numbers of a quantised tensor are multiplied with. Its codes form a matrix of `width` columns; code (i, j)
+// takes the scale at (i / cell_rows, j / cell_cols) of `grid`. Values are exact in fp32 and then rounded once.
+struct Scales {
+  enum class Kind : std::uint8_t {
+    fp8,    // a tensor of an 8-bit floating-point dtype; value = fp32(code) * fp32(scale): `weight_scale_inv`
+    mxfp4,  // U8 `*_blocks`: two e2m1 codes a byte, low nibble first; scales are U8, 2^(byte - 127): `*_scales`
+  };
+  Kind kind = Kind::fp8;
+  View grid;               // [rows of the matrix / cell_rows, width / cell_cols], each rounded up
+  std::int64_t width = 0;  // mxfp4 of [E, rows, groups, 16]: 32 * groups, with cells of 1 x 32 and a grid of [E * rows, groups]
+  std::int64_t cell_rows = 1, cell_cols = 1;
+};
+
 // One rectangle of an output matrix. Element (i, j) of `source` goes to row + i, col + j * col_step.
 //   col_step 1   columns side by side (a copy, a stack)
 //   col_step E   every E-th column: lora_B of fused experts, column k * E + e
 // `scale` multiplies (in fp64, rounded once to the output dtype); 1 moves the value as it is.
+// With `scales` the view counts codes (of mxfp4: two a byte) and the block holds their values; its own scale is 1.
 struct Block {
   std::int64_t row = 0, col = 0, col_step = 1;
   View source;
   double scale = 1;
+  std::optional<Scales> scales{};
+};
+
+// How a merge rounds. d(i, j) is one chain of fused multiply-adds in fp32 that runs over the rank in order, from +0, the
+// same on every machine and any number of threads.
+enum class MergeMode : std::uint8_t {
+  best,       // W = fma(scale, d, W) in fp32, all adapters, one rounding; in fp64 for fp32 bases and where fp32 has too few
+              // bits left (the sum cancels); DoRA norms in fp64, of the unmerged W + scale * d
+  peft,       // the roundings of PEFT's merge_and_unload(): adapter after adapter, each rounded to the base's dtype
+  peft_safe,  // those of merge_and_unload(safe_merge=True): the delta is rounded before it is added
+  fast,       // the quickest kernel of the machine; the error is measured and reported
+};
+
+// A low-rank update of a matrix that lies in an output tensor: target(i, j) += scale * sum over k of b(i, k) * a(k, j).
+// Two updates of a tensor have the same target (adapters, in the order in which they are applied) or share no element.
+// In the planned tensor's matrix one index of a target walks along rows and the other along columns, in steps of any size.
+struct Update {
+  View target;                     // [out, in]: offset and strides in elements of the planned tensor; source and tensor unused
+  View a, b;                       // of the plan's sources: [rank, in], [out, rank]; b of no rows stands for ones (a bias: a [1, n])
+  double scale = 1;                // the adapter's weight included
+  std::optional<View> magnitude{}; // DoRA, [out, 1]: row i of W + delta is scaled by magnitude(i) / its own norm
+  bool delta_is_rounded = false;   // modes peft and peft_safe: PEFT rounds this kind's delta before it adds it
+  std::uint32_t adapter = 0;       // which of the adapters given
+};
+struct Merge {
+  MergeMode mode = MergeMode::best;
+  Dtype base_dtype = Dtype::bf16;  // W is converted to this first (--base-dtype); result rounds to it, then to the tensor's dtype
+  std::vector<Update> updates{};
 };
 
 // An output tensor, seen as a matrix [rows, cols] (1-D: one row; more dimensions: all but the last flattened).
@@ -37,7 +81,8 @@ struct PlannedTensor {
   Dtype dtype = Dtype::f32;
   std::vector<std::int64_t> shape;
   std::int64_t rows = 0, cols = 0;
-  std::vector<Block> blocks;
+  std::vector<Block> blocks{};
+  std::optional<Merge> merge{};         // what is added to the blocks' values
   bool must_be_finite = false;          // NaN and infinity end the run (NUM_NONFINITE): set for LoRA factors
 };
 

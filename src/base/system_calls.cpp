@@ -32,7 +32,7 @@ int SystemCalls::rename(const char* from, const char* to, unsigned flags) {
 }
 int SystemCalls::unlink(const char* path) { return ::unlink(path); }
 int SystemCalls::rmdir(const char* path) { return ::rmdir(path); }
-int SystemCalls::lock(int fd) { return ::flock(fd, LOCK_EX | LOCK_NB); }
+int SystemCalls::lock(int fd, bool shared) { return ::flock(fd, (shared ? LOCK_SH : LOCK_EX) | LOCK_NB); }
 int SystemCalls::statvfs(const char* path, struct statvfs* space) { return ::statvfs(path, space); }
 
 SystemCalls& SystemCalls::get() {

@@ -26,7 +26,7 @@ class SystemCalls {
   virtual int rename(const char* from, const char* to, unsigned flags);  // renameat2
   virtual int unlink(const char* path);
   virtual int rmdir(const char* path);
-  virtual int lock(int fd);  // flock, exclusive, without waiting
+  virtual int lock(int fd, bool shared);  // flock, without waiting
   virtual int statvfs(const char* path, struct statvfs* space);
 
   static SystemCalls& get();                        // what the library uses

@@ -1,11 +1,13 @@
-// The only file that includes CLI11, which takes seconds to compile.
+// This file and arguments_*.cpp include CLI11, which takes seconds to compile.
 #include "cli/arguments.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
+#include "cli/arguments_shared.h"
 #include "cli/version.h"
 #include "peft/error.h"
+#include "peft/low_rank.h"
 #include "peft/model.h"
 
 namespace peft::cli {
@@ -17,6 +19,11 @@ constexpr const char* kExamples = R"(Examples:
   peft convert my-lora --to peft-fused --out my-lora-v5        transformers 4 -> 5
   peft convert my-lora-v5 --to peft-per-expert --out my-lora-v4
   peft verify my-lora my-lora-v5                               are they the same function?
+  peft generate --base Qwen3-30B-A3B --adapter my-lora --prompt "Once upon" --max-new-tokens 20
+  peft merge --base M --adapter my-lora --out merged           the model with the adapter in it
+  peft combine a@0.7 b@-0.4 --type svd --out c                 a weighted sum of adapters
+  peft resize my-lora --rank 8 --out small                     the same adapter at a lower rank
+  peft extract --base M --finetuned N --rank 16 --out lora     an adapter from two models
   peft layouts                                                 the layouts that --to and --from know
 
 Exit codes: 0 done; 1 bad input (verify: different); 2 usage (verify: also bad input); 3 I/O or space; 4 a bug; 5 interrupted.
@@ -65,6 +72,9 @@ struct Commands {
   TargetsCommand targets;
   ConvertCommand convert;
   VerifyCommand verify;
+  RuntimeCommands runtime;
+  LowRankCommands low_rank;
+  MergeCommand merge;
   LayoutsCommand layouts;
   FamiliesCommand families;
   CompletionCommand completion;
@@ -72,8 +82,11 @@ struct Commands {
   bool no_sync = false, no_readback = false;
 };
 
-// A check that does not add its range to the value's name in --help.
+}  // namespace
+
 CLI::Validator quiet(CLI::Validator check) { return check.description(""); }
+
+namespace {
 
 // A flag that may be given once, or for `verify` twice. CLI11 gives a vector all words that follow unless told
 // otherwise.
@@ -83,6 +96,8 @@ void add_per_adapter(CLI::App& verb, bool two, const std::string& flag, std::vec
   option->allow_extra_args(false)->type_name(value)->group("Reading");
   option->expected(1, two ? 2 : 1);
 }
+
+}  // namespace
 
 void add_input_flags(CLI::App& verb, InputFlags& input, bool two) {
   verb.add_option("--base", input.base, "The base model: its folder, config.json, or a module-tree file")
@@ -118,6 +133,8 @@ void add_input_flags(CLI::App& verb, InputFlags& input, bool two) {
 }
 
 void add_json(CLI::App& verb, bool& json) { verb.add_flag("--json", json, "Print the result, or the error, as JSON"); }
+
+namespace {
 
 void add_inspect(CLI::App& app, InspectCommand& command) {
   auto& verb =
@@ -224,6 +241,11 @@ std::vector<std::string> choices_of(const std::string& flag) {
   if (flag == "--dtype") return float_dtype_names();
   if (flag == "--orientation") return {"out-in", "in-out"};
   if (flag == "--b-packing") return {"rank-major", "grouped-by-expert"};
+  if (flag == "--changed-base") return changed_base_values();
+  if (flag == "--mode") return {"best", "peft", "peft-safe", "fast"};
+  if (flag == "--base-dtype" || flag == "--out-dtype") return float_dtype_names();
+  if (flag == "--type") return {combine_types().begin(), combine_types().end()};
+  if (flag == "--majority-sign-method") return {"total", "frequency"};
   if (flag == "--tolerance") return {"exact", "rounded"};
   if (flag == "--generation") return {"v4", "v5"};
   if (flag != "--family") return {};
@@ -263,6 +285,13 @@ Command chosen(const CLI::App& app, Commands& all) {
     return all.convert;
   }
   if (verb == "verify") return all.verify;
+  if (verb == "logits") return all.runtime.logits;
+  if (verb == "generate") return all.runtime.generate;
+  if (verb == "params") return all.runtime.params;
+  if (verb == "merge") return all.merge;
+  if (verb == "combine") return all.low_rank.combine;
+  if (verb == "resize") return all.low_rank.resize;
+  if (verb == "extract") return all.low_rank.extract;
   if (verb == "layouts") return all.layouts;
   if (verb == "families") return all.families;
   if (verb == "docs") return all.docs;
@@ -278,7 +307,7 @@ std::string help_of(const CLI::App& app) {
 }  // namespace
 
 Command parse_arguments(std::vector<std::string> arguments) {
-  CLI::App app{"LoRA adapters of Mixture-of-Experts models: inspect, convert, verify.", "peft"};
+  CLI::App app{"LoRA adapters of Mixture-of-Experts models: inspect, convert, verify, merge, combine.", "peft"};
   Commands all;
   app.set_version_flag("--version", std::string("peft ") + kVersion);
   app.require_subcommand(1);
@@ -288,7 +317,13 @@ Command parse_arguments(std::vector<std::string> arguments) {
   add_targets(app, all.targets);
   add_convert(app, all);
   add_verify(app, all.verify);
+  add_runtime(app, all.runtime);
+  add_merge(app, all.merge);
+  add_low_rank(app, all.low_rank);
   add_tables(app, all);
+  for (auto* flags : {&all.runtime.logits.model, &all.runtime.generate.model, &all.runtime.params.model}) {
+    flags->command_line = arguments;
+  }
   if (arguments.empty()) return TextCommand{app.help()};
   // CLI11 would only say that a verb is missing.
   const std::string& verb = arguments.front();

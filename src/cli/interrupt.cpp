@@ -1,5 +1,7 @@
 #include "cli/interrupt.h"
 
+#include <unistd.h>
+
 #include <csignal>
 
 namespace peft::cli {
@@ -16,10 +18,10 @@ void set_action(int signal, void (*handler)(int)) {
   sigaction(signal, &action, nullptr);
 }
 
+constexpr int kInterrupted = 5;  // the exit code
+
 void on_signal(int) {
-  interrupted.store(true);
-  set_action(SIGINT, SIG_DFL);
-  set_action(SIGTERM, SIG_DFL);
+  if (interrupted.exchange(true)) ::_exit(kInterrupted);
 }
 
 }  // namespace

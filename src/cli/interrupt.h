@@ -1,5 +1,5 @@
 // Ctrl-C while a folder is being written: the first signal asks execute() to stop and clean up, a second one ends
-// the process at once.
+// the process at once. Both exit with 5: what is left, if anything, the next run knows what to do with.
 #pragma once
 
 #include <atomic>

@@ -10,26 +10,30 @@
 namespace peft::cli {
 namespace {
 
-constexpr std::chrono::milliseconds kPeriod{100};
+constexpr std::chrono::milliseconds kPeriod{100}, kLinePeriod{30'000};
 constexpr std::size_t kBarWidth = 24;
 
 }  // namespace
 
-ProgressBar::ProgressBar(bool shown) : shown_(shown), start_(Clock::now()), last_(start_) {}
+ProgressBar::ProgressBar(Style style) : style_(style), start_(Clock::now()), last_(start_) {}
 
 ProgressBar::~ProgressBar() {
   if (drawn_) write_err("\r\x1b[K");
 }
 
 void ProgressBar::update(std::uint64_t done, std::uint64_t total) {
-  if (!shown_) return;
+  if (style_ == Style::none) return;
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock) return;  // another thread is drawing
   const auto now = Clock::now();
-  if (now - last_ < kPeriod) return;
+  if (total != last_total_) start_ = now;
+  last_total_ = total;
+  if (now - last_ < (style_ == Style::bar ? kPeriod : kLinePeriod)) return;
   last_ = now;
+  const std::string line = progress_line(done, total, std::chrono::duration<double>(now - start_).count());
+  if (style_ == Style::lines) return write_err(line + "\n");
   drawn_ = true;
-  write_err("\r" + progress_line(done, total, std::chrono::duration<double>(now - start_).count()) + "\x1b[K");
+  write_err("\r" + line + "\x1b[K");
 }
 
 std::string progress_line(std::uint64_t done, std::uint64_t total, double seconds) {

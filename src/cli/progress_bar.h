@@ -1,4 +1,5 @@
-// A progress line on stderr: done, rate, time left. Drawn at most ten times a second, and only on a terminal.
+// A progress line on stderr: done, rate, time left. Drawn ten times a second on a terminal; elsewhere, as in the log of a
+// batch job, a line every half minute.
 #pragma once
 
 #include <chrono>
@@ -10,20 +11,22 @@ namespace peft::cli {
 
 class ProgressBar {
  public:
-  // `shown` false: update() does nothing.
-  explicit ProgressBar(bool shown);
+  enum class Style { none, bar, lines };
+  explicit ProgressBar(Style style);
+  explicit ProgressBar(bool shown) : ProgressBar(shown ? Style::bar : Style::none) {}
   ~ProgressBar();  // erases the line
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  void update(std::uint64_t done, std::uint64_t total);  // from any thread
+  // From any thread. Another total begins a new count: files of an earlier run are checked first, then the rest made.
+  void update(std::uint64_t done, std::uint64_t total);
 
  private:
   using Clock = std::chrono::steady_clock;
-  const bool shown_;
-  const Clock::time_point start_;
+  const Style style_;
   std::mutex mutex_;
-  Clock::time_point last_;
+  Clock::time_point start_, last_;
+  std::uint64_t last_total_ = 0;
   bool drawn_ = false;
 };
 

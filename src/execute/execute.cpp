@@ -1,15 +1,29 @@
 #include "peft/execute.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <numeric>
+#include <set>
 
 #include "base/thread_pool.h"
+#include "execute/fingerprint.h"
+#include "execute/merge_norms.h"
+#include "execute/resume.h"
+#include "execute/share.h"
 #include "execute/stream.h"
+#include "peft/error.h"
 #include "plan/check.h"
 
 namespace peft {
 namespace {
+
+using namespace execution;
+using safetensors::Claim;
+
+constexpr std::size_t kNamed = 5;  // missing files in a message
 
 std::vector<std::string> input_paths(const Plan& plan) {
   std::vector<std::string> paths;
@@ -22,52 +36,195 @@ void check_sources(const Plan& plan) {
   for (const auto& source : plan.sources) source->check_unchanged();
 }
 
+// A file that is kept was made of sources that had not changed when it was finished.
+void check_sources(const Plan& plan, const PlannedFile& file) {
+  std::set<std::uint32_t> used;
+  for (const PlannedTensor& tensor : file.tensors) {
+    for (const Block& block : tensor.blocks) {
+      used.insert(block.source.source);
+      if (block.scales) used.insert(block.scales->grid.source);
+    }
+    if (!tensor.merge) continue;
+    for (const Update& update : tensor.merge->updates) {
+      used.insert({update.a.source, update.b.source});
+      if (update.magnitude) used.insert(update.magnitude->source);
+    }
+  }
+  for (const std::uint32_t source : used) plan.sources[source]->check_unchanged();
+}
+
 std::uint64_t bytes_read(const Plan& plan) {
   std::uint64_t bytes = 0;
   for (const auto& source : plan.sources) bytes += source->file_size();
   return bytes;
 }
 
-// Everything up to the commit; returns the bytes written.
-std::uint64_t write_all(const Plan& plan, StagedOutput& output, const ExecuteOptions& options) {
-  execution::Stages stages(std::min(thread_count(options.threads), execution::kMaxWorkers));
-  std::vector<execution::FileWork> files;
-  std::uint64_t total = 0;
-  for (const PlannedFile& file : plan.files) {
-    files.push_back(execution::make_work(plan, file, stages.sizes()));
-    total += files.back().layout.file_bytes();
-  }
-  execution::Monitor monitor(options, total);
-  for (const execution::FileWork& work : files) {
-    NewFile& file = output.add_file(work.file->name, work.layout.file_bytes());
-    const execution::Digests digests = write_units(work, file, stages, monitor, options.readback);
-    if (options.readback) read_back(work, file, digests, stages, monitor);
-  }
-  for (const auto& [name, content] : plan.texts) {
-    output.add_text(name, content);
-    total += content.size();
-  }
-  for (const auto& [name, path] : plan.copies) output.copy_file(name, path);
-  monitor.check();
-  return total;
+std::uint64_t planned_bytes(const PlannedFile& file) {
+  std::vector<NewTensor> tensors;
+  for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+  return layout_file(tensors, file.metadata).file_bytes();
 }
+
+class Execution {
+ public:
+  Execution(const Plan& plan, const ExecuteOptions& options) : plan_(plan), options_(options) {
+    plan::check(plan);
+    if (is_part() && (options.part < 1 || options.part > options.parts || options.finish)) {
+      throw Error(ErrorCode::USAGE, {.problem = "there is no such part",
+                                     .expected = "1/N to N/N, without --finish",
+                                     .got = fmt::format("{}/{}", options.part, options.parts)});
+    }
+    for (const PlannedFile& file : plan.files) sizes_.push_back(planned_bytes(file));
+    share_ = share_of(sizes_, is_part() ? options.part : 1, is_part() ? options.parts : 1);
+    if (keeps()) fingerprint_ = new_fingerprint();
+  }
+
+  ExecuteReport run(const std::string& out) {
+    if (resumes() && is_published(plan_, out, fingerprint_, options_)) {
+      report_.files_resumed = plan_.files.size();
+      return report_;
+    }
+    StagedOutput output(out, staged_options(), input_paths(plan_));
+    std::optional<Journal> journal;
+    try {
+      write(output, journal);
+      if (!is_part()) output.commit();
+    } catch (const std::exception& error) {
+      fail(output, journal, error);
+    }
+    report_.published = !is_part();
+    report_.warnings = output.warnings();
+    return report_;
+  }
+
+ private:
+  bool is_part() const { return options_.parts > 0; }
+  bool resumes() const { return is_part() || options_.finish || options_.unfinished == Unfinished::resume; }
+  bool keeps() const { return resumes() || options_.unfinished == Unfinished::keep; }
+
+  // Parts may read copies of the sources, on disks of their own.
+  std::string new_fingerprint() const { return fingerprint(plan_, !is_part() && !options_.finish); }
+
+  StagedOutput::Options staged_options() const {
+    StagedOutput::Options staged{.overwrite = options_.overwrite, .sync = options_.sync, .readback = options_.readback};
+    if (!resumes()) staged.expected_bytes = std::accumulate(sizes_.begin(), sizes_.end(), std::uint64_t{0});
+    staged.keep = keeps();
+    staged.claim = is_part() ? Claim::share : resumes() ? Claim::resume : Claim::fresh;
+    if (is_part()) staged.part = fmt::format("{}-of-{}", options_.part, options_.parts);
+    return staged;
+  }
+
+  // Everything up to the commit.
+  void write(StagedOutput& output, std::optional<Journal>& journal) {
+    std::vector<std::size_t> missing = share_;
+    std::vector<FinishedFile> resumed;
+    if (resumes()) {
+      const auto journaled = read_journals(output.staging().path(), fingerprint_);
+      const auto finished = find_finished(plan_, share_, output.staging().files(), journaled, options_);
+      std::erase_if(missing, [&](std::size_t index) { return finished[index].has_value(); });
+      for (const auto& file : finished) {
+        if (file) resumed.push_back(*file);
+      }
+    }
+    report_.files_resumed = resumed.size();
+    if (options_.finish && !missing.empty()) refuse_missing(output, missing);
+    if (keeps()) {
+      journal.emplace(output.staging(), fingerprint_, options_.sync);
+      if (!resumed.empty()) journal->add(resumed);
+    }
+    write_files(output, missing, journal);
+    if (options_.want_norms) report_.merged = merged_norms(plan_, share_, thread_count(options_.threads));
+    if (!is_part()) write_side_files(output);
+    check_sources(plan_);
+    // Times alone do not tell: some file systems count them in seconds.
+    if (!keeps() || new_fingerprint() == fingerprint_) return;
+    throw Error(ErrorCode::IO_CHANGED, {.file = output.staging().path(),
+                                        .problem = "an input changed while it was read",
+                                        .hint = "is another program writing it?"});
+  }
+
+  void write_files(StagedOutput& output, const std::vector<std::size_t>& missing, std::optional<Journal>& journal) {
+    std::uint64_t total = 0;
+    for (const std::size_t index : missing) total += sizes_[index];
+    Monitor monitor(options_, total);
+    Stages stages(std::min(thread_count(options_.threads), kMaxWorkers));
+    for (const std::size_t index : missing) {
+      const PlannedFile& planned = plan_.files[index];
+      const FileWork work = make_work(plan_, planned, stages.sizes());
+      NewFile& file = output.add_file(planned.name, sizes_[index]);
+      const Digests digests = write_units(work, file, stages, monitor, options_.readback);
+      if (options_.readback) read_back(work, file, digests, stages, monitor);
+      if (journal) check_sources(plan_, planned);
+      output.finish(file);
+      if (journal) {
+        FinishedFile finished{.name = planned.name, .size = sizes_[index], .staging = stages.sizes().staging};
+        if (options_.readback) finished.digest = digest_of(digests);
+        journal->add({finished});
+      }
+      report_.bytes_out += sizes_[index];
+      ++report_.files_written;
+    }
+    report_.error = stages.merge_error();
+    monitor.check();
+  }
+
+  void write_side_files(StagedOutput& output) {
+    for (const auto& [name, content] : plan_.texts) {
+      output.add_text(name, content);
+      report_.bytes_out += content.size();
+    }
+    for (const auto& [name, path] : plan_.copies) output.copy_file(name, path);
+  }
+
+  [[noreturn]] void refuse_missing(const StagedOutput& output, const std::vector<std::size_t>& missing) const {
+    std::string names;
+    for (std::size_t i = 0; i < std::min(missing.size(), kNamed); ++i)
+      names += (i == 0 ? "" : ", ") + plan_.files[missing[i]].name;
+    throw Error(ErrorCode::RS_PARTS, {.file = output.staging().path(),
+                                      .problem = fmt::format("{} of {} files are not there, or not as they were written",
+                                                             missing.size(), plan_.files.size()),
+                                      .got = names + (missing.size() > kNamed ? ", ..." : ""),
+                                      .hint = "run the parts that write them again"});
+  }
+
+  // Decides what is kept, and throws again.
+  [[noreturn]] void fail(StagedOutput& output, std::optional<Journal>& journal, const std::exception& failure) {
+    try {
+      // An input that was cut short shows up as any kind of failure; say what really happened.
+      check_sources(plan_);
+      const auto* error = dynamic_cast<const Error*>(&failure);
+      if (error == nullptr || error->code() == ErrorCode::IO_CHANGED) throw;
+      // Bad input stays bad: there is nothing to go on with. What another run has left is not ours to throw away.
+      const int exit_code = info(error->code()).exit_code;
+      const bool lasting = exit_code != info(ErrorCode::IO_WRITE).exit_code &&
+                           exit_code != info(ErrorCode::INTERRUPTED).exit_code;
+      if (journal && lasting && !options_.finish) output.discard();
+      if (lasting || !output.keeps_something()) throw;
+      ErrorDetail detail = error->detail();
+      detail.hint += (detail.hint.empty() ? "" : "; ") + std::string("what is finished is kept: --resume goes on with it");
+      throw Error(error->code(), std::move(detail));
+    } catch (const Error& error) {
+      if (error.code() == ErrorCode::IO_CHANGED) {
+        if (journal) journal->withdraw();
+        if (journal && !is_part() && !options_.finish) output.discard();
+      }
+      throw;
+    }
+  }
+
+  const Plan& plan_;
+  const ExecuteOptions& options_;
+  std::vector<std::uint64_t> sizes_;   // of the planned files
+  std::vector<std::size_t> share_;     // of the files: what this run writes
+  std::string fingerprint_;
+  ExecuteReport report_;
+};
 
 }  // namespace
 
 ExecuteReport execute(const Plan& plan, const std::string& out_folder, const ExecuteOptions& options) {
   const auto start = std::chrono::steady_clock::now();
-  plan::check(plan);
-  StagedOutput output(out_folder, {.overwrite = options.overwrite, .sync = options.sync}, input_paths(plan));
-  ExecuteReport report;
-  try {
-    report.bytes_out = write_all(plan, output, options);
-  } catch (...) {
-    // An input that was cut short shows up as any kind of failure; say what really happened.
-    check_sources(plan);
-    throw;
-  }
-  check_sources(plan);
-  output.commit();
+  ExecuteReport report = Execution(plan, options).run(out_folder);
   report.bytes_in = bytes_read(plan);
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;

@@ -42,7 +42,7 @@ class Folder {
   fs::path staged(const std::string& name) const {
     for (const auto& entry : fs::recursive_directory_iterator(path_)) {
       const bool partial = entry.path().string().find(".partial") != std::string::npos;
-      if (partial && entry.path().filename() == name) return entry.path();
+      if (partial && entry.path().filename().string().starts_with(name)) return entry.path();
     }
     return {};
   }
@@ -224,6 +224,25 @@ TEST(Execute, RefusesAPlanThatReadsOutsideItsSource) {
   const Plan plan = on_disk(builder, folder);
   EXPECT_EQ(fails_with(ErrorCode::INTERNAL, folder, plan, kFast), "t");
   EXPECT_THROW(execute_in_memory(plan), Error);
+}
+
+// What a worker keeps of the tensor it rendered last must not be used for the same tensor of the next file.
+TEST(Execute, WritesSeveralFilesWithTensorsInTheSamePlaces) {
+  PlanBuilder builder(13);
+  std::vector<View> sources;
+  for (int i = 0; i < 3; ++i) sources.push_back(builder.source(Dtype::bf16, 20, 30, false));
+  builder.output("t", Dtype::f32, 20, 30).blocks = {{0, 0, 1, sources[0], 0.5}};
+  const Folder folder;
+  Plan plan = on_disk(builder, folder);
+  for (std::size_t i = 1; i < sources.size(); ++i) {
+    plan.files.push_back(plan.files[0]);
+    plan.files[i].name = fmt::format("{}.safetensors", i);
+    plan.files[i].tensors[0].blocks[0].source = sources[i];
+  }
+  const auto expected = execute_in_memory(plan);
+  execute(plan, folder / "out", {.threads = 1, .sync = false});
+  for (std::size_t i = 0; i < sources.size(); ++i)
+    EXPECT_EQ(contents(folder / ("out/" + plan.files[i].name)), expected[i]) << i;
 }
 
 // The element-by-element form is what everything else is compared with, so it is compared with numbers written down.

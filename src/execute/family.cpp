@@ -20,10 +20,10 @@ using Key =
 
 // Whole tensors whose elements lie apart in the source in both directions.
 bool is_candidate(const PlannedTensor& tensor) {
-  if (tensor.blocks.size() != 1 || info(tensor.dtype).bits % 8 != 0) return false;
+  if (tensor.blocks.size() != 1 || info(tensor.dtype).bits % 8 != 0 || tensor.merge) return false;
   const Block& block = tensor.blocks.front();
   const View& view = block.source;
-  return view.rows == tensor.rows && view.cols == tensor.cols && (block.col_step == 1 || view.cols == 1) &&
+  return !block.scales && view.rows == tensor.rows && view.cols == tensor.cols && (block.col_step == 1 || view.cols == 1) &&
          (view.cols == 1 || view.col_stride > 1) && (view.rows == 1 || view.row_stride > 1) &&
          view.rows * view.cols > 1;
 }

@@ -6,7 +6,7 @@ namespace peft::execution {
 
 void Monitor::check() const {
   if (options_.cancel == nullptr || !*options_.cancel) return;
-  throw Error(ErrorCode::INTERRUPTED, {.problem = "stopped before the output was complete; nothing was left behind"});
+  throw Error(ErrorCode::INTERRUPTED, {.problem = "stopped before the output was complete"});
 }
 
 void Monitor::add(std::uint64_t bytes) {

@@ -19,12 +19,17 @@ Op op_of(const Plan& plan, const PlannedTensor& tensor, const Block& block) {
   Op op;
   op.dtype = dtype;
   op.scale = block.scale;
-  op.convert = dtype != tensor.dtype || block.scale != 1;
+  op.convert = dtype != rendered_dtype(tensor) || block.scale != 1 || block.scales;
   op.row = block.row;
   op.rows = view.rows;
   op.col = block.col;
   op.cols = view.cols;
   op.col_step = view.cols == 1 ? 1 : block.col_step;
+  if (block.scales) {
+    op.kind = Op::Kind::decode;
+    op.codes = codes_of(plan, block);
+    return op;
+  }
   op.data = first_byte(plan, view);
   // Strides that are never taken get the value that makes the block look contiguous.
   const std::int64_t size = element_size(dtype);
@@ -52,6 +57,7 @@ class Grouping {
   Grouping(const PlannedTensor& tensor, bool wide) : tensor_(tensor), wide_(wide) {}
 
   void add(Op op) {
+    if (op.kind == Op::Kind::decode) return result_.push_back(std::move(op));
     const std::int64_t size = element_size(op.dtype);
     const bool contiguous = op.col_stride == size && op.col_step == 1;
     const bool whole = contiguous && op.row_stride == op.cols * size && op.cols == tensor_.cols;
@@ -192,6 +198,8 @@ std::vector<Rectangle> gaps(const PlannedTensor& tensor, const std::vector<Op>& 
 
 }  // namespace
 
+Dtype rendered_dtype(const PlannedTensor& tensor) { return tensor.merge ? tensor.merge->base_dtype : tensor.dtype; }
+
 std::int64_t element_size(Dtype dtype) { return info(dtype).bits / 8; }
 
 const std::byte* first_byte(const Plan& plan, const View& view) {
@@ -206,7 +214,7 @@ TensorOps make_ops(const Plan& plan, const PlannedTensor& tensor, bool wide) {
   TensorOps result;
   result.ops = grouping.finish();
   for (Op& op : result.ops) {
-    if (op.kind == Op::Kind::interleave) op.convert = op.dtype != tensor.dtype || op.scale != 1;
+    if (op.kind == Op::Kind::interleave) op.convert = op.dtype != rendered_dtype(tensor) || op.scale != 1;
   }
   result.zeros = gaps(tensor, result.ops);
   return result;

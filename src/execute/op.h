@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "execute/dequantise.h"
 #include "peft/plan.h"
 
 namespace peft::execution {
@@ -22,6 +23,7 @@ struct Op {
     copy,        // rows as they are: element (i, j) at data + i * row_stride, and j elements on
     interleave,  // element (i, k * width + w) at member w + i * row_stride, and k elements on, for k < group
     strided,     // element (i, j) at data + i * row_stride + j * col_stride, to column col + j * col_step
+    decode,      // element (i, j) of `codes`, to column col + j * col_step
   };
   Kind kind = Kind::copy;
   bool convert = false;  // another dtype, or a scale
@@ -33,6 +35,7 @@ struct Op {
   std::int64_t row_stride = 0, col_stride = 0;
   std::int64_t group = 1, width = 0;
   std::vector<Member> members;
+  Codes codes;
 
   bool dense() const { return col_step == 1; }
 };
@@ -46,6 +49,9 @@ struct TensorOps {
   std::vector<Rectangle> zeros;
   std::vector<Op> ops;
 };
+
+// What the blocks of a tensor are converted to: the dtype they are merged in, if they are.
+Dtype rendered_dtype(const PlannedTensor& tensor);
 
 // `wide` rows do not fit a buffer: then only the operations that can start at any column are used.
 TensorOps make_ops(const Plan& plan, const PlannedTensor& tensor, bool wide);

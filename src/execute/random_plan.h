@@ -31,6 +31,8 @@ class PlanBuilder {
 
   // The view of a whole new source tensor [rows, cols]. Values: random bits, or finite numbers of moderate size.
   View source(Dtype dtype, std::int64_t rows, std::int64_t cols, bool any_bits);
+  // The same with numbers of a normal distribution.
+  View normal(Dtype dtype, std::int64_t rows, std::int64_t cols, double sigma);
   PlannedTensor& output(const std::string& name, Dtype dtype, std::int64_t rows, std::int64_t cols);
 
   Plan make(const std::string& path = "source.safetensors");

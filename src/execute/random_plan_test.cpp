@@ -29,6 +29,15 @@ View PlanBuilder::source(Dtype dtype, std::int64_t rows, std::int64_t cols, bool
   return {0, num_sources_++, 0, rows, cols, cols, 1};
 }
 
+View PlanBuilder::normal(Dtype dtype, std::int64_t rows, std::int64_t cols, double sigma) {
+  const std::size_t begin = data_.size();
+  const View view = source(dtype, rows, cols, true);
+  std::normal_distribution<double> values(0, sigma);
+  const std::size_t size = static_cast<std::size_t>(info(dtype).bits) / 8;
+  for (std::size_t at = begin; at < data_.size(); at += size) store_element(dtype, values(random_), &data_[at]);
+  return view;
+}
+
 PlannedTensor& PlanBuilder::output(const std::string& name, Dtype dtype, std::int64_t rows, std::int64_t cols) {
   file_.tensors.push_back({name, dtype, {rows, cols}, rows, cols, {}});
   return file_.tensors.back();

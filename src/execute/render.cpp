@@ -19,6 +19,8 @@ constexpr std::size_t kMaxElement = 8;
 constexpr std::array<std::byte, kOutRows * kMaxElement> kZeros{};
 // Rows before conversion: enough to feed the kernel, little enough to stay in the second-level cache.
 constexpr std::int64_t kRawBytes = 128 * 1024;
+// What is dequantised at once. As many rows as mxfp4 has codes under one scale: where it is stored transposed they lie together.
+constexpr std::int64_t kDecodedRows = 32, kDecodedCols = 256;
 
 // Where an operation writes: element (i, j) of its own rectangle at data + i * pitch + j * element size.
 struct Target {
@@ -105,6 +107,8 @@ void move(const Op& op, const Rectangle& part, const Target& target, Scratch& sc
       return copy_rows(op, part, target);
     case Op::Kind::interleave:
       return interleave_rows(op, part, target, scratch);
+    case Op::Kind::decode:
+      return;  // not moved
     case Op::Kind::strided:
       for (std::int64_t i = 0; i < part.rows; ++i) {
         const std::byte* from = op.data + (part.row + i) * op.row_stride + part.col * op.col_stride;
@@ -113,8 +117,31 @@ void move(const Op& op, const Rectangle& part, const Target& target, Scratch& sc
   }
 }
 
+// Numbers of a quantised tensor: a band of rows in fp32, then converted.
+bool decode_and_convert(const Op& op, const Rectangle& part, Dtype dtype, const Target& target, Scratch& scratch) {
+  const std::int64_t size = element_size(dtype);
+  for (std::int64_t first = 0; first < part.rows; first += kDecodedRows) {
+    const std::int64_t rows = std::min(kDecodedRows, part.rows - first);
+    for (std::int64_t col = 0; col < part.cols; col += kDecodedCols) {
+      const std::int64_t cols = std::min(kDecodedCols, part.cols - col);
+      scratch.decoded.resize(kDecodedRows * kDecodedCols);
+      dequantise(op.codes, part.row + first, rows, part.col + col, cols, scratch.decoded.data(), kDecodedCols);
+      for (std::int64_t i = 0; i < rows; ++i) {
+        const auto* from = reinterpret_cast<const std::byte*>(&scratch.decoded[static_cast<std::size_t>(i * kDecodedCols)]);
+        std::byte* to = target.data + (first + i) * target.pitch + col * op.col_step * size;
+        for (std::int64_t j = 0; op.col_step != 1 && j < cols; ++j) {
+          if (!convert_row(Dtype::f32, from + j * 4, 1, 1, dtype, to + j * op.col_step * size)) return false;
+        }
+        if (op.col_step == 1 && !convert_row(Dtype::f32, from, static_cast<std::size_t>(cols), 1, dtype, to)) return false;
+      }
+    }
+  }
+  return true;
+}
+
 // Moves some rows to scratch memory, then converts them.
 bool move_and_convert(const Op& op, const Rectangle& part, Dtype dtype, const Target& target, Scratch& scratch) {
+  if (op.kind == Op::Kind::decode) return decode_and_convert(op, part, dtype, target, scratch);
   const std::int64_t from_size = element_size(op.dtype), to_size = element_size(dtype);
   const std::int64_t raw_pitch = part.cols * from_size;
   const std::int64_t rows = std::clamp<std::int64_t>(kRawBytes / raw_pitch, 1, part.rows);

@@ -14,6 +14,7 @@ struct Scratch {
   std::vector<const std::byte*> in_rows;
   std::vector<std::byte*> out_rows;
   std::vector<std::byte> raw;
+  std::vector<float> decoded;
 };
 
 // Writes the rectangle `part` of the tensor to `out`, row after row without gaps. False when a finite value

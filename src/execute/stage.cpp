@@ -26,7 +26,7 @@ namespace {
 
 void Stage::Unmap::operator()(std::byte* memory) const { munmap(memory, bytes); }
 
-Stage::Stage(std::uint64_t bytes) : size_(bytes) {
+Stage::Stage(std::uint64_t bytes, GainStore& gains) : size_(bytes), merger_(gains) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   memory_ = {static_cast<std::byte*>(memory), Unmap{bytes}};
@@ -45,6 +45,9 @@ std::span<const Run> Stage::make(const FileWork& work, const Unit& unit) {
         return waiting_.push_back({piece, append_staged(work, piece)});
       case Making::rendered:
         return render_piece(work, piece, append_staged(work, piece));
+      case Making::merged:
+        return merger_.render(*work.plan, work.tensor(piece.tensor), work.is_wide(piece.tensor),
+                              area_of(work.tensor(piece.tensor), piece), append_staged(work, piece));
     }
   });
   const auto family = [&](const Waiting& waiting) { return work.families.family_of[waiting.piece.tensor]; };
@@ -115,10 +118,10 @@ std::byte* Stage::append_staged(const FileWork& work, const Piece& piece) {
 }
 
 const TensorOps& Stage::ops_of(const FileWork& work, std::size_t tensor) {
-  if (ops_work_ != &work || ops_tensor_ != tensor) {
-    ops_work_ = nullptr;
+  if (ops_work_ != work.number || ops_tensor_ != tensor) {
+    ops_work_ = 0;
     ops_ = make_ops(*work.plan, work.tensor(tensor), work.is_wide(tensor));
-    ops_work_ = &work;
+    ops_work_ = work.number;
     ops_tensor_ = tensor;
   }
   return ops_;

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "execute/merge.h"
 #include "execute/unit.h"
 
 namespace peft::execution {
@@ -22,11 +23,12 @@ struct Run {
 // One thread's memory, reused from unit to unit: fresh pages cost more than everything done with them.
 class Stage {
  public:
-  explicit Stage(std::uint64_t bytes);
+  Stage(std::uint64_t bytes, GainStore& gains);
 
   // The result is valid until the next call. Throws NUM_OVERFLOW for a value that its new dtype cannot hold, and
   // NUM_NONFINITE for NaN and infinity where the plan forbids them.
   std::span<const Run> make(const FileWork& work, const Unit& unit);
+  const MergeError& merge_error() const { return merger_.error(); }
 
  private:
   struct Waiting {  // a member, to be rendered with the others of its family
@@ -59,8 +61,9 @@ class Stage {
   std::vector<Waiting> waiting_;
   std::vector<Destination> destinations_;
   Scratch scratch_;
+  Merger merger_;
   // The tensor rendered last: the next unit is often more of it.
-  const FileWork* ops_work_ = nullptr;
+  std::uint64_t ops_work_ = 0;
   std::size_t ops_tensor_ = 0;
   TensorOps ops_;
 };

@@ -1,34 +1,16 @@
 #include "execute/stream.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <cstring>
-#include <new>
 #include <string_view>
 
 #include "base/thread_pool.h"
+#include "execute/hash.h"
 #include "execute/touch.h"
 #include "peft/error.h"
 
 namespace peft::execution {
 namespace {
-
-class Hash {
- public:
-  Hash() : state_(XXH3_createState()) {
-    if (!state_) throw std::bad_alloc();
-    XXH3_64bits_reset(state_.get());
-  }
-  void add(const void* data, std::size_t bytes) { XXH3_64bits_update(state_.get(), data, bytes); }
-  std::uint64_t digest() const { return XXH3_64bits_digest(state_.get()); }
-
- private:
-  struct Free {
-    void operator()(XXH3_state_t* state) const { XXH3_freeState(state); }
-  };
-  std::unique_ptr<XXH3_state_t, Free> state_;
-};
 
 std::uint64_t digest_of(std::span<const Run> runs) {
   Hash hash;
@@ -42,15 +24,19 @@ std::uint64_t digest_of(std::span<const Run> runs) {
 constexpr std::uint64_t kReadBytes = 512 * 1024;
 
 template <class Visit>  // visit(bytes): the file's bytes [begin, end), piece by piece
-void read_range(const NewFile& file, std::uint64_t begin, std::uint64_t end, std::vector<std::byte>& buffer,
+void read_range(const ReadAt& file, std::uint64_t begin, std::uint64_t end, std::vector<std::byte>& buffer,
                 Visit&& visit) {
   buffer.resize(kReadBytes);
   for (std::uint64_t offset = begin; offset < end;) {
     const std::uint64_t bytes = std::min(kReadBytes, end - offset);
-    file.read_at(offset, std::span(buffer).first(bytes));
+    file(offset, std::span(buffer).first(bytes));
     visit(std::span<const std::byte>(buffer).first(bytes));
     offset += bytes;
   }
+}
+
+ReadAt reader(const NewFile& file) {
+  return [&file](std::uint64_t offset, std::span<std::byte> bytes) { file.read_at(offset, bytes); };
 }
 
 [[noreturn]] void not_as_written(const NewFile& file, std::string_view tensor) {
@@ -68,7 +54,7 @@ void read_range(const NewFile& file, std::uint64_t begin, std::uint64_t end, std
     for (const iovec& part : run.parts) {
       const auto* made = static_cast<const std::byte*>(part.iov_base);
       const std::uint64_t begin = work.layout.head.size() + offset;
-      read_range(file, begin, begin + part.iov_len, buffer, [&](std::span<const std::byte> bytes) {
+      read_range(reader(file), begin, begin + part.iov_len, buffer, [&](std::span<const std::byte> bytes) {
         const auto [wrong, _] = std::mismatch(bytes.begin(), bytes.end(), made);
         if (wrong != bytes.end()) {
           const std::uint64_t at = offset + static_cast<std::uint64_t>(wrong - bytes.begin());
@@ -86,7 +72,7 @@ void read_range(const NewFile& file, std::uint64_t begin, std::uint64_t end, std
   not_as_written(file, {});  // wrong the first time, right the second: still not to be trusted
 }
 
-std::uint64_t digest_in_file(const FileWork& work, const Unit& unit, const NewFile& file,
+std::uint64_t digest_in_file(const FileWork& work, const Unit& unit, const ReadAt& file,
                              std::vector<std::byte>& buffer) {
   Hash hash;
   const auto add = [&](std::span<const std::byte> bytes) { hash.add(bytes.data(), bytes.size()); };
@@ -103,6 +89,17 @@ std::uint64_t digest_in_file(const FileWork& work, const Unit& unit, const NewFi
 }
 
 }  // namespace
+
+MergeError Stages::merge_error() const {
+  MergeError all;
+  for (const auto& stage : stages_) {
+    if (!stage) continue;
+    all.sampled += stage->merge_error().sampled;
+    all.different += stage->merge_error().different;
+    all.max_ulps = std::max(all.max_ulps, stage->merge_error().max_ulps);
+  }
+  return all;
+}
 
 Digests write_units(const FileWork& work, NewFile& file, Stages& stages, Monitor& monitor, bool want_digests) {
   const Touch touch(work);
@@ -124,19 +121,42 @@ Digests write_units(const FileWork& work, NewFile& file, Stages& stages, Monitor
   return digests;
 }
 
-void read_back(const FileWork& work, const NewFile& file, const Digests& digests, Stages& stages,
-               const Monitor& monitor) {
+Digests digests_in(const FileWork& work, const ReadAt& file, Stages& stages, Monitor& monitor) {
   std::vector<std::vector<std::byte>> buffers(static_cast<std::size_t>(stages.threads()));
-  bool head_is_right = true;
-  read_range(file, 0, work.layout.head.size(), buffers[0],
-             [&, at = std::size_t{0}](std::span<const std::byte> bytes) mutable {
-               head_is_right &= std::memcmp(bytes.data(), work.layout.head.data() + at, bytes.size()) == 0;
-               at += bytes.size();
-             });
-  if (!head_is_right) not_as_written(file, {});
+  Digests digests(work.units.size());
   parallel_for(work.units.size(), stages.threads(), [&](std::size_t u, int worker) {
     monitor.check();
-    const std::uint64_t digest = digest_in_file(work, work.units[u], file, buffers[static_cast<std::size_t>(worker)]);
+    digests[u] = digest_in_file(work, work.units[u], file, buffers[static_cast<std::size_t>(worker)]);
+    monitor.add(bytes_of(work, work.units[u]));
+  });
+  return digests;
+}
+
+bool has_head(const FileWork& work, const ReadAt& file) {
+  std::vector<std::byte> buffer;
+  const auto* expected = reinterpret_cast<const std::byte*>(work.layout.head.data());
+  bool same = true;
+  read_range(file, 0, work.layout.head.size(), buffer, [&](std::span<const std::byte> bytes) {
+    same = same && std::equal(bytes.begin(), bytes.end(), expected);
+    expected += bytes.size();
+  });
+  return same;
+}
+
+std::uint64_t digest_of(const Digests& digests) {
+  Hash hash;
+  hash.add(digests.data(), digests.size() * sizeof digests[0]);
+  return hash.digest();
+}
+
+void read_back(const FileWork& work, const NewFile& file, const Digests& digests, Stages& stages,
+               const Monitor& monitor) {
+  const ReadAt read = reader(file);
+  if (!has_head(work, read)) not_as_written(file, {});
+  std::vector<std::vector<std::byte>> buffers(static_cast<std::size_t>(stages.threads()));
+  parallel_for(work.units.size(), stages.threads(), [&](std::size_t u, int worker) {
+    monitor.check();
+    const std::uint64_t digest = digest_in_file(work, work.units[u], read, buffers[static_cast<std::size_t>(worker)]);
     if (digest != digests[u]) blame(work, work.units[u], file, stages.of(worker));
   });
 }

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "execute/monitor.h"
@@ -19,11 +21,13 @@ class Stages {
   CutSizes sizes() const { return cut_sizes(threads()); }
   Stage& of(int worker) {
     auto& stage = stages_[static_cast<std::size_t>(worker)];
-    if (!stage) stage = std::make_unique<Stage>(sizes().staging);
+    if (!stage) stage = std::make_unique<Stage>(sizes().staging, gains_);
     return *stage;
   }
+  MergeError merge_error() const;  // of all
 
  private:
+  GainStore gains_;
   std::vector<std::unique_ptr<Stage>> stages_;
 };
 
@@ -32,6 +36,12 @@ using Digests = std::vector<std::uint64_t>;
 
 // Writes the header and all units. The digests are empty unless they are wanted.
 Digests write_units(const FileWork& work, NewFile& file, Stages& stages, Monitor& monitor, bool want_digests);
+
+// The same digests of a file that is there, and whether it begins with the header it should have.
+using ReadAt = std::function<void(std::uint64_t offset, std::span<std::byte> bytes)>;
+Digests digests_in(const FileWork& work, const ReadAt& file, Stages& stages, Monitor& monitor);
+bool has_head(const FileWork& work, const ReadAt& file);
+std::uint64_t digest_of(const Digests& digests);  // all in one number
 
 // Reads all units from the file and throws OUT_READBACK, naming the tensor, if one is not what was written.
 void read_back(const FileWork& work, const NewFile& file, const Digests& digests, Stages& stages,

@@ -1,6 +1,7 @@
 #include "execute/unit.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace peft::execution {
 namespace {
@@ -14,12 +15,13 @@ constexpr std::int64_t kGroupBytes = 256;
 constexpr std::uint64_t kTileBytes = std::uint64_t{4} << 20;
 
 bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t bytes, std::uint64_t shortest) {
+  if (tensor.merge) return false;
   std::int64_t row = 0;
   for (const Block& block : tensor.blocks) {
     const View& view = block.source;
     const bool contiguous =
         (view.cols == 1 || view.col_stride == 1) && (view.rows == 1 || view.row_stride == view.cols);
-    if (block.row != row || view.cols != tensor.cols || !contiguous || block.scale != 1 ||
+    if (block.row != row || view.cols != tensor.cols || !contiguous || block.scale != 1 || block.scales ||
         (block.col_step != 1 && view.cols != 1)) {
       return false;
     }
@@ -121,6 +123,7 @@ class Cutter {
           cut_direct(t);
           break;
         case Making::rendered:
+        case Making::merged:
           cut_rows(t);
           break;
       }
@@ -220,7 +223,9 @@ bool FileWork::is_wide(std::size_t t) const {
 }
 
 FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes) {
+  static std::atomic<std::uint64_t> works = 0;
   FileWork work;
+  work.number = ++works;
   work.plan = &plan;
   work.file = &file;
   work.sizes = sizes;
@@ -235,6 +240,8 @@ FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& si
       work.making[t] = Making::member;
     } else if (is_direct(plan, file.tensors[t], work.bytes_of(t), sizes.direct_run)) {
       work.making[t] = Making::direct;
+    } else if (file.tensors[t].merge) {
+      work.making[t] = Making::merged;
     }
   }
   Cutter(work).run();

@@ -40,9 +40,11 @@ enum class Making : std::uint8_t {
   direct,    // written from the mapped source, without a copy of ours
   member,    // rendered with its family
   rendered,  // rendered by rows
+  merged,    // by rows too, with updates added
 };
 
 struct FileWork {
+  std::uint64_t number = 0;  // of no other one in this process
   const Plan* plan = nullptr;
   const PlannedFile* file = nullptr;
   CutSizes sizes;

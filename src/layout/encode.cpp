@@ -67,7 +67,7 @@ Dtype Encoder::dtype_of(const View& view) const {
 
 void Encoder::add_matrix(std::string name, const View& view) {
   const Dtype dtype = dtype_of(view);
-  add_tensor({std::move(name), options_.dtype.value_or(dtype), {view.rows, view.cols}, view.rows, view.cols, {{0, 0, 1, view, 1.0}}, false}, std::array{dtype});
+  add_tensor({std::move(name), options_.dtype.value_or(dtype), {view.rows, view.cols}, view.rows, view.cols, {{0, 0, 1, view, 1.0}}}, std::array{dtype});
 }
 
 void Encoder::add_whole(std::string name, const View& view) {

@@ -211,8 +211,8 @@ void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parame
   dtype = options_.dtype.value_or(dtype);
   const std::int64_t components = stack.experts * stack.rank;
   const std::int64_t width = placer.stacked_width(), height = placer.columns_height();
-  add_tensor({key + ".lora_A.weight", dtype, {components, width}, components, width, std::move(placer.stacked), false}, dtypes);
-  add_tensor({key + ".lora_B.weight", dtype, {height, components}, height, components, std::move(placer.columns), false}, dtypes);
+  add_tensor({key + ".lora_A.weight", dtype, {components, width}, components, width, std::move(placer.stacked)}, dtypes);
+  add_tensor({key + ".lora_B.weight", dtype, {height, components}, height, components, std::move(placer.columns)}, dtypes);
   const Exactness exactness = exactness_of(stack);
   note(exactness);
   step(describe_step(parameter, stack, exactness));

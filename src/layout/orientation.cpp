@@ -81,6 +81,16 @@ std::optional<Orientation> decide_by_shapes(Context& context, const std::vector<
   return decided;
 }
 
+// The parameter as it lay where the layout was written: PEFT 0.19 and later ran on transformers 5, whatever the base
+// at hand looks like (checkpoints of qwen3_vl_moe keep the form of transformers 4).
+const ExpertsForm::Fused& as_written(const FusedSlot& slot, Layout layout) {
+  if (layout == Layout::peft_fused_0_18) return *slot.parameter;
+  for (const auto& parameter : slot.experts->form->v5) {
+    if (parameter.name == slot.parameter->name && parameter.projections == slot.parameter->projections) return parameter;
+  }
+  return *slot.parameter;
+}
+
 // The square parameter alone: PEFT's version says which rule it followed, the family how the parameter lies.
 Orientation decide_by_version(Context& context, const FusedSlot& slot, Layout by_version, const std::string& version_evidence) {
   const ExpertsForm& form = *slot.experts->form;
@@ -91,7 +101,7 @@ Orientation decide_by_version(Context& context, const FusedSlot& slot, Layout by
       // PEFT 0.19.1 and later ran on transformers 5, 0.17 mostly on 4; only a parameter that was turned in between leaves a doubt.
       if (list == &form.v4 && by_version != Layout::peft_fused_0_18) continue;
       if (list == &form.v4 && context.model.base_is_v5_only) continue;
-      if (list == &form.v5 && context.model.base_is_v4_only) continue;
+      if (list == &form.v5 && context.model.base_is_v4_only && by_version == Layout::peft_fused_0_18) continue;
       const Orientation o = orientation_of(by_version, parameter);
       if (seen && *seen != o) {
         context.fail(ErrorCode::LO_LAYOUT, slot.slot->a,
@@ -101,7 +111,7 @@ Orientation decide_by_version(Context& context, const FusedSlot& slot, Layout by
       seen = o;
     }
   }
-  const Orientation decided = seen.value_or(orientation_of(by_version, *slot.parameter));
+  const Orientation decided = seen.value_or(orientation_of(by_version, as_written(slot, by_version)));
   context.reading.evidence.push_back(fmt::format("{} is square; {}: {}", shapes_of(context, slot), version_evidence, word(decided)));
   const bool doubtful = by_version == Layout::peft_fused && slot.parameter->is_transposed.value_or(false) && !form.v4.empty();
   if (doubtful) {
@@ -140,7 +150,7 @@ Layout name_layout(Context& context, const std::vector<FusedSlot>& slots, Orient
   if (packing == BPacking::grouped_by_expert) return Layout::unsloth_grouped;
   const auto writes = [&](Layout layout) {
     return std::all_of(slots.begin(), slots.end(), [&](const FusedSlot& slot) {
-      return !slot.stacked() || orientation_of(layout, *slot.parameter) == o;
+      return !slot.stacked() || orientation_of(layout, as_written(slot, layout)) == o;
     });
   };
   if (writes(by_version)) return by_version;
@@ -168,7 +178,7 @@ FusedForm decide_form(Context& context, const std::vector<FusedSlot>& slots) {
   const auto& options = context.options;
   std::optional<Orientation> asked;
   if (!options.orientation.empty()) asked = named_orientation(options.orientation, *square->parameter);
-  else if (options.layout && *options.layout != Layout::peft_per_expert) asked = orientation_of(*options.layout, *square->parameter);
+  else if (options.layout && *options.layout != Layout::peft_per_expert) asked = orientation_of(*options.layout, as_written(*square, *options.layout));
   if (decided && asked && *decided != *asked) {
     context.fail(ErrorCode::LO_LAYOUT, square->slot->a, "the shapes contradict the layout or orientation that was asked for",
                  std::string(word(*asked)), shapes_of(context, *square) + ": " + std::string(word(*decided)));

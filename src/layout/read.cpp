@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "base/natural_order.h"
+#include "adapter/site_order.h"
 #include "layout/decode.h"
 #include "layout/fused_forms.h"
 #include "peft/error.h"
@@ -69,12 +69,7 @@ void sort_if_needed(List& list, const Less& less) {
 
 // Factors in natural order of modules, then by expert and projection.
 void sort_factors(Factors& factors) {
-  sort_if_needed(factors.factors, [](const Factor& x, const Factor& y) {
-    if (x.site.module != y.site.module) return natural_less(x.site.module, y.site.module);
-    if (x.site.parameter != y.site.parameter) return x.site.parameter < y.site.parameter;
-    if (x.site.expert != y.site.expert) return x.site.expert < y.site.expert;
-    return x.site.projection < y.site.projection;
-  });
+  sort_if_needed(factors.factors, [](const Factor& x, const Factor& y) { return site_less(x.site, y.site); });
   sort_if_needed(factors.extras, [](const Extra& x, const Extra& y) {
     if (x.site.module != y.site.module) return natural_less(x.site.module, y.site.module);
     return x.site.expert < y.site.expert;

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "base/near_names.h"
+#include "model/disk_names.h"
 #include "model/json_file.h"
 #include "peft/error.h"
 
@@ -99,12 +100,18 @@ std::shared_ptr<const Family> read_family(const std::string& name, const Json& j
   family->v5 = read_generation(json, "v5", shared);
   family->sub_configs = json.value("sub_configs", family->sub_configs);
   if (json.contains("peft")) family->peft_config = text_or(json.at("peft"), "config");
+  family->ignored = json.value("ignored", family->ignored);
   std::vector<Json> conversions;
+  std::vector<std::pair<std::string, Json>> scoped;
   if (family->v5 && json.at("v5").contains("conversion")) {
     for (const Json& use : json.at("v5").at("conversion")) {
       conversions.push_back(shared.conversions.at(use.at("ref").get<std::string>()));
+      // A scope that is given and empty: below the base model's prefix.
+      const std::string scope = text_or(use, "scope");
+      scoped.emplace_back(use.contains("scope") && scope.empty() ? "." : scope, conversions.back());
     }
   }
+  read_disk_names(*family, scoped);
   derive_kinds(*family, conversions);
   derive_renamings(*family);
   return family;

@@ -65,12 +65,21 @@ struct Renaming {
   std::string v4, v5;  // templates, at most {layer} in them
 };
 
+// A renaming of transformers' loader: a regular expression, what replaces it, and the part of the model it is about.
+struct NameRule {
+  std::string pattern, replacement, scope;
+};
+
 struct Family {
   std::string model_type;
   std::optional<GenerationRow> v4, v5;
   std::map<std::string, std::string> sub_configs;  // "text_config" -> "qwen3_5_moe_text"
   std::vector<Kind> kinds;
   std::vector<Renaming> renamings;
+  std::vector<NameRule> name_rules;  // from names in a checkpoint to those of v5, applied in order
+  std::vector<NameRule> part_rules;  // then one of these: a tensor that is a part of a v5 parameter, or lies otherwise
+  std::vector<std::pair<std::string, std::string>> optional_prefixes;  // "model.", "language_model.": the text class has no second
+  std::vector<std::string> ignored;  // regular expressions: tensors that the class has no place for, and does not mind
   std::string peft_config;  // PEFT's own conversion table; "" none
 
   Family() = default;

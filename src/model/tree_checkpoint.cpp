@@ -5,6 +5,7 @@
 
 #include "base/natural_order.h"
 #include "model/builder.h"
+#include "model/disk_names.h"
 #include "model/names.h"
 #include "model/path.h"
 
@@ -93,11 +94,34 @@ void add_tied_output(ModuleTree& tree, const Draft& draft) {
 
 }  // namespace
 
+namespace {
+
+bool is_known(const Draft& draft, std::string_view module) {
+  return known_module(draft, module) != nullptr || find_place(draft.index->places, module).has_value();
+}
+
+// The name of a tensor as transformers 5 has it, where only that names something the family has: experts that the hub
+// calls otherwise. nullopt: a part of something, which has no name of its own.
+std::optional<std::string> name_in_tree(const Draft& draft, const DiskNames& disk, const std::string& name) {
+  if (is_known(draft, parent(name))) return name;
+  const std::string ruled = disk.to_v5(name);
+  const std::size_t mark = ruled.find('#');
+  const std::string plain = ruled.substr(0, mark);
+  if (ruled == name || !find_place(draft.index->places, parent(plain))) return name;
+  if (mark != std::string::npos && ruled.substr(mark) != "#interleaved") return std::nullopt;
+  return plain;
+}
+
+}  // namespace
+
 ModuleTree tree_from_checkpoint(const Checkpoint& checkpoint, const Draft& draft) {
   const std::string prefix = missing_prefix(checkpoint, draft);
+  const DiskNames disk(draft.family());
   std::map<std::string, Tensors, NaturalLess> modules;
   for (const Checkpoint::Entry& entry : checkpoint.tensors()) {
-    const std::string_view name = entry.tensor->name;
+    const auto known_as = name_in_tree(draft, disk, std::string(entry.tensor->name));
+    if (!known_as) continue;
+    const std::string_view name = *known_as;
     const bool prefixed = !prefix.empty() && !is_output_name(parent(name));
     const std::string module = (prefixed ? prefix : std::string()) + std::string(parent(name));
     modules[module].emplace_back(leaf(name), entry.tensor);

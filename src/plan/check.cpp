@@ -1,14 +1,12 @@
 #include "plan/check.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 #include <string_view>
 
 #include "peft/error.h"
+#include "plan/view_check.h"
 
 namespace peft::plan {
 namespace {
@@ -29,10 +27,10 @@ std::int64_t multiply(std::int64_t a, std::int64_t b) {
 class TensorCheck {
  public:
   TensorCheck(const Plan& plan, const PlannedFile& file, const PlannedTensor& tensor)
-      : plan_(plan), file_(file), tensor_(tensor) {}
+      : scope_(plan, file, tensor), tensor_(tensor) {}
 
   void run() const {
-    require(info(tensor_.dtype).bits > 0, "a planned tensor has no known dtype");
+    scope_.require(info(tensor_.dtype).bits > 0, "a planned tensor has no known dtype");
     check_shape();
     std::int64_t covered = 0;
     for (const Block& block : tensor_.blocks) {
@@ -40,82 +38,59 @@ class TensorCheck {
       check_source(block);
       covered = add(covered, block.source.rows * block.source.cols);
     }
-    require(covered <= tensor_.rows * tensor_.cols, "blocks of a planned tensor overlap");
+    scope_.require(covered <= tensor_.rows * tensor_.cols, "blocks of a planned tensor overlap");
+    if (tensor_.merge) check_merge(scope_, *tensor_.merge);
   }
 
  private:
-  // What was got is made into text only when it is needed: a plan has many blocks.
-  template <class... Values>
-  void require(bool holds, std::string_view problem, fmt::format_string<const Values&...> got = "",
-               const Values&... values) const {
-    if (holds) return;
-    throw Error(ErrorCode::INTERNAL, {.file = file_.name,
-                                      .tensor = tensor_.name,
-                                      .problem = std::string(problem),
-                                      .got = fmt::format(got, values...)});
-  }
-
   void check_shape() const {
     std::int64_t elements = 1;
     for (std::int64_t size : tensor_.shape) {
-      require(size >= 0, "a planned tensor has a negative dimension", "{}", size);
+      scope_.require(size >= 0, "a planned tensor has a negative dimension", "{}", size);
       elements = multiply(elements, size);
     }
     const std::int64_t cols = tensor_.shape.empty() ? 1 : tensor_.shape.back();
-    require(elements != kNone && multiply(elements, info(tensor_.dtype).bits) != kNone,
-            "a planned tensor is too large");
-    require(tensor_.rows >= 0 && tensor_.cols == cols && multiply(tensor_.rows, cols) == elements,
-            "rows and columns of a planned tensor are not its shape", "[{}, {}]", tensor_.rows, tensor_.cols);
+    scope_.require(elements != kNone && multiply(elements, info(tensor_.dtype).bits) != kNone,
+                   "a planned tensor is too large");
+    scope_.require(tensor_.rows >= 0 && tensor_.cols == cols && multiply(tensor_.rows, cols) == elements,
+                   "rows and columns of a planned tensor are not its shape", "[{}, {}]", tensor_.rows, tensor_.cols);
   }
 
   void check_block(const Block& block) const {
     const View& view = block.source;
-    require(view.rows > 0 && view.cols > 0, "a block is empty", "[{}, {}]", view.rows, view.cols);
+    scope_.require(view.rows > 0 && view.cols > 0, "a block is empty", "[{}, {}]", view.rows, view.cols);
     const std::int64_t row_end = add(block.row, view.rows);
     const std::int64_t last_col = add(block.col, multiply(view.cols - 1, block.col_step));
-    require(block.row >= 0 && row_end != kNone && row_end <= tensor_.rows && block.col >= 0 && block.col_step >= 1 &&
-                last_col != kNone && last_col < tensor_.cols,
-            "a block leaves its planned tensor", "[{}, {}] at row {}, column {} step {}", view.rows, view.cols,
-            block.row, block.col, block.col_step);
-    require(std::isfinite(block.scale), "a block's scale is not finite", "{}", block.scale);
+    scope_.require(block.row >= 0 && row_end != kNone && row_end <= tensor_.rows && block.col >= 0 &&
+                       block.col_step >= 1 && last_col != kNone && last_col < tensor_.cols,
+                   "a block leaves its planned tensor", "[{}, {}] at row {}, column {} step {}", view.rows, view.cols,
+                   block.row, block.col, block.col_step);
+    scope_.require(std::isfinite(block.scale), "a block's scale is not finite", "{}", block.scale);
   }
 
   void check_source(const Block& block) const {
     const View& view = block.source;
-    require(view.source < plan_.sources.size() && plan_.sources[view.source] != nullptr,
-            "a block's source does not exist", "{}", view.source);
-    const auto tensors = plan_.sources[view.source]->tensors();
-    require(view.tensor < tensors.size(), "a block's source tensor does not exist", "{}", view.tensor);
-    const TensorInfo& source = tensors[view.tensor];
+    const TensorInfo& source = scope_.source_of(view, "a block's source");
+    if (block.scales) {
+      scope_.require(is_float(tensor_.dtype), "a quantised block cannot be converted", "{}", info(tensor_.dtype).name);
+      return check_scales(scope_, block);
+    }
     const int bits = info(source.dtype).bits;
-    require(bits > 0, "a block's source has no known dtype", "{}", source.dtype_name);
-    require((source.dtype == tensor_.dtype && block.scale == 1) || (is_float(source.dtype) && is_float(tensor_.dtype)),
-            "a block cannot be converted", "{} to {}", info(source.dtype).name, info(tensor_.dtype).name);
-    check_bounds(view, static_cast<std::int64_t>(std::min<std::uint64_t>(source.bytes(), INT64_MAX / 8)) * 8 / bits);
+    const bool moved = source.dtype == tensor_.dtype && block.scale == 1 && !tensor_.merge;
+    scope_.require(moved || (is_float(source.dtype) && is_float(tensor_.dtype)), "a block cannot be converted",
+                   "{} to {}", info(source.dtype).name, info(tensor_.dtype).name);
+    scope_.check_bounds(view, elements_of(source, bits), "a block's source");
     if (bits % 8 != 0) check_whole(block, view);
-  }
-
-  void check_bounds(const View& view, std::int64_t elements) const {
-    const std::int64_t down = multiply(view.rows - 1, view.row_stride),
-                       across = multiply(view.cols - 1, view.col_stride);
-    const std::int64_t lowest =
-        add(view.offset, add(std::min<std::int64_t>(down, 0), std::min<std::int64_t>(across, 0)));
-    const std::int64_t highest =
-        add(view.offset, add(std::max<std::int64_t>(down, 0), std::max<std::int64_t>(across, 0)));
-    require(
-        down != kNone && across != kNone && lowest != kNone && highest != kNone && lowest >= 0 && highest < elements,
-        "a block's source leaves its tensor", "elements {} to {} of {}", lowest, highest, elements);
   }
 
   // Elements of less than a byte cannot be addressed; such tensors are only copied whole.
   void check_whole(const Block& block, const View& view) const {
-    require(view.offset == 0 && block.col_step == 1 && view.col_stride == 1 && view.row_stride == view.cols &&
-                view.rows == tensor_.rows && view.cols == tensor_.cols,
-            "a tensor of a sub-byte dtype can only be copied whole", "{}", info(tensor_.dtype).name);
+    scope_.require(view.offset == 0 && block.col_step == 1 && view.col_stride == 1 && view.row_stride == view.cols &&
+                       view.rows == tensor_.rows && view.cols == tensor_.cols,
+                   "a tensor of a sub-byte dtype can only be copied whole", "{}", info(tensor_.dtype).name);
   }
 
-  const Plan& plan_;
-  const PlannedFile& file_;
+  const TensorScope scope_;
   const PlannedTensor& tensor_;
 };
 

@@ -1,10 +1,14 @@
 #include "safetensors/output_checks.h"
 
+#include <dirent.h>
 #include <fmt/core.h>
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <filesystem>
+#include <memory>
+#include <string_view>
 
 #include "base/system_calls.h"
 #include "peft/error.h"
@@ -24,16 +28,6 @@ constexpr std::size_t kMaxCounted = 1000;  // entries of a folder
                                       .hint = std::move(hint)});
 }
 
-std::vector<fs::path> entries_of(const fs::path& folder) {
-  std::vector<fs::path> entries;
-  std::error_code error;
-  for (fs::directory_iterator it(folder, error), end; !error && it != end && entries.size() < kMaxCounted;
-       it.increment(error)) {
-    entries.push_back(it->path());
-  }
-  return entries;
-}
-
 bool same_file(const fs::path& a, const fs::path& b) {
   std::error_code error;
   return fs::equivalent(a, b, error) && !error;
@@ -51,8 +45,8 @@ bool within(const fs::path& at, const fs::path& out) {
 bool shares_a_file(const fs::path& out, const fs::path& input) {
   std::error_code error;
   if (fs::hard_link_count(input, error) < 2 || error) return false;
-  const auto entries = entries_of(out);
-  return std::any_of(entries.begin(), entries.end(), [&](const fs::path& entry) { return same_file(entry, input); });
+  const auto names = names_in(out.string(), kMaxCounted);
+  return names && std::any_of(names->begin(), names->end(), [&](const auto& name) { return same_file(out / name, input); });
 }
 
 }  // namespace
@@ -89,9 +83,9 @@ void require_free(const std::string& out, bool overwrite) {
   if (!fs::is_directory(out, error)) {
     refuse_existing(out, "no such folder, or an empty one", "a file", "choose another folder");
   }
-  const auto entries = entries_of(out);
-  const std::string got = fmt::format("{}{} {}", entries.size(), entries.size() == kMaxCounted ? " or more" : "",
-                                      entries.size() == 1 ? "file" : "files");
+  const std::size_t count = names_in(out, kMaxCounted).value_or(std::vector<std::string>()).size();
+  const std::string got =
+      fmt::format("{}{} {}", count, count == kMaxCounted ? " or more" : "", count == 1 ? "file" : "files");
   if (!overwrite) refuse_existing(out, "no such folder, or an empty one", got, "choose another folder, or --overwrite");
   // --overwrite replaces the whole folder, so it must not be one that is stood in.
   if (within(fs::current_path(error), out)) {
@@ -118,8 +112,27 @@ bool is_present(const std::string& path) {
 }
 
 bool is_empty_folder(const std::string& path) {
-  std::error_code error;
-  return fs::is_directory(fs::symlink_status(path, error)) && fs::is_empty(path, error) && !error;
+  struct stat status {};
+  if (::lstat(path.c_str(), &status) != 0 || !S_ISDIR(status.st_mode)) return false;
+  const auto names = names_in(path, 1);
+  return names && names->empty();
+}
+
+// Not std::filesystem's iterator, which ends the process when there is no memory.
+std::optional<std::vector<std::string>> names_in(const std::string& folder, std::size_t most) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> directory(::opendir(folder.c_str()), ::closedir);
+  if (!directory) return std::nullopt;
+  std::vector<std::string> names;
+  errno = 0;
+  while (names.size() < most) {
+    const dirent* entry = ::readdir(directory.get());
+    if (entry == nullptr && errno != 0) return std::nullopt;
+    if (entry == nullptr) break;
+    const std::string_view name = entry->d_name;
+    if (name != "." && name != "..") names.emplace_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 }  // namespace peft::safetensors

@@ -1,7 +1,9 @@
 // Whether a folder may become the output: asked before anything is written.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,5 +23,7 @@ void require_space(const std::string& parent, std::uint64_t bytes);
 
 bool is_present(const std::string& path);  // links count, wherever they lead
 bool is_empty_folder(const std::string& path);
+// At most `most` of a folder's names, sorted. Absent when it cannot be read.
+std::optional<std::vector<std::string>> names_in(const std::string& folder, std::size_t most = SIZE_MAX);
 
 }  // namespace peft::safetensors

@@ -1,7 +1,8 @@
 // A folder of output files that appears complete or not at all.
 //
-// Everything is written to OUT.partial-peft beside OUT, synced, and renamed in one step. Whatever goes wrong before
-// that, the staging folder is removed and OUT is as it was. The folder of a run that was killed is removed by the next.
+// Everything is written to OUT.partial-peft beside OUT (staging_folder.h), synced, and renamed in one step. Whatever
+// goes wrong before that, OUT is as it was. The staging folder is removed then, or kept with the files that are complete
+// for a later run. The folder of a run that was killed is removed, or gone on with, by the next.
 #pragma once
 
 #include <sys/uio.h>
@@ -51,7 +52,11 @@ class StagedOutput {
   struct Options {
     bool overwrite = false;            // replace an existing folder, in one step
     bool sync = true;                  // flush files and folders to the disk
+    bool readback = false;             // of texts and side files: OUT_READBACK. Tensor files are read back by execute
     std::uint64_t expected_bytes = 0;  // of all files: OUT_SPACE at once if they cannot fit
+    safetensors::Claim claim = safetensors::Claim::fresh;
+    bool keep = false;   // complete files stay in the staging folder until the output is there
+    std::string part{};  // "I-of-N", of a share
   };
   // Checks before anything is written: OUT_ALIAS when the output would replace an input or the folder of one,
   // OUT_EXISTS, OUT_SPACE, OUT_LOCKED when another run writes the same output.
@@ -60,30 +65,43 @@ class StagedOutput {
   StagedOutput(const StagedOutput&) = delete;
   StagedOutput& operator=(const StagedOutput&) = delete;
 
-  // `name` is relative to the output folder and may lie in subfolders.
+  // `name` is relative to the output folder and may lie in subfolders. The file has another name until finish().
   NewFile& add_file(const std::string& name, std::uint64_t size);
+  void finish(NewFile& file);  // synced, and under its name; what was there is replaced
   void add_text(const std::string& name, std::string_view content);
   void copy_file(const std::string& name, const std::string& path);
-  // After this the output is there. If it throws, the output is not there, or is the old one.
+  // Where a finished file is before the commit.
+  std::string finished_path(const std::string& name) const { return staging_->files() + "/" + name; }
+  const safetensors::StagingFolder& staging() const { return *staging_; }
+
+  void discard() { options_.keep = false; }  // nothing is to be gone on with
+  bool keeps_something() const;              // if the run fails now
+  // Finishes all files. After this the output is there. If it throws, the output is not there, or is the old one.
   void commit();
   // What could not be tidied up after a commit: the folder that was replaced.
   const std::vector<std::string>& warnings() const { return warnings_; }
 
  private:
   enum class Published { fresh, in_place_of_empty, exchanged, moved_aside };
+  struct Staged {
+    std::string name;
+    std::unique_ptr<NewFile> file;
+    bool finished = false;
+  };
 
-  std::string staged_path(const std::string& name);  // makes the subfolders
+  void make_subfolders(const std::string& name);
+  void finish(Staged& staged);
   Published publish();
   Published replace_old();
   void unpublish(Published how) noexcept;
-  void remove_old(Published how);
+  void tidy_up(Published how);
   std::string aside() const { return out_ + ".old-peft"; }
 
   std::string out_;
   Options options_;
   std::optional<safetensors::StagingFolder> staging_;
   bool committed_ = false;
-  std::vector<std::unique_ptr<NewFile>> files_;
+  std::vector<Staged> files_;
   std::vector<std::string> folders_;  // made inside staging, outermost first
   std::vector<std::string> warnings_;
 };

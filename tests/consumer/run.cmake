@@ -1,4 +1,5 @@
-# cmake -DBUILD= -DSOURCE= -DCXX= -DGENERATOR= -P run.cmake: install, then build and run tests/consumer against it.
+# cmake -DBUILD= -DSOURCE= -DCXX= -DGENERATOR= [-DTORCH=] -P run.cmake: install, then build and run
+# tests/consumer against it; with the folder of a libtorch also tests/consumer/nn, against the component nn.
 function(step)
   execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
   if(NOT result EQUAL 0)
@@ -16,6 +17,19 @@ step(${CMAKE_COMMAND} --build ${work}/build)
 step(${work}/build/consumer ${SOURCE}/tests/golden/convert/mixtral-plain/adapter)
 if(NOT output MATCHES "^peft-per-expert, [1-9][0-9]* factors")
   message(FATAL_ERROR "unexpected output: ${output}")
+endif()
+if(TORCH)
+  step(${CMAKE_COMMAND} -S ${SOURCE}/tests/consumer/nn -B ${work}/nn -G ${GENERATOR} -DTorch_DIR=${TORCH}
+    -DCMAKE_PREFIX_PATH=${work}/prefix -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_BUILD_TYPE=Release)
+  step(${CMAKE_COMMAND} --build ${work}/nn)
+  step(${work}/nn/consumer ${SOURCE}/tests/golden/models/mixtral-v4/config.json)
+  if(NOT output MATCHES "^mixtral: [1-9][0-9]* parameters, 4 tokens, finite")
+    message(FATAL_ERROR "unexpected output: ${output}")
+  endif()
+  step(${work}/prefix/bin/peft params --base ${SOURCE}/tests/golden/models/mixtral-v4/config.json)  # hands over to libexec
+  if(NOT output MATCHES "trainable params: ")
+    message(FATAL_ERROR "unexpected output: ${output}")
+  endif()
 endif()
 step(${work}/prefix/bin/peft --version)
 message(STATUS "${output}")

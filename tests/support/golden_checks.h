@@ -25,7 +25,13 @@ void check_trainable_line(const Case& c, const std::filesystem::path& root);
 void check_regex(const Case& c, const std::filesystem::path& root);
 // LoRA shapes of full-size models from a config.json.
 void check_shapes(const Case& c, const std::filesystem::path& root);
+// tokenizer.json: ids and texts of the `tokenizers` package, also piece by piece.
+void check_tokenizer(const Case& c, const std::filesystem::path& root);
 
+// Merged by PEFT itself, and as well as can be: into every form of the base, in every mode.
+void check_merge(const Case& c, const std::filesystem::path& root);
+// Quantised tensors and their values.
+void check_quant(const Case& c, const std::filesystem::path& root);
 // The module-tree file of a model that a transformers version builds.
 std::filesystem::path tree_file_of(const std::filesystem::path& root, const std::string& model,
                                    const std::string& transformers);

@@ -13,6 +13,7 @@ A job is one JSON object on a line; the answer is one JSON object on stdout: {"i
         "rename"     [[old, new]]: parameter names of that file that have changed since
         "strict"     false: keys that PEFT did not use are no failure
         "migration"  false: PEFT's own v4 -> v5 conversion is switched off
+    {"do": "merged", "id", "folder", "ids", "against", "limit"}    loads a merged model; its logits are `lora` of the file `against`
 Without --serve it ends with `real peft: N checks, N passed` and fails unless all passed.
 """
 
@@ -174,6 +175,16 @@ def check(models, job):
     return failures
 
 
+def check_merged(models, job):
+    """The merged model alone gives what base and adapter gave together."""
+    want = load_file(job["against"])["lora"].float()
+    ids = load_file(job["ids"])["input_ids"] if isinstance(job["ids"], str) else torch.tensor(job["ids"])
+    got = logits(models.merged(Path(job["folder"])), ids)
+    allowed = job["limit"] * max(1.0, want.abs().max().item())
+    difference = largest_difference(got, want)
+    return [] if difference <= allowed else [f"merged logits differ by {difference:.3g} (limit {allowed:.3g})"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, required=True)
@@ -187,13 +198,16 @@ def main():
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            failures = models.make(job["model"]) or [] if job["do"] == "make" else check(models, job)
+            if job["do"] == "make":
+                failures = models.make(job["model"]) or []
+            else:
+                failures = (check_merged if job["do"] == "merged" else check)(models, job)
         except Exception as error:  # any failure of the real programs is a result here
             failures = [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
             if os.environ.get("VERBOSE"):
                 traceback.print_exc()
-        checks += job["do"] == "check"
-        passed += job["do"] == "check" and not failures
+        checks += job["do"] != "make"
+        passed += job["do"] != "make" and not failures
         if arguments.serve:
             print(json.dumps({"id": job["id"], "failures": failures}), file=answers, flush=True)
         else:

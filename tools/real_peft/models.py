@@ -83,8 +83,16 @@ class Models:
     def _has_weights(self, name):
         return any((self.golden / name).glob("*.safetensors"))
 
+    def merged(self, folder):
+        """A whole model that peft wrote, read as any checkpoint is."""
+        config = self._read_config(folder / "config.json")
+        return self._from_pretrained(folder, config).to(torch.float32).eval()
+
     def _config(self, name):
-        config = json.loads((self.golden / name / "config.json").read_text())
+        return self._read_config(self.golden / name / "config.json")
+
+    def _read_config(self, file):
+        config = json.loads(file.read_text())
         if written_by_v5(config) and not V5:
             config = as_v4_config(config)
         config.pop("dtype", None)
@@ -119,6 +127,9 @@ class Models:
         if {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in model.state_dict().items()}:
             model.load_state_dict(tensors)
             return model
+        return self._from_pretrained(folder, config)
+
+    def _from_pretrained(self, folder, config):
         extra = {"experts_implementation": "eager"} if V5 else {}
         model, info = self._class(config).from_pretrained(
             folder, config=config, attn_implementation="eager", dtype=torch.float32, output_loading_info=True, **extra)

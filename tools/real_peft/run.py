@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts golden adapters with `peft convert` and has the real PEFT load the results. Called by run.sh; cases.py says what.
+"""Converts and merges golden adapters with `peft` and has the real PEFT and transformers load the results. Called by run.sh; cases.py says what.
 
 One process per environment answers all its jobs. Every check that was planned must come back, or the run fails.
 """
@@ -20,6 +20,8 @@ from cases import V4_FORMS, all_cases, read
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_CHECKS = 100  # fewer: golden data is missing, and a run that checks nothing would pass
 LEAST_CHECKS_QUICK = 40
+MERGED_LIMIT = 1e-4  # of the largest logit: W + delta in one product, or W and B A apart
+ONLY_IN_V5 = ("qwen3_5_moe",)  # transformers 4 has no such class
 
 
 def as_json(value):
@@ -124,6 +126,42 @@ def model_jobs(golden, sources, cases):
     return jobs
 
 
+def merge(peft, source, work):
+    """`peft merge` of a source adapter into the base that was made -> (folder, failures)"""
+    out = work / "merged" / source.id
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [peft, "merge", "--base", work / "models" / source.model, "--adapter", source.adapter, "--out", out,
+               "--overwrite", "--no-sync", "--quiet"] + ([] if source.strict else ["--ignore-unused"])
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return out, ["peft merge ran for a minute"]
+    if done.returncode:
+        return out, [f"peft merge ended with {done.returncode}: {' '.join(done.stderr.split())[:400]}"]
+    return out, []
+
+
+def merged_checks(peft, environments, sources, source_results, work):
+    """Every source that its own environment answered, merged, and loaded by both transformers generations."""
+    results, jobs = {}, []
+    for source in sources:
+        if source_results[source.id]:
+            continue
+        folder, failures = merge(peft, source, work)
+        for env in environments:
+            if env == "old" and source.model.split("-")[-1] != "v4" and any(m in source.model for m in ONLY_IN_V5):
+                continue
+            id = f"merged {source.id} in {env}"
+            if failures:
+                results[id] = failures
+                continue
+            against = work / "answers" / f"{source.id}.safetensors"
+            jobs.append((env, {"do": "merged", "id": id, "folder": folder, "ids": source.ids, "against": against,
+                               "limit": MERGED_LIMIT}))
+    results.update(answer_in_parallel(environments, jobs))
+    return results
+
+
 def run(arguments, golden, work):
     """-> {id: failures} of the bases, of the sources, and of the cases with one spoiled adapter per environment."""
     sources, cases = all_cases(golden, arguments.quick)
@@ -151,9 +189,10 @@ def run(arguments, golden, work):
     for id, failures in answer_in_parallel(environments, controls).items():
         noticed = failures and all("differ" in failure for failure in failures)
         case_results[id] = [] if noticed else [f"a spoiled adapter was not told from a right one: {failures}"]
+    case_results.update(merged := merged_checks(arguments.peft, environments, sources, source_results, work))
     for environment in environments.values():
         environment.close()
-    assert len(case_results) == len(cases) + len(controls) and len(source_results) == len(sources)
+    assert len(case_results) == len(cases) + len(controls) + len(merged) and len(source_results) == len(sources)
     return made, {f"source {id}": f for id, f in source_results.items()}, case_results
 
 

@@ -1,0 +1,112 @@
+// Decode and prefill with LoRA on experts against the same model without. One table line each: milliseconds and ratio.
+//
+//   bench_lora [--threads N] [--seconds S] [--rank R] [--dtype float32|bfloat16] [--hidden H --inter I --experts E --layers L]
+//
+// The model is that of ../shared/tools/bench/peft_forward_train.py: Qwen3-MoE, H 512, I 256, 64 experts, top-8, 4 layers.
+// Base and LoRA take turns within one run; the smallest time of each counts.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <string>
+
+#include "peft/nn/peft_model.h"
+
+namespace {
+
+using peft::nn::CausalLM;
+using peft::nn::PeftModel;
+
+double once(const std::function<void()>& body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::string write_config(std::map<std::string, std::string>& o) {
+  const std::string folder = std::filesystem::temp_directory_path() / "peft-bench-lora";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/config.json")
+      << R"({"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "vocab_size": 4096, "hidden_size": )"
+      << o["hidden"] << R"(, "intermediate_size": 1024, "moe_intermediate_size": )" << o["inter"]
+      << R"(, "num_hidden_layers": )" << o["layers"]
+      << R"(, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "num_experts": )" << o["experts"]
+      << R"(, "num_experts_per_tok": 8, "norm_topk_prob": true, "hidden_act": "silu", "rms_norm_eps": 1e-06, )"
+      << R"("rope_theta": 10000.0, "max_position_embeddings": 32768, "tie_word_embeddings": false, )"
+      << R"("decoder_sparse_step": 1, "mlp_only_layers": [], "attention_bias": false, "initializer_range": 0.02})";
+  return folder;
+}
+
+struct Model {
+  std::string name;
+  std::shared_ptr<CausalLM> base;
+  std::unique_ptr<PeftModel> lora;
+  peft::nn::CachePtr cache;
+  at::Tensor forward(const peft::nn::ForwardInput& input) const {
+    return lora ? lora->forward(input).logits : base->forward(input, {}).logits;
+  }
+};
+
+std::vector<Model> models(const std::string& folder, std::map<std::string, std::string>& o) {
+  const auto type = o["dtype"] == "bfloat16" ? at::kBFloat16 : at::kFloat;
+  std::vector<Model> made;
+  for (const std::string kind : {"base", "attention", "experts", "both"}) {
+    Model model{kind, peft::nn::init_model(folder, {.dtype = type}), nullptr, nullptr};
+    peft::nn::LoraConfig config;
+    config.r = std::atoi(o["rank"].c_str());
+    config.lora_alpha = {16};
+    config.init_lora_weights = "false";
+    config.target_modules = std::vector<std::string>{};
+    if (kind != "experts") config.target_modules = std::vector<std::string>{"q_proj", "k_proj", "v_proj", "o_proj"};
+    if (kind != "attention") config.target_parameters = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"};
+    config.set("inference_mode", "true");
+    if (kind != "base") model.lora = peft::nn::get_peft_model(model.base, config);
+    made.push_back(std::move(model));
+  }
+  return made;
+}
+
+void compare(const char* what, std::vector<Model>& all, double seconds, const std::function<void(Model&)>& body) {
+  std::vector<double> best(all.size(), 1e30);
+  for (Model& model : all) body(model);
+  const auto start = std::chrono::steady_clock::now();
+  while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < seconds) {
+    for (std::size_t i = 0; i < all.size(); ++i) best[i] = std::min(best[i], once([&] { body(all[i]); }));
+  }
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    std::printf("%-8s %-10s %9.3f ms   %.3f of base\n", what, all[i].name.c_str(), best[i], best[i] / best[0]);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::map<std::string, std::string> o = {{"threads", "1"}, {"seconds", "4"}, {"rank", "8"}, {"dtype", "float32"},
+                                          {"hidden", "512"}, {"inter", "256"}, {"experts", "64"}, {"layers", "4"}};
+  for (int i = 1; i + 1 < argc; i += 2) o[argv[i] + 2] = argv[i + 1];
+  at::set_num_threads(std::atoi(o["threads"].c_str()));
+  const double seconds = std::atof(o["seconds"].c_str());
+  const at::NoGradGuard no_grad;
+  auto all = models(write_config(o), o);
+  at::manual_seed(1);
+  const at::Tensor context = at::randint(4096, {1, 32}, at::kLong), token = at::randint(4096, {1, 1}, at::kLong);
+  const at::Tensor prompt = at::randint(4096, {1, 512}, at::kLong);
+  compare("prefill", all, seconds, [&](Model& m) { m.forward({.ids = prompt, .mask = {}, .positions = {}, .logits_to_keep = 1}); });
+  int steps = 0;
+  compare("decode", all, seconds, [&](Model& m) {
+    if (!m.cache || ++steps % 256 == 0) {
+      for (Model& each : all) {
+        each.cache = each.base->new_cache();
+        each.forward({.ids = context, .mask = {}, .positions = {}, .cache = each.cache.get()});
+      }
+    }
+    m.forward({.ids = token, .mask = {}, .positions = {}, .cache = m.cache.get()});
+  });
+  return 0;
+}

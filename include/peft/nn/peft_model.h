@@ -1,0 +1,184 @@
+// LoRA on a model that runs, with the names and the behaviour of PEFT's Python API. Needs the library peft::nn.
+//
+//   auto base = peft::nn::load_model("Qwen3-30B-A3B");
+//   auto lora = peft::nn::get_peft_model(base, {.r = 8, .lora_alpha = {32}, .target_modules = peft::nn::all_linear,
+//                                               .target_parameters = {{"mlp.experts.gate_up_proj"}}});
+//   lora->print_trainable_parameters();
+//   lora->save_pretrained("out");
+//
+// Where it differs from PEFT, it is on purpose: docs/runtime.md.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "peft/config.h"
+#include "peft/layout.h"
+#include "peft/nn/model.h"
+
+namespace peft::nn {
+
+// PEFT's LoraConfig: the fields are those of AdapterConfig, with PEFT's defaults; further keys by set().
+// A value that is not implemented is refused with its name (CF_UNSUP).
+using LoraConfig = AdapterConfig;
+inline const std::string all_linear = "all-linear";
+inline const std::string base_name = "__base__";   // in adapter_names: no adapter
+
+// PiSSA and OLoRA subtract their start from the base model's weights, so such an adapter belongs to the changed base.
+enum class ChangedBase : std::uint8_t {
+  refuse,         // an error that says so
+  is_residual,    // the base given is the changed one
+  subtract,       // change this base as PEFT does when it loads: W - s B0 A0, computed again (PiSSA, OLoRA)
+};
+
+struct AdapterModelOptions {
+  std::string adapter_name = "default";
+  bool is_trainable = false;        // from_pretrained, load_adapter; a new adapter is, unless its inference_mode is set
+  std::uint64_t seed = 0;           // of the initialisation
+  ChangedBase changed_base = ChangedBase::refuse;
+  ReadOptions read;                 // for files that fit several layouts
+};
+
+struct MergeOptions {
+  // PEFT's roundings in both: plain adds in fp32 and rounds once (Linear), safe rounds the delta first and checks that
+  // the result is finite.
+  bool safe_merge = false;
+  // unmerge gives the weights back bit for bit; false: it subtracts, as PEFT does, and needs no copies.
+  bool keep_base = true;
+  std::vector<std::string> adapter_names;   // empty: the active ones
+};
+
+struct SaveOptions {
+  std::vector<std::string> selected_adapters;   // empty: all
+  // Default: peft-fused; per expert where an adapter has no fused form (DoRA on experts).
+  std::optional<Layout> layout;
+  std::optional<bool> save_embedding_layers;    // default: PEFT's "auto", without the network
+  bool overwrite = true;                        // as PEFT does, but in one step
+  bool sync = true;
+};
+
+struct WeightedOptions {
+  // linear and cat: the exact sum of the weighted deltas. svd: cut to svd_rank. The others combine factors as PEFT does;
+  // with _svd they combine deltas, cut to svd_rank.
+  std::string combination_type = "svd";
+  std::int64_t svd_rank = 0;                    // 0: the largest rank given
+  double density = 1;                           // of ties, dare and magnitude_prune
+  std::string majority_sign_method = "total";   // or "frequency"
+  std::uint64_t seed = 0;                       // of dare
+};
+
+struct RunOptions {
+  bool training = false;                        // dropout is on
+  // One name for each sequence: adapters mixed in one batch, base_name for none. Experts too.
+  std::vector<std::string> adapter_names;
+};
+
+// What get_layer_status() and get_model_status() of PEFT tell, field by field.
+struct LayerStatus {
+  std::string name, module_type;
+  bool enabled = true;
+  std::vector<std::string> active_adapters, merged_adapters, available_adapters;
+  std::map<std::string, bool> requires_grad;
+  std::map<std::string, std::vector<std::string>> devices;
+};
+struct ModelStatus {
+  std::string base_model_type, adapter_model_type = "LoraModel";
+  std::map<std::string, std::string> peft_types;
+  std::int64_t trainable_params = 0, total_params = 0, num_adapter_layers = 0;
+  bool enabled = true;
+  std::vector<std::string> active_adapters, merged_adapters, available_adapters;
+  std::map<std::string, bool> requires_grad;
+  std::map<std::string, std::vector<std::string>> devices;
+};
+
+// A tensor of an adapter as it is trained, and its name on disk. in_file_form() turns it, or its gradient, into the
+// shape it has in PEFT's file: factors of experts are stacked [experts, rank, ...] here.
+struct AdapterTensor {
+  std::string key;                              // "base_model.model.….lora_A.weight"
+  at::Tensor tensor;
+  std::function<at::Tensor(const at::Tensor&)> in_file_form;
+};
+
+class PeftModel {
+ public:
+  ~PeftModel();
+  PeftModel(const PeftModel&) = delete;
+
+  // An adapter folder in any layout that the core can read. Missing and unexpected tensors are errors with names.
+  static std::unique_ptr<PeftModel> from_pretrained(std::shared_ptr<CausalLM> base, const std::string& folder,
+                                                    const AdapterModelOptions& options = {});
+  // Each saved adapter in its own folder: "default" in `folder` itself, others below it. Complete or not at all.
+  void save_pretrained(const std::string& folder, const SaveOptions& options = {}) const;
+
+  void load_adapter(const std::string& folder, const std::string& name, AdapterModelOptions options = {});
+  void add_adapter(const std::string& name, const LoraConfig& config, AdapterModelOptions options = {});
+  void set_adapter(const std::string& name);
+  void set_adapter(const std::vector<std::string>& names);   // several at once: their deltas add up
+  void delete_adapter(const std::string& name);
+  void add_weighted_adapter(const std::vector<std::string>& adapters, const std::vector<double>& weights,
+                            const std::string& name, const WeightedOptions& options = {});
+
+  // While the guard lives, the base model answers. Merged adapters are taken out first.
+  class DisabledAdapters {
+   public:
+    explicit DisabledAdapters(PeftModel& model);
+    ~DisabledAdapters();
+    DisabledAdapters(const DisabledAdapters&) = delete;
+
+   private:
+    PeftModel& model_;
+    bool was_enabled_;
+  };
+  [[nodiscard]] DisabledAdapters disable_adapter() { return DisabledAdapters(*this); }
+
+  void merge_adapter(const MergeOptions& options = {});
+  void unmerge_adapter();
+  // The base model with the adapters in its weights; this object is of no use afterwards.
+  std::shared_ptr<CausalLM> merge_and_unload(const MergeOptions& options = {});
+  std::shared_ptr<CausalLM> unload();   // the base model as it was
+
+  ForwardOutput forward(const ForwardInput& input, const RunOptions& options = {}) const;
+  at::Tensor logits(const at::Tensor& ids, const at::Tensor& mask = {}, const RunOptions& options = {}) const;
+  std::vector<std::vector<std::int64_t>> generate(const at::Tensor& ids, const at::Tensor& mask,
+                                                  const GenerateOptions& options, const RunOptions& run = {}) const;
+
+  std::pair<std::int64_t, std::int64_t> get_nb_trainable_parameters() const;   // trainable, all
+  std::string trainable_parameters_line() const;
+  void print_trainable_parameters() const;                                     // on standard output
+  void print_trainable_parameters(std::ostream& out) const;
+  std::vector<LayerStatus> get_layer_status() const;
+  ModelStatus get_model_status() const;
+
+  const std::shared_ptr<CausalLM>& base() const;
+  std::vector<std::string> adapter_names() const;
+  std::vector<std::string> active_adapters() const;
+  const LoraConfig& peft_config(const std::string& name = "default") const;
+  const std::vector<std::string>& warnings() const;   // everything worth knowing since this object was made
+
+  // The tensors of an adapter as PEFT's file has them, under their names on disk.
+  std::vector<std::pair<std::string, at::Tensor>> state_dict(const std::string& name = "default") const;
+  std::vector<AdapterTensor> adapter_tensors(const std::string& name = "default") const;
+  std::vector<at::Tensor> trainable_parameters() const;   // what an optimiser gets
+  // Update of a base parameter, scaled, in the parameter's own shape. For looking at; the forward pass never builds it.
+  at::Tensor get_delta_weight(const std::string& parameter, const std::string& name = "default") const;
+
+  struct Impl;
+  explicit PeftModel(std::unique_ptr<Impl> impl);
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+std::unique_ptr<PeftModel> get_peft_model(std::shared_ptr<CausalLM> base, const LoraConfig& config,
+                                          const AdapterModelOptions& options = {});
+
+}  // namespace peft::nn

@@ -1,0 +1,142 @@
+#include "execute/merge.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "execute/element.h"
+#include "execute/merge_blame.h"
+
+namespace peft::execution {
+namespace {
+
+constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
+constexpr std::size_t kPlaces = 4;  // that keep their packed factors
+
+bool like_peft(const Merge& merge) { return merge.mode == MergeMode::peft || merge.mode == MergeMode::peft_safe; }
+
+bool computes_in_fp64(const Merge& merge) {
+  return merge.base_dtype == Dtype::f64 || (merge.base_dtype == Dtype::f32 && merge.mode == MergeMode::best);
+}
+
+template <class T>
+Tiles<T>& tiles_in(std::list<std::pair<std::size_t, Tiles<T>>>& kept, const MergedTensor& tensor, std::size_t place) {
+  auto it = std::find_if(kept.begin(), kept.end(), [&](const auto& entry) { return entry.first == place; });
+  if (it == kept.end() && kept.size() < kPlaces) it = kept.emplace(kept.end());
+  if (it == kept.end()) it = std::prev(it);  // the one not used for the longest time
+  kept.splice(kept.begin(), kept, it);
+  kept.front().first = place;
+  kept.front().second.open(tensor, place);
+  return kept.front().second;
+}
+
+}  // namespace
+
+template <>
+Tiles<float>& Merger::tiles_of(std::size_t place) {
+  return tiles_in(tiles32_, *tensor_, place);
+}
+template <>
+Tiles<double>& Merger::tiles_of(std::size_t place) {
+  return tiles_in(tiles64_, *tensor_, place);
+}
+
+void Merger::open(const Plan& plan, const PlannedTensor& tensor, bool wide) {
+  if (opened_ == &tensor) return;
+  opened_ = nullptr;
+  tensor_ = std::make_unique<MergedTensor>(plan, tensor, wide);
+  constexpr std::size_t kNoPlace = static_cast<std::size_t>(-1);
+  for (auto& [place, tiles] : tiles32_) place = kNoPlace, tiles.forget();
+  for (auto& [place, tiles] : tiles64_) place = kNoPlace, tiles.forget();
+  weights_.resize(kTileSize);
+  opened_ = &tensor;
+}
+
+void Merger::render(const Plan& plan, const PlannedTensor& tensor, bool wide, const Rectangle& area, std::byte* out) {
+  open(plan, tensor, wide);
+  const std::int64_t pitch = area.cols * element_size(tensor.dtype);
+  for (std::int64_t row = area.row; row < area.row + area.rows;) {
+    const std::int64_t rows = std::min(area.row + area.rows - row, tensor_->stretch(row));
+    render_stretch({row, rows, area.col, area.cols}, out + (row - area.row) * pitch);
+    row += rows;
+  }
+}
+
+void Merger::render_stretch(const Rectangle& area, std::byte* out) {
+  const Merge& merge = tensor_->merge();
+  const Dtype dtype = tensor_->tensor().dtype;
+  std::byte* scratch = out;  // rows are made where they go, if they have the right size there
+  if (dtype != merge.base_dtype)
+    scratch = base_.resize(static_cast<std::size_t>(area.rows * area.cols * element_size(merge.base_dtype)));
+  const MergeTarget target{area, tensor_->base(area, scratch, scratch_), out, area.cols * element_size(dtype)};
+  if (!is_covered(area)) copy_base(target);
+  tensor_->index().by_row.find(area.row, area.row + area.rows, [&](std::size_t place) {
+    computes_in_fp64(merge) ? render_place<double>(place, target) : render_place<float>(place, target);
+  });
+}
+
+// Whether updates change every element of the area: places do not overlap.
+bool Merger::is_covered(const Rectangle& area) const {
+  std::int64_t covered = 0;
+  tensor_->index().by_row.find(area.row, area.row + area.rows, [&](std::size_t place) {
+    const plan::Lattice& lattice = tensor_->index().places[place].lattice;
+    covered += steps_in(lattice.rows, area.row, area.row + area.rows).count *
+               steps_in(lattice.cols, area.col, area.col + area.cols).count;
+  });
+  return covered == area.rows * area.cols;
+}
+
+void Merger::copy_base(const MergeTarget& target) {
+  const Dtype from = tensor_->merge().base_dtype, to = tensor_->tensor().dtype;
+  const auto cols = static_cast<std::size_t>(target.area.cols);
+  for (std::int64_t i = 0; i < target.area.rows; ++i) {
+    const std::byte* row = target.base.data + i * target.base.pitch;
+    std::byte* out = target.out + i * target.out_pitch;
+    if (from == to) {
+      if (row != out) std::memcpy(out, row, cols * static_cast<std::size_t>(element_size(from)));
+    } else if (!convert_row(from, row, cols, 1, to, out)) {
+      blame_merge(tensor_->plan(), tensor_->tensor());
+    }
+  }
+}
+
+// Of the rows, or for a swapped matrix of all columns. The norms of `best` are computed in fp64.
+template <class T>
+std::shared_ptr<const Gains> Merger::gains_of(std::size_t place, const StepRange& rows) {
+  const plan::Lattice& lattice = tensor_->index().places[place].lattice;
+  const auto measure = [&](std::int64_t first, std::int64_t count) {
+    if (like_peft(tensor_->merge())) return measure_gains(*tensor_, place, tiles_of<T>(place), first, count);
+    return measure_gains(*tensor_, place, tiles_of<double>(place), first, count);
+  };
+  if (!lattice.swapped) return std::make_shared<const Gains>(measure(rows.first, rows.count));
+  return gains_.get({&tensor_->tensor(), place}, [&] { return measure(0, lattice.cols.count); });
+}
+
+template <class T>
+void Merger::render_place(std::size_t place, const MergeTarget& target) {
+  const Rectangle& area = target.area;
+  const plan::Lattice& lattice = tensor_->index().places[place].lattice;
+  const StepRange rows = steps_in(lattice.rows, area.row, area.row + area.rows);
+  const StepRange cols = steps_in(lattice.cols, area.col, area.col + area.cols);
+  if (rows.count == 0 || cols.count == 0) return;
+  std::shared_ptr<const Gains> gains = std::make_shared<const Gains>();
+  if (!tiles_of<T>(place).program().gains.empty()) gains = gains_of<T>(place, rows);
+  Tiles<T>& tiles = tiles_of<T>(place);
+  T* weights = reinterpret_cast<T*>(weights_.get());
+  bool finite = true;
+  for (std::int64_t first = rows.first; first < rows.first + rows.count;) {
+    const std::int64_t taken = tiles.take_rows(first, rows.first + rows.count - first);
+    for (std::int64_t panel = cols.first / kWidth; panel * kWidth < cols.first + cols.count; ++panel) {
+      TilePlace tile{first, 0, 0, panel, static_cast<std::size_t>(std::max<std::int64_t>(cols.first - panel * kWidth, 0)),
+                     static_cast<std::size_t>(std::min(cols.first + cols.count - panel * kWidth, kWidth))};
+      for (; tile.row < taken; tile.row += static_cast<std::int64_t>(kTileRows)) {
+        tile.rows = std::min(kTileRows, static_cast<std::size_t>(taken - tile.row));
+        finite &= merge_tile(*tensor_, tiles, *gains, target, tile, weights, error_);
+      }
+    }
+    first += taken;
+  }
+  if (!finite) blame_merge(tensor_->plan(), tensor_->tensor());
+}
+
+}  // namespace peft::execution

@@ -1,0 +1,57 @@
+#include "execute/merge_base.h"
+
+#include <algorithm>
+
+#include "peft/error.h"
+
+namespace peft::execution {
+
+MergedTensor::MergedTensor(const Plan& plan, const PlannedTensor& tensor, bool wide)
+    : plan_(&plan), tensor_(&tensor), index_(tensor), ops_(make_ops(plan, tensor, wide)) {
+  const std::vector<Block>& blocks = tensor.blocks;
+  blocks_ = RowIndex(
+      blocks.size(), [&](std::size_t b) { return blocks[b].row; },
+      [&](std::size_t b) { return blocks[b].row + blocks[b].source.rows; });
+}
+
+const Block* MergedTensor::direct_block(std::int64_t row) const {
+  const Block* found = nullptr;
+  blocks_.find(row, row + 1, [&](std::size_t b) { found = &tensor_->blocks[b]; });
+  if (found == nullptr) return nullptr;
+  const View& view = found->source;
+  const bool as_it_is = view.cols == tensor_->cols && (view.cols == 1 || (view.col_stride == 1 && found->col_step == 1)) &&
+                        found->scale == 1 && !found->scales &&
+                        plan_->sources[view.source]->tensors()[view.tensor].dtype == merge().base_dtype;
+  return as_it_is ? found : nullptr;
+}
+
+std::int64_t MergedTensor::stretch(std::int64_t row) const {
+  if (const Block* block = direct_block(row)) return block->row + block->source.rows - row;
+  std::int64_t end = tensor_->rows;  // up to the next block that is there as it is
+  blocks_.find(row + 1, tensor_->rows, [&](std::size_t b) {
+    const std::int64_t begin = tensor_->blocks[b].row;
+    if (begin > row && begin < end && direct_block(begin) != nullptr) end = begin;
+  });
+  return end - row;
+}
+
+BaseRows MergedTensor::base(const Rectangle& area, std::byte* scratch, Scratch& more) const {
+  const Dtype dtype = merge().base_dtype;
+  const std::int64_t size = element_size(dtype);
+  if (const Block* block = direct_block(area.row)) {
+    const std::int64_t pitch = block->source.row_stride * size;
+    return {first_byte(*plan_, block->source) + (area.row - block->row) * pitch + area.col * size, pitch};
+  }
+  const bool whole = area.cols == tensor_->cols;
+  if (!whole && !any_ops_) any_ops_ = make_ops(*plan_, *tensor_, true);
+  if (!render(whole ? ops_ : *any_ops_, dtype, area, scratch, more)) {
+    throw Error(ErrorCode::NUM_OVERFLOW,
+                {.tensor = tensor_->name,
+                 .problem = "a finite value of the base does not fit the dtype it is merged in",
+                 .got = std::string(info(dtype).name),
+                 .hint = "choose a dtype with a larger range: --base-dtype bfloat16 or float32"});
+  }
+  return {scratch, area.cols * size};
+}
+
+}  // namespace peft::execution

@@ -1,0 +1,58 @@
+// LoRA factors as the kernels read them: widened, and laid out so that every load is of whole lines.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "execute/merge_kernel.h"
+#include "peft/plan.h"
+
+namespace peft::execution {
+
+// Memory of T that starts at a cache line and is reused.
+template <class T>
+class LineBuffer {
+ public:
+  T* resize(std::size_t count) {
+    if (count > size_) {
+      memory_.reset(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})));
+      size_ = count;
+    }
+    return memory_.get();
+  }
+  T* get() const { return memory_.get(); }
+  std::size_t size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(T* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+  };
+  std::unique_ptr<T, Free> memory_;
+  std::size_t size_ = 0;
+};
+
+// The factors of an update as its matrix lies in the tensor: left(i, k) for its rows, right(k, j) for its columns.
+struct Sides {
+  View left, right;  // [rows, rank], [rank, columns]; a left or right without rows stands for ones
+  std::int64_t rank = 0;
+};
+Sides sides_of(const Update& update, bool swapped);
+
+// rows [first, first + rows) of `left`: out[i * rank + k]. norms[i], if wanted: an upper bound of the row's norm.
+template <class T>
+void pack_left(const Plan& plan, const Sides& sides, std::int64_t first, std::size_t rows, T* out, float* norms);
+// Columns [panel * kPanel, ...) of `right`: out[k * kPanel + j], zeros past the last. Returns a bound of the columns' norms.
+template <class T>
+float pack_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::int64_t panel, T* out);
+
+// The same for two bf16 factors in words of two elements (see merge_pairs.h). `safe` becomes false where an element is
+// too small for them.
+bool can_pair(const Plan& plan, const Sides& sides);
+void pair_left(const Plan& plan, const Sides& sides, std::int64_t first, std::size_t rows, std::uint32_t* out, float* norms,
+               bool& safe);
+float pair_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::int64_t panel, std::uint32_t* out, bool& safe);
+
+}  // namespace peft::execution

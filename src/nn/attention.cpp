@@ -1,0 +1,119 @@
+// Attention over keys and values, with everything the families add to it.
+#include <algorithm>
+#include <cmath>
+
+#include "nn/impl.h"
+
+namespace peft::nn {
+namespace {
+
+// Scores of this many elements are held at once; more queries are taken block by block.
+constexpr std::int64_t kScores = std::int64_t{1} << 23;
+
+// Appends to a buffer that doubles when it is full; returns all tokens so far.
+Tensor append(Tensor& buffer, const Tensor& fresh, std::int64_t length) {
+  const std::int64_t tokens = fresh.size(2), needed = length + tokens;
+  if (!buffer.defined() || buffer.size(2) < needed) {
+    std::vector<std::int64_t> shape = fresh.sizes().vec();
+    shape[2] = std::max<std::int64_t>(needed, std::max<std::int64_t>(64, 2 * length));
+    Tensor larger = at::empty(shape, fresh.options());
+    if (length > 0) larger.narrow(2, 0, length).copy_(buffer.narrow(2, 0, length));
+    buffer = larger;
+  }
+  buffer.narrow(2, length, tokens).copy_(fresh);
+  return buffer.narrow(2, 0, needed);
+}
+
+// Softmax over keys; a sink is one more column that takes its share and gives nothing.
+Tensor probabilities(const Tensor& scores, const Plain* sinks, std::int64_t groups) {
+  const at::ScalarType dtype = scores.scalar_type(), wide = dtype == at::kDouble ? dtype : at::kFloat;
+  if (sinks == nullptr) return at::softmax(scores, -1, wide).to(dtype);
+  const std::int64_t kv = scores.size(1);
+  Tensor column = sinks->first.to(dtype).view({1, kv, groups, 1, 1});
+  column = column.expand({scores.size(0), kv, groups, scores.size(3), 1});
+  const Tensor all = at::softmax(at::cat({scores, column}, -1), -1, wide).to(dtype);
+  return all.narrow(-1, 0, scores.size(-1));
+}
+
+struct Block {
+  std::int64_t first = 0, count = 0;   // queries
+};
+
+class Mixer {
+ public:
+  Mixer(Pass& pass, const Layer& layer, const Tensor& q, const Tensor& k, const Tensor& v)
+      : pass_(pass), layer_(layer), q_(q), k_(k), v_(v), kv_heads_(k.size(1)), groups_(q.size(1) / k.size(1)) {}
+
+  // [sequences, heads, tokens, head dim]
+  Tensor run() {
+    const std::int64_t tokens = pass_.tokens, width = k_.size(2) * q_.size(0) * q_.size(1);
+    const std::int64_t step = pass_.recording() ? tokens : std::clamp<std::int64_t>(kScores / width, 16, tokens);
+    if (step >= tokens) return block({0, tokens});
+    std::vector<Tensor> parts;
+    for (std::int64_t first = 0; first < tokens; first += step) {
+      parts.push_back(block({first, std::min(step, tokens - first)}));
+    }
+    return at::cat(parts, 2);
+  }
+
+ private:
+  Tensor block(const Block& b) {
+    const std::int64_t sequences = q_.size(0), dim = q_.size(3), window = layer_.kind.window;
+    // Keys that no query of the block sees are left out.
+    const std::int64_t end = pass_.recording() ? k_.size(2) : pass_.past + b.first + b.count;
+    const std::int64_t begin = pass_.recording() || window == 0 ? 0 : std::max<std::int64_t>(0, pass_.past + b.first - window + 1);
+    const Tensor k = k_.narrow(2, begin, end - begin), v = v_.narrow(2, begin, end - begin);
+    const Tensor q = q_.narrow(2, b.first, b.count).reshape({sequences, kv_heads_, groups_ * b.count, dim});
+    Tensor scores = at::matmul(q, k.transpose(2, 3));
+    scores = scores.view({sequences, kv_heads_, groups_, b.count, end - begin});
+    const double scale = 1 / std::sqrt(static_cast<double>(dim));
+    scores = pass_.inference ? scores.mul_(scale) : scores * scale;
+    const Tensor& mask = mask_of(pass_, window);
+    if (mask.defined()) {
+      const Tensor part = mask.narrow(3, b.first, b.count).narrow(4, begin, end - begin);
+      scores = pass_.inference ? scores.add_(part) : scores + part;
+    }
+    const Tensor p = probabilities(scores, layer_.attention->sinks, groups_);
+    if (pass_.recording()) pass_.record("attn.probs", p.reshape({sequences, q_.size(1), b.count, end - begin}));
+    const Tensor mixed = at::matmul(p.reshape({sequences, kv_heads_, groups_ * b.count, end - begin}), v);
+    return mixed.view({sequences, q_.size(1), b.count, dim});
+  }
+
+  Pass& pass_;
+  const Layer& layer_;
+  const Tensor &q_, &k_, &v_;
+  std::int64_t kv_heads_, groups_;
+};
+
+}  // namespace
+
+Tensor run_attention(Pass& pass, const Layer& layer, const Tensor& x) {
+  const ModelConfig& config = pass.model.config;
+  const Attention& a = *layer.attention;
+  const std::int64_t rows = pass.sequences * pass.tokens, dim = config.head_dim;
+  Tensor q = a.q->forward(x, pass.context), gate;
+  if (config.family->output_gate) {   // each head's output holds q and gate
+    const Tensor both = q.view({rows, config.heads, 2 * dim});
+    q = both.narrow(2, 0, dim), gate = both.narrow(2, dim, dim).reshape({rows, config.heads * dim});
+  }
+  q = q.reshape({pass.sequences, pass.tokens, config.heads, dim});
+  Tensor k = a.k->forward(x, pass.context).view({pass.sequences, pass.tokens, config.kv_heads, dim});
+  Tensor v = a.v->forward(x, pass.context).view({pass.sequences, pass.tokens, config.kv_heads, dim}).transpose(1, 2);
+  if (a.q_norm != nullptr) {
+    q = rms_norm(q, a.q_norm->first, config.eps, config.family->norms);
+    k = rms_norm(k, a.k_norm->first, config.eps, config.family->norms);
+  }
+  q = rotate(pass, q).transpose(1, 2), k = rotate(pass, k).transpose(1, 2);
+  pass.record("attn.q", q), pass.record("attn.k", k), pass.record("attn.v", v);
+  if (pass.cache != nullptr) {
+    LayerCache& cache = pass.cache->layers[static_cast<std::size_t>(pass.layer)];
+    k = append(cache.keys, k, pass.past), v = append(cache.values, v, pass.past);
+  }
+  const Tensor mixed = Mixer(pass, layer, q, k, v).run().transpose(1, 2);
+  pass.record("attn.context", mixed);
+  Tensor out = mixed.reshape({rows, config.heads * dim});
+  if (gate.defined()) out = out * at::sigmoid(gate);
+  return a.o->forward(out, pass.context);
+}
+
+}  // namespace peft::nn

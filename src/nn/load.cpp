@@ -1,0 +1,143 @@
+// A checkpoint of either transformers generation, straight into the tensors of a model.
+#include <algorithm>
+#include <filesystem>
+
+#include "execute/render_into.h"
+#include "nn/impl.h"
+#include "peft/error.h"
+#include "peft/safetensors.h"
+#include "peft/weights.h"
+
+namespace peft::nn {
+namespace {
+
+struct DtypePair {
+  at::ScalarType torch;
+  Dtype core;
+  std::string_view name;
+};
+constexpr DtypePair kDtypes[] = {{at::kFloat, Dtype::f32, "float32"}, {at::kBFloat16, Dtype::bf16, "bfloat16"},
+                                 {at::kHalf, Dtype::f16, "float16"}, {at::kDouble, Dtype::f64, "float64"}};
+
+Dtype core_dtype(at::ScalarType dtype) {
+  for (const DtypePair& pair : kDtypes)
+    if (pair.torch == dtype) return pair.core;
+  throw Error(ErrorCode::USAGE, {.problem = "models cannot have this dtype", .expected = "float32, bfloat16, float16 or float64",
+                                 .got = at::toString(dtype)});
+}
+
+at::ScalarType dtype_of(const std::optional<at::ScalarType>& wanted, const ModelConfig& config) {
+  if (wanted) return core_dtype(*wanted), *wanted;
+  if (config.dtype.empty()) return at::kFloat;
+  for (const DtypePair& pair : kDtypes)
+    if (pair.name == config.dtype) return pair.torch;
+  throw Error(ErrorCode::MD_FORM, {.file = config.file, .tensor = "dtype", .problem = "a dtype that models cannot have here",
+                                   .expected = "float32, bfloat16, float16 or float64", .got = config.dtype});
+}
+
+at::Device device_of(const std::string& name) {
+  at::Device device = at::kCPU;
+  try {
+    device = at::Device(name);
+  } catch (const c10::Error&) {
+    throw Error(ErrorCode::USAGE, {.tensor = "device", .problem = "not a device", .expected = "cpu, cuda or cuda:N", .got = name});
+  }
+  const bool known = device.is_cpu() || device.is_cuda() || device.is_meta();
+  if (!known) throw Error(ErrorCode::USAGE, {.tensor = "device", .problem = "not a device that models run on", .expected = "cpu, cuda or cuda:N", .got = name});
+  if (device.is_cuda() && !at::hasCUDA()) {
+    throw Error(ErrorCode::USAGE, {.tensor = "device", .problem = "this libtorch or this machine has no CUDA", .expected = "cpu", .got = name});
+  }
+  return device;
+}
+
+// "a, b, c and 7 more"
+std::string listed(const std::vector<std::string>& names) {
+  constexpr std::size_t kShown = 5;
+  std::string text;
+  for (std::size_t i = 0; i < std::min(kShown, names.size()); ++i) text += (i == 0 ? "" : ", ") + names[i];
+  return names.size() <= kShown ? text : text + " and " + std::to_string(names.size() - kShown) + " more";
+}
+
+void check_complete(const std::string& folder, const ModelConfig& config, Loading& loading) {
+  if (config.tied) std::erase(loading.unexpected, "lm_head.weight");   // the embedding under its second name
+  if (!loading.missing.empty()) {
+    throw Error(ErrorCode::MD_WEIGHTS, {.file = folder, .tensor = loading.missing.front(),
+                                        .problem = "the checkpoint lacks tensors of the model: " + listed(loading.missing),
+                                        .expected = "every parameter of " + config.model_type,
+                                        .got = std::to_string(loading.missing.size()) + " missing",
+                                        .hint = "do config.json and the weights belong together?"});
+  }
+  if (!loading.unexpected.empty()) {
+    throw Error(ErrorCode::MD_WEIGHTS, {.file = folder, .tensor = loading.unexpected.front(),
+                                        .problem = "the checkpoint has tensors that the model does not have: " + listed(loading.unexpected),
+                                        .expected = "only parameters of " + config.model_type,
+                                        .got = std::to_string(loading.unexpected.size()) + " unexpected",
+                                        .hint = "do config.json and the weights belong together?"});
+  }
+}
+
+std::span<std::byte> bytes_of(const Tensor& tensor) {
+  return {static_cast<std::byte*>(tensor.mutable_data_ptr()), tensor.nbytes()};
+}
+
+// Tensors on another device are filled one after the other, through memory for one of them.
+void move_to_device(CausalLM::Impl& model, at::Device device) {
+  for (const auto& module : model.modules.all()) {
+    for (const Slot& slot : module->slots) {
+      if (model.config.tied && slot.tensor == &model.lm_head->weight) continue;
+      *slot.tensor = slot.tensor->to(device);
+    }
+  }
+  if (model.config.tied) model.lm_head->weight = model.embed->weight;
+  model.device = device;
+}
+
+void fill(CausalLM& model, const std::string& folder, const LoadOptions& options) {
+  const peft::Model facts = describe({.base = folder});
+  const Checkpoint checkpoint = Checkpoint::open(folder);
+  const Weights weights(facts, checkpoint);
+  std::vector<WantedParameter> wanted;
+  std::map<std::string, Tensor> by_name;
+  for (const auto& [name, tensor] : model.parameters()) {
+    wanted.push_back({name, tensor.sizes().vec(), core_dtype(tensor.scalar_type())});
+    by_name.emplace(name, tensor);
+  }
+  Loading loading = weights.load(wanted);
+  check_complete(folder, model.impl().config, loading);
+  Plan plan;
+  plan.sources = checkpoint.files();
+  plan.files.push_back({.name = "model", .tensors = std::move(loading.tensors)});
+  std::vector<std::span<std::byte>> destinations;
+  for (PlannedTensor& tensor : plan.files[0].tensors) {
+    tensor.must_be_finite = options.check_finite;
+    destinations.push_back(bytes_of(by_name.at(tensor.name)));
+  }
+  execution::render_into(plan, 0, destinations, options.threads);
+}
+
+}  // namespace
+
+std::shared_ptr<CausalLM> load_model(const std::string& folder, const LoadOptions& options) {
+  ModelConfig config = read_config(folder);
+  const at::ScalarType dtype = dtype_of(options.dtype, config);
+  const at::Device device = device_of(options.device);
+  auto model = std::make_shared<CausalLM>(build_model(std::move(config), dtype, at::kCPU));
+  model->impl().folder = folder;
+  fill(*model, folder, options);
+  if (!device.is_cpu()) move_to_device(model->impl(), device);
+  return model;
+}
+
+std::shared_ptr<CausalLM> init_model(const std::string& path, const InitOptions& options) {
+  ModelConfig config = read_config(path);
+  const at::ScalarType dtype = dtype_of(options.dtype, config);
+  const at::Device device = device_of(options.device);
+  auto model = std::make_shared<CausalLM>(build_model(std::move(config), dtype, device.is_meta() ? device : at::Device(at::kCPU)));
+  model->impl().folder = path;
+  if (device.is_meta()) return model;
+  init_weights(model->impl(), options.seed);
+  if (!device.is_cpu()) move_to_device(model->impl(), device);
+  return model;
+}
+
+}  // namespace peft::nn

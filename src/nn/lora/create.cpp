@@ -1,0 +1,176 @@
+// A new adapter: targets resolved as PEFT does, factors made and given their first values.
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "nn/lora/dora.h"
+#include "nn/lora/impl.h"
+#include "nn/lora/init.h"
+#include "peft/error.h"
+#include "peft/targets.h"
+
+namespace peft::nn {
+namespace {
+
+constexpr const char* kPeftVersion = "0.21.2";   // whose files these are
+
+// PEFT makes factors in fp32, or in the base's fp64.
+at::ScalarType factor_type(const Tensor& weight) {
+  return weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Checks of the values, as for a config from a file.
+AdapterConfig checked(const LoraConfig& config) {
+  AdapterConfig result = AdapterConfig::parse(config.dump(), config.file.empty() ? "LoraConfig" : config.file);
+  require_supported(result);
+  require_known_init(result);
+  return result;
+}
+
+void require_one_bias(const PeftModel::Impl& impl, const AdapterConfig& config) {
+  const bool other = std::any_of(impl.entries.begin(), impl.entries.end(),
+                                 [](const AdapterEntry& e) { return e.config.bias != "none"; });
+  if (impl.entries.empty() || (config.bias == "none" && !other)) return;
+  throw Error(ErrorCode::CF_VALUE, {.tensor = "bias",
+                                    .problem = "only one adapter of a model can train biases",
+                                    .expected = "\"none\" in all adapters when there are several",
+                                    .got = config.bias});
+}
+
+SiteFactors new_factors(const Site& site, const Target& target, const AdapterConfig& config) {
+  SiteFactors factors;
+  const auto options = site.weight->options().dtype(factor_type(*site.weight)).requires_grad(false);
+  const std::int64_t experts = site.num_experts();
+  factors.stack.a = at::empty({experts, target.rank, site.in()}, options);
+  factors.stack.b = at::empty({experts, target.rank, site.out()}, options);
+  factors.stack.scale = target.scaling;
+  factors.dropout = config.lora_dropout;
+  if (config.lora_bias && !site.by_parameter) {
+    if (site.kind == SiteKind::embedding) {
+      throw Error(ErrorCode::CF_UNSUP, {.tensor = site.target(),
+                                        .problem = "lora_bias does not exist for an Embedding",
+                                        .hint = "take it out of target_modules"});
+    }
+    factors.bias = at::empty({site.out()}, options);
+  }
+  return factors;
+}
+
+void make_factors(PeftModel::Impl& impl, int id, const ResolvedTargets& resolved, at::Generator& generator) {
+  const AdapterConfig& config = resolved.config_after;
+  // Every place is looked up before anything is drawn: an unsuitable target changes nothing.
+  std::vector<std::pair<Site*, const Target*>> places;
+  for (const Target& target : resolved.targets) {
+    const auto dot = target.name.rfind('.');
+    if (target.parameter) {
+      places.emplace_back(&impl.site(target.name.substr(0, dot), target.name.substr(dot + 1), true), &target);
+    } else {
+      places.emplace_back(&impl.site(target.name, "weight", false), &target);
+    }
+  }
+  std::sort(places.begin(), places.end(), [](const auto& x, const auto& y) { return x.first->order < y.first->order; });
+  for (const auto& [site, target] : places) {
+    SiteFactors factors = new_factors(*site, *target, config);
+    initialise(*site, factors, config.init_lora_weights, generator);
+    if (config.use_dora) {
+      factors.magnitude = site->weight->is_meta() ? at::empty({site->out()}, factors.stack.a.options())
+                                                  : row_norms(*site, factors).clone();
+    }
+    site->adapters[id] = std::move(factors);
+  }
+}
+
+void make_copies(PeftModel::Impl& impl, int id, const ResolvedTargets& resolved) {
+  for (const std::string& saved : resolved.modules_to_save) {
+    for (const auto& module : impl.base->modules().all()) {
+      if (module->name != saved && !module->name.starts_with(saved + ".")) continue;
+      for (const Slot& slot : module->slots) {
+        if (!slot.tensor->defined()) continue;
+        Overlay& overlay = impl.overlay(module->name, slot.name, Overlay::Kind::saved_module);
+        overlay.adapters[id] = overlay.original.detach().clone();
+      }
+    }
+  }
+}
+
+void add_bias(PeftModel::Impl& impl, int id, const std::string& module, const std::string& parameter,
+              const std::string& suffix) {
+  Overlay& overlay = impl.overlay(module, parameter, Overlay::Kind::base_value);
+  overlay.adapters[id] = overlay.original.detach().clone();
+  overlay.suffix[id] = suffix;
+}
+
+void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
+  if (config.bias == "none") return;
+  for (const auto& module : impl.base->modules().all()) {
+    for (const Slot& slot : module->slots) {
+      const bool bias = slot.name.find("bias") != std::string::npos && slot.tensor->defined();
+      const Site* site = impl.find_site(module->name, "weight");
+      const bool adapted = site != nullptr && site->find(id) != nullptr && !site->by_parameter;
+      if (!bias || (config.bias == "lora_only" && !(adapted && slot.name == "bias"))) continue;
+      add_bias(impl, id, module->name, slot.name, adapted ? "base_layer." + slot.name : slot.name);
+    }
+  }
+}
+
+}  // namespace
+
+// trainable_token_indices: a list for the input embedding, or embeddings by the end of their names.
+void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
+  if (!config.trainable_token_indices) return;
+  for (const auto& [name, ids] : *config.trainable_token_indices) {
+    std::vector<std::string> modules;
+    if (name.empty()) modules.push_back(impl.tree.input_embedding);
+    for (const auto& module : impl.base->modules().all()) {
+      if (!name.empty() && (module->name == name || module->name.ends_with("." + name))) modules.push_back(module->name);
+    }
+    if (modules.empty()) {
+      throw Error(ErrorCode::CF_TARGET, {.tensor = "trainable_token_indices",
+                                         .problem = "no module of the base has this name",
+                                         .expected = "the name of an embedding",
+                                         .got = name});
+    }
+    for (const std::string& module : modules) {
+      TokenRows& rows = impl.rows_of(module);
+      const Tensor weight = *impl.base->modules().find(module)->find("weight");
+      for (const std::int64_t token : ids) {
+        if (token >= 0 && token < weight.size(0)) continue;
+        throw Error(ErrorCode::CF_VALUE, {.tensor = "trainable_token_indices",
+                                          .problem = "a token is outside of the vocabulary",
+                                          .expected = fmt::format("0 to {}", weight.size(0) - 1),
+                                          .got = std::to_string(token)});
+      }
+      const Tensor index = at::tensor(ids, at::kLong).to(weight.device());
+      rows.adapters[id] = {index, weight.detach().index_select(0, index).clone()};
+    }
+  }
+}
+
+void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraConfig& given,
+                    const AdapterModelOptions& options) {
+  const at::NoGradGuard no_grad;
+  const AdapterConfig config = checked(given);
+  require_one_bias(impl, config);
+  const ResolvedTargets resolved = resolve_targets(config, impl.tree, impl.model, Generation::v5);
+  const bool inference = config.value("inference_mode") == "true";
+  const int id = impl.add_entry(name, resolved.config_after).id;
+  try {
+    at::Generator generator = at::detail::createCPUGenerator(options.seed);
+    make_factors(impl, id, resolved, generator);
+    make_copies(impl, id, resolved);
+    make_biases(impl, id, config);
+    make_token_rows(impl, id, config);
+  } catch (...) {
+    impl.forget(id);
+    throw;
+  }
+  AdapterEntry& entry = impl.entry(name);
+  entry.trainable = !inference;
+  if (!entry.config.peft_version) entry.config.peft_version = kPeftVersion;
+  entry.config.base_model_name_or_path = impl.base->folder();
+  impl.warnings.insert(impl.warnings.end(), resolved.warnings.begin(), resolved.warnings.end());
+}
+
+}  // namespace peft::nn

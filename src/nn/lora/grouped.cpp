@@ -1,0 +1,121 @@
+#include "nn/lora/grouped.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "nn/lora/row_kernel.h"
+
+namespace peft::nn {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+
+template <class Body>
+void for_each_group(const RowGroups& groups, Body&& body) {
+  for (std::size_t i = 0; i < groups.hit.size(); ++i) {
+    body(groups.hit[i], groups.begin[i], groups.begin[i + 1] - groups.begin[i]);
+  }
+}
+
+// hidden[rows of e] = x[rows of e] * A_e^T
+Tensor project(const Tensor& x, const Tensor& a, const RowGroups& groups) {
+  Tensor hidden = at::empty({x.size(0), a.size(1)}, x.options());
+  for_each_group(groups, [&](std::int64_t e, std::int64_t first, std::int64_t rows) {
+    Tensor part = hidden.narrow(0, first, rows);
+    at::mm_out(part, x.narrow(0, first, rows), a.select(0, e).t());
+  });
+  return hidden;
+}
+
+// y[rows of e] += scale * hidden[rows of e] * B_e^T
+void expand_into(Tensor& y, const Tensor& hidden, const Tensor& b, double scale, const RowGroups& groups) {
+  for_each_group(groups, [&](std::int64_t e, std::int64_t first, std::int64_t rows) {
+    y.narrow(0, first, rows).addmm_(hidden.narrow(0, first, rows), b.select(0, e), 1, scale);
+  });
+}
+
+// The gradient of a product of stacks, written out: that of a slice would be a whole stack of zeros for each expert.
+class GroupedFunction : public torch::autograd::Function<GroupedFunction> {
+ public:
+  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& a, const Tensor& b, double scale,
+                        std::vector<std::int64_t> hit, std::vector<std::int64_t> begin) {
+    const RowGroups groups{hit, begin};
+    const Tensor hidden = project(x, a, groups);
+    Tensor delta = at::zeros({x.size(0), b.size(2)}, x.options());
+    expand_into(delta, hidden, b, scale, groups);
+    context->save_for_backward({x, a, b, hidden});
+    context->saved_data["scale"] = scale;
+    context->saved_data["hit"] = std::move(hit);
+    context->saved_data["begin"] = std::move(begin);
+    return delta;
+  }
+
+  static tensor_list backward(AutogradContext* context, tensor_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &x = saved[0], &a = saved[1], &b = saved[2], &hidden = saved[3];
+    const double scale = context->saved_data["scale"].toDouble();
+    const RowGroups groups{context->saved_data["hit"].toIntVector(), context->saved_data["begin"].toIntVector()};
+    const Tensor out = gradients[0].contiguous();
+    Tensor to_x, to_a, to_b;
+    if (context->needs_input_grad(0)) to_x = at::zeros_like(x);
+    if (context->needs_input_grad(1)) to_a = at::zeros_like(a);
+    if (context->needs_input_grad(2)) to_b = at::zeros_like(b);
+    for_each_group(groups, [&](std::int64_t e, std::int64_t first, std::int64_t rows) {
+      const Tensor part = out.narrow(0, first, rows);
+      if (to_b.defined()) to_b.select(0, e).addmm_(hidden.narrow(0, first, rows).t(), part, 0, scale);
+      if (!to_x.defined() && !to_a.defined()) return;
+      const Tensor to_hidden = at::mm(part, b.select(0, e).t()).mul_(scale);
+      if (to_a.defined()) to_a.select(0, e).addmm_(to_hidden.t(), x.narrow(0, first, rows), 0, 1);
+      if (to_x.defined()) to_x.narrow(0, first, rows).addmm_(to_hidden, a.select(0, e), 0, 1);
+    });
+    return {to_x, to_a, to_b, Tensor(), Tensor(), Tensor()};
+  }
+};
+
+bool records(const Tensor& y, const Tensor& x, const FactorStack& stack) {
+  return at::GradMode::is_enabled() &&
+         (y.requires_grad() || x.requires_grad() || stack.a.requires_grad() || stack.b.requires_grad());
+}
+
+// Few rows on a CPU: one pass over the factors by own code, since a matrix product for each expert costs more to call
+// than to compute.
+bool is_for_rows(const Tensor& y, const Tensor& x, const FactorStack& stack) {
+  constexpr std::int64_t kFewRows = 16;
+  return x.size(0) <= kFewRows && x.is_cpu() && stack.a.is_cpu() && stack.a.scalar_type() == at::kFloat &&
+         y.scalar_type() == at::kFloat && stack.a.is_contiguous() && stack.b.is_contiguous();
+}
+
+void add_rows(Tensor& y, const Tensor& x, const FactorStack& stack, const RowGroups& groups) {
+  const Tensor rows = x.to(at::kFloat).contiguous();
+  const RowFactors factors{stack.a.const_data_ptr<float>(),
+                           stack.b.const_data_ptr<float>(),
+                           static_cast<float>(stack.scale),
+                           stack.rank(),
+                           stack.in(),
+                           stack.out()};
+  add_lora_rows(factors, rows.const_data_ptr<float>(), y.data_ptr<float>(), groups.hit, groups.begin);
+}
+
+}  // namespace
+
+RowGroups one_group(std::int64_t rows) { return {{0}, {0, rows}}; }
+
+Tensor add_grouped(const Tensor& y, const Tensor& x, const FactorStack& stack, const RowGroups& groups) {
+  if (x.size(0) == 0) return y;
+  const auto type = stack.a.scalar_type();
+  if (records(y, x, stack)) {
+    return y + GroupedFunction::apply(x.to(type), stack.a, stack.b, stack.scale, groups.hit, groups.begin);
+  }
+  const auto wide = at::promote_types(y.scalar_type(), type);
+  Tensor sum = y.to(wide).contiguous();
+  if (is_for_rows(sum, x, stack)) {
+    add_rows(sum, x, stack, groups);
+  } else {
+    expand_into(sum, project(x.to(type), stack.a, groups).to(wide), stack.b.to(wide), stack.scale, groups);
+  }
+  return sum;
+}
+
+}  // namespace peft::nn

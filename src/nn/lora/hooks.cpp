@@ -1,0 +1,161 @@
+#include "nn/lora/hooks.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "nn/lora/apply.h"
+
+namespace peft::nn {
+namespace {
+
+// The rows of one adapter in a mixed batch.
+struct Part {
+  int adapter = -1;
+  Tensor rows;   // [n] int64, ascending
+};
+
+// Which rows belong to whom, for rows that are `tokens` in sequence order. Rows without adapter are in no part.
+std::vector<Part> parts_of(const Context& context, const Tensor& token, std::int64_t tokens) {
+  const auto& of_sequence = context.adapter_of_sequence;
+  const auto sequences = static_cast<std::int64_t>(of_sequence.size());
+  const Tensor sequence = at::floor_divide(token, std::max<std::int64_t>(1, tokens / sequences));
+  const Tensor owner = at::tensor(of_sequence, at::kLong).to(token.device()).index_select(0, sequence);
+  std::vector<std::int64_t> ids(of_sequence);
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  std::vector<Part> parts;
+  for (const std::int64_t id : ids) {
+    if (id >= 0) parts.push_back({static_cast<int>(id), owner.eq(id).nonzero().squeeze(1)});
+  }
+  return parts;
+}
+
+std::vector<Part> parts_of(const Context& context, const Tensor& rows) {
+  return parts_of(context, at::arange(rows.size(0), rows.options().dtype(at::kLong)), rows.size(0));
+}
+
+bool is_mixed(const Context& context) { return !context.adapter_of_sequence.empty(); }
+
+// y with the rows of each part replaced by body(part, those rows of y).
+template <class Body>
+Tensor by_parts(const Tensor& y, const std::vector<Part>& parts, Body&& body) {
+  Tensor result = y;
+  for (const Part& part : parts) {
+    if (part.rows.size(0) == 0) continue;
+    const Tensor changed = body(part, y.index_select(0, part.rows));
+    result = result.index_copy(0, part.rows, changed.to(y.scalar_type()));
+  }
+  return result;
+}
+
+}  // namespace
+
+Tensor LinearHook::apply(int adapter, const Linear& base, const Tensor& y, const Tensor& x,
+                         const Context& context) const {
+  Tensor result = y;
+  if (saved != nullptr && is_mixed(context)) {
+    const auto own = saved->adapters.find(adapter);
+    if (own != saved->adapters.end()) result = at::linear(x, own->second, base.bias);
+  }
+  if (site != nullptr && site->merged.empty()) {
+    if (const SiteFactors* factors = site->find(adapter)) {
+      result = apply_linear(*site, *factors, result, x, context.training);
+    }
+  }
+  if (rows != nullptr) {
+    const auto own = rows->adapters.find(adapter);
+    if (own != rows->adapters.end()) {
+      const Tensor logits = at::linear(x, own->second.delta.to(x.scalar_type()));
+      result = result.index_copy(1, own->second.ids, logits.to(result.scalar_type()));
+    }
+  }
+  return result;
+}
+
+Tensor LinearHook::forward(const Linear& base, const Tensor& x, const Context& context) {
+  Tensor y = base.compute(x);
+  if (!control->enabled) return y;
+  if (is_mixed(context)) {
+    return by_parts(y, parts_of(context, x), [&](const Part& part, const Tensor& mine) {
+      return apply(part.adapter, base, mine, x.index_select(0, part.rows), context);
+    });
+  }
+  const auto type = y.scalar_type();
+  for (const int adapter : control->active) y = apply(adapter, base, y, x, context);
+  return y.to(type);
+}
+
+Tensor EmbeddingHook::apply(int adapter, const Tensor& y, const Tensor& ids) const {
+  Tensor result = y;
+  if (site != nullptr && site->merged.empty()) {
+    if (const SiteFactors* factors = site->find(adapter)) result = apply_embedding(*site, *factors, result, ids);
+  }
+  if (rows == nullptr) return result;
+  const auto own = rows->adapters.find(adapter);
+  if (own == rows->adapters.end()) return result;
+  const Tensor hit = ids.unsqueeze(1).eq(own->second.ids.unsqueeze(0));   // [rows, n]
+  const Tensor replaced = own->second.delta.index_select(0, hit.to(at::kLong).argmax(1));
+  return at::where(hit.any(1).unsqueeze(1), replaced.to(result.scalar_type()), result);
+}
+
+Tensor EmbeddingHook::forward(const Embedding& base, const Tensor& ids, const Context& context) {
+  Tensor y = base.compute(ids);
+  if (!control->enabled) return y;
+  if (is_mixed(context)) {
+    return by_parts(y, parts_of(context, ids), [&](const Part& part, const Tensor& mine) {
+      const Tensor own_ids = ids.index_select(0, part.rows);
+      Tensor start = mine;
+      if (saved != nullptr) {
+        const auto own = saved->adapters.find(part.adapter);
+        if (own != saved->adapters.end()) start = at::embedding(own->second, own_ids);
+      }
+      return apply(part.adapter, start, own_ids);
+    });
+  }
+  const auto type = y.scalar_type();
+  for (const int adapter : control->active) y = apply(adapter, y, ids);
+  return y.to(type);
+}
+
+Tensor ExpertHook::apply_one(int adapter, const Tensor& y, const Tensor& x, const RowGroups& groups,
+                             const Tensor& expert, bool training) const {
+  Tensor result = y;
+  if (site != nullptr && site->merged.empty()) {
+    if (const SiteFactors* factors = site->find(adapter)) {
+      result = apply_experts(*site, *factors, result, x, groups, expert, training);
+    }
+  }
+  if (bias_site != nullptr && bias_site->merged.empty()) {
+    if (const SiteFactors* factors = bias_site->find(adapter)) result = apply_bias_rows(*factors, result, expert);
+  }
+  return result;
+}
+
+Tensor ExpertHook::apply(const Tensor& base_out, const Tensor& x, const ExpertGroups& groups, const Context& context) {
+  if (!control->enabled) return base_out;
+  if (is_mixed(context)) {
+    return by_parts(base_out, parts_of(context, groups.token, groups.tokens),
+                    [&](const Part& part, const Tensor& mine) {
+                      const Tensor expert = groups.expert.index_select(0, part.rows);
+                      RowGroups own;
+                      const Tensor on_host = expert.cpu();
+                      const auto* values = on_host.const_data_ptr<std::int64_t>();
+                      for (std::int64_t i = 0; i < on_host.size(0); ++i) {
+                        if (own.hit.empty() || own.hit.back() != values[i]) {
+                          own.hit.push_back(values[i]);
+                          own.begin.push_back(i);
+                        }
+                      }
+                      own.begin.push_back(on_host.size(0));
+                      return apply_one(part.adapter, mine, x.index_select(0, part.rows), own, expert, context.training);
+                    });
+  }
+  Tensor y = base_out;
+  const auto type = y.scalar_type();
+  const RowGroups all{groups.hit, groups.begin};
+  for (const int adapter : control->active) y = apply_one(adapter, y, x, all, groups.expert, context.training);
+  return y.to(type);
+}
+
+}  // namespace peft::nn

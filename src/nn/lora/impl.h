@@ -1,0 +1,84 @@
+// What a PeftModel holds. Its parts work on this: creating, loading, saving, merging, combining.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "nn/lora/hooks.h"
+#include "nn/lora/overlay.h"
+#include "nn/lora/site.h"
+#include "nn/modules.h"
+#include "peft/model.h"
+#include "peft/nn/peft_model.h"
+
+namespace peft::nn {
+
+struct AdapterEntry {
+  int id = 0;
+  std::string name;
+  AdapterConfig config;      // what save_pretrained writes
+  Layout layout = Layout::peft_fused;   // the form that can hold it
+  bool trainable = false;
+};
+
+struct PeftModel::Impl {
+  std::shared_ptr<CausalLM> base;
+  Model model;               // the family's facts
+  ModuleTree tree;
+  std::vector<AdapterEntry> entries;
+  int next_id = 0;
+  std::shared_ptr<Switch> control = std::make_shared<Switch>();
+  // In the order of the model's modules; pointers into them stay.
+  std::vector<std::unique_ptr<Site>> sites;
+  std::unordered_map<std::string, Site*> site_by_name;   // "model.layers.0.mlp.gate.weight"
+  std::deque<Overlay> overlays;
+  std::deque<TokenRows> token_rows;
+  std::vector<std::string> warnings;
+
+  AdapterEntry& entry(const std::string& name);   // LO_TARGET: no such adapter
+  AdapterEntry* find_entry(const std::string& name);
+  const AdapterEntry& entry_of(int id) const;
+  AdapterEntry& add_entry(const std::string& name, const AdapterConfig& config);   // USAGE when the name is taken
+
+  Site* find_site(const std::string& module, const std::string& parameter) const;
+  // Makes the site and puts its hook into the module, unless it is there. CF_TARGET for what LoRA cannot sit on.
+  Site& site(const std::string& module, const std::string& parameter, bool by_parameter);
+  // The overlay of one tensor of the base. `tied`: wherever the base uses it, not in this module alone.
+  Overlay& overlay(const std::string& module, const std::string& parameter, Overlay::Kind kind);
+  TokenRows& rows_of(const std::string& embedding);
+
+  // Where the factors of a site lie on disk: below one ".base_layer" for each later parameter of the same module.
+  std::string key_of(const Site& site, int adapter) const;
+
+  void activate(std::vector<int> ids);
+  void select_overlays(const std::vector<int>& ids) const;
+  void update_gradients();            // only tensors of active, trainable adapters are trained
+  void forget(int id);                // everything of one adapter
+  void remove_hooks();
+  bool any_merged() const;
+};
+
+// From a config: targets are resolved, factors made and initialised.
+void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraConfig& config,
+                    const AdapterModelOptions& options);
+// From a folder, in whatever layout.
+void load_adapter_folder(PeftModel::Impl& impl, const std::string& name, const std::string& folder,
+                         const AdapterModelOptions& options);
+void save_adapters(const PeftModel::Impl& impl, const std::string& folder, const SaveOptions& options);
+void merge_adapters(PeftModel::Impl& impl, const MergeOptions& options, const std::vector<int>& ids);
+void unmerge_adapters(PeftModel::Impl& impl);
+void combine_adapters(PeftModel::Impl& impl, const std::vector<std::string>& names, const std::vector<double>& weights,
+                      const std::string& name, const WeightedOptions& options);
+
+// Rows of trainable_token_indices, as the base has them.
+void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config);
+
+std::vector<AdapterTensor> tensors_of(const PeftModel::Impl& impl, const AdapterEntry& entry);
+
+// Values of the config that change what is computed and are not implemented: CF_UNSUP, by name.
+void require_supported(const AdapterConfig& config);
+
+}  // namespace peft::nn

@@ -1,0 +1,233 @@
+#include "peft/nn/peft_model.h"
+
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "nn/lora/impl.h"
+#include "peft/error.h"
+
+namespace peft::nn {
+namespace {
+
+std::unique_ptr<PeftModel::Impl> new_impl(std::shared_ptr<CausalLM> base) {
+  auto impl = std::make_unique<PeftModel::Impl>();
+  impl->model = describe({.base = base->folder()});
+  impl->tree = base->tree();
+  impl->base = std::move(base);
+  const at::NoGradGuard no_grad;
+  for (const auto& [name, tensor] : impl->base->parameters()) {
+    Tensor frozen = tensor;
+    frozen.requires_grad_(false);
+  }
+  return impl;
+}
+
+[[noreturn]] void merged_error(const std::string& what) {
+  throw Error(ErrorCode::USAGE, {.problem = what + " while adapters are merged into the weights",
+                                 .hint = "unmerge_adapter() first"});
+}
+
+}  // namespace
+
+PeftModel::PeftModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+PeftModel::~PeftModel() {
+  if (impl_ && impl_->base) impl_->remove_hooks();
+}
+
+std::unique_ptr<PeftModel> PeftModel::from_pretrained(std::shared_ptr<CausalLM> base, const std::string& folder,
+                                                      const AdapterModelOptions& options) {
+  auto model = std::make_unique<PeftModel>(new_impl(std::move(base)));
+  load_adapter_folder(*model->impl_, options.adapter_name, folder, options);
+  model->set_adapter(options.adapter_name);
+  return model;
+}
+
+std::unique_ptr<PeftModel> get_peft_model(std::shared_ptr<CausalLM> base, const LoraConfig& config,
+                                          const AdapterModelOptions& options) {
+  auto model = std::make_unique<PeftModel>(new_impl(std::move(base)));
+  model->add_adapter(options.adapter_name, config, options);
+  model->set_adapter(options.adapter_name);
+  return model;
+}
+
+void PeftModel::save_pretrained(const std::string& folder, const SaveOptions& options) const {
+  save_adapters(*impl_, folder, options);
+}
+
+void PeftModel::load_adapter(const std::string& folder, const std::string& name, AdapterModelOptions options) {
+  if (impl_->any_merged()) merged_error("an adapter cannot be loaded");
+  load_adapter_folder(*impl_, name, folder, options);
+  impl_->update_gradients();
+}
+
+void PeftModel::add_adapter(const std::string& name, const LoraConfig& config, AdapterModelOptions options) {
+  if (impl_->any_merged()) merged_error("an adapter cannot be added");
+  create_adapter(*impl_, name, config, options);
+  impl_->update_gradients();
+}
+
+void PeftModel::set_adapter(const std::string& name) { set_adapter(std::vector<std::string>{name}); }
+
+void PeftModel::set_adapter(const std::vector<std::string>& names) {
+  std::vector<int> ids;
+  for (const std::string& name : names) {
+    const int id = impl_->entry(name).id;
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
+  }
+  if (impl_->any_merged()) {
+    impl_->warnings.push_back("the adapter was changed while one was merged: that one was taken out of the weights first");
+    unmerge_adapters(*impl_);
+  }
+  for (const Overlay& overlay : impl_->overlays) {
+    const auto own = std::count_if(ids.begin(), ids.end(), [&](int id) { return overlay.adapters.contains(id); });
+    if (own > 1) {
+      throw Error(ErrorCode::USAGE, {.tensor = overlay.module + "." + overlay.parameter,
+                                     .problem = "several of the adapters replace this tensor of the base",
+                                     .expected = "at most one",
+                                     .got = fmt::format("{}", fmt::join(names, ", "))});
+    }
+  }
+  impl_->activate(std::move(ids));
+}
+
+void PeftModel::delete_adapter(const std::string& name) {
+  const int id = impl_->entry(name).id;
+  for (const auto& site : impl_->sites) {
+    if (std::find(site->merged.begin(), site->merged.end(), id) == site->merged.end()) continue;
+    throw Error(ErrorCode::USAGE, {.tensor = name,
+                                   .problem = "the adapter is merged into the weights and cannot be deleted",
+                                   .hint = "unmerge_adapter() first"});
+  }
+  impl_->forget(id);
+  std::vector<int> active = impl_->control->active;
+  if (active.empty() && !impl_->entries.empty()) {
+    const auto first = std::min_element(impl_->entries.begin(), impl_->entries.end(),
+                                        [](const auto& x, const auto& y) { return x.name < y.name; });
+    impl_->warnings.push_back("the active adapter was deleted; \"" + first->name + "\" is active now");
+    active = {first->id};
+  }
+  impl_->activate(std::move(active));
+}
+
+void PeftModel::add_weighted_adapter(const std::vector<std::string>& adapters, const std::vector<double>& weights,
+                                     const std::string& name, const WeightedOptions& options) {
+  combine_adapters(*impl_, adapters, weights, name, options);
+  impl_->update_gradients();
+}
+
+PeftModel::DisabledAdapters::DisabledAdapters(PeftModel& model)
+    : model_(model), was_enabled_(model.impl_->control->enabled) {
+  if (model_.impl_->any_merged()) unmerge_adapters(*model_.impl_);
+  model_.impl_->control->enabled = false;
+  model_.impl_->select_overlays({});
+}
+
+PeftModel::DisabledAdapters::~DisabledAdapters() {
+  model_.impl_->control->enabled = was_enabled_;
+  if (was_enabled_) model_.impl_->select_overlays(model_.impl_->control->active);
+}
+
+namespace {
+
+std::vector<int> ids_to_merge(PeftModel::Impl& impl, const MergeOptions& options) {
+  if (options.adapter_names.empty()) return impl.control->active;
+  std::vector<int> ids;
+  for (const std::string& name : options.adapter_names) ids.push_back(impl.entry(name).id);
+  return ids;
+}
+
+}  // namespace
+
+void PeftModel::merge_adapter(const MergeOptions& options) {
+  merge_adapters(*impl_, options, ids_to_merge(*impl_, options));
+}
+
+void PeftModel::unmerge_adapter() {
+  if (!impl_->any_merged()) impl_->warnings.push_back("Already unmerged. Nothing to do.");
+  unmerge_adapters(*impl_);
+}
+
+std::shared_ptr<CausalLM> PeftModel::merge_and_unload(const MergeOptions& options) {
+  const at::NoGradGuard no_grad;
+  MergeOptions final = options;
+  final.keep_base = false;
+  const std::vector<int> ids = ids_to_merge(*impl_, options);
+  merge_adapters(*impl_, final, ids);
+  for (Overlay& overlay : impl_->overlays) {   // what adapters replaced stays replaced
+    overlay.select(ids);
+    overlay.original = *overlay.places.front();
+  }
+  for (const TokenRows& rows : impl_->token_rows) {
+    for (const int id : ids) {
+      const auto own = rows.adapters.find(id);
+      if (own == rows.adapters.end()) continue;
+      Tensor& weight = *impl_->base->modules().find(rows.module)->find("weight");
+      weight.index_copy_(0, own->second.ids, own->second.delta.to(weight.scalar_type()));
+    }
+  }
+  impl_->remove_hooks();
+  return std::exchange(impl_->base, nullptr);
+}
+
+std::shared_ptr<CausalLM> PeftModel::unload() {
+  unmerge_adapters(*impl_);
+  impl_->remove_hooks();
+  return std::exchange(impl_->base, nullptr);
+}
+
+const std::shared_ptr<CausalLM>& PeftModel::base() const { return impl_->base; }
+const std::vector<std::string>& PeftModel::warnings() const { return impl_->warnings; }
+const LoraConfig& PeftModel::peft_config(const std::string& name) const { return impl_->entry(name).config; }
+
+std::vector<std::string> PeftModel::adapter_names() const {
+  std::vector<std::string> names;
+  for (const AdapterEntry& entry : impl_->entries) names.push_back(entry.name);
+  return names;
+}
+
+std::vector<std::string> PeftModel::active_adapters() const {
+  std::vector<std::string> names;
+  for (const int id : impl_->control->active) names.push_back(impl_->entry_of(id).name);
+  return names;
+}
+
+std::vector<AdapterTensor> PeftModel::adapter_tensors(const std::string& name) const {
+  return tensors_of(*impl_, impl_->entry(name));
+}
+
+std::vector<std::pair<std::string, Tensor>> PeftModel::state_dict(const std::string& name) const {
+  std::vector<std::pair<std::string, Tensor>> state;
+  for (const AdapterTensor& tensor : adapter_tensors(name)) {
+    state.emplace_back(tensor.key, tensor.in_file_form(tensor.tensor.detach()));
+  }
+  return state;
+}
+
+std::vector<Tensor> PeftModel::trainable_parameters() const {
+  std::vector<Tensor> parameters;
+  for (const AdapterEntry& entry : impl_->entries) {
+    for (const AdapterTensor& tensor : tensors_of(*impl_, entry)) {
+      if (tensor.tensor.requires_grad()) parameters.push_back(tensor.tensor);
+    }
+  }
+  return parameters;
+}
+
+Tensor PeftModel::get_delta_weight(const std::string& parameter, const std::string& name) const {
+  const at::NoGradGuard no_grad;
+  const int id = impl_->entry(name).id;
+  const auto site = impl_->site_by_name.find(parameter);
+  const SiteFactors* factors = site == impl_->site_by_name.end() ? nullptr : site->second->find(id);
+  if (factors == nullptr) {
+    throw Error(ErrorCode::LO_TARGET, {.tensor = parameter,
+                                       .problem = "adapter \"" + name + "\" has no LoRA on this parameter",
+                                       .hint = "names are full: model.layers.0.self_attn.q_proj.weight"});
+  }
+  return delta_weight(*site->second, *factors);
+}
+
+}  // namespace peft::nn

@@ -1,0 +1,169 @@
+// save_pretrained: the files PEFT writes, in folders that appear complete or not at all.
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "layout/encode.h"
+#include "layout/write_config.h"
+#include "nn/lora/factors_of.h"
+#include "nn/lora/impl.h"
+#include "nn/lora/memory_file.h"
+#include "peft/error.h"
+#include "peft/execute.h"
+#include "safetensors/staged_output.h"
+
+namespace peft::nn {
+namespace {
+
+constexpr const char* kWeights = "adapter_model.safetensors";
+constexpr const char* kConfig = "adapter_config.json";
+
+bool names_embedding(const AdapterConfig& config, const std::string& module) {
+  const std::string leaf = module.substr(module.rfind('.') == std::string::npos ? 0 : module.rfind('.') + 1);
+  if (leaf != "embed_tokens" && leaf != "lm_head") return false;
+  if (const auto* list = std::get_if<std::vector<std::string>>(&config.target_modules)) {
+    return std::find(list->begin(), list->end(), leaf) != list->end() ||
+           std::find(list->begin(), list->end(), module) != list->end();
+  }
+  const auto* pattern = std::get_if<std::string>(&config.target_modules);
+  return pattern != nullptr && PythonRegex(*pattern).fullmatches(module);
+}
+
+// PEFT saves the embeddings themselves when they are targets; the base may have been resized.
+void add_embeddings(const PeftModel::Impl& impl, const AdapterEntry& entry, const SaveOptions& options,
+                    NamedTensors& tensors) {
+  if (options.save_embedding_layers == false) return;
+  const bool rows = entry.config.trainable_token_indices.has_value();
+  const std::vector<std::string> modules = {impl.tree.input_embedding, impl.tree.output_embedding};
+  const bool targeted = std::any_of(modules.begin(), modules.end(),
+                                    [&](const std::string& m) { return names_embedding(entry.config, m); });
+  if (!options.save_embedding_layers && (!targeted || rows)) return;
+  for (const std::string& module : modules) {
+    const Site* site = impl.find_site(module, "weight");
+    const bool wrapped = site != nullptr && !site->by_parameter && site->find(entry.id) != nullptr;
+    if (module.empty() || (targeted && !wrapped)) continue;
+    const std::string key = "base_model.model." + module + (wrapped ? ".base_layer.weight" : ".weight");
+    const bool there = std::any_of(tensors.begin(), tensors.end(), [&](const auto& t) { return t.first == key; });
+    const auto* weight = impl.base->modules().find(module);
+    if (!there && weight != nullptr) tensors.emplace_back(key, *weight->find("weight"));
+  }
+}
+
+AdapterConfig config_of(const PeftModel::Impl& impl, AdapterConfig config) {
+  config.set("inference_mode", "true");
+  if (!config.task_type && config.value("auto_mapping") == "null") {
+    const auto base = nlohmann::json::parse(impl.base->config_json(), nullptr, false);
+    std::string type = impl.base->model_type();
+    if (type.ends_with("_text")) type.resize(type.size() - 5);
+    const auto classes = base.value("architectures", std::vector<std::string>{});
+    if (!classes.empty()) {
+      const nlohmann::json mapping = {{"base_model_class", classes.front()},
+                                      {"parent_library", "transformers.models." + type + ".modeling_" + type}};
+      config.set("auto_mapping", mapping.dump());
+    }
+  }
+  return config;
+}
+
+struct Prepared {
+  std::string folder;   // below the output; "" for the default adapter
+  NamedTensors tensors;
+  std::vector<std::vector<std::byte>> images;   // of another layout than PEFT's own
+  std::string config;
+};
+
+Prepared prepare(const PeftModel::Impl& impl, const AdapterEntry& entry, const SaveOptions& options) {
+  Prepared prepared;
+  prepared.folder = entry.name == "default" ? "" : entry.name + "/";
+  const Layout layout = options.layout.value_or(entry.layout);
+  const bool own = layout == Layout::peft_fused && entry.layout == Layout::peft_fused;
+  if (own) {
+    for (const AdapterTensor& tensor : tensors_of(impl, entry)) {
+      prepared.tensors.emplace_back(tensor.key, tensor.in_file_form(tensor.tensor));
+    }
+    add_embeddings(impl, entry, options, prepared.tensors);
+    prepared.tensors = on_host(prepared.tensors);
+    prepared.config = config_of(impl, entry.config).dump();
+    return prepared;
+  }
+  const InMemory adapter = factors_of(impl, entry);
+  layout::Encoded encoded = layout::encode(adapter.factors, impl.model, adapter.memory->file.get(), {layout, {}, false});
+  std::vector<std::string> ignored;
+  const AdapterConfig config = layout == entry.layout
+                                   ? entry.config
+                                   : layout::write_config(entry.config, encoded, impl.model, layout, ignored);
+  prepared.config = config_of(impl, config).dump();
+  Plan plan;
+  plan.sources = {adapter.memory->file};
+  plan.files.push_back({kWeights, std::move(encoded.tensors), {{"format", "pt"}}});
+  prepared.images = execute_in_memory(plan);
+  return prepared;
+}
+
+void require_finite(const NamedTensors& tensors, const std::string& adapter) {
+  for (const auto& [name, tensor] : tensors) {
+    if (!tensor.is_floating_point() || at::isfinite(tensor).all().item<bool>()) continue;
+    throw Error(ErrorCode::NUM_NONFINITE, {.tensor = name,
+                                           .problem = "NaN or infinity in adapter \"" + adapter + "\": nothing is saved",
+                                           .hint = "did the training diverge?"});
+  }
+}
+
+void write_tensors(StagedOutput& output, const Prepared& adapter) {
+  if (!adapter.images.empty()) {
+    const auto& image = adapter.images.front();
+    output.add_file(adapter.folder + kWeights, image.size()).write_at(0, image);
+    return;
+  }
+  const FileLayout layout = layout_file(described(adapter.tensors));
+  NewFile& file = output.add_file(adapter.folder + kWeights, layout.file_bytes());
+  file.write_at(0, std::as_bytes(std::span(layout.head)));
+  for (std::size_t i = 0; i < adapter.tensors.size(); ++i) {
+    const Tensor& tensor = adapter.tensors[i].second;
+    const auto* bytes = static_cast<const std::byte*>(tensor.const_data_ptr());
+    if (tensor.nbytes() != 0) file.write_at(layout.head.size() + layout.begin[i], {bytes, tensor.nbytes()});
+  }
+}
+
+std::vector<const AdapterEntry*> selected(const PeftModel::Impl& impl, const SaveOptions& options) {
+  std::vector<const AdapterEntry*> entries;
+  for (const AdapterEntry& entry : impl.entries) {
+    const auto& names = options.selected_adapters;
+    if (names.empty() || std::find(names.begin(), names.end(), entry.name) != names.end()) entries.push_back(&entry);
+  }
+  for (const std::string& name : options.selected_adapters) {
+    if (std::none_of(entries.begin(), entries.end(), [&](const AdapterEntry* e) { return e->name == name; })) {
+      throw Error(ErrorCode::USAGE, {.tensor = name, .problem = "there is no adapter of this name", .got = name});
+    }
+  }
+  return entries;
+}
+
+}  // namespace
+
+void save_adapters(const PeftModel::Impl& impl, const std::string& folder, const SaveOptions& options) {
+  const at::NoGradGuard no_grad;
+  std::vector<Prepared> adapters;
+  for (const AdapterEntry* entry : selected(impl, options)) {
+    adapters.push_back(prepare(impl, *entry, options));
+    require_finite(adapters.back().tensors, entry->name);
+  }
+  std::uint64_t bytes = 0;
+  for (const Prepared& adapter : adapters) {
+    for (const auto& [name, tensor] : adapter.tensors) bytes += tensor.nbytes();
+    for (const auto& image : adapter.images) bytes += image.size();
+  }
+  StagedOutput::Options staged;
+  staged.overwrite = options.overwrite, staged.sync = options.sync, staged.expected_bytes = bytes;
+  StagedOutput output(folder, staged, {impl.base->folder()});
+  for (const Prepared& adapter : adapters) {
+    write_tensors(output, adapter);
+    output.add_text(adapter.folder + kConfig, adapter.config);
+  }
+  output.commit();
+}
+
+}  // namespace peft::nn

@@ -1,0 +1,28 @@
+// Where an update lies in the matrix of its planned tensor: rows and columns in steps, whichever way it is stored.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "peft/plan.h"
+
+namespace peft::plan {
+
+// first, first + step, ... (`count` of them)
+struct Steps {
+  std::int64_t first = 0, step = 1, count = 0;
+  std::int64_t last() const { return first + (count - 1) * step; }
+  bool operator==(const Steps&) const = default;
+};
+bool meet(const Steps& a, const Steps& b);  // share a number
+
+struct Lattice {
+  Steps rows, cols;      // of the planned tensor's matrix
+  bool swapped = false;  // the tensor's rows are the update's columns: stored as [in, out]
+  bool operator==(const Lattice&) const = default;
+};
+
+// Nothing when the target leaves the tensor, or does not walk along its rows with one index and its columns with the other.
+std::optional<Lattice> lattice_of(const PlannedTensor& tensor, const View& target);
+
+}  // namespace peft::plan

@@ -1,0 +1,137 @@
+#include "tokenizer/tokenizer.h"
+
+#include <fcntl.h>
+#include <fmt/core.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+
+#include "config/python_json.h"
+#include "peft/error.h"
+#include "tokenizer/tokenizer_helper.h"  // made by CMake from tokenizer_helper.py
+
+extern char** environ;
+
+namespace peft {
+namespace {
+
+namespace fs = std::filesystem;
+using config::Json;
+
+[[noreturn]] void fail(ErrorDetail detail) { throw Error(ErrorCode::MD_NEEDED, std::move(detail)); }
+
+std::vector<std::string> pythons() {
+  if (const char* named = std::getenv("PEFT_PYTHON"); named != nullptr && *named != '\0') return {named};
+  std::vector<std::string> candidates;
+  if (std::error_code error; fs::exists(kBuildPython, error)) candidates.emplace_back(kBuildPython);
+  candidates.emplace_back("python3");
+  return candidates;
+}
+
+struct Pipe {
+  int read_end = -1, write_end = -1;
+  Pipe() {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) fail({.problem = fmt::format("no pipe to Python: {}", std::strerror(errno))});
+    read_end = ends[0], write_end = ends[1];
+  }
+};
+
+}  // namespace
+
+// A running helper. Ends when its standard input is closed.
+struct Tokenizer::Process {
+  pid_t pid = -1;
+  std::FILE* to = nullptr;
+  std::FILE* from = nullptr;
+  std::string file;
+
+  // 0, or the errno of what could not be started.
+  int start(const std::string& python) {
+    const Pipe requests, answers;
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, requests.read_end, STDIN_FILENO);
+    posix_spawn_file_actions_adddup2(&actions, answers.write_end, STDOUT_FILENO);
+    const char* const argv[] = {python.c_str(), "-c", kHelperScript, file.c_str(), nullptr};
+    const int error = posix_spawnp(&pid, python.c_str(), &actions, nullptr, const_cast<char* const*>(argv), environ);
+    posix_spawn_file_actions_destroy(&actions);
+    close(requests.read_end);
+    close(answers.write_end);
+    to = fdopen(requests.write_end, "w");
+    from = fdopen(answers.read_end, "r");
+    if (error != 0) pid = -1;
+    return error;
+  }
+
+  void stop() {
+    if (to != nullptr) std::fclose(to);
+    if (from != nullptr) std::fclose(from);
+    to = from = nullptr;
+    if (pid > 0) waitpid(pid, nullptr, 0);
+    pid = -1;
+  }
+  ~Process() { stop(); }
+
+  Json answer() {
+    char* line = nullptr;
+    std::size_t capacity = 0;
+    const ssize_t size = getline(&line, &capacity, from);
+    const std::string text(line == nullptr ? "" : line, size < 0 ? 0 : static_cast<std::size_t>(size));
+    std::free(line);
+    if (text.empty()) fail({.file = file, .problem = "the Python process that reads the tokenizer ended"});
+    return config::parse_json(text, "<tokenizer helper>", ErrorCode::MD_NEEDED);
+  }
+
+  Json ask(const Json& request) {
+    const std::string line = config::dump_python(request, -1) + "\n";
+    std::fwrite(line.data(), 1, line.size(), to);
+    std::fflush(to);  // a helper that is gone shows in its answer
+    Json reply = answer();
+    if (reply.contains("error")) fail({.file = file, .problem = "the tokenizer refuses", .got = reply["error"].get<std::string>()});
+    return reply;
+  }
+};
+
+Tokenizer::Tokenizer(const std::string& folder) : process_(std::make_unique<Process>()) {
+  process_->file = (fs::path(folder) / "tokenizer.json").string();
+  if (!fs::exists(process_->file)) {
+    fail({.file = process_->file, .problem = "the base model has no tokenizer.json", .hint = "give token ids with --ids"});
+  }
+  std::string tried;
+  for (const auto& python : pythons()) {
+    if (!tried.empty()) tried += "; ";
+    if (const int error = process_->start(python); error != 0) {
+      tried += fmt::format("{}: {}", python, std::strerror(error));
+      process_->stop();
+      continue;
+    }
+    const Json ready = process_->answer();
+    if (ready.contains("ready")) return;
+    if (ready.contains("error")) {
+      fail({.file = process_->file, .problem = "the file is no tokenizer", .got = ready["error"].get<std::string>()});
+    }
+    tried += fmt::format("{}: {}", python, ready.value("missing", "no answer"));
+    process_->stop();
+  }
+  fail({.problem = "text needs a Python with the package `tokenizers`, and none was found",
+        .got = tried,
+        .hint = "pip install tokenizers, or name a Python that has it in PEFT_PYTHON; --ids works without"});
+}
+
+Tokenizer::~Tokenizer() = default;
+
+std::vector<std::int64_t> Tokenizer::encode(std::string_view text, bool add_special_tokens) {
+  return process_->ask({{"text", text}, {"special", add_special_tokens}})["ids"].get<std::vector<std::int64_t>>();
+}
+
+std::string Tokenizer::decode(const std::vector<std::int64_t>& ids, bool skip_special_tokens) {
+  return process_->ask({{"ids", ids}, {"skip", skip_special_tokens}})["text"].get<std::string>();
+}
+
+}  // namespace peft

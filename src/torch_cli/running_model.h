@@ -1,0 +1,40 @@
+// The model a command line asks for: loaded, with its adapters active.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "cli/runtime.h"
+#include "cli/token_ids.h"
+#include "peft/nn/model.h"
+#include "peft/nn/peft_model.h"
+
+namespace peft::torch_cli {
+
+struct RunningModel {
+  std::shared_ptr<nn::CausalLM> base;
+  std::unique_ptr<nn::PeftModel> lora;   // null: the base alone
+  at::Tensor logits(const at::Tensor& ids, const at::Tensor& mask) const;
+  std::vector<std::vector<std::int64_t>> generate(const at::Tensor& ids, const at::Tensor& mask,
+                                                  const nn::GenerateOptions& options) const;
+};
+
+// Also sets the number of threads. Warnings of loading go to stderr.
+RunningModel load(const cli::RuntimeFlags& flags);
+
+// Adapters by the names "0", "1", ... in the order given, all active: their updates add up.
+std::unique_ptr<nn::PeftModel> load_adapters(std::shared_ptr<nn::CausalLM> base, const cli::RuntimeFlags& flags,
+                                             nn::AdapterModelOptions options);
+
+// [rows, tokens] on the model's device; undefined for no rows.
+at::Tensor tensor_of(const cli::Rows& rows, const at::Device& device);
+
+// Runs a verb and turns what libtorch throws into a peft::Error: memory, or a bug.
+int guarded(int (*verb)(const void*), const void* command);
+
+template <class Command, int (*verb)(const Command&)>
+int run_guarded(const Command& command) {
+  return guarded([](const void* pointer) { return verb(*static_cast<const Command*>(pointer)); }, &command);
+}
+
+}  // namespace peft::torch_cli

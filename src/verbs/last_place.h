@@ -1,0 +1,31 @@
+// What one rounding to a dtype can cost.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "peft/tensor.h"
+
+namespace peft::verbs {
+
+struct Precision {
+  int bits = 24, least_exponent = -126;   // of the significand; of the smallest normal number
+};
+inline Precision precision_of(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::f64: return {53, -1022};
+    case Dtype::bf16: return {8, -126};
+    case Dtype::f16: return {11, -14};
+    case Dtype::f8_e4m3: return {4, -6};
+    case Dtype::f8_e5m2: return {3, -14};
+    default: return {24, -126};
+  }
+}
+
+// The distance between neighbouring numbers of the dtype at `value`.
+inline double last_place(Precision precision, double value) {
+  const int exponent = value == 0 ? precision.least_exponent : std::max(std::ilogb(value), precision.least_exponent);
+  return std::ldexp(1.0, exponent - precision.bits + 1);
+}
+
+}  // namespace peft::verbs

@@ -1,0 +1,213 @@
+#include "peft/merge.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <set>
+
+#include "base/thread_pool.h"
+#include "peft/error.h"
+#include "peft/weights.h"
+#include "plan/check.h"
+#include "verbs/merge_adapters.h"
+#include "verbs/merge_files.h"
+#include "verbs/merge_updates.h"
+
+namespace peft {
+namespace {
+
+using merging::Base;
+using merging::MergeAdapter;
+using merging::OutTensor;
+using merging::OutTensors;
+
+std::string parent_of(const std::string& name) {
+  const auto dot = name.rfind('.');
+  return dot == std::string::npos ? name : name.substr(0, dot);
+}
+
+void check_options(const MergeOptions& options) {
+  if (options.base.empty() || options.adapters.empty()) {
+    throw Error(ErrorCode::USAGE, {.problem = "a merge needs a base and at least one adapter", .hint = "--base DIR --adapter DIR"});
+  }
+  if (options.max_shard_size && *options.max_shard_size == 0) {
+    throw Error(ErrorCode::USAGE, {.problem = "--max-shard-size is not a size", .got = "0"});
+  }
+}
+
+// The model and its weights. A config or a tree file alone has nothing to add to.
+Checkpoint open_base(const std::string& folder) {
+  std::error_code error;
+  if (!std::filesystem::is_directory(folder, error)) {
+    const bool exists = std::filesystem::exists(folder, error);
+    throw Error(exists ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN, {.file = folder,
+                                                                   .problem = exists ? "the base is not a folder" : "there is no such folder",
+                                                                   .expected = "a model folder with config.json and *.safetensors"});
+  }
+  return Checkpoint::open(folder);
+}
+
+// What stays quantised, and what no longer is, in the words that config.json uses.
+void describe_quantization(const std::vector<QuantizedTensor>& quantized, const std::set<OutTensors::Number>& keep, const Model& model,
+                           merging::FileFacts& facts) {
+  std::set<std::string> modules;
+  for (const QuantizedTensor& tensor : quantized) {
+    if (keep.contains({tensor.codes.view.source, tensor.codes.view.tensor})) {
+      facts.kept_quantized.push_back(tensor.codes.name);
+      continue;
+    }
+    const std::string module = parent_of(tensor.name);
+    modules.insert(module);
+    try {  // a loader that fuses experts asks for the module of all of them
+      if (const auto located = model.locate(module); located && located->expert >= 0) modules.insert(located->experts->v5_module);
+    } catch (const Error&) {
+      continue;
+    }
+  }
+  modules.erase("");
+  facts.dequantized.assign(modules.begin(), modules.end());
+}
+
+std::uint64_t tensor_bytes(const PlannedTensor& tensor) {
+  return static_cast<std::uint64_t>(tensor.rows) * static_cast<std::uint64_t>(tensor.cols) *
+         static_cast<std::uint64_t>(info(tensor.dtype).bits) / 8;
+}
+
+// Sizes, and how long it will take: copying at the speed of memory, and two operations for every element and rank.
+void estimate(MergePlan& merge) {
+  constexpr double kCopySpeed = 1.2e9, kRate = 1.5e10;
+  constexpr std::uint64_t kBuffers = std::uint64_t{48} << 20;
+  Plan& plan = merge.plan;
+  double operations = 0;
+  for (const PlannedFile& file : plan.files) {
+    std::vector<NewTensor> tensors;
+    for (const PlannedTensor& tensor : file.tensors) {
+      tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+      if (!tensor.merge) continue;
+      for (const Update& update : tensor.merge->updates) {
+        operations += 2.0 * static_cast<double>(update.target.rows) * static_cast<double>(update.target.cols) * static_cast<double>(update.a.rows);
+      }
+    }
+    const FileLayout layout = layout_file(tensors, file.metadata);
+    plan.bytes_out += layout.file_bytes();
+    plan.peak_memory = std::max<std::uint64_t>(plan.peak_memory, layout.head.size());
+  }
+  for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
+  for (const auto& source : plan.sources) {
+    plan.bytes_in += source->file_size();
+    plan.peak_memory += source->data_offset();
+  }
+  plan.peak_memory += kBuffers;
+  merge.seconds_estimate = static_cast<double>(plan.bytes_out) / kCopySpeed + operations / kRate / std::max(1, thread_count(0));
+}
+
+std::uint64_t quantized_growth(const std::vector<QuantizedTensor>& quantized, const Checkpoint& checkpoint, const OutTensors& tensors) {
+  std::uint64_t before = 0, after = 0;
+  for (const QuantizedTensor& tensor : quantized) {
+    before += checkpoint.files()[tensor.codes.view.source]->tensors()[tensor.codes.view.tensor].bytes();
+  }
+  for (const OutTensor& tensor : tensors.all()) after += tensor.dequantized ? tensor_bytes(tensor.planned) : 0;
+  return before == 0 ? 0 : (after * 10 + before / 2) / before;
+}
+
+// Everything by its kind, in words.
+void describe_steps(const OutTensors& tensors, const std::vector<MergeAdapter>& adapters, const MergeOptions& options, MergePlan& merge) {
+  std::map<std::string, std::size_t> rules;
+  for (const OutTensor& tensor : tensors.all()) {
+    merge.changed += tensor.parts.empty() ? 0 : 1;
+    merge.copied += tensor.parts.empty() ? 1 : 0;
+    merge.dequantized += tensor.dequantized ? 1 : 0;
+    for (const MergedPart& part : tensor.parts) ++rules[part.rule + (part.dora ? " (DoRA)" : "")];
+  }
+  auto& steps = merge.plan.steps;
+  for (std::size_t i = 0; i < adapters.size(); ++i) {
+    steps.push_back(fmt::format("adapter {}: {} ({}), weight {}, {} matrices", i + 1, adapters[i].adapter.folder, info(adapters[i].reading.layout).name,
+                                adapters[i].weight, adapters[i].reading.factors.factors.size()));
+  }
+  for (const auto& [rule, count] : rules) steps.push_back(fmt::format("{}: {} updates (mode {})", rule, count, name(options.mode)));
+  steps.push_back(fmt::format("{} tensors change, {} are copied{}", merge.changed, merge.copied,
+                              merge.dequantized > 0 ? fmt::format(", {} of them dequantised", merge.dequantized) : ""));
+}
+
+Exactness exactness_of(const OutTensors& tensors, MergeMode mode) {
+  Exactness worst = Exactness::bit_exact;
+  for (const OutTensor& tensor : tensors.all()) {
+    const bool computed = std::any_of(tensor.parts.begin(), tensor.parts.end(), [](const MergedPart& part) { return part.update >= 0; });
+    const Exactness here = computed && mode == MergeMode::fast ? Exactness::lossy
+                           : tensor.is_copy                    ? Exactness::bit_exact
+                                                               : Exactness::rounded;
+    worst = std::max(worst, here);
+  }
+  return worst;
+}
+
+void warn(const std::vector<MergeAdapter>& adapters, MergePlan& merge) {
+  auto& warnings = merge.plan.warnings;
+  std::size_t factors = 0;
+  for (const MergeAdapter& adapter : adapters) {
+    for (const std::string& warning : adapter.reading.factors.warnings) warnings.push_back(adapter.adapter.folder + ": " + warning);
+    for (const std::string& anomaly : adapter.reading.anomalies) warnings.push_back(adapter.adapter.folder + ": " + anomaly);
+    merge.zero_deltas.insert(merge.zero_deltas.end(), adapter.zero.begin(), adapter.zero.end());
+    merge.layouts.emplace_back(info(adapter.reading.layout).name);
+    merge.digests.push_back(adapter.digest);
+    factors += adapter.reading.factors.factors.size() + adapter.reading.factors.extras.size();
+  }
+  if (merge.zero_deltas.empty()) return;
+  if (merge.zero_deltas.size() == factors) {
+    throw Error(ErrorCode::LO_NONE, {.file = adapters.front().adapter.folder,
+                                     .problem = "every factor is zero: the merged model would be the base",
+                                     .got = fmt::format("{} zero deltas", factors),
+                                     .hint = "was the adapter trained, and saved after training?"});
+  }
+  constexpr std::size_t kShown = 5;
+  std::string names;
+  for (std::size_t i = 0; i < std::min(kShown, merge.zero_deltas.size()); ++i) names += (i > 0 ? ", " : "") + merge.zero_deltas[i];
+  warnings.push_back(fmt::format("{} of {} deltas are zero and change nothing: {}{}", merge.zero_deltas.size(), factors, names,
+                                 merge.zero_deltas.size() > kShown ? ", ..." : ""));
+}
+
+}  // namespace
+
+MergePlan plan_merge(const MergeOptions& given) {
+  MergeOptions options = given;
+  check_options(options);
+  options.base = resolve_path(options.base);
+  const Checkpoint checkpoint = open_base(options.base);
+  const Model model = describe({options.base, options.input.family, options.input.families_file, options.input.num_experts, {}});
+  const auto& files = checkpoint.files();
+  const auto adapters = merging::open_adapters(options, model, static_cast<std::uint32_t>(files.size()));
+  if (!options.allow_repeat) merging::refuse_repeats(adapters, files);
+
+  MergePlan merge;
+  warn(adapters, merge);
+  merge.plan.sources = files;
+  for (const MergeAdapter& adapter : adapters) merge.plan.sources.push_back(adapter.adapter.weights);
+  const Weights weights(model, checkpoint);
+  const Base base{options, model, checkpoint, weights};
+  const auto quantized = weights.quantized();
+  const auto touched = merging::touched_codes(base, adapters, quantized);
+  std::set<OutTensors::Number> keep;
+  for (const QuantizedTensor& tensor : quantized) {
+    const OutTensors::Number number{tensor.codes.view.source, tensor.codes.view.tensor};
+    if (options.keep_quantized && !touched.contains(number)) keep.insert(number);
+  }
+  OutTensors tensors(checkpoint, quantized, keep, options);
+  merging::FileFacts facts;
+  facts.untied = merge.untied = merging::add_updates(base, adapters, tensors);
+  describe_quantization(quantized, keep, model, facts);
+  facts.record = merging::merged_record(adapters, files.front()->metadata());
+  merge.plan.exactness = exactness_of(tensors, options.mode);
+  describe_steps(tensors, adapters, options, merge);
+  if (merge.dequantized > 0) {
+    merge.plan.warnings.push_back(fmt::format("the base is quantised: {} tensors are written in bf16, {:.1f} times their bytes{}", merge.dequantized,
+                                              static_cast<double>(quantized_growth(quantized, checkpoint, tensors)) / 10,
+                                              options.keep_quantized ? "" : " (--keep-quantized leaves those that no adapter touches)"));
+  }
+  merging::write_files(base, tensors.all(), facts, merge);
+  estimate(merge);
+  plan::check(merge.plan);
+  return merge;
+}
+
+}  // namespace peft

@@ -1,0 +1,57 @@
+// The tensors of a merged model, before they are put into files: what each one holds, and where a base tensor lies in it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "peft/merge.h"
+#include "peft/weights.h"
+
+namespace peft::merging {
+
+struct OutTensor {
+  PlannedTensor planned;
+  std::uint32_t file = 0;             // of the checkpoint: where its bytes come from
+  std::int64_t matrix_rows = 0, matrix_cols = 0;   // of one stored matrix, where the tensor holds them turned; else 0
+  Dtype computed = Dtype::bf16;       // what its values are cast to before anything is added
+  bool dequantized = false;
+  bool is_copy = true;                // nothing is computed or replaced in it
+  std::vector<MergedPart> parts;
+};
+
+class OutTensors {
+ public:
+  // `keep`: numbers (file, tensor) of quantised tensors that stay as they are.
+  using Number = std::pair<std::uint32_t, std::uint32_t>;
+  OutTensors(const Checkpoint& checkpoint, const std::vector<QuantizedTensor>& quantized, const std::set<Number>& keep,
+             const MergeOptions& options);
+
+  struct Place {
+    std::size_t tensor = 0;
+    View view;                        // in elements of the planned tensor
+  };
+  Place place(const WeightPart& part) const;
+  // A further tensor with the values of another one: a tied output that becomes its own.
+  std::size_t add_copy(std::size_t of, std::string name);
+
+  void add(std::size_t tensor, Update update, MergedPart part);
+  // Puts a matrix of the same size in the place of a whole tensor, or of one of its rows. `keep`: updates still apply.
+  void replace(std::size_t tensor, const View& source, bool keep, MergedPart part);
+  void replace_row(std::size_t tensor, std::int64_t row, const View& source);
+  void note(std::size_t tensor, MergedPart part);
+
+  std::vector<OutTensor>& all() { return tensors_; }
+  const std::vector<OutTensor>& all() const { return tensors_; }
+
+ private:
+  void cast(OutTensor& tensor, Dtype stored) const;
+
+  const MergeOptions& options_;
+  std::vector<OutTensor> tensors_;
+  std::map<Number, std::size_t> by_number_;
+};
+
+}  // namespace peft::merging

@@ -1,0 +1,240 @@
+#include "verbs/merge_updates.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+
+#include "peft/error.h"
+
+namespace peft::merging {
+namespace {
+
+std::int64_t elements(const TensorInfo& tensor) {
+  std::int64_t count = 1;
+  for (const std::int64_t size : tensor.shape) count *= size;
+  return count;
+}
+
+class Updates {
+ public:
+  Updates(const Base& base, OutTensors& tensors) : base_(base), tensors_(tensors), tied_(base.is_tied()) {}
+
+  void add(const MergeAdapter& adapter, std::uint32_t number) {
+    adapter_ = &adapter;
+    number_ = number;
+    std::map<Site, std::uint32_t> magnitudes;
+    for (const Extra& extra : adapter.reading.factors.extras) {
+      if (extra.kind == ExtraKind::magnitude) magnitudes[extra.site] = extra.tensor;
+    }
+    std::map<Site, const Factor*> factors;
+    for (const Factor& factor : adapter.reading.factors.factors) {
+      const auto magnitude = magnitudes.find(factor.site);
+      add_factor(factor, magnitude == magnitudes.end() ? std::nullopt : std::optional(magnitude->second));
+      if (magnitude != magnitudes.end()) magnitudes.erase(magnitude);
+      factors[factor.site] = &factor;
+    }
+    if (!magnitudes.empty()) fail(magnitudes.begin()->second, "a DoRA magnitude without its pair", ErrorCode::LO_PAIR);
+    for (const Extra& extra : adapter.reading.factors.extras) add_extra(extra, factors);
+  }
+
+  bool untied() const { return output_.has_value(); }
+
+ private:
+  [[noreturn]] void fail(std::uint32_t tensor, std::string problem, ErrorCode code, std::string expected = {},
+                         std::string got = {}, std::string hint = {}) const {
+    throw Error(code, {.file = adapter_->adapter.weights->path(),
+                       .tensor = std::string(info_of(tensor).name),
+                       .problem = std::move(problem),
+                       .expected = std::move(expected),
+                       .got = std::move(got),
+                       .hint = std::move(hint)});
+  }
+  const TensorInfo& info_of(std::uint32_t tensor) const { return adapter_->adapter.weights->tensors()[tensor]; }
+  View mine(View view) const {
+    view.source = adapter_->source;
+    return view;
+  }
+  MergedPart part_of(const Site& site, std::string rule) const {
+    MergedPart part;
+    part.site = describe(site);
+    part.rule = std::move(rule);
+    part.adapter = number_;
+    return part;
+  }
+
+  // Input and output embedding share a tensor, and only one of them changes: the output gets its own.
+  OutTensors::Place place(const WeightPart& part, const Site& site, bool changes_both) {
+    OutTensors::Place found = tensors_.place(part);
+    if (!tied_ || changes_both) return found;
+    const bool output = site.module == base_.output_module();
+    if (!output && site.module != base_.input_module()) return found;
+    if (!output_) output_ = tensors_.add_copy(found.tensor, base_.output_module() + ".weight");
+    if (output) found.tensor = *output_;
+    return found;
+  }
+
+  std::string rule_of(const Factor& factor) const {
+    if (factor.kind == FactorKind::embedding) return "embedding";
+    if (factor.site.expert >= 0) return factor.site.parameter.empty() ? "expert" : "parameter";
+    if (!factor.site.parameter.empty()) return "parameter";
+    const auto kind = base_.model.kind(Generation::v5, factor.site.module);
+    if (kind == ModuleKind::conv1d) return "conv1d";
+    // A router of transformers 5 owns its weight: PEFT wraps the parameter.
+    const bool fused = adapter_->reading.layout != Layout::peft_per_expert;
+    return kind == ModuleKind::other && fused ? "parameter" : "linear";
+  }
+
+  // Where merge_and_unload() rounds the delta before it adds it: parameters and embeddings always, the rest when safe.
+  bool rounds_delta(const std::string& rule, bool own_tensor) const {
+    if (rule == "embedding" || rule == "parameter") return true;
+    const bool wraps_parameter = rule == "expert" && !(own_tensor && adapter_->reading.layout == Layout::peft_per_expert);
+    return wraps_parameter || base_.options.mode == MergeMode::peft_safe;
+  }
+
+  void add_factor(const Factor& factor, std::optional<std::uint32_t> magnitude) {
+    const Weight weight = base_.weight_of(*adapter_, factor);
+    for (const WeightPart& from : weight.parts) {
+      const OutTensors::Place at = place(from, factor.site, false);
+      Update update;
+      update.target = at.view;
+      update.a = mine(factor.a);
+      update.b = mine(weight.parts.size() == 1 ? factor.b : factor.b.row_range(from.row, from.view.rows));
+      update.scale = factor.scale * adapter_->weight;
+      update.adapter = number_;
+      MergedPart part = part_of(factor.site, rule_of(factor));
+      const bool own_tensor = tensors_.all()[at.tensor].planned.shape.size() == 2;
+      update.delta_is_rounded = !magnitude && rounds_delta(part.rule, own_tensor);
+      if (magnitude) {
+        if (elements(info_of(*magnitude)) != factor.out) {
+          fail(*magnitude, "a DoRA magnitude is not one value per output", ErrorCode::LO_SHAPE,
+               fmt::format("{} values", factor.out), fmt::format("[{}]", fmt::join(info_of(*magnitude).shape, ", ")));
+        }
+        update.magnitude = View{adapter_->source, *magnitude, from.row, from.view.rows, 1, 1, 1};
+        part.dora = true;
+      }
+      part.rank = factor.rank;
+      part.scale = update.scale;
+      tensors_.add(at.tensor, std::move(update), std::move(part));
+    }
+  }
+
+  void add_extra(const Extra& extra, const std::map<Site, const Factor*>& factors) {
+    switch (extra.kind) {
+      case ExtraKind::magnitude:
+        return;
+      case ExtraKind::lora_bias:
+        return add_bias(extra, factors);
+      case ExtraKind::token_delta:
+        return replace_tokens(extra);
+      case ExtraKind::saved_module:
+      case ExtraKind::base_bias:
+        return replace(extra);
+    }
+  }
+
+  void add_bias(const Extra& extra, const std::map<Site, const Factor*>& factors) {
+    const auto factor = factors.find(extra.site);
+    if (factor == factors.end()) fail(extra.tensor, "lora_B.bias without its pair", ErrorCode::LO_PAIR);
+    const Weight weight = base_.place_of(*adapter_, extra);
+    const std::int64_t count = elements(info_of(extra.tensor));
+    if (weight.out != 1 || weight.in != count) {
+      fail(extra.tensor, "the bias does not fit the base's", ErrorCode::LO_SHAPE, fmt::format("[{}]", weight.in),
+           fmt::format("[{}]", count));
+    }
+    const OutTensors::Place at = tensors_.place(weight.parts.front());
+    Update update;
+    update.target = at.view;
+    update.a = View{adapter_->source, extra.tensor, 0, 1, count, count, 1};
+    update.scale = factor->second->scale * adapter_->weight;
+    update.adapter = number_;
+    MergedPart part = part_of(extra.site, "bias");
+    part.rank = 1;
+    part.scale = update.scale;
+    tensors_.add(at.tensor, std::move(update), std::move(part));
+  }
+
+  // Once, by one adapter: two cannot both be what the module becomes.
+  void claim(std::size_t tensor, std::int64_t row, const Extra& extra) {
+    const auto [at, fresh] = claimed_.emplace(std::pair(tensor, row), number_);
+    if (fresh) return;
+    fail(extra.tensor, "two adapters replace the same part of the base", ErrorCode::LO_AMBIG, "one",
+         describe(extra.site) + "." + extra.suffix, "merge them one after the other");
+  }
+
+  void replace(const Extra& extra) {
+    const Weight weight = base_.place_of(*adapter_, extra);
+    const WeightPart& part = weight.parts.front();
+    const OutTensors::Place at = place(part, extra.site, false);
+    const TensorInfo& tensor = info_of(extra.tensor);
+    const OutTensor& out = tensors_.all()[at.tensor];
+    if (!std::ranges::equal(tensor.shape, out.planned.shape)) {
+      const bool rows = tensor.shape.size() == 2 && out.planned.shape.size() == 2 && tensor.shape[1] == out.planned.shape[1];
+      fail(extra.tensor, rows ? "the saved module has another number of rows than the base's" : "the saved tensor does not fit the base's",
+           rows ? ErrorCode::LO_VOCAB : ErrorCode::LO_SHAPE, fmt::format("{} [{}]", out.planned.name, fmt::join(out.planned.shape, ", ")),
+           fmt::format("[{}]", fmt::join(tensor.shape, ", ")),
+           rows ? "resize the base's embedding as it was when the adapter was trained" : "is this the right base model?");
+    }
+    const bool below = own_suffix(extra) != extra.suffix;  // what LoRA is added to: the updates stay
+    if (!below && out.planned.merge && !out.planned.merge->updates.empty()) {
+      fail(extra.tensor, "a module is both replaced and updated", ErrorCode::LO_AMBIG);
+    }
+    claim(at.tensor, -1, extra);
+    const View source{adapter_->source, extra.tensor, 0, out.planned.rows, out.planned.cols, out.planned.cols, 1};
+    tensors_.replace(at.tensor, source, below, part_of(extra.site, extra.kind == ExtraKind::base_bias ? "bias saved" : "saved"));
+  }
+
+  const std::vector<std::int64_t>& token_ids(const Extra& extra) const {
+    const auto& given = adapter_->adapter.config.trainable_token_indices;
+    if (given) {
+      for (const auto& [module, ids] : *given) {
+        const bool named = extra.site.module == module || extra.site.module.ends_with("." + module);
+        if (module.empty() || named) return ids;
+      }
+    }
+    fail(extra.tensor, "the config does not say which tokens these rows are", ErrorCode::LO_UNUSED,
+         "trainable_token_indices with " + extra.site.module);
+  }
+
+  void replace_tokens(const Extra& extra) {
+    const Weight weight = base_.place_of(*adapter_, extra);
+    const OutTensors::Place at = place(weight.parts.front(), extra.site, true);
+    const auto& ids = token_ids(extra);
+    const auto shape = info_of(extra.tensor).shape;
+    const std::int64_t rows = tensors_.all()[at.tensor].planned.rows, cols = tensors_.all()[at.tensor].planned.cols;
+    if (shape.size() != 2 || shape[0] != static_cast<std::int64_t>(ids.size()) || shape[1] != cols) {
+      fail(extra.tensor, "the rows do not fit the embedding", ErrorCode::LO_SHAPE, fmt::format("[{}, {}]", ids.size(), cols),
+           fmt::format("[{}]", fmt::join(shape, ", ")));
+    }
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      if (ids[i] < 0 || ids[i] >= rows) {
+        fail(extra.tensor, "the embedding has no such token", ErrorCode::LO_VOCAB, fmt::format("0 to {}", rows - 1),
+             std::to_string(ids[i]));
+      }
+      claim(at.tensor, ids[i], extra);
+      const View row{adapter_->source, extra.tensor, static_cast<std::int64_t>(i) * cols, 1, cols, cols, 1};
+      tensors_.replace_row(at.tensor, ids[i], row);
+      if (output_) tensors_.replace_row(*output_, ids[i], row);  // the rows were shared, and stay so
+    }
+    tensors_.note(at.tensor, part_of(extra.site, "tokens"));
+  }
+
+  const Base& base_;
+  OutTensors& tensors_;
+  const bool tied_;
+  std::optional<std::size_t> output_;
+  const MergeAdapter* adapter_ = nullptr;
+  std::uint32_t number_ = 0;
+  std::map<std::pair<std::size_t, std::int64_t>, std::uint32_t> claimed_;
+};
+
+}  // namespace
+
+bool add_updates(const Base& base, const std::vector<MergeAdapter>& adapters, OutTensors& tensors) {
+  Updates updates(base, tensors);
+  for (std::size_t i = 0; i < adapters.size(); ++i) updates.add(adapters[i], static_cast<std::uint32_t>(i));
+  return updates.untied();
+}
+
+}  // namespace peft::merging

@@ -1,0 +1,161 @@
+#include "verbs/new_adapter.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <numeric>
+
+#include "execute/element.h"
+#include "layout/encode.h"
+#include "adapter/site_order.h"
+#include "layout/write_config.h"
+#include "peft/error.h"
+
+namespace peft::verbs {
+namespace {
+
+// Where the file object and the bytes it reads live together.
+struct Image {
+  std::vector<std::byte> bytes;
+  std::shared_ptr<const TensorFile> file;
+};
+
+std::vector<std::byte> round_to(const low_rank::Dense& m, Dtype dtype, low_rank::Dense& values, const Unit& unit) {
+  const auto width = static_cast<std::size_t>(info(dtype).bits / 8);
+  std::vector<std::byte> bytes(m.values.size() * width);
+  std::byte* to = bytes.data();
+  for (std::int64_t i = 0; i < m.rows; ++i) {
+    for (std::int64_t j = 0; j < m.cols; ++j, to += width) {
+      if (!execution::store_element(dtype, m.at(i, j), to)) {
+        throw Error(ErrorCode::NUM_OVERFLOW, {.tensor = unit.name(),
+                                              .problem = "a value does not fit " + std::string(info(dtype).name),
+                                              .got = fmt::format("{}", m.at(i, j)),
+                                              .hint = "--dtype F32"});
+      }
+      values.at(i, j) = execution::load_element(dtype, to);
+    }
+  }
+  return bytes;
+}
+
+class ImageBuilder {
+ public:
+  void add(std::string name, Dtype dtype, std::vector<std::int64_t> shape, std::vector<std::byte>* bytes) {
+    tensors_.push_back({std::move(name), dtype, std::move(shape)});
+    bytes_.push_back(bytes);
+  }
+
+  std::shared_ptr<const TensorFile> build() {
+    const auto image = std::make_shared<Image>();
+    const FileLayout layout = layout_file(tensors_);
+    image->bytes.resize(layout.file_bytes());
+    std::memcpy(image->bytes.data(), layout.head.data(), layout.head.size());
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+      std::copy(bytes_[i]->begin(), bytes_[i]->end(), image->bytes.begin() + static_cast<std::ptrdiff_t>(layout.head.size() + layout.begin[i]));
+      std::vector<std::byte>().swap(*bytes_[i]);  // each byte is held once
+    }
+    image->file = TensorFile::parse(image->bytes, "the new factors");
+    const TensorFile* file = image->file.get();
+    return {image, file};
+  }
+
+ private:
+  std::vector<NewTensor> tensors_;
+  std::vector<std::vector<std::byte>*> bytes_;
+};
+
+std::uint32_t index_of(const TensorFile& file, const std::string& name) {
+  return static_cast<std::uint32_t>(file.find(name) - file.tensors().data());
+}
+
+// The factors of an entry as views of its two tensors.
+void add_factors(const NewAdapter::Entry& entry, std::uint32_t a, std::uint32_t b, std::vector<Factor>& factors) {
+  const Unit& unit = entry.unit;
+  const std::int64_t rank = entry.pair.rank, in = entry.pair.in;
+  for (std::size_t i = 0; i < unit.sites.size(); ++i) {
+    Factor factor{unit.sites[i], unit.kind, unit.out[i], in, rank, 1.0, {}, {}};
+    factor.a = {0, a, 0, rank, in, in, 1};
+    factor.b = {0, b, unit.first_row(i) * rank, unit.out[i], rank, unit.row_step() * rank, 1};
+    factors.push_back(std::move(factor));
+  }
+}
+
+void count_bytes(Plan& plan) {
+  for (const PlannedFile& file : plan.files) {
+    std::vector<NewTensor> tensors;
+    for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+    const FileLayout layout = layout_file(tensors, file.metadata);
+    plan.bytes_out += layout.file_bytes();
+    plan.peak_memory += layout.head.size();
+  }
+  for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
+  plan.peak_memory += plan.sources.front()->file_size() + (std::uint64_t{32} << 20);
+}
+
+}  // namespace
+
+std::int64_t Unit::rows() const { return std::accumulate(out.begin(), out.end(), std::int64_t{0}); }
+
+std::int64_t Unit::first_row(std::size_t i) const {
+  if (interleaved) return static_cast<std::int64_t>(i);
+  return std::accumulate(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(i), std::int64_t{0});
+}
+
+std::string Unit::name() const {
+  std::string text = describe(sites.front());
+  for (std::size_t i = 1; i < sites.size(); ++i) text += "+" + std::string(peft::name(sites[i].projection));
+  return text;
+}
+
+StoredPair store(const Unit& unit, const low_rank::Factors& factors, Dtype dtype) {
+  StoredPair pair;
+  pair.in = factors.a.rows;
+  pair.rank = factors.a.cols;
+  pair.values = {low_rank::Dense(factors.b.rows, pair.rank), low_rank::Dense(factors.a.rows, pair.rank)};
+  low_rank::Dense a_values(pair.rank, pair.in);
+  pair.a = round_to(low_rank::transposed(factors.a), dtype, a_values, unit);
+  pair.values.a = low_rank::transposed(a_values);
+  pair.b = round_to(factors.b, dtype, pair.values.b, unit);
+  return pair;
+}
+
+Plan NewAdapter::plan(const AdapterConfig& config, const Model& model, Layout to) {
+  ImageBuilder builder;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    Entry& entry = entries[i];
+    entry.pair.values = {};
+    builder.add(fmt::format("{}.a", i), dtype, {entry.pair.rank, entry.pair.in}, &entry.pair.a);
+    builder.add(fmt::format("{}.b", i), dtype, {entry.unit.rows(), entry.pair.rank}, &entry.pair.b);
+  }
+  for (std::size_t i = 0; i < carried.size(); ++i) {
+    builder.add(fmt::format("{}.carried", i), carried[i].dtype, carried[i].shape, &carried[i].bytes);
+  }
+  const std::shared_ptr<const TensorFile> file = builder.build();
+  peft::Factors factors;
+  factors.expert_counts = expert_counts;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    add_factors(entries[i], index_of(*file, fmt::format("{}.a", i)), index_of(*file, fmt::format("{}.b", i)), factors.factors);
+  }
+  std::stable_sort(factors.factors.begin(), factors.factors.end(),
+                   [](const Factor& x, const Factor& y) { return site_less(x.site, y.site); });
+  for (std::size_t i = 0; i < carried.size(); ++i) {
+    factors.extras.push_back(carried[i].extra);
+    factors.extras.back().tensor = index_of(*file, fmt::format("{}.carried", i));
+  }
+  Plan plan;
+  layout::Encoded encoded = layout::encode(factors, model, file.get(), {to, std::nullopt, false});
+  AdapterConfig base = config;
+  base.use_rslora = false;  // every scale is 1: alpha is the rank
+  const AdapterConfig written = layout::write_config(base, encoded, model, to, plan.warnings);
+  plan.sources = {file};
+  plan.steps = std::move(encoded.steps);
+  plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
+  plan.files.push_back({"adapter_model.safetensors", std::move(encoded.tensors)});
+  plan.texts.emplace_back("adapter_config.json", written.dump());
+  count_bytes(plan);
+  return plan;
+}
+
+}  // namespace peft::verbs

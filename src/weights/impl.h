@@ -1,0 +1,52 @@
+// What find() and load() have in common.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "peft/weights.h"
+#include "weights/tensor_names.h"
+
+namespace peft {
+
+struct Weights::Impl {
+  Impl(const Model& m, const Checkpoint& c) : model(m), checkpoint(c), names(m, c) {}
+
+  // The experts a module path names, in the spelling of any class of the family; null: none.
+  const Experts* experts_at(const std::string& module) const;
+  // One expert's projection, from its own tensor or from one that holds all experts.
+  std::optional<Weight> expert(const Experts& experts, std::int64_t expert, Projection projection) const;
+  // Its bias: a tensor of its own, or a row of "gate_up_proj_bias" [E, out].
+  std::optional<Weight> expert_bias(const Experts& experts, std::int64_t expert, Projection projection) const;
+  // mxfp4 under the name of the parameter that it is of.
+  std::optional<QuantizedTensor> packed(const std::string& module, const std::string& parameter) const;
+  // A module's weight of which the checkpoint has only pieces: gate and up of a fused one, or its transpose.
+  std::optional<Weight> pieces(const weights::TensorName& name) const;
+  // A tensor as a matrix [rows, cols] of the values as they are stored; with its scales where it is quantised.
+  std::optional<WeightPart> whole(const weights::TensorName& name, bool first_dimension_alone) const;
+
+  const TensorInfo& tensor(const WeightPart& part) const {
+    return checkpoint.files()[part.view.source]->tensors()[part.view.tensor];
+  }
+
+  const Model& model;
+  const Checkpoint& checkpoint;
+  weights::TensorNames names;
+
+ private:
+  struct Stack {  // [E, d1, d2]
+    WeightPart part;
+    std::int64_t experts = 0, rows = 0, cols = 0;
+    bool out_in = false;  // known to lie so: quantised ones
+  };
+  std::optional<Stack> stack(const std::string& module, const std::string& parameter) const;
+  // One expert's projection in a stack [E, d1, d2] of as many as `parts`, the `which`-th of them.
+  static std::optional<Weight> cut(Stack stack, std::int64_t expert, std::int64_t which, std::int64_t parts, bool interleaved, bool in_out);
+  std::optional<Weight> from_stack(const Experts& experts, Generation g, std::int64_t expert,
+                                   Projection projection) const;
+  std::optional<View> grid(const weights::TensorName& name, std::int64_t cols) const;
+  std::optional<Scales> block_scales(const weights::TensorName& name, const WeightPart& part) const;
+  std::optional<WeightPart> part_of(const weights::TensorName& name) const;
+};
+
+}  // namespace peft

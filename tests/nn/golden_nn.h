@@ -1,0 +1,31 @@
+// Golden data as tensors: the cases of golden/runtime and golden/generate, and files of expected values.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "nn/torch.h"
+
+namespace peft::nn::testing {
+
+using Json = nlohmann::json;
+using Tensors = std::map<std::string, at::Tensor>;
+
+std::filesystem::path golden_root();
+// The cases of a group ("runtime"): folders with a case.json, sorted; none where the golden data is not there.
+std::vector<std::string> cases(const std::string& group);
+Json case_json(const std::string& group, const std::string& name);
+Tensors read_tensors(const std::filesystem::path& file);
+at::Tensor ids_tensor(const Json& rows);
+
+// What a pass records, moved to [sequences, tokens, ...] and taken where the mask is one.
+at::Tensor masked(const std::string& name, const at::Tensor& value, const at::Tensor& mask);
+
+// The largest difference, and the largest value of `expected`.
+double max_difference(const at::Tensor& got, const at::Tensor& expected);
+double peak(const at::Tensor& expected);
+
+}  // namespace peft::nn::testing

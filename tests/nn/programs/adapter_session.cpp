@@ -1,0 +1,37 @@
+// What the runtime makes of an adapter or a config, for tools/real_peft/runtime_check.py to compare with the real PEFT.
+//
+//   adapter_session BASE ADAPTER|CONFIG.json OUT     an adapter is loaded, a config gives a new one
+//
+// OUT/adapter is what save_pretrained writes, OUT/logits.json the logits for ids 1 to 9, OUT/line.txt the counts.
+#include <ATen/ATen.h>
+
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+
+#include "peft/nn/peft_model.h"
+
+int main(int argc, char** argv) {
+  if (argc != 4) return 2;
+  try {
+    const std::string base = argv[1], given = argv[2], out = argv[3];
+    const auto model = peft::nn::load_model(base, {.dtype = at::kFloat});
+    const auto lora = given.ends_with(".json")
+                          ? peft::nn::get_peft_model(model, peft::AdapterConfig::read(given), {.seed = 5})
+                          : peft::nn::PeftModel::from_pretrained(model, given, {.is_trainable = true});
+    std::filesystem::create_directories(out);
+    lora->save_pretrained(out + "/adapter", {.sync = false});
+    const at::Tensor logits = lora->logits(at::arange(1, 10, at::kLong).unsqueeze(0)).to(at::kDouble).contiguous();
+    std::ofstream json(out + "/logits.json");
+    json.precision(10);
+    const auto* values = logits.const_data_ptr<double>();
+    for (std::int64_t i = 0; i < logits.numel(); ++i) json << (i == 0 ? "[" : ", ") << values[i];
+    json << "]\n";
+    std::ofstream(out + "/line.txt") << lora->trainable_parameters_line() << "\n";
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}
