@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import sys
 
-LIMIT = 20 * 2**20
+LIMIT = 20_000_000
 TARGET = pathlib.Path(__file__).resolve().parent.parent / "tests" / "golden"
 KEPT = ("README.md", "MANIFEST")  # written by hand, written last
 
@@ -27,6 +27,11 @@ GROUPS = {
     "convert": ["logits_*", "messages_*"],  # answers of models that a converter does not run
     "native": ["*logits.safetensors"],
     "consumers": ["*logits*.safetensors", "ids.json"],
+    "merge": [],
+    "quant": [],
+    "tokenizer": [],
+    "runtime": [],
+    "generate": [],
 }
 # Cases that show nothing the selection does not show without them: folders, and why. The whole set has them.
 CASES_LEFT_OUT = {
@@ -56,10 +61,17 @@ CASES_LEFT_OUT = {
         "consumers/gpt_oss/fused-router",
     ],
 }
+CASES_LEFT_OUT["a model whose parts other models have too"] = [
+    f"{group}/{model}" for group in ("runtime", "generate") for model in ("qwen3", "qwen3_moe", "qwen3_5_moe_text", "qwen2_moe")
+]
+CASES_LEFT_OUT["the same at a larger size, or for a further model or dtype"] = ["quant/fp8-256x384-*", "merge/gpt_oss-fp32", "merge/llama4-bf16"]
 CONSUMER_LAYOUTS = ("llama_cpp", "mlx_lm", "tinker", "vllm")  # layouts that are not PEFT's or Unsloth's
 MODEL_FILES = ("config.json", "facts.json")  # no weights: names and shapes are enough
 # ... but for these: whether attention has one query projection or two, only the checkpoint shows.
 MODELS_WITH_WEIGHTS = ("deepseek_v2-v4", "deepseek_v3-v4")
+GROUPS_WITH_WEIGHTS = ("merge", "runtime", "generate")  # what is merged or run
+# The same weights as checkpoints spell them: one tensor per expert.
+FURTHER_MODELS = ("rt-mixtral-v4", "qwen3_moe-disk", "mixtral-disk")
 
 
 def is_left_out(relative):
@@ -79,7 +91,7 @@ def is_read(relative, case):
 def selected(source):
     """The files of the selection, relative to the source, sorted."""
     files = []
-    models = set()
+    models, heavy = set(FURTHER_MODELS), set(MODELS_WITH_WEIGHTS + FURTHER_MODELS)
     truths = set()  # (family, which) that a selected case is compared with
     cases = {path.parent: json.loads(path.read_text()) for path in source.glob("*/**/case.json")}
     for group, left_out in GROUPS.items():
@@ -96,11 +108,15 @@ def selected(source):
             if path.name == "case.json" and group in ("convert", "native", "consumers"):
                 models.add(case["model"])
                 truths.add((case["model"].removeprefix("consumer-"), case.get("truth")))
+            if path.name == "case.json" and group in GROUPS_WITH_WEIGHTS:
+                models.add(case["model"])
+                heavy.add(case["model"])
     files = [file for file in files if not file.name.startswith("truth-")
              or (file.parent.name, file.stem.removeprefix("truth-")) in truths]
     for model in models:
-        files += [pathlib.PurePath("models", model, name) for name in MODEL_FILES]
-        if model in MODELS_WITH_WEIGHTS:
+        files += [path.relative_to(source) for name in MODEL_FILES for path in (source / "models" / model).glob(name)]
+        files += [path.relative_to(source) for path in (source / "models" / model).glob("generation_config.json")]
+        if model in heavy:
             files += [path.relative_to(source) for path in (source / "models" / model).glob("model*.safetensors*")]
     return sorted(files)
 
