@@ -14,6 +14,14 @@ namespace {
 constexpr std::size_t kMaxLength = 255;    // of a name that is compared
 constexpr std::size_t kMaxEntries = 4096;  // of a folder that are looked at
 
+std::string quoted_list(const std::vector<std::string>& names) {
+  std::vector<std::string> quoted;
+  for (const std::string& name : names) quoted.push_back("\"" + printable(name) + "\"");
+  return fmt::format("{}", fmt::join(quoted, ", "));
+}
+
+}  // namespace
+
 std::size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<std::size_t> row(b.size() + 1);
   std::iota(row.begin(), row.end(), std::size_t{0});
@@ -28,14 +36,6 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
   }
   return row.back();
 }
-
-std::string quoted_list(const std::vector<std::string>& names) {
-  std::vector<std::string> quoted;
-  for (const std::string& name : names) quoted.push_back("\"" + printable(name) + "\"");
-  return fmt::format("{}", fmt::join(quoted, ", "));
-}
-
-}  // namespace
 
 std::vector<std::string> near_names(std::string_view wanted, std::span<const std::string> names, std::size_t count) {
   std::vector<std::pair<std::size_t, std::string>> ranked;

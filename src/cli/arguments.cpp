@@ -51,13 +51,6 @@ constexpr const char* kConvertExamples = R"(Examples:
 
 DIR appears complete and checked, or not at all; the input is never modified.)";
 
-constexpr const char* kVerifyExamples = R"(Examples:
-  peft verify my-lora my-lora-v5
-  peft verify a b --tolerance exact --json
-  peft verify a b --from peft-fused-0.18 --from auto           --from for A only
-
-Exit codes: 0 same function, 1 different, 2 an input is bad.)";
-
 constexpr const char* kCompletionExamples = R"(Examples:
   source <(peft completion bash)
   peft completion zsh > "${fpath[1]}/_peft"
@@ -94,7 +87,7 @@ void add_per_adapter(CLI::App& verb, bool two, const std::string& flag, std::vec
                      const std::string& help, const std::string& value) {
   auto* option = verb.add_option(flag, values, help + (two ? " (twice: for A, then B)" : ""));
   option->allow_extra_args(false)->type_name(value)->group("Reading");
-  option->expected(1, two ? 2 : 1);
+  if (!two) option->expected(1, 1);  // more than two are refused by VerifyCommand::require_adapters
 }
 
 }  // namespace
@@ -199,22 +192,6 @@ void add_convert(CLI::App& app, Commands& all) {
   verb.footer(kConvertExamples);
 }
 
-void add_verify(CLI::App& app, VerifyCommand& command) {
-  auto& verb = *app.add_subcommand("verify", "Say whether two adapters are the same function, whatever their layouts");
-  verb.add_option("a", command.a, "An adapter")->required()->type_name("A");
-  verb.add_option("b", command.b, "Another one")->required()->type_name("B");
-  verb.add_option("--tolerance", command.tolerance, "What counts as the same: equal numbers, or equal up to rounding")
-      ->capture_default_str()
-      ->type_name("exact|rounded")
-      ->check(quiet(CLI::IsMember({"exact", "rounded"})));
-  verb.add_option("--threads", command.threads, "Threads; all cores when not given")
-      ->type_name("N")
-      ->check(quiet(CLI::Range(1, 1024)));
-  add_json(verb, command.json);
-  add_input_flags(verb, command.input, true);
-  verb.footer(kVerifyExamples);
-}
-
 void add_tables(CLI::App& app, Commands& all) {
   auto& layouts = *app.add_subcommand("layouts", "List the layouts: who writes and reads them, keys, shapes");
   add_json(layouts, all.layouts.json);
@@ -283,7 +260,10 @@ Command chosen(const CLI::App& app, Commands& all) {
     all.convert.execute.readback = !all.no_readback;
     return all.convert;
   }
-  if (verb == "verify") return all.verify;
+  if (verb == "verify") {
+    all.verify.require_adapters();
+    return all.verify;
+  }
   if (verb == "logits") return all.runtime.logits;
   if (verb == "generate") return all.runtime.generate;
   if (verb == "params") return all.runtime.params;

@@ -10,6 +10,7 @@ constexpr const char* kMergeExamples = R"(Examples:
   peft merge --base M --adapter a@0.7 --adapter b@-0.4 --out merged     several, each with a weight
   peft merge --base M --adapter my-lora --dry-run                      what would change, and what it costs
   peft merge --base gpt-oss-20b --adapter my-lora --out merged         MXFP4 is written as bf16, about four times its bytes
+  peft merge --base M --adapter my-lora --out merged --report merged.html   a page for whoever gets the model
   peft merge --base M --adapter my-lora --out merged --resume          go on where a run was stopped
   peft merge --base M --adapter my-lora --out merged --part 3/8        one of eight machines; --finish when all are done
   peft merge --base M --adapter my-lora --mode peft --out merged       the bits of PEFT's merge_and_unload()
@@ -50,6 +51,7 @@ void add_output(CLI::App& verb, MergeCommand& command) {
   verb.add_option("--max-shard-size", command.max_shard_size,
                   "New shards of at most this, such as 5GB; the base's own shards when not given")
       ->type_name("SIZE");
+  verb.add_option("--report", command.report, "Write a page (HTML, complete in itself) that says what changed where")->type_name("FILE");
   verb.add_flag("--dry-run", command.dry_run, "Print the plan; write nothing");
   verb.add_flag("--overwrite", command.execute.overwrite, "Replace an output folder that exists, in one step");
   verb.add_option("--threads", command.execute.threads,

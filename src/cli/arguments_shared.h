@@ -9,6 +9,7 @@
 #include "cli/merge.h"
 #include "cli/resize.h"
 #include "cli/runtime.h"
+#include "cli/verify.h"
 
 namespace peft::cli {
 
@@ -32,5 +33,6 @@ struct RuntimeCommands {
 };
 void add_runtime(CLI::App& app, RuntimeCommands& commands);  // arguments_runtime.cpp
 void add_merge(CLI::App& app, MergeCommand& command);         // arguments_merge.cpp
+void add_verify(CLI::App& app, VerifyCommand& command);       // arguments_verify.cpp
 
 }  // namespace peft::cli

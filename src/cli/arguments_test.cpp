@@ -74,8 +74,7 @@ TEST(Arguments, a_flag_with_one_value_does_not_swallow_the_paths_that_follow) {
   EXPECT_THAT(command.paths, ElementsAre("a", "b"));
   EXPECT_THAT(command.input.from, ElementsAre("peft-fused"));
   const auto verify = parsed<VerifyCommand>({"verify", "--from", "peft-fused", "a", "b"});
-  EXPECT_EQ(verify.a, "a");
-  EXPECT_EQ(verify.b, "b");
+  EXPECT_THAT(verify.adapters, ElementsAre("a", "b"));
 }
 
 TEST(Arguments, verify_reads_a_flag_for_both_or_for_each) {
@@ -85,6 +84,15 @@ TEST(Arguments, verify_reads_a_flag_for_both_or_for_each) {
   command = parsed<VerifyCommand>({"verify", "a", "b", "--b-packing", "grouped-by-expert"});
   EXPECT_EQ(command.input.options(0).read.b_packing, BPacking::grouped_by_expert);
   EXPECT_EQ(command.input.options(1).read.b_packing, BPacking::grouped_by_expert);
+}
+
+TEST(Arguments, verify_compares_two_adapters_or_a_merged_model) {
+  const auto command = parsed<VerifyCommand>({"verify", "--merged", "m", "--base", "b", "a@0.5", "c"});
+  EXPECT_EQ(command.merged, "m");
+  EXPECT_THAT(command.adapters, ElementsAre("a@0.5", "c"));
+  EXPECT_THAT(usage_error({"verify", "a", "b", "c"}), HasSubstr("two adapters"));
+  EXPECT_THAT(usage_error({"verify", "--merged", "m", "a"}), HasSubstr("--base"));
+  EXPECT_THAT(usage_error({"verify", "--merged", "m", "--base", "b"}), HasSubstr("adapter"));
 }
 
 TEST(Arguments, only_verify_takes_a_reading_flag_twice) {
@@ -131,8 +139,8 @@ TEST(Arguments, completion_knows_the_flags_of_every_verb) {
   const auto command = parsed<CompletionCommand>({"completion", "bash"});
   std::vector<std::string> names;
   for (const auto& verb : command.verbs) names.push_back(verb.name);
-  EXPECT_THAT(names, ElementsAre("inspect", "targets", "convert", "verify", "combine", "resize", "extract", "layouts",
-                                 "families", "completion"));
+  EXPECT_THAT(names, ElementsAre("inspect", "targets", "convert", "verify", "logits", "generate", "params", "merge", "combine",
+                                 "resize", "extract", "layouts", "families", "completion"));
   const auto flag = [&](const std::string& name) {
     const auto& flags = command.verbs[2].flags;
     const auto at = std::find_if(flags.begin(), flags.end(), [&](const FlagInfo& info) { return info.name == name; });

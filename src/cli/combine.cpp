@@ -9,7 +9,7 @@ int run(const CombineCommand& command) {
   std::vector<WeightedAdapter> adapters;
   Json list = Json::array();
   for (const auto& text : command.adapters) {
-    adapters.push_back(parse_weighted(text));
+    adapters.push_back(parse_weighted_adapter(text));
     list.push_back({{"path", adapters.back().path}, {"weight", number(adapters.back().weight)}});
   }
   CombineOptions options;

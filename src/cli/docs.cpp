@@ -2,6 +2,7 @@
 
 #include "cli/output.h"
 #include "cli/table.h"
+#include "cli/tables.h"
 #include "peft/error.h"
 #include "peft/layout.h"
 #include "peft/model.h"
@@ -43,12 +44,7 @@ std::string layouts_page() {
       "it is stored.\n";
   for (const auto& row : layouts()) {
     Table table({{"what"}, {"how"}});
-    table.add({"written by", std::string(row.written_by)});
-    table.add({"read by", std::string(row.read_by)});
-    table.add({"keys", std::string(row.keys)});
-    table.add({"lora_A", std::string(row.a)});
-    table.add({"lora_B", std::string(row.b)});
-    table.add({"notes", std::string(row.notes)});
+    describe_layout(row, table);
     page += "\n## " + std::string(row.name) + "\n\n" + table.markdown();
   }
   return page;

@@ -4,9 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstdlib>
-#include <filesystem>
 #include <sstream>
 
 #include "cli/input_flags.h"
@@ -131,20 +128,6 @@ int finish(const ResultFlags& flags, LowRankResult result, const std::string& ti
     write_out(text.str());
   }
   return 0;
-}
-
-WeightedAdapter parse_weighted(const std::string& text) {
-  const auto at = text.rfind('@');
-  std::error_code error;
-  if (at == std::string::npos || at == 0 || std::filesystem::is_directory(text, error)) return {text, 1};
-  const char* begin = text.c_str() + at + 1;
-  char* end = nullptr;
-  const double weight = std::strtod(begin, &end);
-  if (end == begin || *end != '\0') return {text, 1};  // org/name@revision is a name, not a weight
-  if (!std::isfinite(weight)) {
-    throw Error(ErrorCode::USAGE, {.problem = "a weight is not a finite number", .expected = "DIR@0.7", .got = text});
-  }
-  return {text.substr(0, at), weight};
 }
 
 }  // namespace peft::cli

@@ -22,7 +22,4 @@ struct ResultFlags {
 // Writes the plan unless it is a dry run, and prints `title`, sizes, errors; or JSON that begins with `head`.
 int finish(const ResultFlags& flags, LowRankResult result, const std::string& title, Json head);
 
-// "runs/a@0.7" -> ("runs/a", 0.7): split at the last @ that a number follows, unless such a folder exists.
-WeightedAdapter parse_weighted(const std::string& text);
-
 }  // namespace peft::cli

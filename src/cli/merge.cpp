@@ -11,6 +11,7 @@
 #include "cli/json_output.h"
 #include "cli/output.h"
 #include "cli/progress_bar.h"
+#include "cli/report_file.h"
 #include "cli/units.h"
 
 namespace peft::cli {
@@ -165,6 +166,7 @@ int run(const MergeCommand& given) {
   if (command.out.empty() && !command.dry_run) {
     throw Error(ErrorCode::USAGE, {.problem = "--out is needed", .hint = "or --dry-run, to see what would be written"});
   }
+  if (!command.report.empty()) check_report(command);
   const ExecuteOptions resolved = execute_options(command);  // a wrong --part is said before the base is read
   const MergePlan merge = plan_merge(merge_options(command));
   if (command.dry_run) {
@@ -177,9 +179,10 @@ int run(const MergeCommand& given) {
   ProgressBar bar(command.quiet ? Style::none : is_smart_terminal(STDERR_FILENO) ? Style::bar : Style::lines);
   ExecuteOptions options = resolved;
   options.cancel = interrupt.flag();
-  options.want_norms = command.json;
+  options.want_norms = command.json || !command.report.empty();
   options.progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };
   const ExecuteReport report = execute(merge.plan, command.out, options);
+  if (!command.report.empty()) write_report(command, merge, report);
   if (command.json) print_json(to_json(command, merge, &report));
   else print_done(command, merge, report);
   return 0;

@@ -13,6 +13,7 @@ namespace peft::cli {
 struct MergeCommand {
   std::string base, out, mode = "best", base_dtype, out_dtype, max_shard_size, part;
   std::vector<std::string> adapters;  // DIR@WEIGHT
+  std::string report;                 // --report FILE
   InputFlags input;
   bool keep_quantized = false, base_is_residual = false, allow_repeat = false;
   bool dry_run = false, quiet = false, json = false, resume = false;

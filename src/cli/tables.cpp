@@ -4,8 +4,6 @@
 
 #include "cli/json_output.h"
 #include "cli/output.h"
-#include "cli/table.h"
-#include "peft/layout.h"
 #include "peft/model.h"
 
 namespace peft::cli {
@@ -34,6 +32,15 @@ Json to_json(const FamilyRow& row) {
 
 }  // namespace
 
+void describe_layout(const LayoutInfo& row, Table& table) {
+  table.add({"written by", std::string(row.written_by)});
+  table.add({"read by", std::string(row.read_by)});
+  table.add({"keys", std::string(row.keys)});
+  table.add({"lora_A", std::string(row.a)});
+  table.add({"lora_B", std::string(row.b)});
+  table.add({"notes", std::string(row.notes)});
+}
+
 int run(const LayoutsCommand& command) {
   if (command.json) {
     Json rows = Json::array();
@@ -52,12 +59,7 @@ int run(const LayoutsCommand& command) {
   const auto width = static_cast<std::size_t>(terminal_width());
   for (const auto& row : layouts()) {
     Table table({{""}, {""}});
-    table.add({"written by", std::string(row.written_by)});
-    table.add({"read by", std::string(row.read_by)});
-    table.add({"keys", std::string(row.keys)});
-    table.add({"lora_A", std::string(row.a)});
-    table.add({"lora_B", std::string(row.b)});
-    table.add({"notes", std::string(row.notes)});
+    describe_layout(row, table);
     write_out(bold(row.name, STDOUT_FILENO) + "\n" + table.render(2, width));
   }
   return 0;

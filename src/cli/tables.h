@@ -3,12 +3,18 @@
 
 #include <string>
 
+#include "cli/table.h"
+#include "peft/layout.h"
+
 namespace peft::cli {
 
 struct LayoutsCommand {
   bool json = false;
 };
 int run(const LayoutsCommand& command);
+
+// One layout, as rows of a table with two columns.
+void describe_layout(const LayoutInfo& row, Table& table);
 
 struct FamiliesCommand {
   std::string families_file;

@@ -60,13 +60,24 @@ void print(const VerifyReport& report) {
 
 }  // namespace
 
+void VerifyCommand::require_adapters() const {
+  for (const auto* values : {&input.from, &input.orientation, &input.b_packing, &input.adapter_name}) {
+    if (values->size() > 2) throw Error(ErrorCode::USAGE, {.problem = "a flag is given more than twice: once for A, once for B", .got = values->back(), .hint = "peft verify --help"});
+  }
+  if (merged.empty() && adapters.size() == 2) return;
+  if (!merged.empty() && !adapters.empty() && !input.base.empty()) return;
+  const std::string problem = merged.empty() ? "two adapters are compared" : adapters.empty() ? "--merged needs an adapter" : "--merged needs --base";
+  throw Error(ErrorCode::USAGE, {.problem = problem, .got = std::to_string(adapters.size()) + " given", .hint = "peft verify --help"});
+}
+
 int run(const VerifyCommand& command) {
+  if (!command.merged.empty()) return run_merged(command);
   VerifyOptions options;
   options.a = command.input.options(0);
   options.b = command.input.options(1);
   options.tolerance_rounded = command.tolerance == "rounded";
   options.threads = command.threads;
-  const VerifyReport report = verify(command.a, command.b, options);
+  const VerifyReport report = verify(command.adapters[0], command.adapters[1], options);
   if (command.json) {
     print_json(to_json(report));
   } else {

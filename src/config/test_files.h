@@ -1,20 +1,16 @@
 // For the tests of this stage: where the golden data is, files as text.
 #pragma once
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
 
+#include "support/golden_root.h"
+
 namespace peft::testing {
 
-// $PEFT_GOLDEN, else ../shared/golden beside the checkout, else the selection in tests/golden.
-inline std::filesystem::path golden_folder() {
-  if (const char* given = std::getenv("PEFT_GOLDEN"); given != nullptr && *given != '\0') return given;
-  const std::filesystem::path source = PEFT_SOURCE_DIR, shared = source / ".." / "shared" / "golden";
-  return std::filesystem::exists(shared) ? std::filesystem::weakly_canonical(shared) : source / "tests" / "golden";
-}
+inline std::filesystem::path golden_folder() { return test::golden_root(); }
 
 inline std::string text_of(const std::filesystem::path& file) {
   std::ifstream in(file, std::ios::binary);

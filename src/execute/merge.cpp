@@ -126,12 +126,21 @@ void Merger::render_place(std::size_t place, const MergeTarget& target) {
   bool finite = true;
   for (std::int64_t first = rows.first; first < rows.first + rows.count;) {
     const std::int64_t taken = tiles.take_rows(first, rows.first + rows.count - first);
-    for (std::int64_t panel = cols.first / kWidth; panel * kWidth < cols.first + cols.count; ++panel) {
-      TilePlace tile{first, 0, 0, panel, static_cast<std::size_t>(std::max<std::int64_t>(cols.first - panel * kWidth, 0)),
-                     static_cast<std::size_t>(std::min(cols.first + cols.count - panel * kWidth, kWidth))};
-      for (; tile.row < taken; tile.row += static_cast<std::int64_t>(kTileRows)) {
-        tile.rows = std::min(kTileRows, static_cast<std::size_t>(taken - tile.row));
-        finite &= merge_tile(*tensor_, tiles, *gains, target, tile, weights, error_);
+    const std::int64_t first_panel = cols.first / kWidth, last_panel = (cols.first + cols.count - 1) / kWidth;
+    const auto make = [&](std::int64_t row, std::int64_t panel) {
+      const TilePlace tile{first, row, std::min(kTileRows, static_cast<std::size_t>(taken - row)), panel,
+                           static_cast<std::size_t>(std::max<std::int64_t>(cols.first - panel * kWidth, 0)),
+                           static_cast<std::size_t>(std::min(cols.first + cols.count - panel * kWidth, kWidth))};
+      finite &= merge_tile(*tensor_, tiles, *gains, target, tile, weights, error_);
+    };
+    constexpr auto kRows = static_cast<std::int64_t>(kTileRows);
+    if (tiles.keeps_all()) {  // a few rows at a time are read and written from left to right
+      for (std::int64_t row = 0; row < taken; row += kRows) {
+        for (std::int64_t panel = first_panel; panel <= last_panel; ++panel) make(row, panel);
+      }
+    } else {
+      for (std::int64_t panel = first_panel; panel <= last_panel; ++panel) {
+        for (std::int64_t row = 0; row < taken; row += kRows) make(row, panel);
       }
     }
     first += taken;

@@ -136,6 +136,43 @@ struct F64 {
   }
 };
 
+template <class Base, class T>
+HWY_INLINE void load_row(const std::byte* from, std::size_t count, T* to) {
+  const Tag<T> tag;
+  std::size_t i = 0;
+  for (; i + hn::Lanes(tag) <= count; i += hn::Lanes(tag)) hn::StoreU(Base::load(tag, from + i * Base::kSize), tag, to + i);
+  if (i == count) return;
+  std::byte last[sizeof(hn::Vec<Tag<T>>)] = {};
+  std::memcpy(last, from + i * Base::kSize, (count - i) * Base::kSize);
+  T values[kLanes<T>];
+  hn::StoreU(Base::load(tag, last), tag, values);
+  std::memcpy(to + i, values, (count - i) * sizeof(T));
+}
+
+template <class Base, class T>
+HWY_INLINE bool store_row(const T* from, std::size_t count, std::byte* to) {
+  const Tag<T> tag;
+  bool finite = true;
+  for (std::size_t i = 0; i < count; i += hn::Lanes(tag)) {
+    const std::size_t some = std::min(hn::Lanes(tag), count - i);
+    T values[kLanes<T>] = {};
+    std::memcpy(values, from + i, some * sizeof(T));
+    std::byte bytes[sizeof(hn::Vec<Tag<T>>)];
+    const auto value = hn::LoadU(tag, values);
+    finite &= Base::all_finite(tag, value);
+    Base::store(tag, value, bytes);
+    std::memcpy(to + i * Base::kSize, bytes, some * Base::kSize);
+  }
+  return finite;
+}
+
+template <class Base, class T>
+HWY_INLINE void round_row(T* values, std::size_t count) {
+  const Tag<T> tag;
+  for (std::size_t i = 0; i < count; i += hn::Lanes(tag))
+    hn::StoreU(Base::round(tag, hn::LoadU(tag, values + i)), tag, values + i);
+}
+
 }  // namespace
 }  // namespace peft::execution::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

@@ -118,9 +118,11 @@ HWY_INLINE Bits finish_row(V scale, const float* d, const std::byte* from, std::
   const Tag<float> tag;
   const hn::Rebind<std::uint32_t, Tag<float>> bits;
   auto small = hn::Lt(smallest, hn::Zero(tag));
-  float results[kPanel];
-  HWY_UNROLL(4)
-  for (std::size_t j = 0; j < kPanel; j += hn::Lanes(tag)) {
+  constexpr std::size_t kVectors = kPanel / kLanes<float>;
+  V results[kVectors];
+  HWY_UNROLL(16)
+  for (std::size_t v = 0; v < kVectors; ++v) {
+    const std::size_t j = v * kLanes<float>;
     const auto w = Base::load(tag, from + j * Base::kSize);
     const auto result = with_tail<kTail, Base, float>(scale, hn::LoadU(tag, d + j), w);
     const auto magnitude = hn::And(hn::BitCast(bits, result), hn::Set(bits, 0x7FFFFFFFu));
@@ -128,14 +130,16 @@ HWY_INLINE Bits finish_row(V scale, const float* d, const std::byte* from, std::
     Base::store(tag, result, to + j * Base::kSize);
     if constexpr (kTail == Tail::fused) {
       small = hn::Or(small, hn::Lt(hn::Abs(result), smallest));
-      hn::StoreU(result, tag, results + j);
+      results[v] = result;
     }
   }
   suspects = 0;
   if (kTail == Tail::fused && !hn::AllFalse(tag, small)) {
     const float limit = hn::GetLane(smallest);
+    float values[kPanel];
+    for (std::size_t v = 0; v < kVectors; ++v) hn::StoreU(results[v], tag, values + v * kLanes<float>);
     for (std::size_t j = 0; j < kPanel; ++j) {
-      if (std::fabs(results[j]) < limit) suspects |= std::uint64_t{1} << j;
+      if (std::fabs(values[j]) < limit) suspects |= std::uint64_t{1} << j;
     }
   }
   return largest;
@@ -154,6 +158,8 @@ HWY_INLINE bool finish_tile(double scale, const float* d, const TileRows& where,
     const auto limit = hn::Set(tag, smallest == nullptr ? -1.0F : smallest[i]);
     std::uint64_t marked = 0;
     if (where.cols == kPanel) {
+      for (std::size_t line = 0; line < kPanel * Base::kSize; line += 64)  // of the tile to the right, which is next
+        __builtin_prefetch(from + kPanel * Base::kSize + line);
       largest = finish_row<kTail, Base>(factor, d + i * kPanel, from, to, limit, largest, marked);
     } else {
       std::byte in[kPanel * Base::kSize] = {}, out[kPanel * Base::kSize];
@@ -186,43 +192,6 @@ bool finish_any(const TailOptions& o, const float* d, const TileRows& where, con
     case Dtype::f16: return finish_of_base<F16>(o, d, where, smallest, suspects);
     default: return finish_of_base<F32>(o, d, where, smallest, suspects);
   }
-}
-
-template <class Base, class T>
-HWY_INLINE void load_row(const std::byte* from, std::size_t count, T* to) {
-  const Tag<T> tag;
-  std::size_t i = 0;
-  for (; i + hn::Lanes(tag) <= count; i += hn::Lanes(tag)) hn::StoreU(Base::load(tag, from + i * Base::kSize), tag, to + i);
-  if (i == count) return;
-  std::byte last[sizeof(hn::Vec<Tag<T>>)] = {};
-  std::memcpy(last, from + i * Base::kSize, (count - i) * Base::kSize);
-  T values[kLanes<T>];
-  hn::StoreU(Base::load(tag, last), tag, values);
-  std::memcpy(to + i, values, (count - i) * sizeof(T));
-}
-
-template <class Base, class T>
-HWY_INLINE bool store_row(const T* from, std::size_t count, std::byte* to) {
-  const Tag<T> tag;
-  bool finite = true;
-  for (std::size_t i = 0; i < count; i += hn::Lanes(tag)) {
-    const std::size_t some = std::min(hn::Lanes(tag), count - i);
-    T values[kLanes<T>] = {};
-    std::memcpy(values, from + i, some * sizeof(T));
-    std::byte bytes[sizeof(hn::Vec<Tag<T>>)];
-    const auto value = hn::LoadU(tag, values);
-    finite &= Base::all_finite(tag, value);
-    Base::store(tag, value, bytes);
-    std::memcpy(to + i * Base::kSize, bytes, some * Base::kSize);
-  }
-  return finite;
-}
-
-template <class Base, class T>
-HWY_INLINE void round_row(T* values, std::size_t count) {
-  const Tag<T> tag;
-  for (std::size_t i = 0; i < count; i += hn::Lanes(tag))
-    hn::StoreU(Base::round(tag, hn::LoadU(tag, values + i)), tag, values + i);
 }
 
 void load_f32(Dtype dtype, const std::byte* from, std::size_t count, float* to) {

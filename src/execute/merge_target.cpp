@@ -48,9 +48,7 @@ class Tile {
   bool run(T* weights, MergeError& error) {
     for (std::size_t n = 0; n < tiles_.num_updates(); ++n) tiles_.product(n, place_.row, place_.rows, place_.panel);
     const bool guarded = sizeof(T) == sizeof(float) && tensor_.merge().mode == MergeMode::best;
-    for (std::size_t i = 0; guarded && i < place_.rows; ++i) {
-      smallest_[i] = tiles_.smallest(place_.row + static_cast<std::int64_t>(i), place_.panel, base_, gains_);
-    }
+    if (guarded) tiles_.smallest(place_.row, place_.rows, place_.panel, base_, gains_, smallest_);
     const bool sampled = tensor_.merge().mode == MergeMode::fast && is_sampled();
     double exact[kPanel];
     if (sampled) exact_row(sample_row(), exact);
@@ -159,7 +157,7 @@ class Tile {
     return static_cast<std::size_t>((matrix_row() + kRows - 1) / kRows * kRows - matrix_row());
   }
   bool is_sampled() const {
-    constexpr std::int64_t kEvery = 61;
+    constexpr std::int64_t kEvery = 509;
     const std::size_t row = sample_row();
     const std::int64_t block = (matrix_row() + static_cast<std::int64_t>(row)) / static_cast<std::int64_t>(kTileRows);
     return row < place_.rows && (block + place_.panel) % kEvery == 0;

@@ -151,21 +151,31 @@ double Tiles<T>::gain_of(const Gains& gains, std::size_t gain, std::int64_t row,
 // The error of a chain in fp32 is below 2^-22 of the product of the norms, but for chains longer than any seen; half a
 // last place of a result is 2^-9 of it in bf16, 2^-12 in fp16.
 template <class T>
-float Tiles<T>::smallest(std::int64_t row, std::int64_t panel, Dtype base, const Gains& gains) const {
-  float sum = 0, gain = 1;
+void Tiles<T>::smallest(std::int64_t row, std::size_t rows, std::int64_t panel, Dtype base, const Gains& gains,
+                        float* out) const {
+  std::fill_n(out, rows, 0.0F);
   for (std::size_t n = 0; n < num_updates(); ++n) {
     const Packed& packed = packed_[n];
     const float longer = std::max(1.0F, std::sqrt(static_cast<float>(packed.sides.rank)) / 8);
-    sum += std::fabs(static_cast<float>(updates_[n]->scale)) * packed.left_norms[static_cast<std::size_t>(row)] *
-           packed.right_norms[static_cast<std::size_t>(panel)] * longer;
+    const float right = std::fabs(static_cast<float>(updates_[n]->scale)) * packed.right_norms[static_cast<std::size_t>(panel)] *
+                        longer * (base == Dtype::bf16 ? 0x1p-13F : 0x1p-10F);
+    const float* left = &packed.left_norms[static_cast<std::size_t>(row)];
+    for (std::size_t i = 0; i < rows; ++i) out[i] += left[i] * right;
   }
   for (std::size_t g = 0; g < program_.gains.size(); ++g) {
-    float most = 1;
-    for (std::size_t col = 0; col < (lattice_.swapped ? kPanel : 1); ++col)
-      most = std::max(most, static_cast<float>(std::fabs(gain_of(gains, g, row, panel, col))));
-    gain *= most;
+    for (std::size_t i = 0; i < rows; ++i) {
+      float most = 1;
+      for (std::size_t col = 0; col < (lattice_.swapped ? kPanel : 1); ++col)
+        most = std::max(most, static_cast<float>(std::fabs(gain_of(gains, g, row + static_cast<std::int64_t>(i), panel, col))));
+      out[i] *= most;
+    }
   }
-  return sum * gain * (base == Dtype::bf16 ? 0x1p-13F : 0x1p-10F);
+}
+
+template <class T>
+bool Tiles<T>::keeps_all() const {
+  return std::none_of(packed_.begin(), packed_.begin() + static_cast<std::ptrdiff_t>(num_updates()),
+                      [](const Packed& packed) { return packed.is_packed.empty(); });
 }
 
 template <class T>

@@ -35,8 +35,10 @@ class Tiles {
   // The product of update n for some of these rows, counted from the first taken, and a panel of columns.
   T* product(std::size_t n, std::int64_t row, std::size_t rows, std::int64_t panel);
   const T* tile(std::size_t n) const { return packed_[n].tile.get(); }  // the product made last
-  // Below this magnitude fp32 may have lost the last place of a result.
-  float smallest(std::int64_t row, std::int64_t panel, Dtype base, const Gains& gains) const;
+  // For each row: below this magnitude fp32 may have lost the last place of a result.
+  void smallest(std::int64_t row, std::size_t rows, std::int64_t panel, Dtype base, const Gains& gains, float* out) const;
+  // Whether all columns stay packed: if not, they are best taken panel by panel.
+  bool keeps_all() const;
   // The exact sum for one element, in fp64.
   double exact(double weight, std::int64_t row, std::int64_t panel, std::size_t col, const Gains& gains) const;
   // Runs steps [begin, end) on a tile of weights; measuring is the caller's. Uses the products made last.

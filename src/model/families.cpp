@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "base/near_names.h"
 #include "model/disk_names.h"
 #include "model/json_file.h"
 #include "peft/error.h"
@@ -233,22 +234,6 @@ const BuiltIn& built_in() {
   return result;
 }
 
-// Edits (insert, remove, replace) from one word to the other.
-std::size_t distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    std::size_t diagonal = row[0];
-    row[0] = i;
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      const std::size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
-    }
-  }
-  return row[b.size()];
-}
-
 }  // namespace
 
 std::shared_ptr<const Table> load_table(const std::string& file) {
@@ -264,7 +249,7 @@ std::vector<std::string> near_names(const Table& table, std::string_view name) {
   if (name.size() > kMaxLength) return {};
   std::vector<std::pair<std::size_t, std::string>> found;
   const auto consider = [&](const std::string& type) {
-    const std::size_t edits = distance(name, type);
+    const std::size_t edits = edit_distance(name, type);
     const bool part =
         name.size() > 2 && (type.find(name) != std::string::npos || name.find(type) != std::string_view::npos);
     if (edits <= 2 + name.size() / 4 || part) found.emplace_back(edits, type);

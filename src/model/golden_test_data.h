@@ -4,24 +4,19 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "model/json_file.h"
+#include "support/golden_root.h"
 
 namespace peft::test {
 
 namespace fs = std::filesystem;
 
-inline fs::path golden() {
-  if (const char* root = std::getenv("PEFT_GOLDEN")) return root;
-  const fs::path shared = fs::path(PEFT_SOURCE_DIR) / ".." / "shared" / "golden";
-  if (fs::exists(shared)) return shared;
-  return fs::path(PEFT_SOURCE_DIR) / "tests" / "golden";
-}
+inline fs::path golden() { return golden_root(); }
 
 // The entries of a folder of the golden data, sorted; none when the folder is not there.
 inline std::vector<fs::path> golden_entries(const std::string& folder) {

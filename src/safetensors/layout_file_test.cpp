@@ -2,12 +2,12 @@
 #include <rapidcheck.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <numeric>
 #include <random>
 
 #include "base/checked.h"
 #include "safetensors/test_files.h"
+#include "support/golden_root.h"
 
 namespace peft {
 
@@ -21,11 +21,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path golden_root() {
-  if (const char* named = std::getenv("PEFT_GOLDEN")) return named;
-  const fs::path shared = fs::path(PEFT_SOURCE_DIR) / "../shared/golden";
-  return fs::exists(shared) ? shared : fs::path(PEFT_SOURCE_DIR) / "tests/golden";
-}
+using test::golden_root;
 
 std::vector<NewTensor> described(const TensorFile& file) {
   std::vector<NewTensor> tensors;

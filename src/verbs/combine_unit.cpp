@@ -13,6 +13,8 @@ namespace {
 using low_rank::Dense;
 using low_rank::Operator;
 
+constexpr double kCancelled = 0x1p-45;
+
 // One adapter's share of a unit, with its weight.
 struct Term {
   UnitFactors factors;
@@ -27,6 +29,10 @@ std::vector<Term> terms_of(const InputUnit& unit, std::span<const Input> inputs,
     if (term.factors.values.a.cols > 0) terms.push_back(std::move(term));
   }
   return terms;
+}
+
+double norm_of(const Term& term) {
+  return std::abs(term.weight * term.factors.scale) * low_rank::product_norm(term.factors.values.b, term.factors.values.a);
 }
 
 // The weighted sum as one pair: B's side by side, scale and weight in them.
@@ -92,11 +98,12 @@ low_rank::Factors cut(low_rank::Spectrum spectrum, std::int64_t most) {
   return low_rank::split(std::move(spectrum), rank);
 }
 
-CombinedUnit from_factors(const InputUnit& unit, const low_rank::Factors& wanted, bool as_they_are, std::int64_t most, Dtype dtype) {
+// `largest`: norm of the largest term. A sum far below it is what rounding left of terms that cancel.
+CombinedUnit from_factors(const InputUnit& unit, const low_rank::Factors& wanted, bool as_they_are, std::int64_t most, Dtype dtype, double largest) {
   CombinedUnit result;
   if (wanted.a.cols == 0) return result;
   result.norm = low_rank::product_norm(wanted.b, wanted.a);
-  if (result.norm == 0) return result;
+  if (result.norm <= kCancelled * largest) return result;
   const low_rank::Factors kept = as_they_are ? wanted : cut(low_rank::spectrum_of_product(wanted.b, wanted.a), most);
   result.pair = store(unit.unit, kept, dtype);
   result.error = low_rank::difference_norm(wanted, result.pair->values);
@@ -136,11 +143,14 @@ CombinedUnit combine_unit(const InputUnit& unit, std::span<const Input> inputs, 
                           const CombineRule& rule, Dtype dtype) {
   std::vector<Term> terms = terms_of(unit, inputs, weights);
   switch (rule.on) {
-    case CombineRule::On::sum:
-      return from_factors(unit, weighted_sum(std::move(terms)), rule.side_by_side, rule.most, dtype);
+    case CombineRule::On::sum: {
+      double largest = 0;
+      for (const Term& term : terms) largest = std::max(largest, norm_of(term));
+      return from_factors(unit, weighted_sum(std::move(terms)), rule.side_by_side, rule.most, dtype, largest);
+    }
     case CombineRule::On::factors:
       require_one_rank(unit, terms, inputs);
-      return from_factors(unit, on_factors(unit, std::move(terms), rule), true, 0, dtype);
+      return from_factors(unit, on_factors(unit, std::move(terms), rule), true, 0, dtype, 0);
     case CombineRule::On::updates:
       break;
   }

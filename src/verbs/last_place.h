@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 
 #include "peft/tensor.h"
 
@@ -24,7 +26,8 @@ inline Precision precision_of(Dtype dtype) {
 
 // The distance between neighbouring numbers of the dtype at `value`.
 inline double last_place(Precision precision, double value) {
-  const int exponent = value == 0 ? precision.least_exponent : std::max(std::ilogb(value), precision.least_exponent);
+  // By the bits: this runs for every element of a model. Subnormal doubles count as zero, which no dtype but F64 tells apart.
+  const int exponent = std::max(static_cast<int>(std::bit_cast<std::uint64_t>(value) >> 52 & 0x7ff) - 1023, precision.least_exponent);
   return std::ldexp(1.0, exponent - precision.bits + 1);
 }
 

@@ -242,7 +242,9 @@ TEST_P(LoraConvert, LogitsOfTheProducer) {
   static const std::set<std::string> kMore = {"mixtral-exclude-layer", "mixtral-layers-pattern"};
   if (fs::exists(messages) && !json.contains("peft_is_wrong") && !kMore.contains(GetParam())) {
     const Json said = Json::parse(std::ifstream(messages));
-    if (said.contains("line_trainable")) EXPECT_EQ(model->trainable_parameters_line(), said["line_trainable"].get<std::string>());
+    if (said.contains("line_trainable")) {
+      EXPECT_EQ(model->trainable_parameters_line(), said["line_trainable"].get<std::string>());
+    }
   }
   expect_round_trip(*model, load(json["model"], base_dtype(json)), ids, {}, model->logits(ids));
 }

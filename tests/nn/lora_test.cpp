@@ -200,9 +200,13 @@ TEST_F(LoraApi, TheFileIsTheEncoders) {
   const auto model = get_peft_model(base_, config());
   const TemporaryFolder out;
   model->save_pretrained(out / "saved", {.sync = false});
-  const Input input = peft::load(out / "saved", {.base = folder_.string()});
+  InputOptions input_options;
+  input_options.base = folder_.string();
+  const Input input = peft::load(out / "saved", input_options);
   EXPECT_EQ(info(input.reading.layout).name, "peft-fused");
-  const Plan plan = plan_convert(input, {.to = Layout::peft_fused});
+  ConvertOptions convert;
+  convert.to = Layout::peft_fused;
+  const Plan plan = plan_convert(input, convert);
   EXPECT_EQ(plan.exactness, Exactness::bit_exact);
   std::set<std::string> ours, theirs;
   for (const auto& [name, tensor] : model->state_dict()) ours.insert(name);

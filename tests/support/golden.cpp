@@ -13,12 +13,6 @@
 namespace peft::testing {
 namespace fs = std::filesystem;
 
-fs::path golden_root() {
-  if (const char* given = std::getenv("PEFT_GOLDEN"); given && *given) return given;
-  const fs::path source = PEFT_SOURCE_DIR, shared = source / ".." / "shared" / "golden";
-  return fs::exists(shared) ? fs::weakly_canonical(shared) : source / "tests" / "golden";
-}
-
 Json read_json(const fs::path& file) {
   try {
     return Json::parse(read_file(file));

@@ -9,13 +9,13 @@
 #include <nlohmann/json.hpp>
 
 #include "peft/plan.h"
+#include "support/golden_root.h"
 
 namespace peft::testing {
 
+using test::golden_root;
 using Json = nlohmann::ordered_json;  // the order of alpha_pattern has a meaning
 
-// $PEFT_GOLDEN, else ../shared/golden beside the checkout, else the selection in tests/golden.
-std::filesystem::path golden_root();
 Json read_json(const std::filesystem::path& file);
 
 // A folder with a case.json. `id` is its path below the root: "convert/mixtral-plain".

@@ -46,7 +46,7 @@ struct AdapterModelOptions {
   bool is_trainable = false;        // from_pretrained, load_adapter; a new adapter is, unless its inference_mode is set
   std::uint64_t seed = 0;           // of the initialisation
   ChangedBase changed_base = ChangedBase::refuse;
-  ReadOptions read;                 // for files that fit several layouts
+  ReadOptions read{};                 // for files that fit several layouts
 };
 
 struct MergeOptions {
@@ -55,14 +55,14 @@ struct MergeOptions {
   bool safe_merge = false;
   // unmerge gives the weights back bit for bit; false: it subtracts, as PEFT does, and needs no copies.
   bool keep_base = true;
-  std::vector<std::string> adapter_names;   // empty: the active ones
+  std::vector<std::string> adapter_names{};   // empty: the active ones
 };
 
 struct SaveOptions {
-  std::vector<std::string> selected_adapters;   // empty: all
+  std::vector<std::string> selected_adapters{};   // empty: all
   // Default: peft-fused; per expert where an adapter has no fused form (DoRA on experts).
-  std::optional<Layout> layout;
-  std::optional<bool> save_embedding_layers;    // default: PEFT's "auto", without the network
+  std::optional<Layout> layout{};
+  std::optional<bool> save_embedding_layers{};    // default: PEFT's "auto", without the network
   bool overwrite = true;                        // as PEFT does, but in one step
   bool sync = true;
 };
@@ -80,7 +80,7 @@ struct WeightedOptions {
 struct RunOptions {
   bool training = false;                        // dropout is on
   // One name for each sequence: adapters mixed in one batch, base_name for none. Experts too.
-  std::vector<std::string> adapter_names;
+  std::vector<std::string> adapter_names{};
 };
 
 // What get_layer_status() and get_model_status() of PEFT tell, field by field.
