@@ -184,7 +184,7 @@ TEST_F(Prompt, without_a_python_that_reads_tokenizers_the_error_says_so) {
 
 TEST_F(Prompt, an_id_that_the_model_does_not_have_is_an_error) {
   const ProgramResult result = peft(arguments("w299"));
-  EXPECT_EQ(result.exit_code, 1) << result.out;
+  EXPECT_EQ(result.exit_code, 2) << result.out;
   EXPECT_THAT(result.err, HasSubstr("299"));
 }
 
@@ -203,18 +203,18 @@ TEST(Runtime, what_is_wrong_is_one_error) {
       {{"logits", "--base", model, "--ids", "1,x"}, 2, "row 1, place 2"},
       {{"logits", "--base", model, "--ids", "1,2;3"}, 2, "row 2"},
       {{"logits", "--base", model, "--ids", "1,2", "--mask", "1,2"}, 2, "0 and 1"},
-      {{"logits", "--base", model, "--ids", "1,99999"}, 1, "99999"},
+      {{"logits", "--base", model, "--ids", "1,99999"}, 2, "99999"},
       {{"logits", "--base", model, "--ids", "1", "--device", "tpu9"}, 2, "--device"},
       {{"logits", "--base", model, "--ids", "1", "--dtype", "F8"}, 2, "--dtype"},
       {{"logits", "--base", model, "--ids", "1", "--out", taken}, 2, "exists"},
       {{"logits", "--base", model, "--ids", "1", "--out", taken + "/x"}, 3, "folder"},
-      {{"logits", "--base", folder / "nothing", "--ids", "1"}, 1, "nothing"},
-      {{"logits", "--base", model, "--ids", "1", "--adapter", other}, 1, "error"},
+      {{"logits", "--base", folder / "nothing", "--ids", "1"}, 3, "nothing"},
+      {{"logits", "--base", model, "--ids", "1", "--adapter", other}, 2, "layers.0.mlp.experts"},
       {{"generate", "--base", model, "--max-new-tokens", "3"}, 2, "--ids or --prompt"},
       {{"generate", "--base", model, "--ids", "1,2", "--mask", "1,0", "--max-new-tokens", "3"}, 2, "right"},
       {{"generate", "--base", model, "--ids", "1", "--max-new-tokens", "0"}, 2, "max-new-tokens"},
       {{"generate", "--base", model, "--prompt", "a", "--max-new-tokens", "3"}, 2, "tokenizer.json"},
-      {{"params", "--base", folder / "nothing"}, 1, "nothing"},
+      {{"params", "--base", folder / "nothing"}, 3, "nothing"},
   };
   for (const auto& line : lines) {
     const ProgramResult result = peft(line.arguments);
