@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "execute/merge_gains.h"
 #include "execute/op.h"
 #include "execute/render.h"
 #include "execute/stage.h"
@@ -150,7 +151,8 @@ void measure(const std::string& title, const Case& c, const Job& job, int rounds
                     read = job.plan.sources[0]->file_size() - job.plan.sources[0]->data_offset();
   const Memory out(written);
   const std::byte* source = job.image->data;
-  Stage stage(work.sizes.staging);
+  execution::GainStore gains;
+  Stage stage(work.sizes.staging, gains);
   const auto render = [&](bool copy) {
     for (const execution::Unit& unit : work.units) {
       for (const execution::Run& run : stage.make(work, unit)) {
