@@ -62,7 +62,7 @@ CASES_LEFT_OUT = {
     ],
 }
 CASES_LEFT_OUT["a model whose parts other models have too"] = [
-    f"{group}/{model}" for group in ("runtime", "generate") for model in ("qwen3", "qwen3_moe", "qwen3_5_moe_text", "qwen2_moe")
+    f"{group}/{model}" for group in ("runtime", "generate") for model in ("qwen3", "qwen3_moe-mixed", "qwen3_5_moe_text", "qwen2_moe")
 ]
 CASES_LEFT_OUT["the same at a larger size, or for a further model or dtype"] = ["quant/fp8-256x384-*", "merge/gpt_oss-fp32", "merge/llama4-bf16"]
 CONSUMER_LAYOUTS = ("llama_cpp", "mlx_lm", "tinker", "vllm")  # layouts that are not PEFT's or Unsloth's
@@ -70,8 +70,8 @@ MODEL_FILES = ("config.json", "facts.json")  # no weights: names and shapes are 
 # ... but for these: whether attention has one query projection or two, only the checkpoint shows.
 MODELS_WITH_WEIGHTS = ("deepseek_v2-v4", "deepseek_v3-v4")
 GROUPS_WITH_WEIGHTS = ("merge", "runtime", "generate")  # what is merged or run
-# The same weights as checkpoints spell them: one tensor per expert.
-FURTHER_MODELS = ("rt-mixtral-v4", "qwen3_moe-disk", "mixtral-disk")
+# The same weights as checkpoints spell them (one tensor per expert), and a wrong base for an adapter.
+FURTHER_MODELS = ("rt-mixtral-v4", "qwen3_moe-disk", "mixtral-disk", "qwen3_moe-HI-v5")
 
 
 def is_left_out(relative):

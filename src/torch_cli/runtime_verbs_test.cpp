@@ -77,7 +77,8 @@ TEST_P(Logits, are_those_of_transformers_and_peft) {
   const Json json = read_json(root("runtime/" + GetParam() + "/case.json"));
   const TemporaryFolder folder;
   for (const char* model_key : {"model", "model_v4"}) {
-    if (json[model_key].is_null()) continue;
+    // The repository's own selection has the second form of some models only.
+    if (json[model_key].is_null() || !std::filesystem::exists(root("models/" + json[model_key].get<std::string>()))) continue;
     for (const char* kind : {"base", "lora"}) {
       const std::string out = folder / (std::string(model_key) + kind);
       std::vector<std::string> arguments = {"logits", "--base", root("models/" + json[model_key].get<std::string>()), "--ids",

@@ -31,6 +31,8 @@ fs::path golden_root() {
   return fs::path(PEFT_SOURCE_DIR) / "tests" / "golden";
 }
 
+bool has_model(const std::string& name) { return fs::exists(golden_root() / "models" / name); }
+
 std::vector<std::string> cases(const std::string& group) {
   std::vector<std::string> names;
   std::error_code status;

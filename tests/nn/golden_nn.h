@@ -16,6 +16,7 @@ using Tensors = std::map<std::string, at::Tensor>;
 
 std::filesystem::path golden_root();
 // The cases of a group ("runtime"): folders with a case.json, sorted; none where the golden data is not there.
+bool has_model(const std::string& name);  // the repository's own selection has some models only
 std::vector<std::string> cases(const std::string& group);
 Json case_json(const std::string& group, const std::string& name);
 Tensors read_tensors(const std::filesystem::path& file);
