@@ -52,13 +52,16 @@ void print(const VerifyReport& report) {
       table.add({row.relative == 0 ? "" : fmt::format("{:.3g}", row.relative), row.site, row.what});
     }
     write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
-    const auto rest = report.num_differences - static_cast<std::int64_t>(shown);
-    if (rest > 0) write_out(fmt::format("  and {} more\n", rest));
   }
-  for (const auto& note : report.notes) write_out("note: " + printable(note, 1000) + "\n");
+  print_rest(report.num_differences - static_cast<std::int64_t>(std::min(report.differences.size(), kShown)), report.notes);
 }
 
 }  // namespace
+
+void print_rest(std::int64_t not_shown, const std::vector<std::string>& notes) {
+  if (not_shown > 0) write_out(fmt::format("  and {} more\n", not_shown));
+  for (const auto& note : notes) write_out("note: " + printable(note, 1000) + "\n");
+}
 
 void VerifyCommand::require_adapters() const {
   for (const auto* values : {&input.from, &input.orientation, &input.b_packing, &input.adapter_name}) {

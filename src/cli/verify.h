@@ -22,4 +22,7 @@ struct VerifyCommand {
 int run(const VerifyCommand& command);          // 0 the same, 1 different
 int run_merged(const VerifyCommand& command);   // verify_merged.cpp
 
+// What follows a table of differences: how many are not in it, and the notes.
+void print_rest(std::int64_t not_shown, const std::vector<std::string>& notes);
+
 }  // namespace peft::cli

@@ -82,10 +82,8 @@ void print(const VerifyMergedReport& report) {
       table.add({row.tensor, row.relative == 0 ? "" : fmt::format("{:.3g}", row.relative), row.kind == "missing" || row.kind == "extra" ? row.kind + ": " + row.what : row.what});
     }
     write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
-    const auto rest = report.num_differences - static_cast<std::int64_t>(shown);
-    if (rest > 0) write_out(fmt::format("  and {} more\n", rest));
   }
-  for (const auto& note : report.notes) write_out("note: " + printable(note, 1000) + "\n");
+  print_rest(report.num_differences - static_cast<std::int64_t>(std::min(report.differences.size(), kShown)), report.notes);
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
 #include "nn/golden_nn.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "config/python_json.h"
 #include "peft/safetensors.h"
+#include "support/golden_root.h"
 
 namespace peft::nn::testing {
 namespace {
@@ -24,12 +24,7 @@ at::ScalarType torch_dtype(Dtype dtype) {
 
 }  // namespace
 
-fs::path golden_root() {
-  if (const char* root = std::getenv("PEFT_GOLDEN")) return root;
-  const fs::path shared = fs::path(PEFT_SOURCE_DIR) / ".." / "shared" / "golden";
-  if (fs::exists(shared)) return shared;
-  return fs::path(PEFT_SOURCE_DIR) / "tests" / "golden";
-}
+fs::path golden_root() { return test::golden_root(); }
 
 bool has_model(const std::string& name) { return fs::exists(golden_root() / "models" / name); }
 
