@@ -1,7 +1,7 @@
 // A merge of a made-up bf16 model, file to file, against cp of the same bytes; and in memory, against reading and writing
 // what it changes.
 //
-//   bench_merge DIR [--gb N] [--rounds N] [--rank R] [--adapter BF16|F32] [--swapped] [--durable]
+//   bench_merge DIR [--gb N] [--rounds N] [--rank R] [--adapter BF16|F32] [--swapped] [--durable] [--memory-only]
 //
 // Candidates alternate, each into a new file; the best of all rounds counts. --durable: synced and read back, against
 // cp + sync + cmp.
@@ -35,7 +35,7 @@ struct Options {
   double gb = 4;
   int rounds = 5, rank = 8;
   Dtype adapter = Dtype::bf16;
-  bool swapped = false, durable = false;
+  bool swapped = false, durable = false, memory_only = false;
 };
 
 // As Qwen3-30B-A3B's gate_up_proj: [128, 1536, 2048]; or [128, 2048, 1536].
@@ -197,13 +197,14 @@ void in_memory(Plan& plan, const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 2) return fmt::print(stderr, "usage: bench_merge DIR [--gb N] [--rounds N] [--rank R] [--adapter BF16|F32] [--swapped] [--durable]\n"), 2;
+  if (argc < 2) return fmt::print(stderr, "usage: bench_merge DIR [--gb N] [--rounds N] [--rank R] [--adapter BF16|F32] [--swapped] [--durable] [--memory-only]\n"), 2;
   Options options;
   options.dir = argv[1];
   for (int i = 2; i < argc; ++i) {
     const std::string_view flag = argv[i];
     if (flag == "--swapped") options.swapped = true;
     if (flag == "--durable") options.durable = true;
+    if (flag == "--memory-only") options.memory_only = true;
     if (i + 1 == argc) break;
     if (flag == "--gb") options.gb = std::atof(argv[i + 1]);
     if (flag == "--rounds") options.rounds = std::atoi(argv[i + 1]);
@@ -213,6 +214,6 @@ int main(int argc, char** argv) {
   fs::create_directories(options.dir);
   Plan plan = make_plan(options);
   in_memory(plan, options);
-  file_to_file(plan, options);
+  if (!options.memory_only) file_to_file(plan, options);
   return 0;
 }

@@ -112,6 +112,24 @@ std::shared_ptr<const Gains> Merger::gains_of(std::size_t place, const StepRange
   return gains_.get({&tensor_->tensor(), place}, [&] { return measure(0, lattice.cols.count); });
 }
 
+// In one go where that can be, else tile by tile.
+template <class T>
+bool Merger::merge_strip_of(Tiles<T>& tiles, const Gains& gains, const MergeTarget& target, const StripPlace& place) {
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (is_strip(*tensor_, tiles)) {
+      if (const auto finite = strips_.run(*tensor_, tiles, target, place, error_)) return *finite;
+    }
+  }
+  bool finite = true;
+  for (std::int64_t panel = place.begin / kWidth; panel * kWidth < place.end; ++panel) {
+    const TilePlace tile{place.first, place.row, place.rows, panel,
+                         static_cast<std::size_t>(std::max<std::int64_t>(place.begin - panel * kWidth, 0)),
+                         static_cast<std::size_t>(std::min(place.end - panel * kWidth, kWidth))};
+    finite &= merge_tile(*tensor_, tiles, gains, target, tile, reinterpret_cast<T*>(weights_.get()), error_);
+  }
+  return finite;
+}
+
 template <class T>
 void Merger::render_place(std::size_t place, const MergeTarget& target) {
   const Rectangle& area = target.area;
@@ -122,25 +140,20 @@ void Merger::render_place(std::size_t place, const MergeTarget& target) {
   std::shared_ptr<const Gains> gains = std::make_shared<const Gains>();
   if (!tiles_of<T>(place).program().gains.empty()) gains = gains_of<T>(place, rows);
   Tiles<T>& tiles = tiles_of<T>(place);
-  T* weights = reinterpret_cast<T*>(weights_.get());
   bool finite = true;
   for (std::int64_t first = rows.first; first < rows.first + rows.count;) {
     const std::int64_t taken = tiles.take_rows(first, rows.first + rows.count - first);
-    const std::int64_t first_panel = cols.first / kWidth, last_panel = (cols.first + cols.count - 1) / kWidth;
-    const auto make = [&](std::int64_t row, std::int64_t panel) {
-      const TilePlace tile{first, row, std::min(kTileRows, static_cast<std::size_t>(taken - row)), panel,
-                           static_cast<std::size_t>(std::max<std::int64_t>(cols.first - panel * kWidth, 0)),
-                           static_cast<std::size_t>(std::min(cols.first + cols.count - panel * kWidth, kWidth))};
-      finite &= merge_tile(*tensor_, tiles, *gains, target, tile, weights, error_);
+    const auto strip = [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
+      const std::size_t height = std::min(kTileRows, static_cast<std::size_t>(taken - row));
+      finite &= merge_strip_of(tiles, *gains, target, {first, row, height, begin, end});
     };
     constexpr auto kRows = static_cast<std::int64_t>(kTileRows);
+    const std::int64_t end = cols.first + cols.count;
     if (tiles.keeps_all()) {  // a few rows at a time are read and written from left to right
-      for (std::int64_t row = 0; row < taken; row += kRows) {
-        for (std::int64_t panel = first_panel; panel <= last_panel; ++panel) make(row, panel);
-      }
+      for (std::int64_t row = 0; row < taken; row += kRows) strip(row, cols.first, end);
     } else {
-      for (std::int64_t panel = first_panel; panel <= last_panel; ++panel) {
-        for (std::int64_t row = 0; row < taken; row += kRows) make(row, panel);
+      for (std::int64_t begin = cols.first; begin < end; begin = begin / kWidth * kWidth + kWidth) {
+        for (std::int64_t row = 0; row < taken; row += kRows) strip(row, begin, std::min(end, begin / kWidth * kWidth + kWidth));
       }
     }
     first += taken;

@@ -7,7 +7,7 @@
 #include <memory>
 
 #include "execute/merge_gains.h"
-#include "execute/merge_target.h"
+#include "execute/merge_rows.h"
 #include "peft/execute.h"
 
 namespace peft::execution {
@@ -31,6 +31,8 @@ class Merger {
   template <class T>
   void render_place(std::size_t place, const MergeTarget& target);
   template <class T>
+  bool merge_strip_of(Tiles<T>& tiles, const Gains& gains, const MergeTarget& target, const StripPlace& place);
+  template <class T>
   std::shared_ptr<const Gains> gains_of(std::size_t place, const StepRange& rows);
   template <class T>
   Tiles<T>& tiles_of(std::size_t place);
@@ -43,6 +45,7 @@ class Merger {
   std::list<std::pair<std::size_t, Tiles<double>>> tiles64_;
   LineBuffer<std::byte> base_;
   LineBuffer<double> weights_;
+  StripMerger strips_;
   Scratch scratch_;
   MergeError error_;
 };

@@ -66,6 +66,17 @@ struct Bf16 {
     return hn::Add(hn::Add(bits, hn::Set(Bits32(), 0x7FFF)), odd);
   }
   static HWY_INLINE void store(Tag32, V32 value, std::byte* to) { store_16(hn::ShiftRight<16>(rounded(value)), to); }
+  static HWY_INLINE void store_two(Tag32 d, V32 first, V32 second, std::byte* to) {
+#if HWY_TARGET == HWY_SCALAR
+    store(d, first, to);
+    store(d, second, to + kLanes<float> * kSize);
+#else
+    (void)d;
+    const hn::Repartition<std::uint16_t, Bits32> halves;  // the odd ones are the upper ones
+    const auto both = hn::ConcatOdd(halves, hn::BitCast(halves, rounded(second)), hn::BitCast(halves, rounded(first)));
+    hn::StoreU(both, halves, reinterpret_cast<std::uint16_t*>(to));
+#endif
+  }
   static HWY_INLINE V32 round(Tag32 d, V32 value) {
     const V32 result = hn::BitCast(d, hn::And(rounded(value), hn::Set(Bits32(), 0xFFFF0000u)));
     return hn::IfThenElse(hn::Ne(value, value), value, result);
@@ -101,6 +112,10 @@ struct F16 {
   }
   static HWY_INLINE V32 load(Tag32 d, const std::byte* from) { return widen(d, load_16(from)); }
   static HWY_INLINE void store(Tag32 d, V32 value, std::byte* to) { store_16(narrow(d, value), to); }
+  static HWY_INLINE void store_two(Tag32 d, V32 first, V32 second, std::byte* to) {
+    store(d, first, to);
+    store(d, second, to + kLanes<float> * kSize);
+  }
   static HWY_INLINE V32 round(Tag32 d, V32 value) { return widen(d, narrow(d, value)); }
   static HWY_INLINE bool all_finite(Tag32, V32 value) { return below(magnitude_of(value), kInfinite); }
 };
@@ -111,6 +126,10 @@ struct F32 {
 
   static HWY_INLINE V32 load(Tag32 d, const std::byte* from) { return hn::LoadU(d, reinterpret_cast<const float*>(from)); }
   static HWY_INLINE void store(Tag32 d, V32 value, std::byte* to) { hn::StoreU(value, d, reinterpret_cast<float*>(to)); }
+  static HWY_INLINE void store_two(Tag32 d, V32 first, V32 second, std::byte* to) {
+    store(d, first, to);
+    store(d, second, to + kLanes<float> * kSize);
+  }
   static HWY_INLINE V32 round(Tag32, V32 value) { return value; }
   static HWY_INLINE bool all_finite(Tag32, V32 value) { return below(magnitude_of(value), kInfinite); }
 

@@ -10,7 +10,7 @@
 namespace peft::execution {
 
 inline constexpr std::size_t kPanel = 64;     // columns of a tile
-inline constexpr std::size_t kTileRows = 32;  // at most
+inline constexpr std::size_t kTileRows = 6;  // at most: a few rows from left to right are what memory reads ahead
 inline constexpr std::size_t kTileSize = kPanel * kTileRows;
 
 // tile[i][j] = the chain over k, from +0, of fused multiply-adds of left[i * rank + k] * right[k * kPanel + j].
@@ -32,19 +32,6 @@ struct TailOptions {
 };
 void apply_tail(const TailOptions& options, const float* d, float* w, std::size_t count);
 void apply_tail(const TailOptions& options, const double* d, double* w, std::size_t count);
-
-// Where a tile lies in memory. Bytes from row to row; columns follow each other.
-struct TileRows {
-  const std::byte* base = nullptr;
-  std::int64_t base_pitch = 0;
-  std::byte* out = nullptr;
-  std::int64_t out_pitch = 0;
-  std::size_t rows = 0, cols = 0;
-};
-// W from memory, the tail, and the result to memory, all in `base` (bf16, f16, f32). False when some result is not finite.
-// Where |result| < smallest[row], bit `col` of suspects[row] is set: too few bits are left of it.
-bool finish(const TailOptions& options, const float* d, const TileRows& where, const float* smallest,
-            std::uint64_t* suspects);
 
 // Rows of a dtype to tiles and back: bf16, f16, f32 and f64. store() rounds to nearest even and is false when some result
 // is not finite.

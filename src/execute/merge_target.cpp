@@ -1,11 +1,11 @@
 #include "execute/merge_target.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "execute/element.h"
+#include "execute/merge_sample.h"
 
 namespace peft::execution {
 namespace {
@@ -17,19 +17,6 @@ void move_columns(const std::byte* from, std::int64_t from_step, std::byte* to, 
   for (std::size_t j = 0; j < cols; ++j) {
     std::memcpy(to + static_cast<std::int64_t>(j * size) * to_step, from + static_cast<std::int64_t>(j * size) * from_step, size);
   }
-}
-
-// How many representable values lie between two of the same dtype.
-double steps_between(Dtype dtype, const std::byte* a, const std::byte* b) {
-  const auto ordered = [&](const std::byte* at) {
-    std::uint64_t bits = 0;
-    const auto size = static_cast<std::size_t>(element_size(dtype));
-    std::memcpy(&bits, at, size);
-    const std::uint64_t sign = std::uint64_t{1} << (8 * size - 1);
-    const auto magnitude = static_cast<double>(bits & (sign - 1));
-    return (bits & sign) != 0 ? -magnitude : magnitude;
-  };
-  return std::fabs(ordered(a) - ordered(b));
 }
 
 template <class T>
@@ -49,11 +36,13 @@ class Tile {
     for (std::size_t n = 0; n < tiles_.num_updates(); ++n) tiles_.product(n, place_.row, place_.rows, place_.panel);
     const bool guarded = sizeof(T) == sizeof(float) && tensor_.merge().mode == MergeMode::best;
     if (guarded) tiles_.smallest(place_.row, place_.rows, place_.panel, base_, gains_, smallest_);
-    const bool sampled = tensor_.merge().mode == MergeMode::fast && is_sampled();
+    // A row is looked at before it is overwritten.
     double exact[kPanel];
-    if (sampled) exact_row(sample_row(), exact);
-    const bool finite = is_simple() ? run_simple(guarded) : run_steps(weights, guarded);
-    if (sampled) compare(sample_row(), exact, error);
+    const std::size_t row = first_sampled(place_.first + place_.row, place_.panel);
+    const bool sampled = tensor_.merge().mode == MergeMode::fast && row < place_.rows;
+    if (sampled) exact_row(row, exact);
+    const bool finite = run_steps(weights, guarded);
+    if (sampled) compare_sample({base_, dtype_}, exact, cols(), to(row), lattice_.cols.step, error);
     return finite;
   }
 
@@ -61,39 +50,6 @@ class Tile {
   const std::byte* from(std::size_t i) const { return from_ + static_cast<std::int64_t>(i) * lattice_.rows.step * target_.base.pitch; }
   std::byte* to(std::size_t i) const { return to_ + static_cast<std::int64_t>(i) * lattice_.rows.step * target_.out_pitch; }
   std::size_t cols() const { return place_.end - place_.begin; }
-
-  bool is_simple() const {
-    return sizeof(T) == sizeof(float) && tiles_.program().steps.size() == 1 && base_ == dtype_ && lattice_.cols.step == 1;
-  }
-
-  // A single update of a dense matrix: everything in one go.
-  bool run_simple(bool guarded) {
-    if constexpr (sizeof(T) == sizeof(float)) {
-      std::uint64_t suspects[kTileRows];
-      const TileRows where{from_, lattice_.rows.step * target_.base.pitch, to_, lattice_.rows.step * target_.out_pitch,
-                           place_.rows, cols()};
-      // The weights are kept where they are about to be overwritten by themselves: suspects are computed from them.
-      const bool in_place = guarded && from_ == to_;
-      if (in_place) keep_weights();
-      const Step& step = tiles_.program().steps.front();
-      const bool finite = finish({step.tail, base_, tiles_.update(0).scale}, tiles_.tile(0) + place_.begin, where,
-                                 guarded ? smallest_ : nullptr, suspects);
-      for (std::size_t i = 0; guarded && i < place_.rows; ++i) {
-        for (std::uint64_t left = suspects[i]; left != 0; left &= left - 1) {
-          const auto j = static_cast<std::size_t>(std::countr_zero(left));
-          const std::byte* weight = in_place ? &kept_[(i * kPanel + j) * sizeof(std::uint16_t)] : from(i) + j * sizeof(std::uint16_t);
-          store_element(dtype_, exact_at(load_element(base_, weight), i, j), to(i) + j * sizeof(std::uint16_t));
-        }
-      }
-      return finite;
-    }
-    return false;
-  }
-
-  void keep_weights() {
-    for (std::size_t i = 0; i < place_.rows; ++i)
-      std::memcpy(&kept_[i * kPanel * sizeof(std::uint16_t)], from(i), cols() * sizeof(std::uint16_t));
-  }
 
   double exact_at(double weight, std::size_t i, std::size_t j) const {
     return tiles_.exact(weight, place_.row + static_cast<std::int64_t>(i), place_.panel, place_.begin + j, gains_);
@@ -150,33 +106,9 @@ class Tile {
     return finite;
   }
 
-  // One row of some tiles, chosen by their place in the matrix, whatever the units are.
-  std::int64_t matrix_row() const { return place_.first + place_.row; }
-  std::size_t sample_row() const {
-    constexpr auto kRows = static_cast<std::int64_t>(kTileRows);
-    return static_cast<std::size_t>((matrix_row() + kRows - 1) / kRows * kRows - matrix_row());
-  }
-  bool is_sampled() const {
-    constexpr std::int64_t kEvery = 509;
-    const std::size_t row = sample_row();
-    const std::int64_t block = (matrix_row() + static_cast<std::int64_t>(row)) / static_cast<std::int64_t>(kTileRows);
-    return row < place_.rows && (block + place_.panel) % kEvery == 0;
-  }
   void exact_row(std::size_t i, double* exact) const {
     for (std::size_t j = 0; j < cols(); ++j) {
       exact[j] = exact_at(load_element(base_, from(i) + static_cast<std::int64_t>(j) * lattice_.cols.step * element_size(base_)), i, j);
-    }
-  }
-  void compare(std::size_t i, const double* exact, MergeError& error) const {
-    for (std::size_t j = 0; j < cols(); ++j) {
-      std::byte right[sizeof(double)], as_base[sizeof(double)];
-      store_element(base_, exact[j], as_base);
-      store_element(dtype_, load_element(base_, as_base), right);
-      const double steps =
-          steps_between(dtype_, right, to(i) + static_cast<std::int64_t>(j) * lattice_.cols.step * element_size(dtype_));
-      ++error.sampled;
-      if (steps != 0) ++error.different;
-      error.max_ulps = std::max(error.max_ulps, steps);
     }
   }
 
@@ -190,7 +122,6 @@ class Tile {
   const std::byte* from_;
   std::byte* to_;
   float smallest_[kTileRows];
-  std::byte kept_[kTileSize * sizeof(std::uint16_t)];
 };
 
 }  // namespace

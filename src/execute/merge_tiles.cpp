@@ -54,7 +54,7 @@ void Tiles<T>::open(const MergedTensor& tensor, std::size_t place) {
     const std::size_t panel = packed.width() * kPanel;
     const bool all = panel * static_cast<std::size_t>(panels) * sizeof(T) <= kRightBytes / where.updates.size();
     packed.right.resize(all ? panel * static_cast<std::size_t>(panels) : panel);
-    packed.tile.resize(kTileSize + kPanel);  // finish() may read past the last row
+    packed.tile.resize(kTileSize);
     packed.is_packed.assign(all ? static_cast<std::size_t>(panels) : 0, false);
     packed.right_norms.assign(static_cast<std::size_t>(panels), 0);
     packed.only_panel = -1;
@@ -117,6 +117,20 @@ T* Tiles<T>::product(std::size_t n, std::int64_t row, std::size_t rows, std::int
   return packed.tile.get();
 }
 
+template <class T>
+std::optional<typename Tiles<T>::Factors> Tiles<T>::factors(std::int64_t row, std::int64_t panel, std::int64_t panels) {
+  Packed& packed = packed_.front();
+  bool safe = packed.left_safe;
+  for (std::int64_t p = panel; p < panel + panels; ++p) {
+    right_of(0, p);
+    safe &= packed.right_safe[static_cast<std::size_t>(p)];
+  }
+  if (packed.paired && !safe) return std::nullopt;
+  return Factors{packed.paired, packed.width(), packed.left.get() + static_cast<std::size_t>(row) * packed.width(),
+                 right_of(0, panel), &packed.left_norms[static_cast<std::size_t>(row)],
+                 &packed.right_norms[static_cast<std::size_t>(panel)]};
+}
+
 // Numbers so small that pairs would take them for zero: the words are taken apart.
 template <class T>
 void Tiles<T>::multiply_unpaired(Packed& packed, std::int64_t row, std::size_t rows, const T* right) {
@@ -148,17 +162,21 @@ double Tiles<T>::gain_of(const Gains& gains, std::size_t gain, std::int64_t row,
   return gains.values[gain][static_cast<std::size_t>(out - gains.first)];
 }
 
-// The error of a chain in fp32 is below 2^-22 of the product of the norms, but for chains longer than any seen; half a
-// last place of a result is 2^-9 of it in bf16, 2^-12 in fp16.
+// The error of a chain in fp32 is below 2^-22 of the product of the norms, but for chains longer than any seen; half a last
+// place of a result is 2^-9 of it in bf16, 2^-12 in fp16.
+template <class T>
+float Tiles<T>::smallest_of_norms(std::size_t n, Dtype base) const {
+  const float longer = std::max(1.0F, std::sqrt(static_cast<float>(packed_[n].sides.rank)) / 8);
+  return std::fabs(static_cast<float>(updates_[n]->scale)) * longer * (base == Dtype::bf16 ? 0x1p-13F : 0x1p-10F);
+}
+
 template <class T>
 void Tiles<T>::smallest(std::int64_t row, std::size_t rows, std::int64_t panel, Dtype base, const Gains& gains,
                         float* out) const {
   std::fill_n(out, rows, 0.0F);
   for (std::size_t n = 0; n < num_updates(); ++n) {
     const Packed& packed = packed_[n];
-    const float longer = std::max(1.0F, std::sqrt(static_cast<float>(packed.sides.rank)) / 8);
-    const float right = std::fabs(static_cast<float>(updates_[n]->scale)) * packed.right_norms[static_cast<std::size_t>(panel)] *
-                        longer * (base == Dtype::bf16 ? 0x1p-13F : 0x1p-10F);
+    const float right = packed.right_norms[static_cast<std::size_t>(panel)] * smallest_of_norms(n, base);
     const float* left = &packed.left_norms[static_cast<std::size_t>(row)];
     for (std::size_t i = 0; i < rows; ++i) out[i] += left[i] * right;
   }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "execute/merge_base.h"
@@ -35,6 +36,19 @@ class Tiles {
   // The product of update n for some of these rows, counted from the first taken, and a panel of columns.
   T* product(std::size_t n, std::int64_t row, std::size_t rows, std::int64_t panel);
   const T* tile(std::size_t n) const { return packed_[n].tile.get(); }  // the product made last
+  // What the first update has for some rows, counted from the first taken, and panels: one panel, unless keeps_all().
+  // Nothing where a pair product would take a number for zero: then product() does it.
+  struct Factors {
+    bool paired = false;
+    std::size_t width = 0;
+    const T* left = nullptr;
+    const T* right = nullptr;
+    const float* left_norms = nullptr;   // of each row
+    const float* right_norms = nullptr;  // of each panel
+  };
+  std::optional<Factors> factors(std::int64_t row, std::int64_t panel, std::int64_t panels);
+  // smallest() is this times the norms of a row and a panel, for one update without gains.
+  float smallest_of_norms(std::size_t n, Dtype base) const;
   // For each row: below this magnitude fp32 may have lost the last place of a result.
   void smallest(std::int64_t row, std::size_t rows, std::int64_t panel, Dtype base, const Gains& gains, float* out) const;
   // Whether all columns stay packed: if not, they are best taken panel by panel.

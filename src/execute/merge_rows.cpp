@@ -1,0 +1,95 @@
+#include "execute/merge_rows.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "execute/element.h"
+#include "execute/merge_sample.h"
+
+namespace peft::execution {
+namespace {
+
+constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
+const Gains kNoGains;
+
+// Column j of the strip's row i, which the exact sum is made of.
+double exact_at(const Tiles<float>& tiles, const Strip& strip, const StripPlace& place, Dtype dtype, std::size_t i, std::size_t j) {
+  const std::byte* weight = strip.base + static_cast<std::int64_t>(i) * strip.base_pitch +
+                            static_cast<std::int64_t>(j - strip.begin) * element_size(dtype);
+  return tiles.exact(load_element(dtype, weight), place.row + static_cast<std::int64_t>(i),
+                     place.begin / kWidth + static_cast<std::int64_t>(j / kPanel), j % kPanel, kNoGains);
+}
+
+}  // namespace
+
+bool is_strip(const MergedTensor& tensor, const Tiles<float>& tiles) {
+  const MergeProgram& program = tiles.program();
+  return program.steps.size() == 1 && program.steps.front().kind == Step::Kind::add && tiles.lattice().cols.step == 1 &&
+         tensor.merge().base_dtype == tensor.tensor().dtype;
+}
+
+std::optional<bool> StripMerger::run(const MergedTensor& tensor, Tiles<float>& tiles, const MergeTarget& target,
+                                     const StripPlace& place, MergeError& error) {
+  const Merge& merge = tensor.merge();
+  const Dtype dtype = merge.base_dtype;
+  const std::int64_t panel = place.begin / kWidth, panels = (place.end + kWidth - 1) / kWidth - panel;
+  const auto factors = tiles.factors(place.row, panel, panels);
+  if (!factors) return std::nullopt;
+  const plan::Lattice& lattice = tiles.lattice();
+  const std::int64_t row = lattice.rows.first + (place.first + place.row) * lattice.rows.step - target.area.row;
+  const std::int64_t col = (lattice.cols.first + place.begin - target.area.col) * element_size(dtype);
+  Strip strip{.paired = factors->paired, .width = factors->width, .left = factors->left, .right = factors->right,
+              .rows = place.rows, .begin = static_cast<std::size_t>(place.begin - panel * kWidth),
+              .end = static_cast<std::size_t>(place.end - panel * kWidth),
+              .base = target.base.data + row * target.base.pitch + col, .base_pitch = lattice.rows.step * target.base.pitch,
+              .out = target.out + row * target.out_pitch + col, .out_pitch = lattice.rows.step * target.out_pitch};
+  if (strip.base == strip.out) {  // weights that were made where they are about to be overwritten
+    const auto bytes = static_cast<std::size_t>((place.end - place.begin) * element_size(dtype));
+    kept_.resize(place.rows * bytes);
+    for (std::size_t i = 0; i < place.rows; ++i)
+      std::memcpy(&kept_[i * bytes], strip.base + static_cast<std::int64_t>(i) * strip.base_pitch, bytes);
+    strip.base = kept_.data();
+    strip.base_pitch = static_cast<std::int64_t>(bytes);
+  }
+  if (merge.mode == MergeMode::best) {
+    limits_.resize(static_cast<std::size_t>(panels));
+    suspects_.resize(static_cast<std::size_t>(panels) * kTileRows);
+    const float smallest = tiles.smallest_of_norms(0, dtype);
+    for (std::size_t p = 0; p < limits_.size(); ++p) limits_[p] = factors->right_norms[p] * smallest;
+    strip.row_limits = factors->left_norms;
+    strip.panel_limits = limits_.data();
+    strip.suspects = suspects_.data();
+  }
+  const StripResult result = merge_strip({tiles.program().steps.front().tail, dtype, tiles.update(0).scale}, strip);
+  if (result.marked) mend(strip, dtype, place, tiles);
+  if (merge.mode == MergeMode::fast) sample(strip, dtype, place, tiles, error);
+  return result.finite;
+}
+
+void StripMerger::mend(const Strip& strip, Dtype dtype, const StripPlace& place, const Tiles<float>& tiles) const {
+  for (std::size_t p = 0; p < strip.panels(); ++p) {
+    for (std::size_t i = 0; i < strip.rows; ++i) {
+      for (std::uint64_t left = strip.suspects[p * kTileRows + i]; left != 0; left &= left - 1) {
+        const std::size_t j = p * kPanel + static_cast<std::size_t>(std::countr_zero(left));
+        store_element(dtype, exact_at(tiles, strip, place, dtype, i, j),
+                      strip.out + static_cast<std::int64_t>(i) * strip.out_pitch + static_cast<std::int64_t>(j - strip.begin) * element_size(dtype));
+      }
+    }
+  }
+}
+
+void StripMerger::sample(const Strip& strip, Dtype dtype, const StripPlace& place, const Tiles<float>& tiles, MergeError& error) const {
+  for (std::size_t p = 0; p < strip.panels(); ++p) {
+    const std::size_t i = first_sampled(place.first + place.row, place.begin / kWidth + static_cast<std::int64_t>(p));
+    if (i >= strip.rows) continue;
+    const std::size_t begin = std::max(strip.begin, p * kPanel), end = std::min(strip.end, (p + 1) * kPanel);
+    double exact[kPanel];
+    for (std::size_t j = begin; j < end; ++j) exact[j - begin] = exact_at(tiles, strip, place, dtype, i, j);
+    compare_sample({dtype, dtype}, exact, end - begin,
+                   strip.out + static_cast<std::int64_t>(i) * strip.out_pitch + static_cast<std::int64_t>(begin - strip.begin) * element_size(dtype),
+                   1, error);
+  }
+}
+
+}  // namespace peft::execution
