@@ -10,7 +10,7 @@
 namespace peft::execution {
 
 inline constexpr std::size_t kPanel = 64;     // columns of a tile
-inline constexpr std::size_t kTileRows = 6;  // at most: a few rows from left to right are what memory reads ahead
+inline constexpr std::size_t kTileRows = 8;  // at most: a few rows from left to right are what memory reads ahead
 inline constexpr std::size_t kTileSize = kPanel * kTileRows;
 
 // tile[i][j] = the chain over k, from +0, of fused multiply-adds of left[i * rank + k] * right[k * kPanel + j].

@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "execute/merge_kernel.h"
+#include "execute/merge_strip.h"
 
 namespace peft::execution {
 
@@ -20,6 +20,9 @@ constexpr std::size_t pairs_of(std::size_t rank) { return (rank + 1) / 2; }
 
 // As multiply(), of words: left[i * pairs + p], right[p * kPanel + j].
 void multiply_pairs(const std::uint32_t* left, std::size_t rows, std::size_t pairs, const std::uint32_t* right, float* tile);
+
+// merge_strip() of whole panels in bf16 with Tail::fused, nothing of which leaves the registers in between.
+StripResult merge_strip_of_pairs(float scale, const Strip& strip);
 
 // Elements 2p and 2p + 1 of a chain, from a word.
 constexpr float first_of(std::uint32_t word) { return std::bit_cast<float>(word & 0xFFFF0000u); }

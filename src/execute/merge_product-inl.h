@@ -51,7 +51,7 @@ HWY_INLINE void multiply_rows(const T* left, std::size_t rank, const T* right, T
 template <class T>
 HWY_INLINE void multiply_tile(const T* left, std::size_t rows, std::size_t rank, const T* right, T* tile) {
   std::size_t i = 0;
-  for (; i + 6 <= rows; i += 6) multiply_rows<T, 6>(left + i * rank, rank, right, tile + i * kPanel);
+  for (; i + 4 <= rows; i += 4) multiply_rows<T, 4>(left + i * rank, rank, right, tile + i * kPanel);
   for (; i + 2 <= rows; i += 2) multiply_rows<T, 2>(left + i * rank, rank, right, tile + i * kPanel);
   for (; i < rows; ++i) multiply_rows<T, 1>(left + i * rank, rank, right, tile + i * kPanel);
 }

@@ -4,7 +4,6 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <cstdlib>
 
 #include "execute/merge_pairs.h"
 
@@ -46,8 +45,6 @@ HWY_INLINE void finish_row(V32 scale, const float* d, const std::byte* from, std
   }
 }
 
-const std::size_t kAhead = getenv("AHEAD") ? atoi(getenv("AHEAD")) : 512;  // bytes of a row that are fetched before they are needed
-
 std::uint64_t columns_below(float limit, std::size_t cols, Dtype dtype, const float* d, float scale, const std::byte* from) {
   float weights[kPanel];
   load(dtype, from, cols, weights);
@@ -86,7 +83,7 @@ HWY_INLINE StripResult strip_of(const TailOptions& o, const Strip& strip) {
       const float limit = guarded ? strip.row_limits[i] * strip.panel_limits[p] : 0;
       std::uint64_t below = 0;
       if (cols == kPanel) {
-        for (std::size_t line = 0; line < kPanel * Base::kSize; line += 64) __builtin_prefetch(from + kAhead + line);
+        fetch_ahead(from, strip.base_pitch, kPanel * Base::kSize);
         finish_row<kTail, Base>(factor, row, from, to, range);
         if (guarded && !hn::AllFalse(bits, hn::Lt(range.least, hn::Set(bits, std::bit_cast<std::uint32_t>(limit)))))
           below = columns_below(limit, cols, o.base, row, static_cast<float>(o.scale), from);
@@ -136,7 +133,12 @@ namespace peft::execution {
 
 HWY_EXPORT(strip_any);
 
-StripResult merge_strip(const TailOptions& options, const Strip& strip) { return HWY_DYNAMIC_DISPATCH(strip_any)(options, strip); }
+StripResult merge_strip(const TailOptions& options, const Strip& strip) {
+  const bool whole = strip.begin == 0 && strip.end % kPanel == 0;
+  if (strip.paired && whole && options.base == Dtype::bf16 && options.tail == Tail::fused)
+    return merge_strip_of_pairs(static_cast<float>(options.scale), strip);
+  return HWY_DYNAMIC_DISPATCH(strip_any)(options, strip);
+}
 
 }  // namespace peft::execution
 #endif

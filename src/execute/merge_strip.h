@@ -38,6 +38,17 @@ struct StripResult {
   bool marked = false;  // there are suspects
 };
 
+// Asks for some bytes to come: soon, from the row; and after the strip, from below it.
+inline void fetch_ahead(const std::byte* from, std::int64_t pitch, std::size_t bytes) {
+  constexpr std::uintptr_t kSoon = 512;
+  const auto at = reinterpret_cast<std::uintptr_t>(from);
+  const std::uintptr_t below = at + static_cast<std::uintptr_t>(pitch) * kTileRows;
+  for (std::size_t line = 0; line < bytes; line += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(at + kSoon + line));
+    __builtin_prefetch(reinterpret_cast<const void*>(below + line), 0, 2);
+  }
+}
+
 // All in options.base: bf16, f16 or f32.
 StripResult merge_strip(const TailOptions& options, const Strip& strip);
 
