@@ -148,21 +148,59 @@ std::uint32_t too_small(std::uint32_t word) {
 
 }  // namespace
 
+namespace {
+
+// words[j] of elements 2p and 2p + 1 of columns j, which lie `step` bytes apart.
+void pair_columns(const std::byte* first, const std::byte* second, std::int64_t step, std::size_t count, std::uint32_t* words) {
+  // These loops become vectors.
+  if (step == 2) {
+    for (std::size_t j = 0; j < count; ++j) words[j] = bits_at(first + 2 * j) << 16 | bits_at(second + 2 * j);
+    return;
+  }
+  if (step == 4 && second == first + 2) {
+    for (std::size_t j = 0; j < count; ++j) words[j] = bits_at(first + 4 * j) << 16 | bits_at(first + 4 * j + 2);
+    return;
+  }
+  for (std::size_t j = 0; j < count; ++j, first += step, second += step) words[j] = bits_at(first) << 16 | bits_at(second);
+}
+
+// What kLanes words at a time have: sums of squares, and whether one is too small.
+struct PairSums {
+  static constexpr std::size_t kLanes = 16;
+  float squares[kLanes] = {};
+  std::uint32_t small = 0;
+
+  void add(const std::uint32_t* words) {
+    std::uint32_t any = 0;
+    for (std::size_t j = 0; j < kLanes; ++j) {
+      any |= too_small(words[j]);
+      squares[j] += first_of(words[j]) * first_of(words[j]) + second_of(words[j]) * second_of(words[j]);
+    }
+    small |= any;
+  }
+};
+
+}  // namespace
+
 void pair_left(const Plan& plan, const Sides& sides, std::int64_t first, std::size_t rows, std::uint32_t* out, float* norms,
                bool& safe) {
   const Source source = source_of(plan, sides.left);
-  const std::size_t pairs = pairs_of(static_cast<std::size_t>(sides.rank));
+  const auto rank = static_cast<std::size_t>(sides.rank);
+  const std::size_t pairs = pairs_of(rank), whole = rank / 2;
   std::uint32_t small = 0;
-  for (std::size_t i = 0; i < rows; ++i) {
+  for (std::size_t i = 0; i < rows; ++i, out += pairs) {
     const std::byte* from = source.data + (first + static_cast<std::int64_t>(i)) * source.row_stride;
+    pair_columns(from, from + source.col_stride, 2 * source.col_stride, whole, out);
+    if (whole < pairs) out[whole] = bits_at(from + 2 * static_cast<std::int64_t>(whole) * source.col_stride) << 16;
+    PairSums sums;
+    std::size_t p = 0;
+    for (; p + PairSums::kLanes <= pairs; p += PairSums::kLanes) sums.add(out + p);
+    std::uint32_t last[PairSums::kLanes] = {};
+    std::copy(out + p, out + pairs, last);
+    if (p < pairs) sums.add(last);
+    small |= sums.small;
     float sum = 0;
-    for (std::size_t p = 0; p < pairs; ++p, from += 2 * source.col_stride) {
-      const bool whole = 2 * static_cast<std::int64_t>(p) + 1 < sides.rank;
-      const std::uint32_t word = bits_at(from) << 16 | (whole ? bits_at(from + source.col_stride) : 0);
-      out[i * pairs + p] = word;
-      small |= too_small(word);
-      sum += first_of(word) * first_of(word) + second_of(word) * second_of(word);
-    }
+    for (const float square : sums.squares) sum += square;
     norms[i] = std::sqrt(sum);
   }
   safe = small == 0;
@@ -173,28 +211,27 @@ float pair_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::i
   const Source source = source_of(plan, sides.right);
   const std::int64_t first = panel * kWidth;
   const auto count = static_cast<std::size_t>(std::min(cols - first, kWidth));
-  const std::size_t pairs = pairs_of(static_cast<std::size_t>(sides.rank));
-  if (count < kPanel) std::fill_n(out, pairs * kPanel, 0u);
-  const bool dense = source.col_stride == 2;
-  float sums[kPanel] = {};
-  std::uint32_t small = 0;
+  const auto rank = static_cast<std::size_t>(sides.rank);
+  const std::size_t pairs = pairs_of(rank);
+  PairSums sums[kPanel / PairSums::kLanes];
   for (std::size_t p = 0; p < pairs; ++p) {
     const std::byte* from = source.data + first * source.col_stride + 2 * static_cast<std::int64_t>(p) * source.row_stride;
-    const bool whole = 2 * static_cast<std::int64_t>(p) + 1 < sides.rank;
     std::uint32_t* words = out + p * kPanel;
-    if (dense && whole) {
-      for (std::size_t j = 0; j < count; ++j) words[j] = bits_at(from + 2 * j) << 16 | bits_at(from + source.row_stride + 2 * j);
+    if (2 * p + 1 < rank) {
+      pair_columns(from, from + source.row_stride, source.col_stride, count, words);
     } else {
-      for (std::size_t j = 0; j < count; ++j, from += source.col_stride)
-        words[j] = bits_at(from) << 16 | (whole ? bits_at(from + source.row_stride) : 0);
+      for (std::size_t j = 0; j < count; ++j) words[j] = bits_at(from + static_cast<std::int64_t>(j) * source.col_stride) << 16;
     }
-    for (std::size_t j = 0; j < kPanel; ++j) {
-      small |= too_small(words[j]);
-      sums[j] += first_of(words[j]) * first_of(words[j]) + second_of(words[j]) * second_of(words[j]);
-    }
+    std::fill(words + count, words + kPanel, 0u);
+    for (std::size_t v = 0; v < std::size(sums); ++v) sums[v].add(words + v * PairSums::kLanes);
   }
-  safe = small == 0;
-  return std::sqrt(*std::max_element(sums, sums + kPanel));
+  float most = 0;
+  safe = true;
+  for (const PairSums& some : sums) {
+    most = std::max(most, *std::max_element(some.squares, some.squares + PairSums::kLanes));
+    safe &= some.small == 0;
+  }
+  return std::sqrt(most);
 }
 
 template void pack_left(const Plan&, const Sides&, std::int64_t, std::size_t, float*, float*);

@@ -1,7 +1,5 @@
 #include "execute/merge_pairs.h"
 
-#include <hwy/targets.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -166,7 +164,7 @@ bool try_out() {
 
 bool has_pair_products() {
   static const bool works = try_out();
-  return works && (hwy::SupportedTargets() & (HWY_AVX3 | HWY_AVX3_DL)) != 0;
+  return works && has_wide_vectors();
 }
 
 void multiply_pairs(const std::uint32_t* left, std::size_t rows, std::size_t pairs, const std::uint32_t* right, float* tile) {

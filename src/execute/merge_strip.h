@@ -49,6 +49,9 @@ inline void fetch_ahead(const std::byte* from, std::int64_t pitch, std::size_t b
   }
 }
 
+// Whether the target in use has vectors of 64 bytes.
+bool has_wide_vectors();
+
 // All in options.base: bf16, f16 or f32.
 StripResult merge_strip(const TailOptions& options, const Strip& strip);
 
