@@ -8,12 +8,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <memory>
 #include <random>
 #include <string>
 #include <string_view>
@@ -34,6 +36,7 @@ struct Options {
   fs::path dir;
   double gb = 4;
   int rounds = 5, rank = 8;
+  fs::path base() const { return dir / (swapped ? "base_swapped.safetensors" : "base.safetensors"); }
   Dtype adapter = Dtype::bf16;
   bool swapped = false, durable = false, memory_only = false;
 };
@@ -83,9 +86,9 @@ Plan make_plan(const Options& options) {
     }
   }
   write_tensors(options.dir / "adapter.safetensors", adapter);
-  if (!fs::exists(options.dir / "base.safetensors")) write_tensors(options.dir / "base.safetensors", base);
+  write_tensors(options.base(), base);
   Plan plan;
-  for (const char* name : {"base.safetensors", "adapter.safetensors"}) plan.sources.push_back(peft::TensorFile::open((options.dir / name).string()));
+  for (const fs::path& path : {options.base(), options.dir / "adapter.safetensors"}) plan.sources.push_back(peft::TensorFile::open(path.string()));
   plan.files.push_back({"model.safetensors", {}});
   const auto tensors = plan.sources[0]->tensors();
   const auto factor = [&](std::size_t l, std::int64_t e, const char* name, std::int64_t height, std::int64_t width) {
@@ -126,20 +129,26 @@ double anonymous() {
 struct Candidate {
   std::string name;
   std::function<void(const std::string& out)> run;
-  double best = 1e9, memory = 0;
+  double best = 1e9;
+  std::shared_ptr<std::atomic<double>> memory = std::make_shared<std::atomic<double>>(0);  // the most seen while it ran
 };
 
 Candidate merging(Plan& plan, const Options& options, MergeMode mode, const char* name, int threads) {
   Candidate candidate{fmt::format("{}, {} thread{}", name, threads, threads == 1 ? "" : "s"), {}};
-  candidate.run = [&plan, &options, mode, threads](const std::string& out) {
+  candidate.run = [&plan, &options, mode, threads, memory = candidate.memory](const std::string& out) {
     set_mode(plan, mode);
-    peft::execute(plan, out, {.threads = threads, .sync = options.durable, .readback = options.durable});
+    std::atomic<int> calls = 0;
+    const auto sample = [&](std::uint64_t, std::uint64_t) {
+      constexpr int kEvery = 128;  // a look at /proc takes as long as a good part of a unit
+      if (calls++ % kEvery == kEvery - 1) *memory = std::max(memory->load(), anonymous());
+    };
+    peft::execute(plan, out, {.threads = threads, .sync = options.durable, .readback = options.durable, .progress = sample});
   };
   return candidate;
 }
 
 void file_to_file(Plan& plan, const Options& options) {
-  const std::string base = (options.dir / "base.safetensors").string();
+  const std::string base = options.base().string();
   std::vector<Candidate> candidates = {{options.durable ? "cp + sync + cmp" : "cp", [&](const std::string& out) {
     fs::create_directories(out);
     shell(options.durable ? fmt::format("cp {0} {1}/copy && sync {1}/copy && cmp {0} {1}/copy", base, out) : fmt::format("cp {} {}/copy", base, out));
@@ -154,7 +163,6 @@ void file_to_file(Plan& plan, const Options& options) {
       const double before = wall();
       candidate.run(out);
       const double seconds = wall() - before;
-      candidate.memory = std::max(candidate.memory, anonymous());
       if (round > 0 || options.rounds == 0) candidate.best = std::min(candidate.best, seconds);
     }
   }
@@ -162,8 +170,9 @@ void file_to_file(Plan& plan, const Options& options) {
   const double bytes = static_cast<double>(fs::file_size(base));
   fmt::print("file to file, {:.1f} GB, rank {}, adapter {}{}\n", bytes / 1e9, options.rank, peft::info(options.adapter).name, options.swapped ? ", stored [in, out]" : "");
   for (const Candidate& c : candidates) {
-    fmt::print("  {:<18} {:8.1f} ms  {:5.2f} GB/s  {:5.2f} x cp  {:5.1f} MiB anonymous\n", c.name, c.best * 1e3, bytes / c.best / 1e9,
-               candidates[0].best / c.best, c.memory);
+    fmt::print("  {:<18} {:8.1f} ms  {:5.2f} GB/s  {:5.2f} x cp", c.name, c.best * 1e3, bytes / c.best / 1e9, candidates[0].best / c.best);
+    if (c.memory->load() > 0) fmt::print("  {:5.1f} MiB anonymous", c.memory->load());
+    fmt::print("\n");
   }
 }
 
