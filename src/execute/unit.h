@@ -57,6 +57,8 @@ struct FileWork {
   std::uint64_t bytes_of(std::size_t t) const;
   bool is_wide(std::size_t t) const;  // one row is more than a unit renders: rows are cut between columns
 };
+FileLayout layout_of(const PlannedFile& file);
+FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes, FileLayout layout);
 FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes = {});
 
 std::uint64_t bytes_of(const FileWork& work, const Unit& unit);
