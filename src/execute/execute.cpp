@@ -7,6 +7,7 @@
 #include <exception>
 #include <numeric>
 #include <set>
+#include <utility>
 
 #include "base/thread_pool.h"
 #include "execute/fingerprint.h"
@@ -59,12 +60,6 @@ std::uint64_t bytes_read(const Plan& plan) {
   return bytes;
 }
 
-std::uint64_t planned_bytes(const PlannedFile& file) {
-  std::vector<NewTensor> tensors;
-  for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-  return layout_file(tensors, file.metadata).file_bytes();
-}
-
 class Execution {
  public:
   Execution(const Plan& plan, const ExecuteOptions& options) : plan_(plan), options_(options) {
@@ -74,7 +69,10 @@ class Execution {
                                      .expected = "1/N to N/N, without --finish",
                                      .got = fmt::format("{}/{}", options.part, options.parts)});
     }
-    for (const PlannedFile& file : plan.files) sizes_.push_back(planned_bytes(file));
+    for (const PlannedFile& file : plan.files) {
+      layouts_.push_back(layout_of(file));
+      sizes_.push_back(layouts_.back().file_bytes());
+    }
     share_ = share_of(sizes_, is_part() ? options.part : 1, is_part() ? options.parts : 1);
     if (keeps()) fingerprint_ = new_fingerprint();
   }
@@ -150,7 +148,7 @@ class Execution {
     Stages stages(std::min(thread_count(options_.threads), kMaxWorkers));
     for (const std::size_t index : missing) {
       const PlannedFile& planned = plan_.files[index];
-      const FileWork work = make_work(plan_, planned, stages.sizes());
+      const FileWork work = make_work(plan_, planned, stages.sizes(), std::exchange(layouts_[index], {}));
       NewFile& file = output.add_file(planned.name, sizes_[index]);
       const Digests digests = write_units(work, file, stages, monitor, options_.readback);
       if (options_.readback) read_back(work, file, digests, stages, monitor);
@@ -214,6 +212,7 @@ class Execution {
 
   const Plan& plan_;
   const ExecuteOptions& options_;
+  std::vector<FileLayout> layouts_;    // of the planned files, until they are written
   std::vector<std::uint64_t> sizes_;   // of the planned files
   std::vector<std::size_t> share_;     // of the files: what this run writes
   std::string fingerprint_;

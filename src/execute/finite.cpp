@@ -9,21 +9,66 @@
 
 #include "peft/error.h"
 
-namespace peft::execution {
+// SVE and RISC-V vectors have no size at compile time; NEON and scalar code take their place.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "execute/finite.cpp"
+#include <hwy/foreach_target.h>  // compiles this file once per target
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace peft::execution::HWY_NAMESPACE {
 namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Bytes ahead that are asked for: the processor by itself does not go on into the next page.
+constexpr std::size_t kAhead = 2048;
 
 // An element is not finite when its exponent is all ones: the largest magnitude of a stretch tells.
-template <typename Word>
-Word largest_magnitude(std::span<const std::byte> bytes, Word mask) {
-  Word largest = 0;
-  const std::size_t count = bytes.size() / sizeof(Word);
-  for (std::size_t i = 0; i < count; ++i) {
-    Word word;
-    std::memcpy(&word, bytes.data() + i * sizeof(Word), sizeof(Word));
-    largest = std::max(largest, static_cast<Word>(word & mask));
+template <class T>
+bool all_below(const std::byte* bytes, std::size_t size, T mask, T limit) {
+  const hn::ScalableTag<T> d;
+  const std::size_t step = hn::Lanes(d) * sizeof(T);
+  const auto masks = hn::Set(d, mask);
+  auto largest = hn::Zero(d), other = hn::Zero(d);
+  const auto magnitudes = [&](std::size_t at) HWY_ATTR {
+    return hn::And(hn::LoadU(d, reinterpret_cast<const T*>(bytes + at)), masks);
+  };
+  std::size_t at = 0;
+  for (; at + 4 * step <= size; at += 4 * step) {
+    for (std::size_t line = 0; line < 4 * step; line += 64) __builtin_prefetch(bytes + at + kAhead + line, 0, 2);
+    largest = hn::Max(largest, hn::Max(magnitudes(at), magnitudes(at + step)));
+    other = hn::Max(other, hn::Max(magnitudes(at + 2 * step), magnitudes(at + 3 * step)));
   }
-  return largest;
+  alignas(HWY_MAX_BYTES) T lanes[HWY_MAX_BYTES / sizeof(T)];
+  hn::Store(hn::Max(largest, other), d, lanes);
+  T most = *std::max_element(lanes, lanes + hn::Lanes(d));
+  for (; at + sizeof(T) <= size; at += sizeof(T)) {
+    T word;
+    std::memcpy(&word, bytes + at, sizeof(T));
+    most = std::max(most, static_cast<T>(word & mask));
+  }
+  return most < limit;
 }
+
+bool all_finite_of(const std::byte* bytes, std::size_t size, Dtype dtype) {
+  switch (dtype) {
+    case Dtype::bf16: return all_below<std::int16_t>(bytes, size, 0x7fff, 0x7f80);
+    case Dtype::f16: return all_below<std::int16_t>(bytes, size, 0x7fff, 0x7c00);
+    case Dtype::f32: return all_below<std::int32_t>(bytes, size, 0x7fffffff, 0x7f800000);
+    case Dtype::f64: return all_below<std::int64_t>(bytes, size, 0x7fffffffffffffff, 0x7ff0000000000000);
+    default: return true;
+  }
+}
+
+}  // namespace
+}  // namespace peft::execution::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace peft::execution {
+namespace {
 
 struct Format {
   std::size_t size = 0;        // of an element; 0: no NaN in this dtype
@@ -41,14 +86,10 @@ Format format_of(Dtype dtype) {
 
 }  // namespace
 
+HWY_EXPORT(all_finite_of);
+
 bool all_finite(std::span<const std::byte> bytes, Dtype dtype) {
-  switch (dtype) {
-    case Dtype::bf16: return largest_magnitude<std::int16_t>(bytes, 0x7fff) < 0x7f80;
-    case Dtype::f16: return largest_magnitude<std::int16_t>(bytes, 0x7fff) < 0x7c00;
-    case Dtype::f32: return largest_magnitude<std::int32_t>(bytes, 0x7fffffff) < 0x7f800000;
-    case Dtype::f64: return largest_magnitude<std::int64_t>(bytes, 0x7fffffffffffffff) < 0x7ff0000000000000;
-    default: return true;
-  }
+  return HWY_DYNAMIC_DISPATCH(all_finite_of)(bytes.data(), bytes.size(), dtype);
 }
 
 void blame_nonfinite(const Plan& plan, const PlannedTensor& tensor) {
@@ -80,3 +121,4 @@ void blame_nonfinite(const Plan& plan, const PlannedTensor& tensor) {
 }
 
 }  // namespace peft::execution
+#endif

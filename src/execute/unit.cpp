@@ -222,17 +222,25 @@ bool FileWork::is_wide(std::size_t t) const {
   return static_cast<std::uint64_t>(tensor(t).cols) * bits / 8 > sizes.rendered;
 }
 
+FileLayout layout_of(const PlannedFile& file) {
+  std::vector<NewTensor> tensors;
+  tensors.reserve(file.tensors.size());
+  for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
+  return layout_file(tensors, file.metadata);
+}
+
 FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes) {
+  return make_work(plan, file, sizes, layout_of(file));
+}
+
+FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes, FileLayout layout) {
   static std::atomic<std::uint64_t> works = 0;
   FileWork work;
   work.number = ++works;
   work.plan = &plan;
   work.file = &file;
   work.sizes = sizes;
-  std::vector<NewTensor> tensors;
-  tensors.reserve(file.tensors.size());
-  for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-  work.layout = layout_file(tensors, file.metadata);
+  work.layout = std::move(layout);
   work.families = find_families(plan, file);
   work.making.assign(file.tensors.size(), Making::rendered);
   for (std::size_t t = 0; t < file.tensors.size(); ++t) {

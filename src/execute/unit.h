@@ -16,7 +16,7 @@ struct CutSizes {
   std::uint64_t staging = std::uint64_t{8} << 20;   // what one worker may use to stage output before it is written
   std::uint64_t rendered = std::uint64_t{1} << 20;  // rendered bytes of a unit: still in the second-level cache when
                                                     // they are hashed and written
-  std::uint64_t direct = std::uint64_t{4} << 20;    // bytes of a unit written from the sources: few system calls
+  std::uint64_t direct = std::uint64_t{1} << 20;      // bytes of a unit written from the sources: few system calls
   std::uint64_t direct_run = 2048;                  // shorter runs of a source are cheaper to copy than to pass on
 };
 // Keeps the staging of all workers below 48 MiB.
@@ -57,6 +57,8 @@ struct FileWork {
   std::uint64_t bytes_of(std::size_t t) const;
   bool is_wide(std::size_t t) const;  // one row is more than a unit renders: rows are cut between columns
 };
+FileLayout layout_of(const PlannedFile& file);
+FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes, FileLayout layout);
 FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes = {});
 
 std::uint64_t bytes_of(const FileWork& work, const Unit& unit);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "base/thread_pool.h"
 #include "layout/components.h"
 #include "layout/decode.h"
 #include "layout/fused_forms.h"
@@ -56,15 +57,17 @@ void decode_matrix(Context& context, const FusedSlot& slot) {
   context.reading.factors.factors.push_back(std::move(factor));
 }
 
-void decode_stack(Context& context, const FusedSlot& slot, const FusedForm& form) {
-  if (slot.parameter->projections.size() == 2) {
+void check_stack(const Context& context, const FusedSlot& slot, const FusedForm& form) {
+  if (slot.stacked() && slot.parameter->projections.size() == 2) {
     const std::int64_t out = form.orientation == Orientation::natural ? slot.b_width : slot.a_width;
     if (out % 2 != 0) {
       context.fail(ErrorCode::LO_SHAPE, slot.slot->b, "gate and up together have an odd number of rows", "2 I rows",
                    std::to_string(out));
     }
   }
-  const Components components = find_components(context, slot, form);
+}
+
+void decode_stack(Context& context, const FusedSlot& slot, const FusedForm& form, const Components& components) {
   context.reading.factors.expert_counts.push_back({experts_module(*slot.experts), slot.num_experts});
   const std::size_t parts = std::max<std::size_t>(1, slot.parameter->projections.size());
   for (std::int64_t e = 0; e < slot.num_experts; ++e) {
@@ -80,9 +83,15 @@ void decode_fused(Context& context, const std::vector<Slot>& slots, const std::v
   const std::vector<FusedSlot> fused = assign_parameters(context, slots, located);
   const FusedForm form = decide_form(context, fused);
   context.reading.layout = form.layout;
-  for (const FusedSlot& slot : fused) {
-    if (slot.stacked()) decode_stack(context, slot, form);
-    else decode_matrix(context, slot);
+  for (const FusedSlot& slot : fused) check_stack(context, slot, form);
+  // Most of the work: it reads the factors.
+  std::vector<Components> components(fused.size());
+  parallel_for(fused.size(), thread_count(context.options.threads), [&](std::size_t i, int) {
+    if (fused[i].stacked()) components[i] = find_components(context, fused[i], form);
+  });
+  for (std::size_t i = 0; i < fused.size(); ++i) {
+    if (fused[i].stacked()) decode_stack(context, fused[i], form, components[i]);
+    else decode_matrix(context, fused[i]);
   }
 }
 

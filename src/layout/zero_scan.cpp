@@ -19,10 +19,15 @@ std::uint64_t value_mask(Dtype dtype) {
   }
 }
 
+// Rows ahead of the one that is looked at. They lie apart, so that the processor does not see by itself what comes next.
+constexpr std::int64_t kRowsAhead = 4;
+
 // `mask` repeats with the element size and `data` begins on an element, so words and tail see the right bits.
-bool any_nonzero(const std::byte* data, std::size_t size, std::uint64_t mask) {
+// `ahead`: bytes from here to what will be looked at soon.
+bool any_nonzero(const std::byte* data, std::size_t size, std::uint64_t mask, std::size_t ahead) {
   std::size_t at = 0;
   for (; at + 64 <= size; at += 64) {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(data) + at + ahead), 0, 2);
     std::uint64_t words[8];
     std::memcpy(words, data + at, 64);
     if (((words[0] | words[1] | words[2] | words[3] | words[4] | words[5] | words[6] | words[7]) & mask) != 0) return true;
@@ -56,7 +61,8 @@ class Rows {
 
   bool nonzero(std::int64_t row, std::int64_t begin, std::int64_t end) const {
     const auto first = static_cast<std::size_t>(row * matrix_.cols + begin) * element_;
-    return any_nonzero(matrix_.bytes.data() + first, static_cast<std::size_t>(end - begin) * element_, mask_);
+    return any_nonzero(matrix_.bytes.data() + first, static_cast<std::size_t>(end - begin) * element_, mask_,
+                       static_cast<std::size_t>(kRowsAhead * matrix_.cols) * element_);
   }
   // Marks the used columns of one row; true if there were new ones.
   bool mark(std::int64_t row, const std::vector<Run>& runs, std::vector<bool>& used) const {

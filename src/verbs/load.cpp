@@ -1,5 +1,9 @@
+#include <array>
+#include <exception>
+#include <functional>
 #include <set>
 
+#include "base/thread_pool.h"
 #include "layout/keys.h"
 #include "peft/verbs.h"
 
@@ -13,6 +17,22 @@ std::vector<std::string> module_paths(const Adapter& adapter) {
   return {paths.begin(), paths.end()};
 }
 
+// Side by side where there are threads for it. If both fail, the first one's error counts.
+void both(int threads, const std::function<void()>& first, const std::function<void()>& second) {
+  if (threads < 2) return first(), second();
+  std::array<std::exception_ptr, 2> errors;
+  parallel_for(2, threads, [&](std::size_t i, int) {
+    try {
+      i == 0 ? first() : second();
+    } catch (...) {
+      errors[i] = std::current_exception();
+    }
+  });
+  for (const auto& error : errors) {
+    if (error) std::rethrow_exception(error);
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> module_names(const std::string& path, const InputOptions& options) {
@@ -21,14 +41,19 @@ std::vector<std::string> module_names(const std::string& path, const InputOption
 
 Input load(const std::string& path, const InputOptions& options) {
   Input input;
-  input.adapter = open(path, {options.adapter_name, options.open});
   DescribeOptions describe_options{options.base, options.family, options.families_file, options.num_experts, {}};
+  const auto open_adapter = [&] { input.adapter = open(path, {options.adapter_name, options.open}); };
   if (options.base.empty()) {
+    open_adapter();
     describe_options.names = module_paths(input.adapter);
     describe_options.names.insert(describe_options.names.end(), options.further_names.begin(), options.further_names.end());
+    input.model = describe(describe_options);
+  } else {
+    both(thread_count(options.read.threads), open_adapter, [&] {
+      describe_options.base = resolve_path(options.base);
+      input.model = describe(describe_options);
+    });
   }
-  else describe_options.base = resolve_path(options.base);
-  input.model = describe(describe_options);
   input.reading = read(input.adapter, input.model, options.read);
   return input;
 }
