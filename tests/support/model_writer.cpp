@@ -209,7 +209,7 @@ std::map<std::string, Found> tensors_in(const fs::path& folder) {
     for (const auto& [name, tensor] : header.items()) {
       if (name == "__metadata__") continue;
       const auto begin = tensor.at("data_offsets").at(0).get<std::uint64_t>(), end = tensor.at("data_offsets").at(1).get<std::uint64_t>();
-      Found found{tensor.at("dtype"), entry.path().filename().string(), tensor.at("shape"), image.substr(8 + head + begin, end - begin), {}};
+      Found found{tensor.at("dtype"), entry.path().filename().string(), tensor.at("shape"), image.substr(8 + head + begin, end - begin), {}, 8 + head + begin};
       found.values = values_of(found.dtype, found.bytes);
       if (!all.emplace(name, std::move(found)).second) throw std::runtime_error(name + " is there twice");
     }

@@ -68,6 +68,7 @@ struct Found {
   std::vector<std::int64_t> shape;
   std::string bytes;
   std::vector<double> values;     // of F32, BF16, F16
+  std::size_t begin = 0;          // of the bytes, in the file
 };
 std::map<std::string, Found> tensors_in(const std::filesystem::path& folder);
 
