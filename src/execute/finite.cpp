@@ -98,6 +98,13 @@ void blame_nonfinite(const Plan& plan, const PlannedTensor& tensor) {
     if (!seen.insert({block.source.source, block.source.tensor}).second) continue;
     const TensorFile& file = *plan.sources[block.source.source];
     const TensorInfo& source = file.tensors()[block.source.tensor];
+    if (block.scales) {
+      throw Error(ErrorCode::NUM_NONFINITE, {.file = file.path(),
+                                             .tensor = std::string(source.name),
+                                             .problem = fmt::format("a dequantised value is no number that {} can hold", info(tensor.dtype).name),
+                                             .expected = "finite products of codes and scales",
+                                             .hint = "is the base model damaged?"});
+    }
     const auto bytes = file.bytes(source);
     if (all_finite(bytes, source.dtype)) continue;
     const Format format = format_of(source.dtype);

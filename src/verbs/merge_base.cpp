@@ -48,9 +48,9 @@ std::string Base::input_module() const {
   return tree == nullptr ? "" : tree->input_embedding;
 }
 
-bool Base::is_tied() const {
-  return model.tie_word_embeddings && !input_module().empty() && !weights.find(output_module(), "weight");
-}
+bool Base::says_tied() const { return model.tie_word_embeddings && !input_module().empty(); }
+
+bool Base::is_tied() const { return says_tied() && !weights.find(output_module(), "weight"); }
 
 void Base::no_target(const MergeAdapter& adapter, std::uint32_t tensor, const Site& site) const {
   for (const char* packed : kPacked) {

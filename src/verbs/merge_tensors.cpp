@@ -31,12 +31,12 @@ OutTensors::OutTensors(const Checkpoint& checkpoint, const std::vector<Quantized
                        const std::set<Number>& keep, const MergeOptions& options)
     : options_(options) {
   std::map<Number, const QuantizedTensor*> codes;
-  std::set<Number> scales;
+  std::set<Number> scales, kept_scales;
   for (const QuantizedTensor& tensor : quantized) {
     const Number number{tensor.codes.view.source, tensor.codes.view.tensor};
-    if (keep.contains(number)) continue;
-    codes[number] = &tensor;
-    scales.insert({tensor.codes.scales->grid.source, tensor.codes.scales->grid.tensor});
+    const bool stays = keep.contains(number);
+    if (!stays) codes[number] = &tensor;
+    (stays ? kept_scales : scales).insert({tensor.codes.scales->grid.source, tensor.codes.scales->grid.tensor});
   }
   for (std::uint32_t file = 0; file < checkpoint.files().size(); ++file) {
     const auto tensors = checkpoint.files()[file]->tensors();
@@ -48,14 +48,15 @@ OutTensors::OutTensors(const Checkpoint& checkpoint, const std::vector<Quantized
         const QuantizedTensor& tensor = *found->second;
         out.planned = {tensor.name, Dtype::bf16, tensor.shape, 0, tensor.shape.back(), tensor.blocks};
         out.planned.rows = product(tensor.shape) / std::max<std::int64_t>(tensor.shape.back(), 1);
-        out.dequantized = true;
+        out.dequantized = out.planned.must_be_finite = true;  // no one looked at the products before
         if (tensor.turned) out.matrix_rows = tensor.shape[2], out.matrix_cols = tensor.shape[1];
       } else {
         out.planned = copy_of(tensors[i], i, std::string(tensors[i].name), tensors[i].dtype);
         for (Block& block : out.planned.blocks) block.source.source = file;
       }
       if (tensors[i].bytes() == 0) out.planned.blocks.clear();
-      cast(out, tensors[i].dtype);
+      out.computed = tensors[i].dtype;
+      if (!kept_scales.contains({file, i})) cast(out, tensors[i].dtype);
       out.is_copy = !out.dequantized && out.planned.dtype == tensors[i].dtype;
       by_number_[{file, i}] = tensors_.size();
       tensors_.push_back(std::move(out));
@@ -65,7 +66,6 @@ OutTensors::OutTensors(const Checkpoint& checkpoint, const std::vector<Quantized
 
 // The dtype a tensor is written in. Where the base is cast to something narrower than that first, an empty merge says so.
 void OutTensors::cast(OutTensor& tensor, Dtype stored) const {
-  tensor.computed = stored;
   if (!tensor.dequantized && !is_plain_float(stored)) return;
   tensor.computed = options_.base_dtype.value_or(tensor.dequantized ? Dtype::bf16 : stored);
   PlannedTensor& planned = tensor.planned;

@@ -19,7 +19,7 @@ std::int64_t elements(const TensorInfo& tensor) {
 
 class Updates {
  public:
-  Updates(const Base& base, OutTensors& tensors) : base_(base), tensors_(tensors), tied_(base.is_tied()) {}
+  Updates(const Base& base, OutTensors& tensors) : base_(base), tensors_(tensors), says_tied_(base.says_tied()), tied_(base.is_tied()) {}
 
   void add(const MergeAdapter& adapter, std::uint32_t number) {
     adapter_ = &adapter;
@@ -39,7 +39,7 @@ class Updates {
     for (const Extra& extra : adapter.reading.factors.extras) add_extra(extra, factors);
   }
 
-  bool untied() const { return output_.has_value(); }
+  bool untied() const { return untied_; }
 
  private:
   [[noreturn]] void fail(std::uint32_t tensor, std::string problem, ErrorCode code, std::string expected = {},
@@ -64,12 +64,15 @@ class Updates {
     return part;
   }
 
-  // Input and output embedding share a tensor, and only one of them changes: the output gets its own.
+  // Input and output embedding are one parameter, and only one of them changes: the output gets a tensor of its own, if
+  // the base has not stored it twice.
   OutTensors::Place place(const WeightPart& part, const Site& site, bool changes_both) {
     OutTensors::Place found = tensors_.place(part);
-    if (!tied_ || changes_both) return found;
+    if (!says_tied_ || changes_both) return found;
     const bool output = site.module == base_.output_module();
     if (!output && site.module != base_.input_module()) return found;
+    untied_ = true;
+    if (!tied_) return found;
     if (!output_) output_ = tensors_.add_copy(found.tensor, base_.output_module() + ".weight");
     if (output) found.tensor = *output_;
     return found;
@@ -197,6 +200,18 @@ class Updates {
          "trainable_token_indices with " + extra.site.module);
   }
 
+  // The other side of tied embeddings, where it is a tensor too: its rows were the same, and stay so.
+  std::optional<std::size_t> twin_of(std::size_t tensor, const Site& site) const {
+    if (output_) return output_;
+    const bool input = site.module == base_.input_module();
+    if (!says_tied_ || tied_ || (!input && site.module != base_.output_module())) return std::nullopt;
+    const auto twin = base_.weights.find(input ? base_.output_module() : base_.input_module(), "weight");
+    if (!twin) return std::nullopt;
+    const OutTensors::Place at = tensors_.place(twin->parts.front());
+    const PlannedTensor &own = tensors_.all()[tensor].planned, &other = tensors_.all()[at.tensor].planned;
+    return own.rows == other.rows && own.cols == other.cols ? std::optional(at.tensor) : std::nullopt;
+  }
+
   void replace_tokens(const Extra& extra) {
     const Weight weight = base_.place_of(*adapter_, extra);
     const OutTensors::Place at = place(weight.parts.front(), extra.site, true);
@@ -207,6 +222,7 @@ class Updates {
       fail(extra.tensor, "the rows do not fit the embedding", ErrorCode::LO_SHAPE, fmt::format("[{}, {}]", ids.size(), cols),
            fmt::format("[{}]", fmt::join(shape, ", ")));
     }
+    const auto twin = twin_of(at.tensor, extra.site);
     for (std::size_t i = 0; i < ids.size(); ++i) {
       if (ids[i] < 0 || ids[i] >= rows) {
         fail(extra.tensor, "the embedding has no such token", ErrorCode::LO_VOCAB, fmt::format("0 to {}", rows - 1),
@@ -215,14 +231,16 @@ class Updates {
       claim(at.tensor, ids[i], extra);
       const View row{adapter_->source, extra.tensor, static_cast<std::int64_t>(i) * cols, 1, cols, cols, 1};
       tensors_.replace_row(at.tensor, ids[i], row);
-      if (output_) tensors_.replace_row(*output_, ids[i], row);  // the rows were shared, and stay so
+      if (twin) tensors_.replace_row(*twin, ids[i], row);
     }
     tensors_.note(at.tensor, part_of(extra.site, "tokens"));
+    if (twin) tensors_.note(*twin, part_of(extra.site, "tokens"));
   }
 
   const Base& base_;
   OutTensors& tensors_;
-  const bool tied_;
+  const bool says_tied_, tied_;
+  bool untied_ = false;
   std::optional<std::size_t> output_;
   const MergeAdapter* adapter_ = nullptr;
   std::uint32_t number_ = 0;

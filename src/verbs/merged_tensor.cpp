@@ -121,11 +121,12 @@ std::vector<ExpectedTensor> expected_tensors(const MergePlan& merge) {
   for (std::size_t f = 0; f < merge.plan.files.size(); ++f) {
     for (std::size_t t = 0; t < merge.plan.files[f].tensors.size(); ++t) {
       numbers[{f, t}] = tensors.size();
-      tensors.push_back({&merge, f, t, {}});
+      tensors.push_back({&merge, f, t, {}, false});
     }
   }
   for (const MergedPart& part : merge.parts) {
     ExpectedTensor& tensor = tensors[numbers.at({part.file, part.tensor})];
+    tensor.replaced |= part.update < 0;
     if (part.update < 0) continue;
     const View& target = tensor.planned().merge->updates[static_cast<std::size_t>(part.update)].target;
     const bool known = std::any_of(tensor.sites.begin(), tensor.sites.end(), [&](const auto& site) { return site.second == target; });

@@ -16,6 +16,7 @@ struct ExpectedTensor {
   const MergePlan* merge = nullptr;
   std::size_t file = 0, tensor = 0;
   std::vector<std::pair<std::string, View>> sites;   // where each matrix with updates lies; every site once
+  bool replaced = false;                             // values of an adapter are put in the place of the base's
   const PlannedTensor& planned() const { return merge->plan.files[file].tensors[tensor]; }
 };
 std::vector<ExpectedTensor> expected_tensors(const MergePlan& merge);

@@ -66,6 +66,10 @@ class Check {
       if (!sums.site.empty()) count(sums, planned.name);
       auto difference = verbs::blame(sums, planned.name);
       if (!difference) continue;
+      if (difference->kind == "changed" && expected.replaced) {
+        difference->kind = "different";
+        difference->what = fmt::format("{} of {} elements are not those that an adapter puts in the place of the base's", sums.bounds.beyond, sums.elements);
+      }
       if (!sums.site.empty()) explain(i, *difference);
       add(std::move(*difference));
     }
