@@ -151,8 +151,8 @@ void measure(const std::string& title, const Case& c, const Job& job, int rounds
                     read = job.plan.sources[0]->file_size() - job.plan.sources[0]->data_offset();
   const Memory out(written);
   const std::byte* source = job.image->data;
-  execution::GainStore gains;
-  Stage stage(work.sizes.staging, gains);
+  execution::MergeStores stores;
+  Stage stage(work.sizes.staging, stores);
   const auto render = [&](bool copy) {
     for (const execution::Unit& unit : work.units) {
       for (const execution::Run& run : stage.make(work, unit)) {

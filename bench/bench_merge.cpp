@@ -195,8 +195,8 @@ void in_memory(Plan& plan, const Options& options) {
   fmt::print("in memory, one thread: {:.0f} MB\n  {:<18} {:8.1f} ms\n", static_cast<double>(source.size()) / 1e6, "memcpy", bound * 1e3);
   for (const auto& [mode, name] : {std::pair(MergeMode::best, "best"), std::pair(MergeMode::fast, "fast"), std::pair(MergeMode::peft, "peft")}) {
     set_mode(plan, mode);
-    peft::execution::GainStore gains;
-    peft::execution::Merger merger(gains);
+    peft::execution::MergeStores stores;
+    peft::execution::Merger merger(stores);
     const double seconds = each([&](std::int64_t row) { merger.render(plan, tensor, false, {row, kRows, 0, tensor.cols}, out.data()); });
     const double operations = static_cast<double>(tensor.rows * tensor.cols) * 2 * options.rank;
     fmt::print("  {:<18} {:8.1f} ms  {:5.2f} x memcpy  {:6.1f} GFLOP/s\n", name, seconds * 1e3, bound / seconds, operations / seconds / 1e9);

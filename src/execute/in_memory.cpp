@@ -63,8 +63,8 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan) {
     const FileLayout layout = layout_file(tensors, file.metadata);
     std::vector<std::byte>& image = images.emplace_back(layout.file_bytes());
     std::memcpy(image.data(), layout.head.data(), layout.head.size());
-    execution::GainStore gains;
-    execution::Merger merger(gains);
+    execution::MergeStores stores;
+    execution::Merger merger(stores);
     for (std::size_t t = 0; t < file.tensors.size(); ++t) {
       const PlannedTensor& tensor = file.tensors[t];
       std::byte* out = image.data() + layout.head.size() + layout.begin[t];

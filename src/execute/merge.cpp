@@ -20,13 +20,14 @@ bool computes_in_fp64(const Merge& merge) {
 }
 
 template <class T>
-Tiles<T>& tiles_in(std::list<std::pair<std::size_t, Tiles<T>>>& kept, const MergedTensor& tensor, std::size_t place) {
+Tiles<T>& tiles_in(std::list<std::pair<std::size_t, Tiles<T>>>& kept, const MergedTensor& tensor, std::size_t place,
+                   GatherStore& factors) {
   auto it = std::find_if(kept.begin(), kept.end(), [&](const auto& entry) { return entry.first == place; });
   if (it == kept.end() && kept.size() < kPlaces) it = kept.emplace(kept.end());
   if (it == kept.end()) it = std::prev(it);  // the one not used for the longest time
   kept.splice(kept.begin(), kept, it);
   kept.front().first = place;
-  kept.front().second.open(tensor, place);
+  kept.front().second.open(tensor, place, factors);
   return kept.front().second;
 }
 
@@ -34,11 +35,11 @@ Tiles<T>& tiles_in(std::list<std::pair<std::size_t, Tiles<T>>>& kept, const Merg
 
 template <>
 Tiles<float>& Merger::tiles_of(std::size_t place) {
-  return tiles_in(tiles32_, *tensor_, place);
+  return tiles_in(tiles32_, *tensor_, place, stores_.factors);
 }
 template <>
 Tiles<double>& Merger::tiles_of(std::size_t place) {
-  return tiles_in(tiles64_, *tensor_, place);
+  return tiles_in(tiles64_, *tensor_, place, stores_.factors);
 }
 
 void Merger::open(const Plan& plan, const PlannedTensor& tensor, bool wide) {
@@ -105,11 +106,11 @@ template <class T>
 std::shared_ptr<const Gains> Merger::gains_of(std::size_t place, const StepRange& rows) {
   const plan::Lattice& lattice = tensor_->index().places[place].lattice;
   const auto measure = [&](std::int64_t first, std::int64_t count) {
-    if (like_peft(tensor_->merge())) return measure_gains(*tensor_, place, tiles_of<T>(place), first, count);
-    return measure_gains(*tensor_, place, tiles_of<double>(place), first, count);
+    if (like_peft(tensor_->merge())) return measure_gains(*tensor_, tiles_of<T>(place), first, count);
+    return measure_gains(*tensor_, tiles_of<double>(place), first, count);
   };
   if (!lattice.swapped) return std::make_shared<const Gains>(measure(rows.first, rows.count));
-  return gains_.get({&tensor_->tensor(), place}, [&] { return measure(0, lattice.cols.count); });
+  return stores_.gains.get({&tensor_->tensor(), place}, [&] { return measure(0, lattice.cols.count); });
 }
 
 // In one go where that can be, else tile by tile.

@@ -15,7 +15,7 @@ namespace peft::execution {
 // One thread's. What it needs of a tensor stays until the next tensor.
 class Merger {
  public:
-  explicit Merger(GainStore& gains) : gains_(gains) {}
+  explicit Merger(MergeStores& stores) : stores_(stores) {}
 
   // Writes the rectangle `area` of the tensor to `out`, row after row without gaps. Throws NUM_NONFINITE or NUM_OVERFLOW
   // for a result that is no number.
@@ -37,7 +37,7 @@ class Merger {
   template <class T>
   Tiles<T>& tiles_of(std::size_t place);
 
-  GainStore& gains_;
+  MergeStores& stores_;
   const PlannedTensor* opened_ = nullptr;
   std::unique_ptr<MergedTensor> tensor_;
   // The places used last keep their packed factors.

@@ -173,33 +173,15 @@ void load_tile(const MergedTensor& tensor, const plan::Lattice& lattice, std::in
 }
 
 template <class T>
-Gains measure_gains(const MergedTensor& tensor, std::size_t place, Tiles<T>& tiles, std::int64_t first, std::int64_t count) {
-  tiles.open(tensor, place);
+Gains measure_gains(const MergedTensor& tensor, Tiles<T>& tiles, std::int64_t first, std::int64_t count) {
   return Measuring<T>(tensor, tiles, first, count).run();
-}
-
-std::shared_ptr<const Gains> GainStore::get(const Key& key, const std::function<Gains()>& make) {
-  std::shared_ptr<Entry> entry;
-  {
-    const std::lock_guard lock(mutex_);
-    const auto known = std::find_if(entries_.begin(), entries_.end(), [&](const auto& e) { return e.first == key; });
-    if (known != entries_.end()) {
-      entries_.splice(entries_.begin(), entries_, known);
-    } else {
-      entries_.emplace_front(key, std::make_shared<Entry>());
-      if (entries_.size() > kEntries) entries_.pop_back();
-    }
-    entry = entries_.front().second;
-  }
-  std::call_once(entry->made, [&] { entry->gains = std::make_shared<const Gains>(make()); });
-  return entry->gains;
 }
 
 template void load_tile(const MergedTensor&, const plan::Lattice&, std::int64_t, std::size_t, std::int64_t, float*,
                         LineBuffer<std::byte>&, Scratch&);
 template void load_tile(const MergedTensor&, const plan::Lattice&, std::int64_t, std::size_t, std::int64_t, double*,
                         LineBuffer<std::byte>&, Scratch&);
-template Gains measure_gains(const MergedTensor&, std::size_t, Tiles<float>&, std::int64_t, std::int64_t);
-template Gains measure_gains(const MergedTensor&, std::size_t, Tiles<double>&, std::int64_t, std::int64_t);
+template Gains measure_gains(const MergedTensor&, Tiles<float>&, std::int64_t, std::int64_t);
+template Gains measure_gains(const MergedTensor&, Tiles<double>&, std::int64_t, std::int64_t);
 
 }  // namespace peft::execution

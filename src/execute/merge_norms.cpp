@@ -29,10 +29,10 @@ class Norms {
   // base_norm and delta_norm of each update of a place.
   void measure(const MergedTensor& tensor, std::size_t place, MergedMatrix* results) {
     tiles_.forget();
-    tiles_.open(tensor, place);
+    tiles_.open(tensor, place, factors_);
     const plan::Lattice& lattice = tiles_.lattice();
     const std::size_t count = tiles_.num_updates();
-    const Gains gains = own_gains(tensor, place);
+    const Gains gains = own_gains(tensor);
     double base = 0;
     std::vector<double> deltas(count);
     double* weights = weights_.resize(kTileSize);
@@ -61,10 +61,10 @@ class Norms {
 
  private:
   // Every gain as if its adapter were the only one: the norms of `best`.
-  Gains own_gains(const MergedTensor& tensor, std::size_t place) {
+  Gains own_gains(const MergedTensor& tensor) {
     if (tiles_.program().gains.empty()) return {};
     const plan::Lattice& lattice = tiles_.lattice();
-    return measure_gains(tensor, place, tiles_, 0, lattice.swapped ? lattice.cols.count : lattice.rows.count);
+    return measure_gains(tensor, tiles_, 0, lattice.swapped ? lattice.cols.count : lattice.rows.count);
   }
 
   // What update n alone adds to the weights.
@@ -84,6 +84,7 @@ class Norms {
     }
   }
 
+  GatherStore factors_;
   Tiles<double> tiles_;
   LineBuffer<double> weights_, changed_;
   LineBuffer<std::byte> bytes_;

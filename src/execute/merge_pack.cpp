@@ -12,21 +12,6 @@
 namespace peft::execution {
 namespace {
 
-// A matrix of a file's elements; strides in bytes.
-struct Source {
-  const std::byte* data = nullptr;
-  Dtype dtype = Dtype::f32;
-  std::int64_t row_stride = 0, col_stride = 0;
-};
-Source source_of(const Plan& plan, const View& view) {
-  Source source;
-  source.data = first_byte(plan, view);
-  source.dtype = plan.sources[view.source]->tensors()[view.tensor].dtype;
-  source.row_stride = view.row_stride * element_size(source.dtype);
-  source.col_stride = view.col_stride * element_size(source.dtype);
-  return source;
-}
-
 template <class T>
 T read_bf16(const std::byte* from) {
   std::uint16_t bits;
@@ -42,7 +27,7 @@ T read_f32(const std::byte* from) {
 
 // out[i * out_row + j * out_col] = element (i, j), in the order in which the source lies.
 template <class T, class Read>
-void gather(const Source& s, std::int64_t rows, std::int64_t cols, T* out, std::int64_t out_row, std::int64_t out_col,
+void gather(const FactorSource& s, std::int64_t rows, std::int64_t cols, T* out, std::int64_t out_row, std::int64_t out_col,
             const Read& read) {
   if (std::abs(s.row_stride) < std::abs(s.col_stride)) {
     for (std::int64_t j = 0; j < cols; ++j) {
@@ -58,7 +43,7 @@ void gather(const Source& s, std::int64_t rows, std::int64_t cols, T* out, std::
 }
 
 template <class T>
-void widen(const Source& s, std::int64_t rows, std::int64_t cols, T* out, std::int64_t out_row, std::int64_t out_col) {
+void widen(const FactorSource& s, std::int64_t rows, std::int64_t cols, T* out, std::int64_t out_row, std::int64_t out_col) {
   const bool loadable = s.dtype == Dtype::bf16 || s.dtype == Dtype::f16 || s.dtype == Dtype::f32;
   if constexpr (sizeof(T) == sizeof(float)) {
     if (loadable && out_col == 1 && s.col_stride == element_size(s.dtype)) {
@@ -84,14 +69,14 @@ Sides sides_of(const Update& update, bool swapped) {
 }
 
 template <class T>
-void pack_left(const Plan& plan, const Sides& sides, std::int64_t first, std::size_t rows, T* out, float* norms) {
-  const std::int64_t rank = sides.rank, count = static_cast<std::int64_t>(rows);
-  if (sides.left.rows == 0) {
+void pack_left(const FactorSource& source, std::int64_t rank, std::int64_t first, std::size_t rows, T* out, float* norms) {
+  const auto count = static_cast<std::int64_t>(rows);
+  if (source.data == nullptr) {
     std::fill_n(out, count * rank, T{1});
   } else {
-    Source source = source_of(plan, sides.left);
-    source.data += first * source.row_stride;
-    widen(source, count, rank, out, rank, 1);
+    FactorSource some = source;
+    some.data += first * source.row_stride;
+    widen(some, count, rank, out, rank, 1);
   }
   for (std::size_t i = 0; norms != nullptr && i < rows; ++i) {
     float sum = 0;
@@ -104,19 +89,19 @@ void pack_left(const Plan& plan, const Sides& sides, std::int64_t first, std::si
 }
 
 template <class T>
-float pack_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::int64_t panel, T* out) {
+float pack_right(const FactorSource& source, std::int64_t rank, std::int64_t cols, std::int64_t panel, T* out) {
   constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
   const std::int64_t first = panel * kWidth, count = std::min(cols - first, kWidth);
-  if (count < kWidth) std::fill_n(out, sides.rank * kWidth, T{0});
-  if (sides.right.cols == 0) {
-    for (std::int64_t k = 0; k < sides.rank; ++k) std::fill_n(out + k * kWidth, count, T{1});
+  if (count < kWidth) std::fill_n(out, rank * kWidth, T{0});
+  if (source.data == nullptr) {
+    for (std::int64_t k = 0; k < rank; ++k) std::fill_n(out + k * kWidth, count, T{1});
   } else {
-    Source source = source_of(plan, sides.right);
-    source.data += first * source.col_stride;
-    widen(source, sides.rank, count, out, kWidth, 1);
+    FactorSource some = source;
+    some.data += first * source.col_stride;
+    widen(some, rank, count, out, kWidth, 1);
   }
   float sums[kPanel] = {};
-  for (std::int64_t k = 0; k < sides.rank; ++k) {
+  for (std::int64_t k = 0; k < rank; ++k) {
     for (std::size_t j = 0; j < kPanel; ++j) {
       const auto value = static_cast<float>(out[static_cast<std::size_t>(k) * kPanel + j]);
       sums[j] += value * value;
@@ -182,11 +167,9 @@ struct PairSums {
 
 }  // namespace
 
-void pair_left(const Plan& plan, const Sides& sides, std::int64_t first, std::size_t rows, std::uint32_t* out, float* norms,
-               bool& safe) {
-  const Source source = source_of(plan, sides.left);
-  const auto rank = static_cast<std::size_t>(sides.rank);
-  const std::size_t pairs = pairs_of(rank), whole = rank / 2;
+void pair_left(const FactorSource& source, std::int64_t rank, std::int64_t first, std::size_t rows, std::uint32_t* out,
+               float* norms, bool& safe) {
+  const std::size_t pairs = pairs_of(static_cast<std::size_t>(rank)), whole = static_cast<std::size_t>(rank) / 2;
   std::uint32_t small = 0;
   for (std::size_t i = 0; i < rows; ++i, out += pairs) {
     const std::byte* from = source.data + (first + static_cast<std::int64_t>(i)) * source.row_stride;
@@ -206,18 +189,16 @@ void pair_left(const Plan& plan, const Sides& sides, std::int64_t first, std::si
   safe = small == 0;
 }
 
-float pair_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::int64_t panel, std::uint32_t* out, bool& safe) {
+float pair_right(const FactorSource& source, std::int64_t rank, std::int64_t cols, std::int64_t panel, std::uint32_t* out, bool& safe) {
   constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
-  const Source source = source_of(plan, sides.right);
   const std::int64_t first = panel * kWidth;
   const auto count = static_cast<std::size_t>(std::min(cols - first, kWidth));
-  const auto rank = static_cast<std::size_t>(sides.rank);
-  const std::size_t pairs = pairs_of(rank);
+  const std::size_t pairs = pairs_of(static_cast<std::size_t>(rank));
   PairSums sums[kPanel / PairSums::kLanes];
   for (std::size_t p = 0; p < pairs; ++p) {
     const std::byte* from = source.data + first * source.col_stride + 2 * static_cast<std::int64_t>(p) * source.row_stride;
     std::uint32_t* words = out + p * kPanel;
-    if (2 * p + 1 < rank) {
+    if (2 * p + 1 < static_cast<std::size_t>(rank)) {
       pair_columns(from, from + source.row_stride, source.col_stride, count, words);
     } else {
       for (std::size_t j = 0; j < count; ++j) words[j] = bits_at(from + static_cast<std::int64_t>(j) * source.col_stride) << 16;
@@ -234,9 +215,9 @@ float pair_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::i
   return std::sqrt(most);
 }
 
-template void pack_left(const Plan&, const Sides&, std::int64_t, std::size_t, float*, float*);
-template void pack_left(const Plan&, const Sides&, std::int64_t, std::size_t, double*, float*);
-template float pack_right(const Plan&, const Sides&, std::int64_t, std::int64_t, float*);
-template float pack_right(const Plan&, const Sides&, std::int64_t, std::int64_t, double*);
+template void pack_left(const FactorSource&, std::int64_t, std::int64_t, std::size_t, float*, float*);
+template void pack_left(const FactorSource&, std::int64_t, std::int64_t, std::size_t, double*, float*);
+template float pack_right(const FactorSource&, std::int64_t, std::int64_t, std::int64_t, float*);
+template float pack_right(const FactorSource&, std::int64_t, std::int64_t, std::int64_t, double*);
 
 }  // namespace peft::execution

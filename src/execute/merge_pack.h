@@ -3,36 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
-#include <vector>
 
+#include "execute/merge_gather.h"
 #include "execute/merge_kernel.h"
 #include "peft/plan.h"
 
 namespace peft::execution {
-
-// Memory of T that starts at a cache line and is reused.
-template <class T>
-class LineBuffer {
- public:
-  T* resize(std::size_t count) {
-    if (count > size_) {
-      memory_.reset(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})));
-      size_ = count;
-    }
-    return memory_.get();
-  }
-  T* get() const { return memory_.get(); }
-  std::size_t size() const { return size_; }
-
- private:
-  struct Free {
-    void operator()(T* memory) const { ::operator delete(memory, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Free> memory_;
-  std::size_t size_ = 0;
-};
 
 // The factors of an update as its matrix lies in the tensor: left(i, k) for its rows, right(k, j) for its columns.
 struct Sides {
@@ -41,18 +17,18 @@ struct Sides {
 };
 Sides sides_of(const Update& update, bool swapped);
 
-// rows [first, first + rows) of `left`: out[i * rank + k]. norms[i], if wanted: an upper bound of the row's norm.
+// A source without data stands for ones. Rows [first, first + rows) of `left`: out[i * rank + k]. norms[i], if wanted: an upper bound of the row's norm.
 template <class T>
-void pack_left(const Plan& plan, const Sides& sides, std::int64_t first, std::size_t rows, T* out, float* norms);
+void pack_left(const FactorSource& source, std::int64_t rank, std::int64_t first, std::size_t rows, T* out, float* norms);
 // Columns [panel * kPanel, ...) of `right`: out[k * kPanel + j], zeros past the last. Returns a bound of the columns' norms.
 template <class T>
-float pack_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::int64_t panel, T* out);
+float pack_right(const FactorSource& source, std::int64_t rank, std::int64_t cols, std::int64_t panel, T* out);
 
 // The same for two bf16 factors in words of two elements (see merge_pairs.h). `safe` becomes false where an element is
 // too small for them.
 bool can_pair(const Plan& plan, const Sides& sides);
-void pair_left(const Plan& plan, const Sides& sides, std::int64_t first, std::size_t rows, std::uint32_t* out, float* norms,
-               bool& safe);
-float pair_right(const Plan& plan, const Sides& sides, std::int64_t cols, std::int64_t panel, std::uint32_t* out, bool& safe);
+void pair_left(const FactorSource& source, std::int64_t rank, std::int64_t first, std::size_t rows, std::uint32_t* out,
+               float* norms, bool& safe);
+float pair_right(const FactorSource& source, std::int64_t rank, std::int64_t cols, std::int64_t panel, std::uint32_t* out, bool& safe);
 
 }  // namespace peft::execution

@@ -19,8 +19,8 @@ namespace {
 std::vector<std::byte> image_of(const Plan& plan, const CutSizes& sizes) {
   const FileWork work = make_work(plan, plan.files[0], sizes);
   std::vector<std::byte> image(work.layout.data_bytes);
-  GainStore gains;
-  Stage stage(work.sizes.staging, gains);
+  MergeStores stores;
+  Stage stage(work.sizes.staging, stores);
   for (const Unit& unit : work.units) {
     for (const Run& run : stage.make(work, unit)) {
       std::uint64_t at = run.offset;
@@ -227,8 +227,8 @@ TEST(Merge, FastIsMeasured) {
   PlanBuilder builder(2);
   const Plan plan = plan_of(builder, 0, 9000, {.mode = MergeMode::fast, .adapter = Dtype::bf16});
   const PlannedTensor& tensor = plan.files[0].tensors[0];
-  GainStore gains;
-  Merger merger(gains);
+  MergeStores stores;
+  Merger merger(stores);
   std::vector<std::byte> out(static_cast<std::size_t>(tensor.rows * tensor.cols * 2));
   merger.render(plan, tensor, false, {0, tensor.rows, 0, tensor.cols}, out.data());
   EXPECT_GT(merger.error().sampled, 0u);

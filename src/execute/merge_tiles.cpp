@@ -36,7 +36,7 @@ std::int64_t panels_of(std::int64_t cols) { return (cols + kWidth - 1) / kWidth;
 }  // namespace
 
 template <class T>
-void Tiles<T>::open(const MergedTensor& tensor, std::size_t place) {
+void Tiles<T>::open(const MergedTensor& tensor, std::size_t place, GatherStore& factors) {
   if (tensor_ == &tensor && place_ == place) return;
   tensor_ = nullptr;
   const MergedPlace& where = tensor.index().places[place];
@@ -49,6 +49,12 @@ void Tiles<T>::open(const MergedTensor& tensor, std::size_t place) {
     updates_.push_back(&tensor.merge().updates[where.updates[n]]);
     Packed& packed = packed_[n];
     packed.sides = sides_of(*updates_[n], lattice_.swapped);
+    const auto source = [&](const View& side) {
+      const bool is_ones = side.rows == 0 || side.cols == 0;
+      return is_ones ? FactorSource() : factors.open(tensor.plan(), side, 2 * where.updates.size());
+    };
+    packed.left_source = source(packed.sides.left);
+    packed.right_source = source(packed.sides.right);
     packed.paired = sizeof(T) == sizeof(std::uint32_t) && can_pair(tensor.plan(), packed.sides);
     packed.right_safe.assign(static_cast<std::size_t>(panels), true);
     const std::size_t panel = packed.width() * kPanel;
@@ -74,9 +80,9 @@ std::int64_t Tiles<T>::take_rows(std::int64_t first, std::int64_t count) {
     T* out = packed.left.resize(rows * packed.width());
     packed.left_norms.resize(rows);
     if (packed.paired) {
-      pair_left(tensor_->plan(), packed.sides, first, rows, words(out), packed.left_norms.data(), packed.left_safe);
+      pair_left(packed.left_source, packed.sides.rank, first, rows, words(out), packed.left_norms.data(), packed.left_safe);
     } else {
-      pack_left(tensor_->plan(), packed.sides, first, rows, out, packed.left_norms.data());
+      pack_left(packed.left_source, packed.sides.rank, first, rows, out, packed.left_norms.data());
     }
   }
   first_row_ = first;
@@ -92,10 +98,10 @@ const T* Tiles<T>::right_of(std::size_t n, std::int64_t panel) {
   if (all ? packed.is_packed[p] : packed.only_panel == panel) return right;
   if (packed.paired) {
     bool safe = true;
-    packed.right_norms[p] = pair_right(tensor_->plan(), packed.sides, lattice_.cols.count, panel, words(right), safe);
+    packed.right_norms[p] = pair_right(packed.right_source, packed.sides.rank, lattice_.cols.count, panel, words(right), safe);
     packed.right_safe[p] = safe;
   } else {
-    packed.right_norms[p] = pack_right(tensor_->plan(), packed.sides, lattice_.cols.count, panel, right);
+    packed.right_norms[p] = pack_right(packed.right_source, packed.sides.rank, lattice_.cols.count, panel, right);
   }
   if (all) packed.is_packed[p] = true;
   packed.only_panel = panel;

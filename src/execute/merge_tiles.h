@@ -23,7 +23,7 @@ struct Gains {
 template <class T>
 class Tiles {
  public:
-  void open(const MergedTensor& tensor, std::size_t place);
+  void open(const MergedTensor& tensor, std::size_t place, GatherStore& factors);
   void forget() { tensor_ = nullptr; }
   const MergeProgram& program() const { return program_; }
   const plan::Lattice& lattice() const { return lattice_; }
@@ -62,6 +62,7 @@ class Tiles {
  private:
   struct Packed {
     Sides sides;
+    FactorSource left_source, right_source;
     LineBuffer<T> left, right, tile;
     std::vector<float> left_norms, right_norms;
     std::vector<bool> is_packed;      // each panel of `right`

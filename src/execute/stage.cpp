@@ -26,7 +26,7 @@ namespace {
 
 void Stage::Unmap::operator()(std::byte* memory) const { munmap(memory, bytes); }
 
-Stage::Stage(std::uint64_t bytes, GainStore& gains) : size_(bytes), merger_(gains) {
+Stage::Stage(std::uint64_t bytes, MergeStores& stores) : size_(bytes), merger_(stores) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   memory_ = {static_cast<std::byte*>(memory), Unmap{bytes}};

@@ -23,7 +23,7 @@ struct Run {
 // One thread's memory, reused from unit to unit: fresh pages cost more than everything done with them.
 class Stage {
  public:
-  Stage(std::uint64_t bytes, GainStore& gains);
+  Stage(std::uint64_t bytes, MergeStores& stores);
 
   // The result is valid until the next call. Throws NUM_OVERFLOW for a value that its new dtype cannot hold, and
   // NUM_NONFINITE for NaN and infinity where the plan forbids them.

@@ -21,8 +21,8 @@ std::vector<std::byte> image_of(const FileWork& work, bool& once) {
   std::vector<std::byte> image(work.layout.file_bytes(), kUnwritten);
   std::vector<int> writes(image.size(), 0);
   std::memcpy(image.data(), work.layout.head.data(), work.layout.head.size());
-  GainStore gains;
-  Stage stage(work.sizes.staging, gains);
+  MergeStores stores;
+  Stage stage(work.sizes.staging, stores);
   for (const Unit& unit : work.units) {
     std::uint64_t bytes = 0;
     for (const Run& run : stage.make(work, unit)) {
@@ -134,8 +134,8 @@ TEST(MakeWork, WritesStackedRowsFromTheSource) {
   const Plan plan = builder.make();
   const FileWork work = make_work(plan, plan.files[0]);
   EXPECT_EQ(work.making[0], Making::direct);
-  GainStore gains;
-  Stage stage(work.sizes.staging, gains);
+  MergeStores stores;
+  Stage stage(work.sizes.staging, stores);
   const auto runs = stage.make(work, work.units.at(0));
   ASSERT_EQ(runs.size(), 1u);
   EXPECT_EQ(runs[0].parts.size(), 1u) << "neighbours in the source are one part";

@@ -21,13 +21,13 @@ class Stages {
   CutSizes sizes() const { return cut_sizes(threads()); }
   Stage& of(int worker) {
     auto& stage = stages_[static_cast<std::size_t>(worker)];
-    if (!stage) stage = std::make_unique<Stage>(sizes().staging, gains_);
+    if (!stage) stage = std::make_unique<Stage>(sizes().staging, merge_stores_);
     return *stage;
   }
   MergeError merge_error() const;  // of all
 
  private:
-  GainStore gains_;
+  MergeStores merge_stores_;
   std::vector<std::unique_ptr<Stage>> stages_;
 };
 
