@@ -172,10 +172,8 @@ std::map<std::string, std::string> all_layouts(const FamilyKind& kind, const Log
       }
       convert(input, options, layout.layout, folder / std::string(layout.name));
       const Input converted = load(folder / std::string(layout.name), options.input);
-      if (layout.layout != Layout::peft_per_expert && converted.reading.layout == Layout::peft_per_expert) {
-        tally.absent["the family has one module per expert in every generation"].push_back(combination);
-        continue;
-      }
+      const bool per_expert_file = converted.reading.layout == Layout::peft_per_expert;
+      EXPECT_EQ(per_expert_file, layout.layout == Layout::peft_per_expert) << combination << ": written in another layout than the one asked for";
       layouts_at[std::string(layout.name)] = folder / std::string(layout.name);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::LO_NO_FORM) throw;

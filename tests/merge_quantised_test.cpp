@@ -367,5 +367,116 @@ TEST(MergeFp8, MethodThatCannotNameExceptionsIsRefused) {
   EXPECT_FALSE(Json::parse(plan_merge(options).plan.texts.front().second).contains("quantization_config"));
 }
 
+// verify --merged: a base that is quantised, a merged model that is not; and one that keeps what was not touched.
+VerifyMergedReport verified(const MergeOptions& options, const std::string& merged) {
+  VerifyMergedOptions verify;
+  verify.merge = options;
+  verify.merged = merged;
+  return verify_merged(verify);
+}
+
+std::string text_of(const VerifyMergedReport& report) {
+  std::string text;
+  for (const auto& d : report.differences) text += d.kind + " " + d.tensor + ": " + d.what + "\n";
+  return text;
+}
+
+TEST(VerifyQuantised, DequantisedMergeIsProvedAndEveryLeftOutTensorNamed) {
+  Fp8 model;
+  const std::vector<std::string> modules = {"model.layers.1.mlp.experts.0.down_proj", "model.layers.1.mlp.experts.1.gate_proj", "model.layers.0.self_attn.q_proj"};
+  model.write_adapter_on(modules, "adapter");
+  for (const bool keep : {false, true}) {
+    MergeOptions options = model.options();
+    options.keep_quantized = keep;
+    model.merge(options);
+    const auto good = verified(model.options(), model.folder / "out");
+    EXPECT_TRUE(good.same) << text_of(good);
+    EXPECT_EQ(good.bounds.beyond, 0u);
+    EXPECT_GT(good.bounds.all(), 0u);
+    for (const std::string& module : modules) {  // dequantised, and nothing added
+      const auto out = tensors_in(model.folder / "out");
+      const Found& found = out.at(module + ".weight");
+      const Stored plain = stored("", "BF16", model.packed.at(module + ".weight").values);
+      const fs::path file = model.folder.path() / "out" / found.file;
+      const std::string image = read_file(file);
+      std::string broken = image;
+      write_file(file, broken.replace(found.begin, found.bytes.size(), plain.bytes));
+      const auto bad = verified(model.options(), model.folder / "out");
+      ASSERT_EQ(bad.num_differences, 1) << module << "\n" << text_of(bad);
+      EXPECT_EQ(bad.differences[0].kind, "not_merged");
+      EXPECT_TRUE(bad.differences[0].tensor == module || module.starts_with(bad.differences[0].tensor.substr(0, bad.differences[0].tensor.rfind('.')))) << text_of(bad);
+      write_file(file, image);
+    }
+  }
+  // The base itself: quantised still, where the merge would have added.
+  const auto base = verified(model.options(), model.folder / "base");
+  EXPECT_FALSE(base.same);
+  for (const auto& difference : base.differences) EXPECT_EQ(difference.kind, "not_merged") << text_of(base);
+  EXPECT_EQ(base.num_differences, 3) << text_of(base);
+}
+
+TEST(VerifyQuantised, GptOss) {
+  const GptOss model;
+  model.write_expert_adapter(model.folder / "adapter");
+  for (const bool keep : {false, true}) {
+    MergeOptions options = model.options("adapter");
+    options.keep_quantized = keep;
+    model.merge(options);
+    const auto good = verified(model.options("adapter"), model.folder / "out");
+    EXPECT_TRUE(good.same) << text_of(good);
+    EXPECT_GT(good.bounds.all(), 0u);
+  }
+  model.write_dense_adapter(model.folder / "other");
+  model.merge(model.options("other"));
+  const auto bad = verified(model.options("adapter"), model.folder / "out");
+  EXPECT_FALSE(bad.same);
+  EXPECT_EQ(bad.num_differences, GptOss::kExperts + 1) << text_of(bad);  // the experts of layer 0, and a q_proj that changed
+  const auto base = verified(model.options("adapter"), model.folder / "base");
+  EXPECT_FALSE(base.same);
+  EXPECT_THAT(text_of(base), HasSubstr("model.layers.0.mlp.experts"));
+  EXPECT_THAT(text_of(base), ::testing::Not(HasSubstr("model.layers.1")));
+}
+
+// An adapter is recovered from the quantised base and the merged model in bf16: merged again it gives the same model.
+TEST(ExtractQuantised, GivesTheDeltaOfTheDequantisedBase) {
+  Fp8 model;
+  const std::vector<std::string> modules = {"model.layers.1.mlp.experts.0.down_proj", "model.layers.0.self_attn.q_proj"};
+  model.write_adapter_on(modules, "adapter");
+  model.merge(model.options());
+  ExtractOptions options;
+  options.base = model.folder / "base";
+  options.finetuned = model.folder / "out";
+  options.rank = 16;
+  const LowRankResult result = plan_extract(options);
+  std::set<std::string> sites;
+  for (const LowRankSite& site : result.sites) sites.insert(site.site);
+  EXPECT_EQ(sites, (std::set<std::string>{"model.layers.1.mlp.experts.0.down", "model.layers.0.self_attn.q_proj"}));
+  materialize(result.plan, model.folder.path() / "lora");
+  MergeOptions again = model.options();
+  again.adapters = {{model.folder / "lora", 1}};
+  const auto report = verified(again, model.folder / "out");
+  for (const auto& difference : report.differences) {  // what rounding to bf16 took is not of low rank
+    EXPECT_EQ(difference.kind, "different") << text_of(report);
+    EXPECT_NEAR(difference.factor, 1, 0.05) << text_of(report);
+  }
+}
+
+TEST(ExtractQuantised, GptOss) {
+  const GptOss model;
+  model.write_expert_adapter(model.folder / "adapter");
+  for (const bool keep : {false, true}) {
+    MergeOptions merge = model.options("adapter");
+    merge.keep_quantized = keep;
+    model.merge(merge);
+    ExtractOptions options;
+    options.base = model.folder / "base";
+    options.finetuned = model.folder / "out";
+    options.rank = 8;
+    const LowRankResult result = plan_extract(options);
+    EXPECT_EQ(result.sites.size(), static_cast<std::size_t>(GptOss::kExperts));
+    for (const LowRankSite& site : result.sites) EXPECT_TRUE(site.site.starts_with("model.layers.0.mlp.experts.") && site.site.ends_with(".down")) << site.site;
+  }
+}
+
 }  // namespace
 }  // namespace peft::testing

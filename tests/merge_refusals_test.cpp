@@ -310,7 +310,8 @@ TEST(MergeComposite, AdaptersOfEitherClassIntoEitherBase) {
       MergeOptions options;
       options.base = folder / "base";
       options.adapters = {{folder / "adapter", 1}};
-      ASSERT_NO_THROW(execute(plan_merge(options).plan, folder / "out"));
+      EXPECT_NO_THROW(execute(plan_merge(options).plan, folder / "out"));
+      if (!fs::exists(folder / "out")) continue;
       const auto out = tensors_in(folder / "out");
       std::map<std::string, std::vector<double>> want;
       const auto add = [&](const std::string& name, const Matrix& base, const Matrix& delta) {

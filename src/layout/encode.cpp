@@ -57,8 +57,12 @@ void Encoder::experts(Group group) {
   const Experts& experts = experts_of(group.front());
   const ExpertsForm& form = *experts.form;
   const bool has_fused = !form.v5.empty() || !form.v4.empty();
-  if (options_.to == Layout::peft_per_expert || !has_fused) per_expert(experts, group);
-  else fused(experts, group);
+  if (options_.to == Layout::peft_per_expert) return per_expert(experts, group);
+  if (!has_fused) {
+    no_form(group.front().site.module, fmt::format("the experts of {} are modules of their own in every transformers version", model_.model_type),
+            "keep the per-expert layout: PEFT on transformers 5 reads it");
+  }
+  fused(experts, group);
 }
 
 Dtype Encoder::dtype_of(const View& view) const {

@@ -57,6 +57,19 @@ std::optional<View> join_rows(const View& first, const View& second, bool interl
   return joined;
 }
 
+// Gate and up of one expert as rows of one B, where they share A: only what lies so in the file already can be moved so.
+std::optional<View> joined_b(const Factor& gate, const Factor& up, bool interleaved) {
+  return gate.scale == up.scale ? join_rows(gate.b, up.b, interleaved) : std::nullopt;
+}
+
+bool all_join(const Stack& stack, bool interleaved) {
+  for (std::size_t e = 0; e < stack.parts[0].size(); ++e) {
+    const Factor *gate = stack.parts[0][e], *up = stack.parts[1][e];
+    if (gate != nullptr && !joined_b(*gate, *up, interleaved)) return false;
+  }
+  return true;
+}
+
 // Puts natural blocks of one expert into the two tensors of a fused pair, whichever way round the layout has them.
 class Placer {
  public:
@@ -117,8 +130,7 @@ void place(const Stack& stack, const ExpertsForm::Fused& parameter, Placer& plac
       const Factor *gate = stack.parts[0][at], *up = stack.parts[1][at];
       if (gate == nullptr) continue;
       placer.put_a(e, 0, gate->a);
-      const auto joined = gate->scale == up->scale ? join_rows(gate->b, up->b, parameter.interleaved) : std::nullopt;
-      if (joined) {
+      if (const auto joined = joined_b(*gate, *up, parameter.interleaved)) {
         placer.put_b(e, 0, 0, *joined, gate->scale / stack.scale);
       } else {
         placer.put_b(e, 0, 0, gate->b, gate->scale / stack.scale);
@@ -236,8 +248,9 @@ std::size_t Encoder::fused_parameter(const std::string& module, const std::strin
   const std::size_t found = all_of(stack).size();
   if (found == 0) return 0;
   measure(stack);
-  if (parameter.interleaved && !stack.shared_a && file_ != nullptr) {
-    no_form(module, "gate and up of this family alternate row by row, and the factors do not share A", "keep the layout of the file");
+  if (parameter.interleaved && stack.parts.size() == 2 && file_ != nullptr) {
+    if (!stack.shared_a) no_form(module, "gate and up of this family alternate row by row, and the factors do not share A", "keep the layout of the file");
+    if (!all_join(stack, true)) no_form(module, "gate and up of this family alternate row by row, and do not lie so in the file", "keep the layout of the file");
   }
   add_stack(key, parameter, stack);
   add_target(name, true, stack.rank, stack.scale);

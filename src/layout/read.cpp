@@ -27,6 +27,21 @@ std::optional<Model::Located> locate(Context& context, const Slot& slot) {
   }
 }
 
+// Experts for a model whose modules are known, and that has none.
+bool refuse_experts(Context& context, const Slot& slot) {
+  const Model& model = context.model;
+  const std::string module = std::string(slot.module) + ".";
+  const bool known = model.v4 || model.v5;
+  const bool has = model.has(Generation::v4, slot.module).value_or(false) || model.has(Generation::v5, slot.module).value_or(false);
+  if (!known || has || !model.experts.empty() || (slot.depth == 0 && module.find(".experts.") == std::string::npos)) return false;
+  for (const std::uint32_t part : {slot.a, slot.b, slot.b_bias, slot.magnitude}) {
+    if (part == layout::kNoTensor) continue;
+    context.unused.push_back({std::string(context.tensor(part).name), ErrorCode::LO_TARGET,
+                              fmt::format("the base has no experts: its model_type is {}", model.model_type)});
+  }
+  return true;
+}
+
 // Pairs that hold all experts of a layer can only be read with the family's facts.
 void require_family(const Context& context, const Slot& slot) {
   if (slot.depth == 0 && !slot.module.ends_with(".experts")) return;
@@ -112,6 +127,7 @@ Reading read(const Adapter& adapter, const Model& model, const ReadOptions& opti
   bool per_expert = false;
   for (const Slot& slot : found.slots) {
     const auto located = locate(context, slot);
+    if (!located && refuse_experts(context, slot)) continue;
     if (!located) {
       require_family(context, slot);
       layout::decode_dense(context, slot);

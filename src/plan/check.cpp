@@ -49,11 +49,21 @@ class TensorCheck {
       scope_.require(size >= 0, "a planned tensor has a negative dimension", "{}", size);
       elements = multiply(elements, size);
     }
-    const std::int64_t cols = tensor_.shape.empty() ? 1 : tensor_.shape.back();
     scope_.require(elements != kNone && multiply(elements, info(tensor_.dtype).bits) != kNone,
                    "a planned tensor is too large");
-    scope_.require(tensor_.rows >= 0 && tensor_.cols == cols && multiply(tensor_.rows, cols) == elements,
+    scope_.require(tensor_.rows >= 0 && has_columns(tensor_.cols) && multiply(tensor_.rows, tensor_.cols) == elements,
                    "rows and columns of a planned tensor are not its shape", "[{}, {}]", tensor_.rows, tensor_.cols);
+  }
+
+  // The last dimension, or the last ones together.
+  bool has_columns(std::int64_t cols) const {
+    std::int64_t product = 1;
+    for (auto size = tensor_.shape.rbegin(); size != tensor_.shape.rend(); ++size) {
+      product = multiply(product, *size);
+      if (product == kNone) return false;
+      if (product == cols) return true;
+    }
+    return tensor_.shape.empty() && cols == 1;
   }
 
   void check_block(const Block& block) const {

@@ -43,6 +43,9 @@ void add_columns(Difference& difference, const UnitWeights& weights, std::size_t
   }
 }
 
+// Of the values: codes and scales make numbers of fp32, which whoever wrote the other model has rounded.
+Dtype value_dtype(const WeightsOf& side, const Weight& weight) { return weight.parts.front().scales ? Dtype::f32 : side.info(weight).dtype; }
+
 Difference read_difference(const UnitWeights& weights, const WeightsOf& base, const WeightsOf& finetuned) {
   const std::int64_t rows = weights.unit.rows();
   Difference difference{Dense(rows, weights.in), true, std::vector<double>(static_cast<std::size_t>(rows)),
@@ -52,7 +55,7 @@ Difference read_difference(const UnitWeights& weights, const WeightsOf& base, co
     for (std::int64_t first = 0; first < weights.in; first += kColumns) {
       const std::int64_t count = std::min(kColumns, weights.in - first);
       add_columns(difference, weights, s, base.read(before, first, count), finetuned.read(after, first, count), first,
-                  base.info(before).dtype, finetuned.info(after).dtype);
+                  value_dtype(base, before), value_dtype(finetuned, after));
     }
   }
   return difference;

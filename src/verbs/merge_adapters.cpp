@@ -9,6 +9,7 @@
 #include "adapter/view_math.h"
 #include "config/python_json.h"
 #include "peft/error.h"
+#include "verbs/merge_other_class.h"
 
 namespace peft::merging {
 namespace {
@@ -17,7 +18,7 @@ using config::Json;
 
 // Inits after which the base is another one: the adapter alone is not the whole change.
 bool changes_base(const std::string& init) {
-  return init.starts_with("pissa") || init == "olora" || init == "loftq" || init == "corda" || init == "lora_ga";
+  return init.starts_with("pissa") || init.starts_with("olora") || init == "loftq" || init.starts_with("corda") || init == "lora_ga";
 }
 
 void refuse_changed_base(const Adapter& adapter, bool base_is_residual) {
@@ -31,6 +32,17 @@ void refuse_changed_base(const Adapter& adapter, bool base_is_residual) {
                .got = init,
                .hint = "save the adapter with path_initial_model_for_weight_conversion, or say --base-is-residual when "
                        "--base is the changed model"});
+}
+
+Reading read_for(const Adapter& adapter, const Model& model, const MergeOptions& options) {
+  try {
+    return read(adapter, model, options.input.read);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::LO_TARGET && error.code() != ErrorCode::LO_NONE) throw;
+    auto reading = read_as_other_class(adapter, model, options);
+    if (!reading) throw;
+    return std::move(*reading);
+  }
 }
 
 std::string digest_of(const Adapter& adapter) {
@@ -90,7 +102,7 @@ std::vector<MergeAdapter> open_adapters(const MergeOptions& options, const Model
     MergeAdapter adapter;
     adapter.adapter = open(given.path, {options.input.adapter_name, options.input.open});
     refuse_changed_base(adapter.adapter, options.base_is_residual);
-    adapter.reading = read(adapter.adapter, model, options.input.read);
+    adapter.reading = read_for(adapter.adapter, model, options);
     adapter.weight = given.weight;
     adapter.source = first_source + static_cast<std::uint32_t>(adapters.size());
     require_finite(adapter);

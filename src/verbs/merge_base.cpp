@@ -55,12 +55,14 @@ bool Base::is_tied() const { return says_tied() && !weights.find(output_module()
 void Base::no_target(const MergeAdapter& adapter, std::uint32_t tensor, const Site& site) const {
   for (const char* packed : kPacked) {
     const std::string module = site.expert < 0 || site.projection == Projection::none ? site.module : "";
-    if (module.empty() || !weights.find(module, packed)) continue;
+    const std::string whole = module + "." + packed;  // a name may have dots of its own
+    const auto dot = whole.rfind('.');
+    if (module.empty() || !weights.find(whole.substr(0, dot), whole.substr(dot + 1))) continue;
     throw Error(ErrorCode::LO_QUANT, {.file = options.base,
                                       .tensor = describe(site),
                                       .problem = "the weight is packed in a form that merging does not read",
                                       .expected = "bf16, fp16, fp32, MXFP4 or block FP8",
-                                      .got = module + "." + packed,
+                                      .got = whole,
                                       .hint = "merge into the model it was quantised from, then quantise again"});
   }
   const auto near = weights.near(site.module);

@@ -16,6 +16,19 @@ std::int64_t product(std::span<const std::int64_t> shape) {
   return result;
 }
 
+// The kernel of a convolution is [out, in, height, width], and its delta [out, the rest]: that is the matrix to see it as.
+void see_as(const View& target, PlannedTensor& planned) {
+  const bool whole = target.offset == 0 && target.col_stride == 1 && target.row_stride == target.cols &&
+                     target.rows * target.cols == planned.rows * planned.cols;
+  if (!whole || planned.shape.size() < 3 || target.rows != planned.shape.front()) return;
+  for (const Block& block : planned.blocks) {
+    const View& view = block.source;
+    if (view.rows != planned.rows || view.cols != planned.cols || view.row_stride != view.cols || view.col_stride != 1) return;
+  }
+  planned.rows = target.rows, planned.cols = target.cols;
+  for (Block& block : planned.blocks) block.source.rows = target.rows, block.source.cols = block.source.row_stride = target.cols;
+}
+
 // Strides and offsets of stored matrices [rows, cols] where each of them lies transposed.
 std::int64_t turned_offset(std::int64_t offset, std::int64_t rows, std::int64_t cols) {
   const std::int64_t matrix = offset / (rows * cols), row = offset / cols % rows, col = offset % cols;
@@ -104,6 +117,7 @@ void OutTensors::note(std::size_t tensor, MergedPart part) {
 
 void OutTensors::add(std::size_t tensor, Update update, MergedPart part) {
   PlannedTensor& planned = tensors_[tensor].planned;
+  see_as(update.target, planned);
   if (!planned.merge) planned.merge = Merge{options_.mode, tensors_[tensor].computed, {}};
   part.update = static_cast<std::int64_t>(planned.merge->updates.size());
   planned.merge->updates.push_back(std::move(update));

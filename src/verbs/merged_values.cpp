@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "execute/value.h"
+
 namespace peft::verbs {
 namespace {
 
@@ -18,6 +20,10 @@ bool is_scale(std::string_view name) { return name.ends_with("_scale_inv") || na
 
 MergedModel::MergedModel(const Model& model, const std::string& base, const std::string& merged, const OpenOptions& options)
     : base_(model, base, options), merged_(model, merged, options) {
+  sources_.sources = merged_.checkpoint.files();
+  for (QuantizedTensor& tensor : merged_.weights.quantized()) {
+    if (!tensor.turned) codes_.emplace(std::move(tensor.name), std::move(tensor.codes));
+  }
   for (const Site& site : base_.sites) {
     const auto weight = base_.weights.find(site);
     if (!weight) continue;
@@ -38,6 +44,8 @@ Counterpart MergedModel::find(const PlannedTensor& tensor) const {
       entry != nullptr && elements_of(entry->tensor->shape) == tensor.rows * tensor.cols) {
     result.direct = entry - all.data();
     result.dtype = entry->tensor->dtype;
+    const auto codes = codes_.find(tensor.name);
+    if (codes != codes_.end() && tensor.dtype != result.dtype) result.codes = &codes->second, result.dtype = Dtype::bf16;
     return result;
   }
   const auto at = places_.find(tensor.name);
@@ -54,10 +62,16 @@ Counterpart MergedModel::find(const PlannedTensor& tensor) const {
       result.missing.push_back(name);
       continue;
     }
-    result.dtype = merged_.info(*found).dtype;
+    result.dtype = found->parts.front().scales ? Dtype::bf16 : merged_.info(*found).dtype;
     result.pieces.push_back({where.view, std::move(*found), name});
   }
   return result;
+}
+
+// As merging writes it where nothing is added.
+double MergedModel::dequantised(const WeightPart& part, std::int64_t row, std::int64_t col) const {
+  const Block block{0, 0, 1, part.view, 1, part.scales};
+  return execution::rounded_to(Dtype::bf16, execution::value_at(sources_, block, row, col));
 }
 
 void MergedModel::read(const Counterpart& counterpart, const PlannedTensor& tensor, std::int64_t first, std::int64_t count,
@@ -65,6 +79,14 @@ void MergedModel::read(const Counterpart& counterpart, const PlannedTensor& tens
   const auto size = static_cast<std::size_t>(count * tensor.cols);
   values.assign(size, 0);
   known.assign(size, counterpart.direct >= 0 ? 1 : 0);
+  if (counterpart.codes != nullptr) {
+    const std::int64_t width = counterpart.codes->view.cols, begin = first * tensor.cols;
+    for (std::size_t i = 0; i < size; ++i) {
+      const std::int64_t at = begin + static_cast<std::int64_t>(i);
+      values[i] = dequantised(*counterpart.codes, at / width, at % width);
+    }
+    return;
+  }
   if (counterpart.direct >= 0) {
     const Checkpoint::Entry& entry = merged_.checkpoint.tensors()[static_cast<std::size_t>(counterpart.direct)];
     const adapter::Matrix flat = adapter::bind(*merged_.checkpoint.files()[entry.file], *entry.tensor);
@@ -80,7 +102,11 @@ void MergedModel::read(const Counterpart& counterpart, const PlannedTensor& tens
         run_values.resize(static_cast<std::size_t>(run.count));
         const adapter::Matrix line = run.along_row ? matrix.row_range(run.line, 1).col_range(run.begin, run.count)
                                                    : matrix.col_range(run.line, 1).row_range(run.begin, run.count);
-        adapter::read(line, run_values);
+        if (!part.scales) adapter::read(line, run_values);
+        for (std::int64_t n = 0; part.scales && n < run.count; ++n) {
+          const auto at = static_cast<std::size_t>(n);
+          run_values[at] = run.along_row ? dequantised(part, run.line, run.begin + n) : dequantised(part, run.begin + n, run.line);
+        }
         for (std::int64_t n = 0; n < run.count; ++n) {
           const auto at = static_cast<std::size_t>(run.at + n * run.step);
           values[at] = run_values[static_cast<std::size_t>(n)];
@@ -92,7 +118,7 @@ void MergedModel::read(const Counterpart& counterpart, const PlannedTensor& tens
 }
 
 std::span<const std::byte> MergedModel::bytes(const Counterpart& counterpart, const PlannedTensor& tensor) const {
-  if (counterpart.direct < 0 || counterpart.dtype != tensor.dtype) return {};
+  if (counterpart.direct < 0 || counterpart.codes != nullptr || counterpart.dtype != tensor.dtype) return {};
   const Checkpoint::Entry& entry = merged_.checkpoint.tensors()[static_cast<std::size_t>(counterpart.direct)];
   return merged_.checkpoint.files()[entry.file]->bytes(*entry.tensor);
 }

@@ -42,6 +42,7 @@ void visit_runs(const View& view, std::int64_t cols, std::int64_t first, std::in
 struct Counterpart {
   // The whole tensor under the same name: `direct` is its number in checkpoint.tensors(), -1 otherwise.
   std::int64_t direct = -1;
+  const WeightPart* codes = nullptr;  // of a direct one that the merged model holds quantised
   // Else matrix by matrix: where it lies in the expected tensor, and where in the merged model.
   struct Piece {
     View place;
@@ -73,7 +74,11 @@ class MergedModel {
     std::string module, parameter;
     View view;
   };
+  double dequantised(const WeightPart& part, std::int64_t row, std::int64_t col) const;
+
   WeightsOf base_, merged_;
+  Plan sources_;                                            // the merged model's files, to read codes and scales through
+  std::map<std::string, WeightPart, std::less<>> codes_;    // of the merged model, by tensor
   std::map<std::string, std::vector<Where>, std::less<>> places_;   // by tensor of the base
 };
 
