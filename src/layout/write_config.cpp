@@ -56,7 +56,7 @@ std::vector<std::string> names_of(const Encoded& encoded, bool parameters) {
 
 // Short names where the model's tree shows that they mean the same, full names otherwise.
 std::vector<std::string> target_list(const std::vector<std::string>& names, const std::optional<ModuleTree>& tree, bool parameters) {
-  if (!tree) return names;
+  if (!tree || names.empty()) return names;
   return shortest_suffixes(names, parameters ? parameter_names(*tree) : module_names(*tree));
 }
 

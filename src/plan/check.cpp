@@ -108,7 +108,7 @@ void check_names(const PlannedFile& file) {
   std::vector<std::string_view> names;
   names.reserve(file.tensors.size());
   for (const PlannedTensor& tensor : file.tensors) names.push_back(tensor.name);
-  std::sort(names.begin(), names.end());
+  if (!std::is_sorted(names.begin(), names.end())) std::sort(names.begin(), names.end());
   const auto twice = std::adjacent_find(names.begin(), names.end());
   if (twice == names.end()) return;
   throw Error(ErrorCode::INTERNAL,

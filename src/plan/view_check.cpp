@@ -18,30 +18,29 @@ std::int64_t elements_of(const TensorInfo& source, int bits) {
 }
 
 const TensorInfo& TensorScope::source_of(const View& view, std::string_view what) const {
-  require(view.source < plan_.sources.size() && plan_.sources[view.source] != nullptr,
-          fmt::format("{} does not exist", what), "{}", view.source);
+  require_of(what, view.source < plan_.sources.size() && plan_.sources[view.source] != nullptr, " does not exist", "{}",
+             view.source);
   const auto tensors = plan_.sources[view.source]->tensors();
-  require(view.tensor < tensors.size(), fmt::format("{}'s tensor does not exist", what), "{}", view.tensor);
-  require(info(tensors[view.tensor].dtype).bits > 0, fmt::format("{} has no known dtype", what), "{}",
-          tensors[view.tensor].dtype_name);
+  require_of(what, view.tensor < tensors.size(), "'s tensor does not exist", "{}", view.tensor);
+  require_of(what, info(tensors[view.tensor].dtype).bits > 0, " has no known dtype", "{}", tensors[view.tensor].dtype_name);
   return tensors[view.tensor];
 }
 
 void TensorScope::check_bounds(const View& view, std::int64_t elements, std::string_view what) const {
-  require(view.rows > 0 && view.cols > 0, fmt::format("{} is empty", what), "[{}, {}]", view.rows, view.cols);
+  require_of(what, view.rows > 0 && view.cols > 0, " is empty", "[{}, {}]", view.rows, view.cols);
   const auto down = checked_mul(view.rows - 1, view.row_stride), across = checked_mul(view.cols - 1, view.col_stride);
   const auto low = [](std::optional<std::int64_t> x) { return x ? std::optional(std::min<std::int64_t>(*x, 0)) : x; };
   const auto high = [](std::optional<std::int64_t> x) { return x ? std::optional(std::max<std::int64_t>(*x, 0)) : x; };
   const auto lowest = sum(view.offset, sum(low(down), low(across)));
   const auto highest = sum(view.offset, sum(high(down), high(across)));
-  require(lowest && highest && *lowest >= 0 && *highest < elements, fmt::format("{} leaves its tensor", what),
-          "elements {} to {} of {}", lowest.value_or(-1), highest.value_or(-1), elements);
+  require_of(what, lowest && highest && *lowest >= 0 && *highest < elements, " leaves its tensor",
+             "elements {} to {} of {}", lowest.value_or(-1), highest.value_or(-1), elements);
 }
 
 void TensorScope::check_view(const View& view, std::string_view what) const {
   const TensorInfo& source = source_of(view, what);
   const int bits = info(source.dtype).bits;
-  require(bits % 8 == 0, fmt::format("{} has elements of less than a byte", what), "{}", source.dtype_name);
+  require_of(what, bits % 8 == 0, " has elements of less than a byte", "{}", source.dtype_name);
   check_bounds(view, elements_of(source, bits), what);
 }
 

@@ -28,6 +28,13 @@ class TensorScope {
                                       .got = fmt::format(got, values...)});
   }
 
+  // The same of a view: `what` names it, `problem` goes on with the sentence.
+  template <class... Values>
+  void require_of(std::string_view what, bool holds, std::string_view problem,
+                  fmt::format_string<const Values&...> got = "", const Values&... values) const {
+    if (!holds) require(false, fmt::format("{}{}", what, problem), got, values...);
+  }
+
   // The tensor that a view is of. `what` names the view in errors: "a block's source".
   const TensorInfo& source_of(const View& view, std::string_view what) const;
   // Every element of the view is one of the `elements` that its tensor has.

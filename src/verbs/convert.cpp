@@ -50,19 +50,22 @@ void warn_of_namesakes(const layout::Encoded& encoded, const Model& model, Layou
 
 void finish(Plan& plan, const Input& input) {
   plan.sources = {input.adapter.weights};
-  std::set<std::uint32_t> read;
+  std::vector<bool> read(input.adapter.weights->tensors().size());
   for (const PlannedFile& file : plan.files) {
     std::vector<NewTensor> tensors;
+    tensors.reserve(file.tensors.size());
     for (const PlannedTensor& tensor : file.tensors) {
       tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-      for (const Block& block : tensor.blocks) read.insert(block.source.tensor);
+      for (const Block& block : tensor.blocks) read[block.source.tensor] = true;
     }
     const FileLayout layout = layout_file(tensors, file.metadata);
     plan.bytes_out += layout.file_bytes();
     plan.peak_memory += layout.head.size();
   }
   for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
-  for (const std::uint32_t index : read) plan.bytes_in += input.adapter.weights->tensors()[index].bytes();
+  for (std::size_t i = 0; i < read.size(); ++i) {
+    if (read[i]) plan.bytes_in += input.adapter.weights->tensors()[i].bytes();
+  }
   plan.peak_memory += input.adapter.weights->data_offset() + (std::uint64_t{32} << 20);
   for (const auto& name : input.adapter.side_files) plan.copies.emplace_back(name, input.adapter.folder + "/" + name);
 }
