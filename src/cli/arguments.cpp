@@ -72,62 +72,7 @@ struct Commands {
   FamiliesCommand families;
   CompletionCommand completion;
   DocsCommand docs;
-  bool no_sync = false, no_readback = false;
 };
-
-}  // namespace
-
-CLI::Validator quiet(CLI::Validator check) { return check.description(""); }
-
-namespace {
-
-// A flag that may be given once, or for `verify` twice. CLI11 gives a vector all words that follow unless told
-// otherwise.
-void add_per_adapter(CLI::App& verb, bool two, const std::string& flag, std::vector<std::string>& values,
-                     const std::string& help, const std::string& value) {
-  auto* option = verb.add_option(flag, values, help + (two ? " (twice: for A, then B)" : ""));
-  option->allow_extra_args(false)->type_name(value)->group("Reading");
-  if (!two) option->expected(1, 1);  // more than two are refused by VerifyCommand::require_adapters
-}
-
-}  // namespace
-
-void add_input_flags(CLI::App& verb, InputFlags& input, bool two) {
-  verb.add_option("--base", input.base, "The base model: its folder, config.json, or a module-tree file")
-      ->type_name("DIR")
-      ->group("Reading");
-  verb.add_option("--family", input.family, "Names only: the model_type of the base, as \"peft families\" lists it")
-      ->type_name("TYPE")
-      ->group("Reading");
-  verb.add_option("--num-experts", input.num_experts, "Experts per layer, where neither file nor base says it")
-      ->type_name("N")
-      ->check(quiet(CLI::Range(1, 1'000'000)))
-      ->group("Reading");
-  verb.add_option("--families", input.families_file, "Further families, in the form of data/families.json")
-      ->type_name("FILE")
-      ->group("Reading");
-  add_per_adapter(verb, two, "--adapter-name", input.adapter_name, "The adapter in this subfolder of the folder",
-                  "NAME");
-  add_per_adapter(verb, two, "--from", input.from, "The layout of the file; found out when not given", "LAYOUT");
-  add_per_adapter(verb, two, "--orientation", input.orientation,
-                  "Decides an ambiguous file: how an expert's update lies in the parameter", "out-in|in-out");
-  add_per_adapter(verb, two, "--b-packing", input.b_packing, "Decides an ambiguous file: the order of lora_B's columns",
-                  "rank-major|grouped-by-expert");
-  verb.add_flag("--ignore-unused", input.ignore_unused, "Go on without tensors that belong to nothing")
-      ->group("Reading");
-  verb.add_flag("--allow-trailing-bytes", input.open.allow_trailing_bytes, "Accept bytes after the last tensor")
-      ->group("Reading");
-  verb.add_flag("--follow-symlinks", input.open.follow_symlinks,
-                "Accept shards that are links out of the model's folder")
-      ->group("Reading");
-  verb.add_option("--max-tensors", input.open.max_tensors, "Refuse files with more tensors")
-      ->type_name("N")
-      ->group("Reading");
-}
-
-void add_json(CLI::App& verb, bool& json) { verb.add_flag("--json", json, "Print the result, or the error, as JSON"); }
-
-namespace {
 
 void add_inspect(CLI::App& app, InspectCommand& command) {
   auto& verb =
@@ -161,8 +106,7 @@ void add_targets(CLI::App& app, TargetsCommand& command) {
   verb.footer(kTargetsExamples);
 }
 
-void add_convert(CLI::App& app, Commands& all) {
-  ConvertCommand& command = all.convert;
+void add_convert(CLI::App& app, ConvertCommand& command) {
   auto& verb = *app.add_subcommand("convert", "Write adapters in another layout");
   verb.add_option("adapters", command.paths, "Adapter folders (with --config-only: a config or a folder)")
       ->required()
@@ -179,14 +123,7 @@ void add_convert(CLI::App& app, Commands& all) {
   verb.add_flag("--dry-run", command.dry_run, "Print the plan; write nothing");
   verb.add_flag("--config-only", command.config_only,
                 "Convert adapter_config.json alone: print a diff, write it to --out");
-  verb.add_flag("--overwrite", command.execute.overwrite, "Replace an output folder that exists, in one step");
-  verb.add_option("--threads", command.execute.threads,
-                  "Threads; all cores when not given. The bytes do not depend on it")
-      ->type_name("N")
-      ->check(quiet(CLI::Range(1, 1024)));
-  verb.add_flag("--no-sync", all.no_sync, "Do not wait until the disk has the data");
-  verb.add_flag("--no-readback", all.no_readback, "Do not read the written files back");
-  verb.add_flag("--quiet", command.quiet, "No progress bar");
+  add_execute_flags(verb, command.execute, command.quiet);
   add_json(verb, command.json);
   add_input_flags(verb, command.input, false);
   verb.footer(kConvertExamples);
@@ -255,11 +192,7 @@ Command chosen(const CLI::App& app, Commands& all) {
   const std::string verb = app.get_subcommands().front()->get_name();
   if (verb == "inspect") return all.inspect;
   if (verb == "targets") return all.targets;
-  if (verb == "convert") {
-    all.convert.execute.sync = !all.no_sync;
-    all.convert.execute.readback = !all.no_readback;
-    return all.convert;
-  }
+  if (verb == "convert") return all.convert;
   if (verb == "verify") {
     all.verify.require_adapters();
     return all.verify;
@@ -294,7 +227,7 @@ Command parse_arguments(std::vector<std::string> arguments) {
   app.get_formatter()->column_width(30);
   add_inspect(app, all.inspect);
   add_targets(app, all.targets);
-  add_convert(app, all);
+  add_convert(app, all.convert);
   add_verify(app, all.verify);
   add_runtime(app, all.runtime);
   add_merge(app, all.merge);

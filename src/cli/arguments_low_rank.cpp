@@ -36,13 +36,7 @@ void add_result_flags(CLI::App& verb, ResultFlags& flags, const std::string& to)
                   "The dtype to write: " + CLI::detail::join(float_dtype_names(), ", ") + "; F32 when not given")
       ->type_name("T");
   verb.add_flag("--dry-run", flags.dry_run, "Compute and print the errors and the plan; write nothing");
-  verb.add_flag("--overwrite", flags.execute.overwrite, "Replace an output folder that exists, in one step");
-  verb.add_option("--threads", flags.execute.threads, "Threads; all cores when not given. The bytes do not depend on it")
-      ->type_name("N")
-      ->check(quiet(CLI::Range(1, 1024)));
-  verb.add_flag("!--no-sync", flags.execute.sync, "Do not wait until the disk has the data");
-  verb.add_flag("!--no-readback", flags.execute.readback, "Do not read the written files back");
-  verb.add_flag("--quiet", flags.quiet, "No progress bar");
+  add_execute_flags(verb, flags.execute, flags.quiet);
   add_json(verb, flags.json);
 }
 

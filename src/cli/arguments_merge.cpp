@@ -53,14 +53,7 @@ void add_output(CLI::App& verb, MergeCommand& command) {
       ->type_name("SIZE");
   verb.add_option("--report", command.report, "Write a page (HTML, complete in itself) that says what changed where")->type_name("FILE");
   verb.add_flag("--dry-run", command.dry_run, "Print the plan; write nothing");
-  verb.add_flag("--overwrite", command.execute.overwrite, "Replace an output folder that exists, in one step");
-  verb.add_option("--threads", command.execute.threads,
-                  "Threads; all cores when not given. The bytes do not depend on it")
-      ->type_name("N")
-      ->check(quiet(CLI::Range(1, 1024)));
-  verb.add_flag("!--no-sync", command.execute.sync, "Do not wait until the disk has the data");
-  verb.add_flag("!--no-readback", command.execute.readback, "Do not read the written files back");
-  verb.add_flag("--quiet", command.quiet, "No progress bar");
+  add_execute_flags(verb, command.execute, command.quiet);
   add_json(verb, command.json);
 }
 

@@ -18,6 +18,8 @@ CLI::Validator quiet(CLI::Validator check);
 // How to read an adapter; `two`: some flags may be given for A, then for B.
 void add_input_flags(CLI::App& verb, InputFlags& input, bool two);
 void add_json(CLI::App& verb, bool& json);
+// How output is written: --overwrite, --threads, --no-sync, --no-readback, --quiet.
+void add_execute_flags(CLI::App& verb, ExecuteOptions& execute, bool& quiet);
 
 struct LowRankCommands {
   CombineCommand combine;
