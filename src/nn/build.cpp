@@ -1,4 +1,5 @@
 // Makes the modules of a model, in the registration order of the real classes.
+#include "base/huge_pages.h"
 #include "nn/impl.h"
 
 namespace peft::nn {
@@ -151,6 +152,15 @@ class Builder {
   at::TensorOptions options_;
 };
 
+// Decoding reads weights once each, from pages all over; filling them touches each page for the first time.
+void use_huge_pages(const Modules& modules) {
+  for (const auto& module : modules.all()) {
+    for (const Slot& slot : module->slots) {
+      if (slot.tensor->defined() && slot.tensor->is_cpu()) advise_huge_pages(slot.tensor->mutable_data_ptr(), slot.tensor->nbytes());
+    }
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<CausalLM::Impl> build_model(ModelConfig config, at::ScalarType dtype, at::Device device) {
@@ -158,6 +168,7 @@ std::unique_ptr<CausalLM::Impl> build_model(ModelConfig config, at::ScalarType d
   model->config = std::move(config), model->dtype = dtype, model->device = device;
   model->frequencies = rope_frequencies(model->config.rope, model->config.head_dim);
   Builder(*model).build();
+  use_huge_pages(model->modules);
   return model;
 }
 
