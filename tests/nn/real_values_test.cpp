@@ -3,7 +3,6 @@
 
 #include <ATen/Parallel.h>
 
-#include <algorithm>
 #include <cmath>
 #include <fstream>
 
@@ -13,13 +12,11 @@
 #include "peft/error.h"
 #include "peft/nn/peft_model.h"
 #include "support/golden.h"
-#include "support/tiny_moe.h"
 
 namespace peft::nn::testing {
 namespace {
 
 using peft::testing::TemporaryFolder;
-using peft::testing::TinyMoe;
 
 Json qwen3_moe(Json changes) {
   Json config = {{"architectures", {"Qwen3MoeForCausalLM"}}, {"model_type", "qwen3_moe"}, {"vocab_size", 64}, {"hidden_size", 32},
@@ -121,28 +118,6 @@ TEST(NamesOfTransformers4, BecomeParametersAsInPeft) {
       EXPECT_STREQ(row.line, "") << error.what();
       EXPECT_NE(std::string(error.what()).find(row.error), std::string::npos) << error.what();
     }
-  }
-}
-
-TEST(NamesOfTransformers4, DenseLayersKeepTheirs) {   // PEFT loses them: its issue 3711
-  const TemporaryFolder folder;
-  const auto base = made(folder, qwen3_moe({{"mlp_only_layers", {0}}}), {.dtype = at::kFloat});
-  LoraConfig config;
-  config.r = 4, config.target_modules = std::vector<std::string>{"gate_proj", "up_proj", "down_proj"};
-  const auto status = get_peft_model(base, config)->get_layer_status();
-  const auto has = [&](const std::string& name) { return std::ranges::any_of(status, [&](const auto& s) { return s.name.find(name) != std::string::npos; }); };
-  EXPECT_TRUE(has("layers.0.mlp.down_proj"));
-  EXPECT_TRUE(has("layers.1.mlp.experts"));
-}
-
-TEST(Checkpoint, InSeveralFilesIsTheSameModel) {
-  const at::Tensor ids = at::tensor({1, 5, 2, 9, 11, 3}, at::kLong).view({1, 6});
-  for (const auto experts : {TinyMoe::Experts::modules, TinyMoe::Experts::fused}) {
-    const TinyMoe one("F32", TinyMoe::Output::own, experts), three("F32", TinyMoe::Output::own, experts);
-    one.write_base_folder(1), three.write_base_folder(3);
-    const at::Tensor a = load_model(one.folder / "base")->logits(ids), b = load_model(three.folder / "base")->logits(ids);
-    EXPECT_TRUE(at::equal(a, b));
-    EXPECT_GT(a.abs().max().item<double>(), 0);
   }
 }
 
