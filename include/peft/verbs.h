@@ -47,6 +47,9 @@ struct ConfigConversion {
   std::vector<std::string> warnings;
 };
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options);
+// A new adapter's config for a model of transformers 5: target_modules that name single experts' modules or routers, as they
+// were in transformers 4, become target_parameters, where PEFT does so too. nullopt: they name none.
+std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, const Model& model, std::vector<std::string>& warnings);
 
 // ---- verify --------------------------------------------------------------------------------------------------
 struct VerifyOptions {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 
 #include "base/natural_order.h"
 #include "layout/encode.h"
@@ -128,7 +129,88 @@ class VirtualFactors {
 
 bool is_fused(Layout layout) { return layout != Layout::peft_per_expert; }
 
+AdapterConfig write_converted(const AdapterConfig& config, const Model& model, Generation from, const ResolvedTargets& resolved,
+                              const layout::EncodeOptions& options, std::vector<std::string>& warnings) {
+  VirtualFactors virtual_factors(model, from);
+  for (const Target& target : resolved.targets) virtual_factors.add(target);
+  const Factors factors = virtual_factors.take();
+  layout::Encoded encoded = layout::encode(factors, model, nullptr, options);
+  for (const std::string& module : resolved.modules_to_save) {
+    const bool turn = from == Generation::v4 && is_fused(options.to);
+    encoded.saved_modules.push_back(turn ? model.rename(module, Generation::v4, Generation::v5)
+                                         : is_fused(options.to) ? module : model.rename(module, Generation::v5, Generation::v4));
+  }
+  return layout::write_config(config, encoded, model, options.to, warnings);
+}
+
+// What v4 targets on `tree` name, when that includes experts or routers; nothing when they name neither, or nothing at all.
+std::optional<ResolvedTargets> targets_among_experts(const AdapterConfig& config, const ModuleTree& tree, const Model& model) {
+  ResolvedTargets resolved;
+  try {
+    resolved = resolve_targets(config, tree, model, Generation::v4);
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::CF_TARGET) return std::nullopt;   // names of v5, or wrong there as well
+    throw;
+  }
+  const bool any = std::ranges::any_of(resolved.targets, [&](const Target& target) {
+    const auto located = model.locate(target.name);
+    if (located && located->expert >= 0) return true;
+    const Module* now = model.v5->find(model.rename(target.name, Generation::v4, Generation::v5));
+    return now == nullptr || now->kind == ModuleKind::other;
+  });
+  if (!any) return std::nullopt;
+  return resolved;
+}
+
+// A fused parameter takes all its projections and all its experts, or none.
+void require_whole(const std::vector<Target>& targets, const Model& model) {
+  std::map<std::string, std::map<Projection, std::int64_t>> counts;
+  for (const Target& target : targets) {
+    const auto located = model.locate(target.name);
+    if (!located || located->expert < 0) continue;
+    const std::string& module = layout::experts_module(*located->experts);
+    ++counts[module][located->projection];
+  }
+  for (const Experts& experts : model.experts) {
+    const std::string& module = layout::experts_module(experts);
+    const auto found = counts.find(module);
+    if (found == counts.end()) continue;
+    auto& of = found->second;
+    if (of.contains(Projection::gate) != of.contains(Projection::up)) {
+      throw Error(ErrorCode::CF_TARGET, {.tensor = module, .problem = "gate and up are one parameter here, and only one of them is a target",
+                                         .expected = "both or neither", .got = "ValueError", .hint = "name both in target_modules"});
+    }
+    for (const auto& [projection, count] : of) {
+      if (count == experts.num_experts) continue;
+      throw Error(ErrorCode::CF_TARGET, {.tensor = module, .problem = fmt::format("only {} of {} experts are targets, and they are one parameter here", count, experts.num_experts),
+                                         .expected = "all experts of a layer", .got = "ValueError", .hint = "name the projection without an expert's number"});
+    }
+  }
+}
+
 }  // namespace
+
+std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, const Model& model, std::vector<std::string>& warnings) {
+  const auto v4 = tree_of_v4(model);
+  const bool named = !std::holds_alternative<std::monostate>(config.target_modules);
+  if (!named || !v4 || !model.v5 || model.peft_config.empty()) return std::nullopt;
+  AdapterConfig modules = config;
+  modules.target_parameters.reset();
+  const auto resolved = targets_among_experts(modules, *v4, model);
+  if (!resolved) return std::nullopt;
+  require_whole(resolved->targets, model);
+  AdapterConfig after = write_converted(modules, model, Generation::v4, *resolved, {Layout::peft_fused, std::nullopt, true}, warnings);
+  // What a parameter cannot have is refused later, as for any target_parameters.
+  after.lora_dropout = config.lora_dropout, after.use_dora = config.use_dora, after.lora_bias = config.lora_bias;
+  if (config.target_parameters) {
+    auto& all = after.target_parameters;
+    if (!all) all.emplace();
+    for (const std::string& name : *config.target_parameters) {
+      if (std::ranges::find(*all, name) == all->end()) all->push_back(name);
+    }
+  }
+  return after;
+}
 
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options) {
   const AdapterConfig config = AdapterConfig::read(path);
@@ -142,21 +224,11 @@ ConfigConversion convert_config(const std::string& path, const ConvertOptions& o
                                        .hint = "give the model (its config.json is enough) with --base"});
   }
   const auto version = config.likely_version().first;
-  ResolvedTargets resolved = resolve_targets(config, *tree, model, from, version);
-  VirtualFactors virtual_factors(model, from);
-  for (const Target& target : resolved.targets) virtual_factors.add(target);
-  const Factors factors = virtual_factors.take();
-
+  const ResolvedTargets resolved = resolve_targets(config, *tree, model, from, version);
   ConfigConversion result;
   result.warnings = resolved.warnings;
-  layout::Encoded encoded = layout::encode(factors, model, nullptr, {options.to, options.dtype, options.block_diagonal});
-  for (const std::string& module : resolved.modules_to_save) {
-    const bool turn = from == Generation::v4 && is_fused(options.to);
-    encoded.saved_modules.push_back(turn ? model.rename(module, Generation::v4, Generation::v5)
-                                         : is_fused(options.to) ? module : model.rename(module, Generation::v5, Generation::v4));
-  }
   result.before = config.json;
-  result.after = layout::write_config(config, encoded, model, options.to, result.warnings).dump();
+  result.after = write_converted(config, model, from, resolved, {options.to, options.dtype, options.block_diagonal}, result.warnings).dump();
   return result;
 }
 

@@ -11,6 +11,7 @@
 #include "nn/lora/init.h"
 #include "peft/error.h"
 #include "peft/targets.h"
+#include "peft/verbs.h"
 
 namespace peft::nn {
 namespace {
@@ -161,7 +162,8 @@ void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config)
 void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraConfig& given,
                     const AdapterModelOptions& options) {
   const at::NoGradGuard no_grad;
-  const AdapterConfig config = checked(given);
+  AdapterConfig config = checked(given);
+  if (auto rewritten = rewrite_v4_targets(config, impl.model, impl.warnings)) config = std::move(*rewritten);
   require_one_bias(impl, config);
   const ResolvedTargets resolved = resolve_targets(config, impl.tree, impl.model, Generation::v5);
   const bool inference = config.value("inference_mode") == "true";

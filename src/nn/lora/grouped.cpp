@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+
 #include "nn/lora/row_kernel.h"
 
 namespace peft::nn {
@@ -81,8 +83,8 @@ bool records(const Tensor& y, const Tensor& x, const FactorStack& stack) {
 
 // Few rows on a CPU: one pass over the factors by own code, since a matrix product for each expert costs more to call
 // than to compute.
+constexpr std::int64_t kFewRows = 16;
 bool is_for_rows(const Tensor& y, const Tensor& x, const FactorStack& stack) {
-  constexpr std::int64_t kFewRows = 16;
   return x.size(0) <= kFewRows && x.is_cpu() && stack.a.is_cpu() && stack.a.scalar_type() == at::kFloat &&
          y.scalar_type() == at::kFloat && stack.a.is_contiguous() && stack.b.is_contiguous();
 }
@@ -115,6 +117,28 @@ Tensor add_grouped(const Tensor& y, const Tensor& x, const FactorStack& stack, c
   } else {
     expand_into(sum, project(x.to(type), stack.a, groups).to(wide), stack.b.to(wide), stack.scale, groups);
   }
+  return sum;
+}
+
+bool can_add_rounded(const Tensor& y, const Tensor& x, const FactorStack& stack) {
+  return at::isReducedFloatingType(y.scalar_type()) && y.is_cpu() && stack.a.scalar_type() == at::kFloat && x.size(0) > kFewRows &&
+         !records(y, x, stack);
+}
+
+Tensor add_rounded(const Tensor& y, const Tensor& x, const FactorStack& stack, const RowGroups& groups) {
+  constexpr std::int64_t kBlock = 128;   // rows; a block of usual widths stays in the cache
+  const Tensor sum = y.contiguous();
+  const Tensor wide_in = at::empty({kBlock, x.size(1)}, stack.a.options()), wide_out = at::empty({kBlock, y.size(1)}, stack.a.options());
+  for_each_group(groups, [&](std::int64_t e, std::int64_t group, std::int64_t count) {
+    const Tensor down = stack.a.select(0, e).t(), up = stack.b.select(0, e);
+    for (std::int64_t done = 0; done < count; done += kBlock) {
+      const std::int64_t first = group + done, rows = std::min(kBlock, count - done);
+      const Tensor in = wide_in.narrow(0, 0, rows), out = wide_out.narrow(0, 0, rows), place = sum.narrow(0, first, rows);
+      in.copy_(x.narrow(0, first, rows)), out.copy_(place);
+      out.addmm_(at::mm(in, down), up, 1, stack.scale);
+      place.copy_(out);
+    }
+  });
   return sum;
 }
 

@@ -30,4 +30,10 @@ RowGroups one_group(std::int64_t rows);
 // Where no gradient is recorded and the dtype is the same, y itself is changed and returned.
 at::Tensor add_grouped(const at::Tensor& y, const at::Tensor& x, const FactorStack& stack, const RowGroups& groups);
 
+// Whether add_rounded() serves: a 16-bit y in the CPU's memory, no gradients, more than a few rows.
+bool can_add_rounded(const at::Tensor& y, const at::Tensor& x, const FactorStack& stack);
+// The same sum rounded to y's dtype, for a y to which nothing else is added: widened block by block, y as a whole never.
+// y itself may be changed.
+at::Tensor add_rounded(const at::Tensor& y, const at::Tensor& x, const FactorStack& stack, const RowGroups& groups);
+
 }  // namespace peft::nn

@@ -132,6 +132,18 @@ Tensor ExpertHook::apply_one(int adapter, const Tensor& y, const Tensor& x, cons
   return result;
 }
 
+const SiteFactors* ExpertHook::only_factors(bool training) const {
+  if (site == nullptr || bias_site != nullptr || !site->merged.empty()) return nullptr;
+  const SiteFactors* only = nullptr;
+  for (const int adapter : control->active) {
+    const SiteFactors* factors = site->find(adapter);
+    if (factors == nullptr) continue;
+    if (only != nullptr || factors->magnitude.defined() || (training && factors->dropout > 0)) return nullptr;
+    only = factors;
+  }
+  return only;
+}
+
 Tensor ExpertHook::apply(const Tensor& base_out, const Tensor& x, const ExpertGroups& groups, const Context& context) {
   if (!control->enabled) return base_out;
   if (is_mixed(context)) {
@@ -154,6 +166,8 @@ Tensor ExpertHook::apply(const Tensor& base_out, const Tensor& x, const ExpertGr
   Tensor y = base_out;
   const auto type = y.scalar_type();
   const RowGroups all{groups.hit, groups.begin};
+  const SiteFactors* only = only_factors(context.training);
+  if (only != nullptr && can_add_rounded(y, x, only->stack)) return add_rounded(y, x, only->stack, all);
   for (const int adapter : control->active) y = apply_one(adapter, y, x, all, groups.expert, context.training);
   return y.to(type);
 }

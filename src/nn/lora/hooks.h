@@ -35,6 +35,8 @@ struct ExpertHook : ExpertAdapter {
   Tensor apply(const Tensor& base_out, const Tensor& x, const ExpertGroups& groups, const Context& context) override;
   Tensor apply_one(int adapter, const Tensor& y, const Tensor& x, const RowGroups& groups, const Tensor& expert,
                    bool training) const;
+  // The site's factors, if they are all that the active adapters add here and are plain; else null.
+  const SiteFactors* only_factors(bool training) const;
 };
 
 }  // namespace peft::nn

@@ -11,6 +11,7 @@
 #include "nn/lora/factors_of.h"
 #include "nn/lora/impl.h"
 #include "nn/lora/memory_file.h"
+#include "nn/lora/model_card.h"
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "safetensors/staged_output.h"
@@ -72,7 +73,7 @@ struct Prepared {
   std::string folder;   // below the output; "" for the default adapter
   NamedTensors tensors;
   std::vector<std::vector<std::byte>> images;   // of another layout than PEFT's own
-  std::string config;
+  std::string config, card;
 };
 
 Prepared prepare(const PeftModel::Impl& impl, const AdapterEntry& entry, const SaveOptions& options) {
@@ -149,6 +150,7 @@ void save_adapters(const PeftModel::Impl& impl, const std::string& folder, const
   std::vector<Prepared> adapters;
   for (const AdapterEntry* entry : selected(impl, options)) {
     adapters.push_back(prepare(impl, *entry, options));
+    adapters.back().card = model_card((std::filesystem::path(folder) / adapters.back().folder).string(), entry->config);
     require_finite(adapters.back().tensors, entry->name);
   }
   std::uint64_t bytes = 0;
@@ -162,6 +164,7 @@ void save_adapters(const PeftModel::Impl& impl, const std::string& folder, const
   for (const Prepared& adapter : adapters) {
     write_tensors(output, adapter);
     output.add_text(adapter.folder + kConfig, adapter.config);
+    output.add_text(adapter.folder + "README.md", adapter.card);
   }
   output.commit();
 }
