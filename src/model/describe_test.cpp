@@ -331,7 +331,7 @@ TEST(FromConfig, BothSpellingsOfTheExperts) {
     EXPECT_EQ(model.has(Generation::v5, "model.layers.1.mlp.experts"), false);
     EXPECT_EQ(model.has(Generation::v4, "model.layers.0.mlp.experts.7.up_proj"), true);
     EXPECT_EQ(model.has(Generation::v4, "model.layers.0.mlp.experts.8.up_proj"), false);
-    EXPECT_EQ(model.has(Generation::v5, "model.layers.1.mlp.gate_proj"), std::nullopt);
+    EXPECT_EQ(model.has(Generation::v5, "model.layers.1.mlp.gate_proj"), true);
   }
 }
 
@@ -514,6 +514,35 @@ TEST(FamilyRows, AreReadable) {
   EXPECT_EQ(mixtral->per_expert_names, "w1 (gate), w3 (up), w2 (down)");
   EXPECT_EQ(mixtral->orientation, "out,in");
   EXPECT_EQ(mixtral->router, "gate.weight (MixtralTopKRouter)");
+}
+
+// Measured with transformers 4.57.6 and 5.24.0 on configs with such layers; the default models have none.
+TEST(FromConfig, LayersWithoutExpertsHaveTheirMlp) {
+  for (const auto& [type, linears] : (model::load_table())->dense_layers) {
+    SCOPED_TRACE(type);
+    const bool is_llama = type.starts_with("llama4");
+    const std::string text = is_llama ? R"("num_hidden_layers": 2, "moe_layers": [1], "interleave_moe_layer_step": 1, "num_local_experts": 4,)"
+                                      : R"("num_hidden_layers": 2, "mlp_only_layers": [0], "decoder_sparse_step": 1, "first_k_dense_replace": 1, "num_experts": 4,
+                                           "num_local_experts": 4, "n_routed_experts": 4,)";
+    const std::string sizes = R"("hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_attention_heads": 4, "vocab_size": 64)";
+    const bool composite = type == "qwen3_vl_moe" || type == "llama4" || type.starts_with("qwen3_omni");
+    const std::string body = text + sizes;
+    const std::string config = composite ? R"("text_config": {)" + body + "}" : body;
+    if (type == "qwen3_omni_moe") continue;  // its config nests twice; the thinker is the same model
+    const Model model = describe({.base = scratch_file("layers.json", R"({"model_type": ")" + type + R"(", )" + config + "}")});
+    for (const auto& tree : {model.v4, model.v5}) {
+      if (!tree) continue;
+      std::vector<std::string> found;
+      for (const Module& module : tree->modules) {
+        if (module.name.ends_with("mlp.gate_proj") || module.name.ends_with("feed_forward.gate_proj")) found.push_back(module.name);
+        if (found.size() == 1 && found.back() == module.name && !is_llama) {
+          EXPECT_EQ(module.weight, (std::vector<std::int64_t>{48, 32}));
+        }
+      }
+      ASSERT_EQ(found.size(), 1u);
+      EXPECT_NE(found.front().find("layers.0."), std::string::npos) << found.front();
+    }
+  }
 }
 
 }  // namespace

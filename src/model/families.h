@@ -109,6 +109,8 @@ struct ModuleRule {
 struct Table {
   std::map<std::string, std::shared_ptr<const Family>, std::less<>> families;
   std::map<std::string, std::shared_ptr<const DenseFamily>, std::less<>> dense;
+  // By type: what stands directly in the block of layers without experts, where the default model has no such layers.
+  std::map<std::string, std::vector<DenseLinear>, std::less<>> dense_layers;
   std::vector<ModuleRule> module_rules;  // those of a type before those of any; longer parts first
   std::vector<std::string> layer_rules;  // every rule about layers with experts, for configs with another family's keys
   std::map<std::string, std::string, std::less<>> part_of;  // a type without classes of its own -> its composite

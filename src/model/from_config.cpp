@@ -163,6 +163,7 @@ class Maker {
     const auto rows = rows_of(kind);
     if (layer >= draft_.facts.num_layers(rows.front()->config, rows.front()->path).value_or(0)) return false;
     const bool sparse = draft_.index->layers[*stack].contains(layer);
+    if (known.dense_layers) return !sparse;
     if (known.row != nullptr) return sparse;  // a router or a shared expert
     if (const ModuleRule* rule = rule_for(part)) return by_rule(*rule, rows.front(), layer);
     const std::string& block = g == Generation::v4 ? kind.v4_block : kind.v5_block;

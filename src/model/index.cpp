@@ -79,6 +79,19 @@ void add_known_modules(Index::KnownMap& map, const GenerationRow& generation) {
   }
 }
 
+void add_dense_layers(Index& index, const Family& family) {
+  const auto found = index.table->dense_layers.find(family.model_type);
+  if (found == index.table->dense_layers.end()) return;
+  for (const Generation g : {Generation::v4, Generation::v5}) {
+    if (!family.generation(g)) continue;
+    for (const ExpertsRow& row : family.generation(g)->experts) {
+      for (const DenseLinear& linear : found->second)
+        add_known(g == Generation::v4 ? index.known_v4 : index.known_v5,
+                  {PathTemplate(row.block + "." + linear.path), linear.kind, linear.class_name, linear.dims, nullptr, true});
+    }
+  }
+}
+
 void add_known_modules(Index::KnownMap& map, const std::optional<std::vector<DenseLinear>>& linears) {
   if (!linears) return;
   for (const DenseLinear& linear : *linears) {
@@ -121,6 +134,7 @@ std::shared_ptr<Model::Index> make_index(std::shared_ptr<const Table> table, std
   }
   if (row.v4) add_known_modules(index->known_v4, *row.v4);
   if (row.v5) add_known_modules(index->known_v5, *row.v5);
+  add_dense_layers(*index, row);
   return index;
 }
 

@@ -210,7 +210,7 @@ TEST(Runtime, what_is_wrong_is_one_error) {
       {{"logits", "--base", model, "--ids", "1", "--out", taken}, 2, "exists"},
       {{"logits", "--base", model, "--ids", "1", "--out", taken + "/x"}, 3, "folder"},
       {{"logits", "--base", folder / "nothing", "--ids", "1"}, 3, "nothing"},
-      {{"logits", "--base", model, "--ids", "1", "--adapter", other}, 2, "layers.0.mlp.experts"},
+      {{"logits", "--base", model, "--ids", "1", "--adapter", other}, 1, "the base has no experts"},
       {{"generate", "--base", model, "--max-new-tokens", "3"}, 2, "--ids or --prompt"},
       {{"generate", "--base", model, "--ids", "1,2", "--mask", "1,0", "--max-new-tokens", "3"}, 2, "right"},
       {{"generate", "--base", model, "--ids", "1", "--max-new-tokens", "0"}, 2, "max-new-tokens"},

@@ -121,6 +121,17 @@ TEST(NamesOfTransformers4, BecomeParametersAsInPeft) {
   }
 }
 
+// PEFT loses the dense layers here (its issue 3711).
+TEST(NamesOfTransformers4, DenseLayersKeepTheirLora) {
+  const TemporaryFolder folder;
+  const auto base = made(folder, qwen3_moe({{"mlp_only_layers", {0}}}), {.dtype = at::kFloat});
+  LoraConfig config;
+  config.r = 4, config.lora_alpha = {8};
+  config.target_modules = std::vector<std::string>{"gate_proj", "up_proj", "down_proj"};
+  const auto lora = get_peft_model(base, config);
+  EXPECT_EQ(lora->get_nb_trainable_parameters().first, 5'632 / 2 + 3 * 4 * (32 + 48));  // one layer of experts, one of 32 x 48
+}
+
 TEST(Threads, OneAndTwoAgree) {
   const TemporaryFolder folder;
   const auto model = made(folder, qwen3_moe({{"hidden_size", 256}, {"moe_intermediate_size", 128}, {"head_dim", 64}}), {.dtype = at::kFloat, .seed = 3});
