@@ -2,29 +2,36 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
-#include <new>
+#include <utility>
 
 namespace peft::execution {
 
 template <class T>
 class LineBuffer {
  public:
+  LineBuffer() = default;
+  LineBuffer(LineBuffer&& other) noexcept
+      : memory_(std::move(other.memory_)), first_(std::exchange(other.first_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
   T* resize(std::size_t count) {
     if (count > size_) {
-      memory_.reset(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})));
+      // Not by an aligned new: glibc does not use again what such a block leaves, and memory would grow with the model.
+      memory_ = std::make_unique_for_overwrite<std::byte[]>(count * sizeof(T) + kLine);
+      const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
+      first_ = reinterpret_cast<T*>(memory_.get() + (kLine - address % kLine) % kLine);
       size_ = count;
     }
-    return memory_.get();
+    return first_;
   }
-  T* get() const { return memory_.get(); }
+  T* get() const { return first_; }
   std::size_t size() const { return size_; }
 
  private:
-  struct Free {
-    void operator()(T* memory) const { ::operator delete(memory, std::align_val_t{64}); }
-  };
-  std::unique_ptr<T, Free> memory_;
+  static constexpr std::size_t kLine = 64;
+  std::unique_ptr<std::byte[]> memory_;
+  T* first_ = nullptr;
   std::size_t size_ = 0;
 };
 
