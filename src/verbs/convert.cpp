@@ -84,7 +84,9 @@ bool keeps_everything(const Input& input, const layout::Encoded& encoded, const 
   const AdapterConfig& config = input.adapter.config;
   const bool plain_list = std::holds_alternative<std::vector<std::string>>(config.target_modules) && !config.layers_to_transform &&
                           std::holds_alternative<std::monostate>(config.exclude_modules);
-  if (!plain_list && !input.model.experts.empty()) return false;
+  // A router is a parameter in transformers 5 and a module in 4, often under one name.
+  const bool owns_parameters = config.target_parameters && !config.target_parameters->empty();
+  if ((!plain_list || owns_parameters) && !input.model.experts.empty()) return false;
   const bool parameters = std::any_of(encoded.targets.begin(), encoded.targets.end(), [](const auto& t) { return t.parameter; });
   return encoded.steps.empty() && !parameters;
 }
