@@ -36,9 +36,6 @@ class RegexParser {
   RegexNode parse_look(char32_t kind, std::size_t start, bool verbose, int depth);
   RegexNode parse_conditional(std::size_t start, bool verbose, int depth);
   int conditional_group();
-  bool parse_flags(std::u32string_view first, unsigned& on, unsigned& off);
-  std::u32string_view parse_flags_on(std::u32string_view token, unsigned& on);
-  unsigned parse_flags_off();
   int open_group(const std::u32string& name);
   void check_group_name(const std::u32string& name);
   int named_group(const std::u32string& name) const;
@@ -46,6 +43,12 @@ class RegexParser {
   void expect_close(std::size_t start);
   bool is_closed(int group) const { return group < static_cast<int>(closed_.size()) && closed_[group].has_value(); }
   RegexNode reference_node(int group) const;
+
+  // regex_flags.cpp: (?i), (?i:...), (?-i:...)
+  static bool is_flag(std::u32string_view token);
+  bool parse_flags(std::u32string_view first, unsigned& on, unsigned& off);
+  std::u32string_view parse_flags_on(std::u32string_view token, unsigned& on);
+  unsigned parse_flags_off();
 
   // regex_sets.cpp: escapes and [...]
   RegexNode parse_escape(std::u32string_view escape, Where where);

@@ -5,8 +5,8 @@
 
 #include "layout/encoder.h"
 #include "layout/fused_forms.h"
+#include "layout/gate_up.h"
 #include "layout/keys.h"
-#include "layout/same_values.h"
 #include "layout/stack.h"
 
 namespace peft::layout {
@@ -31,43 +31,6 @@ double common_scale(const std::vector<const Factor*>& factors) {
     else ++at->second;
   }
   return std::max_element(counts.begin(), counts.end(), [](const auto& x, const auto& y) { return x.second < y.second; })->first;
-}
-
-// Gate and up of every expert have the same A: then one A serves both and the rank need not double.
-bool shares_a(const TensorFile* file, const Stack& stack) {
-  if (stack.parts.size() != 2) return false;
-  for (std::size_t e = 0; e < stack.parts[0].size(); ++e) {
-    const Factor *gate = stack.parts[0][e], *up = stack.parts[1][e];
-    if (gate == nullptr && up == nullptr) continue;
-    if (gate == nullptr || up == nullptr) return false;
-    if (gate->a != up->a && (file == nullptr || !same_values(*file, gate->a, up->a))) return false;
-  }
-  return true;
-}
-
-// Two row ranges that are neighbours in their tensor, as one view.
-std::optional<View> join_rows(const View& first, const View& second, bool interleaved) {
-  View joined = first;
-  joined.rows = first.rows + second.rows;
-  if (interleaved) joined.row_stride = first.row_stride / 2;
-  const std::int64_t next = interleaved ? joined.row_stride : first.rows * first.row_stride;
-  View expected = first;
-  expected.offset += next;
-  if (first.row_stride % (interleaved ? 2 : 1) != 0 || expected != second) return std::nullopt;
-  return joined;
-}
-
-// Gate and up of one expert as rows of one B, where they share A: only what lies so in the file already can be moved so.
-std::optional<View> joined_b(const Factor& gate, const Factor& up, bool interleaved) {
-  return gate.scale == up.scale ? join_rows(gate.b, up.b, interleaved) : std::nullopt;
-}
-
-bool all_join(const Stack& stack, bool interleaved) {
-  for (std::size_t e = 0; e < stack.parts[0].size(); ++e) {
-    const Factor *gate = stack.parts[0][e], *up = stack.parts[1][e];
-    if (gate != nullptr && !joined_b(*gate, *up, interleaved)) return false;
-  }
-  return true;
 }
 
 // Puts natural blocks of one expert into the two tensors of a fused pair, whichever way round the layout has them.
