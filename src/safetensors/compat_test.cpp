@@ -37,8 +37,9 @@ TEST(Compat, WhiteSpaceOnBothSides) {
 }
 
 TEST(Compat, EntriesInAnyOrderAndUnalignedData) {
-  const auto file =
-      parse(image("{" + entry("a", "U8", "[2]", "[4,6]") + "," + entry("b", "F32", "[1]", "[0,4]") + "}", 6));
+  const std::string bytes =
+      image("{" + entry("a", "U8", "[2]", "[4,6]") + "," + entry("b", "F32", "[1]", "[0,4]") + "}", 6);
+  const auto file = parse(bytes);
   ASSERT_EQ(file->tensors().size(), 2u);
   EXPECT_EQ(file->tensors()[0].name, "b");
   EXPECT_EQ(file->tensors()[1].name, "a");
