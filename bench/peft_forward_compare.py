@@ -2,10 +2,12 @@
 """Decode, prefill and loading: ours beside the real PEFT and transformers, in one run, on the same machine and threads.
 
     bench/peft_forward_compare.py [--threads 1] [--seconds 4] [--rounds 3] [--build build/release] [--python PYTHON]
+                                  [--only forward|loading] [--keep FILE]
 
 Model: Qwen3-MoE, H 512, I 256, 64 experts, top-8, 4 layers, fp32 (110 M parameters). decode: one token after 32 in the cache; prefill:
 512 tokens. LoRA of rank 8 on nothing, attention, experts, both. Ours (bench_lora) and theirs take turns, round by round; the least
-time of all rounds counts, so that a busy machine hits both alike. Times are the processor's: with one thread that is the time it takes
+time of all rounds counts, so that a busy machine hits both alike; --keep adds the rounds of earlier calls, and --keep FILE alone
+with --rounds 0 prints them. Times are the processor's: with one thread that is the time it takes
 on a machine that does nothing else. transformers runs each of its implementations of experts,
 and the fastest counts. Memory: peak of anonymous memory of `peft-torch logits` on 512 tokens, with and without LoRA on experts. Loading:
 bench_load on the same model as transformers 4 writes it, one tensor per expert.
@@ -56,10 +58,17 @@ def least_ms(step, seconds):
     return 1e3 * least
 
 
-def worker(kind, implementation, threads, seconds):
+def worker(threads, seconds):
     import torch
     torch.set_num_threads(threads)
-    model = their_model(kind, implementation)
+    for kind in KINDS:
+        for implementation in ("grouped_mm", "batched_mm", "eager") if kind == "base" else ("grouped_mm",):
+            what = measured(their_model(kind, implementation), seconds)
+            print(json.dumps([kind, implementation, what]), flush=True)
+
+
+def measured(model, seconds):
+    import torch
     prompt, context, token = (torch.randint(0, 4096, (1, n)) for n in (512, 32, 1))
     with torch.no_grad():
         prefill = least_ms(lambda: model(input_ids=prompt, use_cache=False, logits_to_keep=1), seconds)
@@ -70,7 +79,7 @@ def worker(kind, implementation, threads, seconds):
                 cache[:] = [model(input_ids=context, use_cache=True).past_key_values, 0]
             model(input_ids=token, use_cache=True, past_key_values=cache[0])
             cache[1] += 1
-        print(json.dumps({"prefill": prefill, "decode": least_ms(decode, seconds)}))
+        return {"prefill": prefill, "decode": least_ms(decode, seconds)}
 
 
 def save_worker(folder):
@@ -106,12 +115,14 @@ def save_worker(folder):
 
 # ---------------------------------------------------------------------------------------------------- the comparison
 
-def theirs(options, kind, implementation):
-    command = [options.python, __file__, "--worker", kind, implementation, str(options.threads), str(options.seconds)]
+def theirs(options):
+    command = [options.python, __file__, "--worker", str(options.threads), str(options.seconds)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(result.stderr)
-    return json.loads(result.stdout.splitlines()[-1])
+    for line in result.stdout.splitlines():
+        if line.startswith("["):
+            yield json.loads(line)
 
 
 def ours(options):
@@ -134,20 +145,31 @@ def peak_mib(command):
 
 
 def forward(options):
-    best_ours, best_theirs = {}, {}
+    rounds = json.loads(options.keep.read_text()) if options.keep and options.keep.exists() else []
     for _ in range(options.rounds):
-        for key, value in ours(options).items():
-            best_ours[key] = min(value, best_ours.get(key, value))
-        for kind in KINDS:
-            for implementation in ("grouped_mm", "batched_mm", "eager") if kind == "base" else ("grouped_mm",):
-                for what, value in theirs(options, kind, implementation).items():
-                    best_theirs[what, kind] = min(value, best_theirs.get((what, kind), value))
+        one = [["ours", kind, "", what, ms] for (what, kind), ms in ours(options).items()]
+        one += [["theirs", kind, how, what, ms] for kind, how, both in theirs(options) for what, ms in both.items()]
+        rounds.append(one)
+        if options.keep:
+            options.keep.write_text(json.dumps(rounds))
+    best = {}
+    for side, kind, how, what, ms in sum(rounds, []):
+        if (side, what, kind) not in best or ms < best[side, what, kind][0]:
+            best[side, what, kind] = (ms, how)
+    print(f"{len(rounds)} rounds\n")
     print("| | LoRA on | ours, ms | of our base | transformers, PEFT, ms | theirs / ours |\n|---|---|---:|---:|---:|---:|")
     for what in ("decode", "prefill"):
         for kind in KINDS:
-            mine, other = best_ours[what, kind], best_theirs[what, kind]
+            mine, (other, how) = best["ours", what, kind][0], best["theirs", what, kind]
             name = "nothing" if kind == "base" else kind
-            print(f"| {what} | {name} | {mine:.2f} | {mine / best_ours[what, 'base']:.2f} | {other:.1f} | {other / mine:.1f} |")
+            print(f"| {what} | {name} | {mine:.2f} | {mine / best['ours', what, 'base'][0]:.2f} | {other:.1f} ({how}) | {other / mine:.2f} |")
+    print("\nLoRA on experts and on both, of our base, in each round by itself:")
+    for what in ("decode", "prefill"):
+        ratios = []
+        for one in rounds:
+            times = {kind: ms for side, kind, _, w, ms in one if side == "ours" and w == what}
+            ratios.append(f"{times['experts'] / times['base']:.2f} {times['both'] / times['base']:.2f}")
+        print(f"{what}: {', '.join(ratios)}")
 
 
 def loading(options):
@@ -166,7 +188,7 @@ def loading(options):
 
 def main():
     if sys.argv[1:2] == ["--worker"]:
-        return worker(sys.argv[2], sys.argv[3], int(sys.argv[4]), float(sys.argv[5]))
+        return worker(int(sys.argv[2]), float(sys.argv[3]))
     if sys.argv[1:2] == ["--save"]:
         return save_worker(sys.argv[2])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,9 +197,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build" / "release")
     parser.add_argument("--python", default=str(ROOT / "build" / "venvs" / "new" / "bin" / "python"))
+    parser.add_argument("--only", choices=("forward", "loading"))
+    parser.add_argument("--keep", type=pathlib.Path, help="a file of rounds, read and added to")
     options = parser.parse_args()
-    forward(options)
-    loading(options)
+    if options.only != "loading":
+        forward(options)
+    if options.only != "forward":
+        loading(options)
 
 
 main()

@@ -7,8 +7,9 @@
 namespace peft::nn {
 namespace {
 
-// Scores of this many elements are held at once; more queries are taken block by block.
-constexpr std::int64_t kScores = std::int64_t{1} << 23;
+// Scores of this many elements are held at once; more queries are taken block by block. On a CPU 1 MiB, which stays in the
+// cache; the earlier queries' blocks also leave out the later keys.
+constexpr std::int64_t kScoresOfCpu = std::int64_t{1} << 18, kScores = std::int64_t{1} << 23;
 
 // Appends to a buffer that doubles when it is full; returns all tokens so far.
 Tensor append(Tensor& buffer, const Tensor& fresh, std::int64_t length) {
@@ -47,7 +48,8 @@ class Mixer {
   // [sequences, heads, tokens, head dim]
   Tensor run() {
     const std::int64_t tokens = pass_.tokens, width = k_.size(2) * q_.size(0) * q_.size(1);
-    const std::int64_t step = pass_.recording() ? tokens : std::clamp<std::int64_t>(kScores / width, 16, tokens);
+    const std::int64_t scores = q_.is_cpu() ? kScoresOfCpu : kScores;
+    const std::int64_t step = pass_.recording() ? tokens : std::clamp<std::int64_t>(scores / width, std::min<std::int64_t>(16, tokens), tokens);
     if (step >= tokens) return block({0, tokens});
     std::vector<Tensor> parts;
     for (std::int64_t first = 0; first < tokens; first += step) {

@@ -84,6 +84,7 @@ struct Pass {
   std::int64_t layer = 0;
   std::vector<Tensor> router_logits{};          // of each layer with experts
   bool want_router_logits = false;
+  Tensor expert_rows{};                         // of the layer before: memory that is used again
 
   bool recording() const { return context.recorder != nullptr; }
   void record(const char* name, const Tensor& value) const;         // "layers.N.NAME"

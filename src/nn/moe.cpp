@@ -1,4 +1,6 @@
 // Routers and experts.
+#include <algorithm>
+
 #include "nn/impl.h"
 
 namespace peft::nn {
@@ -44,12 +46,60 @@ Tensor gate_of(const Pass& pass, const Experts& experts, const Tensor& gate_up) 
   return (up + 1) * (gate * at::sigmoid(gate * config.moe.swiglu_alpha));
 }
 
+// So many rows are taken at once without gradients on a CPU: what lies between two products stays in the cache, and is not
+// fresh memory from the system in every layer.
+constexpr std::int64_t kRowsAtOnce = 512;
+
+Tensor rows_through(const Pass& pass, const Experts& experts, const Tensor& x, const ExpertGroups& groups) {
+  const Tensor sorted = groups.tokens == 1 ? x.expand({groups.rows(), x.size(1)}) : x.index_select(0, groups.token);
+  const Tensor gate_up = experts.project(experts.gate_up, sorted, groups, pass.context);
+  return experts.project(experts.down, gate_of(pass, experts, gate_up), groups, pass.context);
+}
+
+// The experts hit[first] to hit[last - 1] and their rows.
+ExpertGroups part_of(const ExpertGroups& groups, std::size_t first, std::size_t last) {
+  const std::int64_t start = groups.begin[first], rows = groups.begin[last] - start;
+  ExpertGroups part{.tokens = groups.tokens, .top_k = groups.top_k};
+  part.token = groups.token.narrow(0, start, rows), part.expert = groups.expert.narrow(0, start, rows);
+  part.choice = groups.choice.narrow(0, start, rows);
+  part.hit.assign(groups.hit.begin() + static_cast<std::ptrdiff_t>(first), groups.hit.begin() + static_cast<std::ptrdiff_t>(last));
+  for (std::size_t i = first; i <= last; ++i) part.begin.push_back(groups.begin[i] - start);
+  return part;
+}
+
+bool in_parts(const Pass& pass, const Tensor& x, const ExpertGroups& groups) {
+  return pass.inference && !pass.recording() && x.is_cpu() && groups.rows() > kRowsAtOnce;
+}
+
+// Each row through its expert.
+Tensor through_experts(Pass& pass, const Experts& experts, const Tensor& x, const ExpertGroups& groups) {
+  if (!in_parts(pass, x, groups)) return rows_through(pass, experts, x, groups);
+  Tensor& y = pass.expert_rows;
+  for (std::size_t first = 0, last = 0; first < groups.hit.size(); first = last) {
+    while (last < groups.hit.size() && (last == first || groups.begin[last + 1] - groups.begin[first] <= kRowsAtOnce)) ++last;
+    const Tensor part = rows_through(pass, experts, x, part_of(groups, first, last));
+    if (!y.defined() || y.size(0) != groups.rows() || y.size(1) != part.size(1)) y = at::empty({groups.rows(), part.size(1)}, part.options());
+    y.narrow(0, groups.begin[first], part.size(0)).copy_(part);
+  }
+  return y;
+}
+
 // The chosen experts' outputs, weighted and summed for each token.
-Tensor combine(const Tensor& y, const Routing& routing, const ExpertGroups& groups) {
+Tensor combine(const Pass& pass, const Tensor& y, const Routing& routing, const ExpertGroups& groups) {
   const Tensor weights = routing.weights.to(y.scalar_type());
   if (groups.tokens == 1) return at::mm(weights.view({-1}).index_select(0, groups.choice).unsqueeze(0), y);
-  const Tensor rows = y.index_select(0, groups.inverse).view({groups.tokens, groups.top_k, y.size(1)});
-  return at::bmm(weights.unsqueeze(1), rows).squeeze(1);
+  const auto sums = [&](std::int64_t first, std::int64_t tokens) {
+    const Tensor rows = y.index_select(0, groups.inverse.narrow(0, first * groups.top_k, tokens * groups.top_k));
+    return at::bmm(weights.narrow(0, first, tokens).unsqueeze(1), rows.view({tokens, groups.top_k, y.size(1)})).squeeze(1);
+  };
+  if (!in_parts(pass, y, groups)) return sums(0, groups.tokens);
+  Tensor out = at::empty({groups.tokens, y.size(1)}, y.options());
+  const std::int64_t step = std::max<std::int64_t>(1, kRowsAtOnce / groups.top_k);
+  for (std::int64_t first = 0; first < groups.tokens; first += step) {
+    const std::int64_t tokens = std::min(step, groups.tokens - first);
+    out.narrow(0, first, tokens).copy_(sums(first, tokens));
+  }
+  return out;
 }
 
 }  // namespace
@@ -61,10 +111,8 @@ Tensor run_moe(Pass& pass, const Moe& moe, const Tensor& input) {
   const Routing routing = route(pass, moe, x);
   const Experts& experts = *moe.experts;
   const ExpertGroups groups = group_by_expert(routing.indices, experts.num_experts());
-  const Tensor sorted = groups.tokens == 1 ? x.expand({groups.rows(), x.size(1)}) : x.index_select(0, groups.token);
-  const Tensor gate_up = experts.project(experts.gate_up, sorted, groups, pass.context);
-  const Tensor y = experts.project(experts.down, gate_of(pass, experts, gate_up), groups, pass.context);
-  Tensor out = combine(y, routing, groups);
+  const Tensor y = through_experts(pass, experts, x, groups);
+  Tensor out = combine(pass, y, routing, groups);
   pass.record("experts_out", out);
   if (!moe.shared) return out;
   const Tensor shared = run_mlp(pass, *moe.shared, x), gate = moe.shared_gate->forward(x, pass.context);

@@ -4,12 +4,14 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "base/natural_order.h"
 #include "layout/encode.h"
 #include "layout/fused_forms.h"
 #include "layout/write_config.h"
 #include "model/builder.h"
+#include "model/path.h"
 #include "peft/error.h"
 #include "peft/targets.h"
 #include "peft/verbs.h"
@@ -143,6 +145,20 @@ AdapterConfig write_converted(const AdapterConfig& config, const Model& model, G
   return layout::write_config(config, encoded, model, options.to, warnings);
 }
 
+// Whether a name in a list can mean a module that only v4 has; a pattern can mean any. Experts are most of a v4 tree, so
+// this is asked before anything is resolved on it.
+bool may_name_v4_only(const AdapterConfig& config, const ModuleTree& tree, const Model& model) {
+  const auto* list = std::get_if<std::vector<std::string>>(&config.target_modules);
+  if (list == nullptr) return true;
+  std::set<std::string_view> leaves;
+  for (const std::string& name : *list) leaves.insert(model::leaf(name));
+  return std::ranges::any_of(tree.modules, [&](const Module& module) {
+    if (!leaves.contains(model::leaf(module.name))) return false;
+    const Module* now = model.v5->find(model.rename(module.name, Generation::v4, Generation::v5));
+    return now == nullptr || now->kind == ModuleKind::other;
+  });
+}
+
 // What v4 targets on `tree` name, when that includes experts or routers; nothing when they name neither, or nothing at all.
 std::optional<ResolvedTargets> targets_among_experts(const AdapterConfig& config, const ModuleTree& tree, const Model& model) {
   ResolvedTargets resolved;
@@ -193,7 +209,7 @@ void require_whole(const std::vector<Target>& targets, const Model& model) {
 std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, const Model& model, std::vector<std::string>& warnings) {
   const auto v4 = tree_of_v4(model);
   const bool named = !std::holds_alternative<std::monostate>(config.target_modules);
-  if (!named || !v4 || !model.v5 || model.peft_config.empty()) return std::nullopt;
+  if (!named || !v4 || !model.v5 || model.peft_config.empty() || !may_name_v4_only(config, *v4, model)) return std::nullopt;
   AdapterConfig modules = config;
   modules.target_parameters.reset();
   const auto resolved = targets_among_experts(modules, *v4, model);

@@ -5,6 +5,7 @@
 
 #include "model/path.h"
 #include "peft/error.h"
+#include "plan/check.h"
 #include "weights/impl.h"
 
 namespace peft {
@@ -48,8 +49,21 @@ class Loader {
 
  private:
   void use(const WeightPart& part) {
+    require_values(part);
     used_[part.view.source].insert(part.view.tensor);
     if (part.scales) used_[part.scales->grid.source].insert(part.scales->grid.tensor);
+  }
+
+  // Codes without their scales are numbers too, and would load as weights.
+  void require_values(const WeightPart& part) const {
+    const TensorInfo& tensor = weights_.tensor(part);
+    if (part.scales || (plan::is_float(tensor.dtype) && info(tensor.dtype).bits >= 16)) return;
+    throw Error(ErrorCode::LO_QUANT, {.file = weights_.checkpoint.files()[part.view.source]->path(),
+                                      .tensor = part.name,
+                                      .problem = "the weight is packed in a form that is not read, or its scales are not there",
+                                      .expected = "BF16, F16, F32, MXFP4 or block FP8 (weight_scale_inv)",
+                                      .got = std::string(tensor.dtype_name),
+                                      .hint = "load the model that it was quantised from"});
   }
 
   [[noreturn]] void fail(const WeightPart& part, const std::string& expected, const std::string& got) const {

@@ -384,5 +384,39 @@ TEST_F(LoraApi, AChangedBaseIsAskedAbout) {
   EXPECT_LE(max_difference(again->logits(ids_), logits), 1e-4);
 }
 
+TEST_F(LoraApi, AChangedBaseIsTakenOutOnSaving) {
+  for (const std::string init : {"pissa", "olora"}) {
+    for (const bool rslora : {false, true}) {
+      LoraConfig c = config(init);
+      c.target_parameters.reset();
+      c.use_rslora = rslora;
+      if (!rslora) c.rank_pattern = {{"v_proj", {3}}}, c.alpha_pattern = {{"v_proj", {5}}};
+      const auto model = get_peft_model(load_model(folder_.string(), {.dtype = at::kFloat}), c);
+      const TemporaryFolder out;
+      model->save_pretrained(out / "start", {.sync = false});
+      {
+        const at::NoGradGuard no_grad;
+        for (const auto& tensor : model->adapter_tensors("default")) at::Tensor(tensor.tensor).add_(at::randn(tensor.tensor.sizes()), 0.1);
+      }
+      const at::Tensor trained = model->logits(ids_);
+      SaveOptions options{.sync = false};
+      options.path_initial_model_for_weight_conversion = out / "start";
+      model->save_pretrained(out / "plain", options);
+      const auto again = PeftModel::from_pretrained(load_model(folder_.string(), {.dtype = at::kFloat}), out / "plain");
+      EXPECT_LE(max_difference(again->logits(ids_), trained), 1e-4 * peak(trained)) << init << rslora;
+      EXPECT_GT(max_difference(base_->logits(ids_), trained), 1e-2 * peak(trained));
+      options.path_initial_model_for_weight_conversion = out / "plain";   // a start of another rank
+      EXPECT_NE(message([&] { model->save_pretrained(out / "never", options); }).find("LO_SHAPE"), std::string::npos);
+      options.layout = Layout::unsloth_grouped;
+      EXPECT_NE(message([&] { model->save_pretrained(out / "never", options); }).find("path_initial_model"), std::string::npos);
+      EXPECT_FALSE(std::filesystem::exists(std::filesystem::path(std::string(out / "never"))));
+    }
+  }
+  const auto plain = get_peft_model(load_model(folder_.string(), {.dtype = at::kFloat}), config());
+  SaveOptions options{.sync = false};
+  options.path_initial_model_for_weight_conversion = "start";
+  EXPECT_NE(message([&] { plain->save_pretrained("never", options); }).find("pissa_niter_N or olora"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace peft::nn::testing

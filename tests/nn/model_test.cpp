@@ -69,7 +69,7 @@ TEST_P(Model, ACacheChangesNothing) {
   EXPECT_LE(max_difference(at::cat(parts, 1), all), 2e-4 * peak(all));
 }
 
-// Attention in blocks of queries against attention at once, which recording does.
+// Attention in blocks of queries, experts in parts, against all at once, which recording does.
 TEST_P(Model, LongInputsAreTheSameInBlocks) {
   const auto model = load();
   const at::Tensor ids = random_ids(1, 2500);

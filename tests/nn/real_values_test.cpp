@@ -121,6 +121,25 @@ TEST(NamesOfTransformers4, BecomeParametersAsInPeft) {
   }
 }
 
+// Parameters cannot have dropout, whatever names lead to them; PEFT's class for them says so too.
+TEST(NamesOfTransformers4, DropoutIsRefusedAsForParameters) {
+  const TemporaryFolder folder;
+  const auto base = made(folder, qwen3_moe(Json::object()), {.dtype = at::kFloat});
+  const std::vector<std::string> names_of_experts = {"gate_proj", "up_proj", "down_proj"}, names_of_attention = {"q_proj", "v_proj"};
+  for (const auto& names : {names_of_experts, names_of_attention}) {
+    LoraConfig config;
+    config.r = 4, config.lora_alpha = {8}, config.lora_dropout = 0.25;
+    config.target_modules = names;
+    try {
+      const auto lora = get_peft_model(base, config);
+      EXPECT_EQ(names, names_of_attention);
+    } catch (const Error& error) {
+      EXPECT_EQ(names, names_of_experts) << error.what();
+      EXPECT_NE(std::string(error.what()).find("lora_dropout"), std::string::npos) << error.what();
+    }
+  }
+}
+
 // PEFT loses the dense layers here (its issue 3711).
 TEST(NamesOfTransformers4, DenseLayersKeepTheirLora) {
   const TemporaryFolder folder;

@@ -63,6 +63,9 @@ struct SaveOptions {
   // Default: peft-fused; per expert where an adapter has no fused form (DoRA on experts).
   std::optional<Layout> layout{};
   std::optional<bool> save_embedding_layers{};    // default: PEFT's "auto", without the network
+  // PiSSA, OLoRA: the folder of the adapter as it was before training. What is saved then belongs to the unchanged base, at
+  // twice the rank.
+  std::string path_initial_model_for_weight_conversion{};
   bool overwrite = true;                        // as PEFT does, but in one step
   bool sync = true;
 };

@@ -8,6 +8,7 @@
 
 #include "layout/encode.h"
 #include "layout/write_config.h"
+#include "nn/lora/convert_start.h"
 #include "nn/lora/factors_of.h"
 #include "nn/lora/impl.h"
 #include "nn/lora/memory_file.h"
@@ -80,15 +81,22 @@ Prepared prepare(const PeftModel::Impl& impl, const AdapterEntry& entry, const S
   Prepared prepared;
   prepared.folder = entry.name == "default" ? "" : entry.name + "/";
   const Layout layout = options.layout.value_or(entry.layout);
+  const std::string& start = options.path_initial_model_for_weight_conversion;
   const bool own = layout == Layout::peft_fused && entry.layout == Layout::peft_fused;
   if (own) {
     for (const AdapterTensor& tensor : tensors_of(impl, entry)) {
       prepared.tensors.emplace_back(tensor.key, tensor.in_file_form(tensor.tensor));
     }
+    AdapterConfig config = entry.config;
+    if (!start.empty()) take_out_start(start, config, prepared.tensors);
     add_embeddings(impl, entry, options, prepared.tensors);
     prepared.tensors = on_host(prepared.tensors);
-    prepared.config = config_of(impl, entry.config).dump();
+    prepared.config = config_of(impl, std::move(config)).dump();
     return prepared;
+  }
+  if (!start.empty()) {
+    throw Error(ErrorCode::USAGE, {.tensor = "path_initial_model_for_weight_conversion", .problem = "works in PEFT's own layout only",
+                                   .expected = "peft-fused", .got = std::string(info(layout).name), .hint = "convert the saved adapter afterwards"});
   }
   const InMemory adapter = factors_of(impl, entry);
   layout::Encoded encoded = layout::encode(adapter.factors, impl.model, adapter.memory->file.get(), {layout, {}, false});
