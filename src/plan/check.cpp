@@ -133,6 +133,8 @@ bool is_float(Dtype dtype) {
   }
 }
 
+bool is_plain_float(Dtype dtype) { return is_float(dtype) && info(dtype).bits >= 16; }
+
 void check(const Plan& plan) {
   for (const PlannedFile& file : plan.files) {
     check_names(file);

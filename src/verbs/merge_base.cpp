@@ -78,7 +78,7 @@ void Base::no_target(const MergeAdapter& adapter, std::uint32_t tensor, const Si
 void Base::require_readable(const MergeAdapter& adapter, const Site& site, const Weight& weight) const {
   for (const WeightPart& part : weight.parts) {
     const TensorInfo& tensor = checkpoint.files()[part.view.source]->tensors()[part.view.tensor];
-    if (part.scales || (plan::is_float(tensor.dtype) && info(tensor.dtype).bits >= 16)) continue;
+    if (part.scales || plan::is_plain_float(tensor.dtype)) continue;
     throw Error(ErrorCode::LO_QUANT, {.file = checkpoint.files()[part.view.source]->path(),
                                       .tensor = part.name,
                                       .problem = "the weight is packed in a form that merging does not read (wanted by " +

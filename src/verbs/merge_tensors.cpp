@@ -7,9 +7,6 @@
 namespace peft::merging {
 namespace {
 
-// F32, F16, BF16, F64: what casting a model converts. Codes and exponents of quantised tensors stay.
-bool is_plain_float(Dtype dtype) { return plan::is_float(dtype) && info(dtype).bits >= 16; }
-
 std::int64_t product(std::span<const std::int64_t> shape) {
   std::int64_t result = 1;
   for (const std::int64_t size : shape) result *= size;
@@ -79,7 +76,7 @@ OutTensors::OutTensors(const Checkpoint& checkpoint, const std::vector<Quantized
 
 // The dtype a tensor is written in. Where the base is cast to something narrower than that first, an empty merge says so.
 void OutTensors::cast(OutTensor& tensor, Dtype stored) const {
-  if (!tensor.dequantized && !is_plain_float(stored)) return;
+  if (!tensor.dequantized && !plan::is_plain_float(stored)) return;
   tensor.computed = options_.base_dtype.value_or(tensor.dequantized ? Dtype::bf16 : stored);
   PlannedTensor& planned = tensor.planned;
   planned.dtype = options_.out_dtype.value_or(tensor.computed);

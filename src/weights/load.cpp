@@ -57,7 +57,7 @@ class Loader {
   // Codes without their scales are numbers too, and would load as weights.
   void require_values(const WeightPart& part) const {
     const TensorInfo& tensor = weights_.tensor(part);
-    if (part.scales || (plan::is_float(tensor.dtype) && info(tensor.dtype).bits >= 16)) return;
+    if (part.scales || plan::is_plain_float(tensor.dtype)) return;
     throw Error(ErrorCode::LO_QUANT, {.file = weights_.checkpoint.files()[part.view.source]->path(),
                                       .tensor = part.name,
                                       .problem = "the weight is packed in a form that is not read, or its scales are not there",
