@@ -145,7 +145,8 @@ std::string safetensors_image(std::vector<NewMatrix> tensors, Dtype dtype) {
   std::vector<Stored> list;
   for (const NewMatrix& tensor : tensors) {
     list.push_back(stored(tensor.name, std::string(info(dtype).name), tensor.values));
-    if (list.back().values != tensor.values.values) throw std::runtime_error(tensor.name + ": the dtype does not hold a value");
+    const auto same = [](double x, double y) { return x == y || (std::isnan(x) && std::isnan(y)); };
+    if (!std::ranges::equal(list.back().values, tensor.values.values, same)) throw std::runtime_error(tensor.name + ": the dtype does not hold a value");
   }
   return safetensors_of(std::move(list));
 }
