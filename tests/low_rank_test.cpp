@@ -15,7 +15,7 @@
 #include "support/golden.h"
 #include "support/matrix.h"
 #include "support/oracle.h"
-#include "support/tensor_writer.h"
+#include "support/model_writer.h"
 
 namespace peft::testing {
 namespace {

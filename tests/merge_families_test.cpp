@@ -10,7 +10,7 @@
 #include "peft/merge.h"
 #include "support/family_models.h"
 #include "support/judge.h"
-#include "support/tensor_writer.h"
+#include "support/model_writer.h"
 
 namespace peft::testing {
 namespace {

@@ -12,7 +12,6 @@
 #include "peft/verify_merged.h"
 #include "support/judge.h"
 #include "support/model_writer.h"
-#include "support/tensor_writer.h"
 
 namespace peft::testing {
 namespace {
@@ -365,6 +364,101 @@ TEST(MergeFp8, MethodThatCannotNameExceptionsIsRefused) {
   EXPECT_EQ(error.code(), ErrorCode::LO_QUANT) << error.what();
   options.keep_quantized = false;
   EXPECT_FALSE(Json::parse(plan_merge(options).plan.texts.front().second).contains("quantization_config"));
+}
+
+// One matrix [rows, cols] in cells of `drawn`, and an adapter on another one or on this.
+struct OddFp8 {
+  TemporaryFolder folder;
+  BlockFp8 packed;
+  Matrix merged;
+
+  OddFp8(std::int64_t rows, std::int64_t cols, std::int64_t drawn, const Json& block_size, const std::string& touched = "odd")
+      : packed(draw_fp8("encoder.odd.weight", rows, cols, drawn, 5)), merged(packed.values) {
+    Draw draw(6);
+    const BlockFp8 other = draw_fp8("encoder.even.weight", 128, 128, 128, 7);
+    write(block_size, {packed.codes, packed.scales, other.codes, other.scales});
+    const Matrix& base = touched == "odd" ? packed.values : other.values;
+    const ExpertFactors pair = draw_pair(draw, base.rows, base.cols, 0.125);
+    if (touched == "odd") {
+      const Matrix delta = scaled(2, product(pair.b, pair.a));
+      for (std::size_t i = 0; i < delta.values.size(); ++i) merged.values[i] = nearest_bf16(merged.values[i]) + delta.values[i];
+    }
+    for (double& value : merged.values) value = nearest_bf16(value);
+    const std::string key = "base_model.model.encoder." + touched + ".lora_";
+    write_lora(folder / "adapter", lora_config(kRank, 2 * kRank, {{"target_modules", {touched}}}),
+               {stored(key + "A.weight", "F32", pair.a), stored(key + "B.weight", "F32", pair.b)});
+  }
+  void write(const Json& block_size, const std::vector<Stored>& tensors) const {
+    Json quantization = {{"quant_method", "fp8"}};
+    if (!block_size.is_null()) quantization["weight_block_size"] = block_size;
+    write_base(folder / "base", {{"model_type", "a_model_of_matrices"}, {"quantization_config", quantization}}, {tensors});
+  }
+  MergeOptions options() const {
+    MergeOptions options;
+    options.base = folder / "base";
+    options.adapters = {{folder / "adapter", 1}};
+    return options;
+  }
+  Error refused(const MergeOptions& options) const {
+    return expect_error("cells that fit nothing", [&] { plan_merge(options); });
+  }
+};
+
+// Cells of weight_block_size from the corner, the last ones cut: 448 rows in 4 cells are not 4 times 112, 100 in 2 not 2 times 50.
+// Where the grid is another one, it divides the matrix.
+TEST(MergeFp8, CellsThatDoNotDivideTheMatrix) {
+  struct Case {
+    std::int64_t rows, cols, drawn;
+    Json block_size;
+  };
+  for (const Case& c : {Case{448, 300, 128, {128, 128}}, {448, 300, 128, nullptr}, {100, 70, 64, {64, 64}}, {130, 33, 16, {16, 16}}, {100, 70, 10, {128, 128}},
+                        {100, 70, 10, {64, 64}}, {64, 48, 16, nullptr}}) {
+    for (const std::string touched : {"odd", "even"}) {
+      SCOPED_TRACE(fmt::format("{} x {} in cells of {}, {} touched", c.rows, c.cols, c.drawn, touched));
+      const OddFp8 model(c.rows, c.cols, c.drawn, c.block_size, touched);
+      execute(plan_merge(model.options()).plan, model.folder / "out");
+      const auto out = tensors_in(model.folder / "out");
+      expect_values(out, "encoder.odd.weight", "BF16", {c.rows, c.cols}, model.merged.values);
+      EXPECT_EQ(out.size(), 2u);
+    }
+  }
+}
+
+TEST(MergeFp8, CellsThatFitNothingAreRefused) {
+  const OddFp8 touched(100, 70, 40, {64, 64});
+  Error error = touched.refused(touched.options());
+  EXPECT_EQ(error.code(), ErrorCode::LO_QUANT) << error.what();
+  EXPECT_THAT(error.what(), HasSubstr("encoder.odd.weight"));
+
+  // Not touched: it stays codes, which a model without quantization_config cannot have.
+  const OddFp8 other(100, 70, 40, {64, 64}, "even");
+  error = other.refused(other.options());
+  EXPECT_EQ(error.code(), ErrorCode::LO_QUANT) << error.what();
+  EXPECT_THAT(error.what(), HasSubstr("encoder.odd.weight"));
+  EXPECT_THAT(error.what(), HasSubstr("--keep-quantized"));
+  MergeOptions keep = other.options();
+  keep.keep_quantized = true;
+  execute(plan_merge(keep).plan, other.folder / "out");
+  expect_same(tensors_in(other.folder / "out"), other.packed.codes);
+  expect_same(tensors_in(other.folder / "out"), other.packed.scales);
+
+  // Matrices that lie one behind the other: the last cell of one is cut, and the next begins with a cell of its own.
+  const OddFp8 stacked(128, 128, 128, {128, 128}, "even");
+  const BlockFp8 one = draw_fp8("encoder.even.weight", 128, 128, 128, 7);
+  stacked.write({128, 128}, {one.codes, one.scales, stored_bytes("encoder.stack", "F8_E4M3", {2, 192, 128}, std::string(2 * 192 * 128, '\x38')),
+                             stored("encoder.stack_scale_inv", "F32", {2, 2, 1}, {1, 2, 3, 4})});
+  error = stacked.refused(stacked.options());
+  EXPECT_EQ(error.code(), ErrorCode::LO_QUANT) << error.what();
+  EXPECT_THAT(error.what(), HasSubstr("encoder.stack"));
+}
+
+TEST(MergeFp8, ABlockSizeThatIsNoneIsNamed) {
+  for (const Json& size : {Json{128, 0}, Json{128, -1}, Json{128, 1.5}, Json{128, "128"}, Json{128, 4294967296}}) {
+    const OddFp8 model(128, 128, 128, size);
+    const Error error = model.refused(model.options());
+    EXPECT_EQ(error.code(), ErrorCode::MD_FORM) << error.what();
+    EXPECT_THAT(error.what(), HasSubstr("weight_block_size"));
+  }
 }
 
 // verify --merged: a base that is quantised, a merged model that is not; and one that keeps what was not touched.

@@ -1,15 +1,11 @@
-// What a merge refuses while it plans, by name; and what looks as if it had to be refused and is merged right: kernels of
-// convolutions, adapters of a composite model's text class.
+// What a merge refuses while it plans, by name.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-
 #include "peft/execute.h"
-#include "peft/verify_merged.h"
 #include "support/judge.h"
-#include "support/tensor_writer.h"
+#include "support/model_writer.h"
 #include "support/tiny_moe.h"
 
 namespace peft::testing {
@@ -190,146 +186,6 @@ TEST(MergeRefuses, ADenseMlpForABaseOfExperts) {
   const Error error = fixture.refused(fixture.model.options());
   EXPECT_EQ(error.code(), ErrorCode::LO_TARGET) << error.what();
   EXPECT_THAT(error.what(), HasSubstr("model.layers.0.mlp.down_proj"));
-}
-
-// Kernels of 1, 2 and 3 dimensions: the delta is B (a kernel of one) times A, in the kernel's own shape.
-TEST(MergeConvolutions, KernelsOfAnyDimension) {
-  TemporaryFolder folder;
-  const std::map<std::string, std::vector<std::int64_t>> kernels = {{"encoder.one", {4, 3, 5}}, {"encoder.two", {4, 3, 2, 5}}, {"encoder.three", {4, 2, 2, 3, 5}}};
-  for (const std::string dtype : {"BF16", "F32"}) {
-    for (const bool dora : {false, true}) {
-      for (const bool sharded : {false, true}) {
-        fs::remove_all(folder.path());
-        std::vector<std::vector<Stored>> files(sharded ? 2 : 1);
-        std::vector<Stored> lora;
-        std::map<std::string, std::vector<double>> want;
-        Draw draw(9);
-        for (const auto& [module, shape] : kernels) {
-          std::int64_t in = 1;
-          for (std::size_t i = 1; i < shape.size(); ++i) in *= shape[i];
-          const Matrix base = draw.matrix(shape[0], in, 0.125, 30), a = draw.matrix(2, in, 0.5, 3), b = draw.matrix(shape[0], 2, 0.5, 3);
-          std::vector<std::int64_t> a_shape = shape, b_shape(shape.size(), 1), m_shape(shape.size(), 1);
-          a_shape[0] = 2, b_shape[0] = shape[0], b_shape[1] = 2, m_shape[1] = shape[0];
-          files[module == "encoder.one" ? 0 : files.size() - 1].push_back(stored(module + ".weight", dtype, shape, base.values));
-          lora.push_back(stored("base_model.model." + module + ".lora_A.weight", "F32", a_shape, a.values));
-          lora.push_back(stored("base_model.model." + module + ".lora_B.weight", "F32", b_shape, b.values));
-          const Matrix delta = scaled(2, product(b, a));
-          std::vector<double> sum = base.values, magnitudes;
-          for (std::int64_t i = 0; i < shape[0]; ++i) {
-            double square = 0;
-            for (std::int64_t j = 0; j < in; ++j) {
-              double& value = sum[static_cast<std::size_t>(i * in + j)];
-              value += delta.at(i, j);
-              square += value * value;
-            }
-            magnitudes.push_back(nearest("F32", 1.25 * std::sqrt(square)));
-            for (std::int64_t j = 0; dora && j < in; ++j) sum[static_cast<std::size_t>(i * in + j)] *= magnitudes.back() / std::sqrt(square);
-          }
-          if (dora) lora.push_back(stored("base_model.model." + module + ".lora_magnitude_vector", "F32", m_shape, magnitudes));
-          want[module + ".weight"] = sum;
-        }
-        files[0].push_back(stored("encoder.norm.weight", dtype, draw.matrix(1, 4, 1, 3)));
-        write_base(folder / "base", {{"model_type", "a_model_of_kernels"}, {"torch_dtype", "float32"}}, files);
-        write_lora(folder / "adapter", lora_config(2, 4, {{"target_modules", {"one", "two", "three"}}, {"use_dora", dora}}), lora);
-        MergeOptions options;
-        options.base = folder / "base";
-        options.adapters = {{folder / "adapter", 1}};
-        for (const MergeMode mode : {MergeMode::best, MergeMode::fast}) {
-          fs::remove_all(folder / "out");
-          options.mode = mode;
-          execute(plan_merge(options).plan, folder / "out");
-          const auto out = tensors_in(folder / "out");
-          for (const auto& [name, values] : want) {
-            EXPECT_EQ(out.at(name).shape, kernels.at(name.substr(0, name.size() - 7))) << name;
-            for (std::size_t i = 0; i < values.size(); ++i) {
-              const double rounded = nearest(dtype, values[i]), place = std::ldexp(std::fabs(rounded), dtype == "F32" ? -22 : -6);
-              ASSERT_NEAR(out.at(name).values[i], rounded, dora || mode == MergeMode::fast ? place : 0) << name << " " << i;
-            }
-          }
-          VerifyMergedOptions verify{folder / "out", options, 0};
-          EXPECT_TRUE(verify_merged(verify).same);
-          verify.merged = folder / "base";
-          const auto report = verify_merged(verify);
-          EXPECT_EQ(report.num_differences, 3);
-          for (const auto& difference : report.differences) EXPECT_EQ(difference.kind, "not_merged") << difference.tensor;
-        }
-      }
-    }
-  }
-}
-
-TEST(MergeConvolutions, GroupsAreRefused) {
-  TemporaryFolder folder;
-  Draw draw(4);
-  write_base(folder / "base", {{"model_type", "a_model_of_kernels"}}, {{stored("encoder.depth.weight", "F32", {6, 1, 4}, draw.matrix(1, 24, 1, 5).values)}});
-  write_lora(folder / "adapter", lora_config(2, 4, {{"target_modules", {"depth"}}}),
-             {stored("base_model.model.encoder.depth.lora_A.weight", "F32", {2, 6, 4}, draw.matrix(1, 48, 1, 5).values),
-              stored("base_model.model.encoder.depth.lora_B.weight", "F32", {6, 2, 1}, draw.matrix(1, 12, 1, 5).values)});
-  MergeOptions options;
-  options.base = folder / "base";
-  options.adapters = {{folder / "adapter", 1}};
-  const Error error = expect_error("groups", [&] { plan_merge(options); });
-  EXPECT_EQ(error.code(), ErrorCode::LO_SHAPE) << error.what();
-}
-
-// A composite model and its text class name the same layers with another prefix.
-TEST(MergeComposite, AdaptersOfEitherClassIntoEitherBase) {
-  constexpr std::int64_t kExperts = 2, kHidden = 8, kIntermediate = 6;
-  for (const bool base_is_text : {false, true}) {
-    for (const bool adapter_is_text : {false, true}) {
-      SCOPED_TRACE(fmt::format("base {}, adapter {}", base_is_text ? "text" : "composite", adapter_is_text ? "text" : "composite"));
-      const std::string prefix = base_is_text ? "model." : "model.language_model.", theirs = adapter_is_text ? "model." : "model.language_model.";
-      TemporaryFolder folder;
-      Draw draw(6);
-      const Matrix q = draw.matrix(16, kHidden, 0.125, 30), embed = draw.matrix(17, kHidden, 0.125, 30);
-      const Matrix down = draw.matrix(kExperts * kHidden, kIntermediate, 0.125, 30);
-      std::vector<Stored> tensors = {stored(prefix + "embed_tokens.weight", "BF16", embed), stored("lm_head.weight", "BF16", draw.matrix(17, kHidden, 0.125, 30)),
-                                     stored(prefix + "layers.0.self_attn.q_proj.weight", "BF16", q),
-                                     stored(prefix + "layers.0.mlp.experts.down_proj", "BF16", {kExperts, kHidden, kIntermediate}, down.values),
-                                     stored(prefix + "layers.0.mlp.experts.gate_up_proj", "BF16", {kExperts, 2 * kIntermediate, kHidden}, draw.matrix(kExperts * 12, kHidden, 1, 4).values),
-                                     stored(prefix + "layers.0.mlp.gate.weight", "BF16", draw.matrix(kExperts, kHidden, 1, 4))};
-      if (!base_is_text) tensors.push_back(stored("model.visual.merger.linear_fc1.weight", "BF16", draw.matrix(4, 4, 1, 4)));
-      const Json text = {{"model_type", "qwen3_5_moe_text"}, {"hidden_size", kHidden}, {"moe_intermediate_size", kIntermediate}, {"shared_expert_intermediate_size", 4},
-                         {"num_hidden_layers", 1}, {"layer_types", {"full_attention"}}, {"num_experts", kExperts}, {"num_experts_per_tok", 1}, {"num_attention_heads", 2},
-                         {"num_key_value_heads", 1}, {"head_dim", 4}, {"vocab_size", 17}, {"tie_word_embeddings", false}};
-      Json config = text;
-      if (base_is_text) config["architectures"] = {"Qwen3_5MoeForCausalLM"};
-      else config = {{"model_type", "qwen3_5_moe"}, {"architectures", {"Qwen3_5MoeForConditionalGeneration"}}, {"text_config", text}, {"tie_word_embeddings", false}};
-      write_base(folder / "base", config, {tensors});
-
-      const ExpertFactors dense{draw.matrix(2, kHidden, 0.5, 3), draw.matrix(16, 2, 0.5, 3)};
-      const ExpertFactors rows{draw.matrix(2, 17, 0.5, 3), draw.matrix(kHidden, 2, 0.5, 3)};
-      std::vector<ExpertFactors> experts;
-      for (std::int64_t e = 0; e < kExperts; ++e) experts.push_back({draw.matrix(2, kIntermediate, 0.5, 3), draw.matrix(kHidden, 2, 0.5, 3)});
-      const FusedPair fused = fuse(experts, false, false);
-      const std::string key = "base_model.model." + theirs;
-      write_lora(folder / "adapter", lora_config(2, 4, {{"target_modules", {"q_proj", "embed_tokens"}}, {"target_parameters", {"mlp.experts.down_proj"}}}),
-                 {stored(key + "layers.0.self_attn.q_proj.lora_A.weight", "F32", dense.a), stored(key + "layers.0.self_attn.q_proj.lora_B.weight", "F32", dense.b),
-                  stored(key + "embed_tokens.lora_embedding_A", "F32", rows.a), stored(key + "embed_tokens.lora_embedding_B", "F32", rows.b),
-                  stored(key + "layers.0.mlp.experts.lora_A.weight", "F32", fused.a), stored(key + "layers.0.mlp.experts.lora_B.weight", "F32", fused.b)});
-      MergeOptions options;
-      options.base = folder / "base";
-      options.adapters = {{folder / "adapter", 1}};
-      EXPECT_NO_THROW(execute(plan_merge(options).plan, folder / "out"));
-      if (!fs::exists(folder / "out")) continue;
-      const auto out = tensors_in(folder / "out");
-      std::map<std::string, std::vector<double>> want;
-      const auto add = [&](const std::string& name, const Matrix& base, const Matrix& delta) {
-        for (std::size_t i = 0; i < base.values.size(); ++i) want[prefix + name].push_back(nearest_bf16(base.values[i] + 2 * delta.values[i]));
-      };
-      add("layers.0.self_attn.q_proj.weight", q, product(dense.b, dense.a));
-      add("embed_tokens.weight", embed, transposed(product(rows.b, rows.a)));
-      for (std::int64_t e = 0; e < kExperts; ++e) {
-        add("layers.0.mlp.experts.down_proj", rows_of(down, e * kHidden, kHidden), product(experts[static_cast<std::size_t>(e)].b, experts[static_cast<std::size_t>(e)].a));
-      }
-      ASSERT_EQ(out.size(), tensors.size());
-      for (const Stored& tensor : tensors) {
-        const auto touched = want.find(tensor.name);
-        EXPECT_TRUE(out.at(tensor.name).values == (touched == want.end() ? tensor.values : touched->second)) << tensor.name;
-      }
-      EXPECT_TRUE(verify_merged({folder / "out", options, 0}).same);
-    }
-  }
 }
 
 }  // namespace

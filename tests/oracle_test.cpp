@@ -8,7 +8,7 @@
 
 #include "peft/config.h"
 #include "support/judge.h"
-#include "support/tensor_writer.h"
+#include "support/model_writer.h"
 
 namespace peft::testing {
 namespace {

@@ -8,7 +8,7 @@
 #include <numeric>
 
 #include "support/judge.h"
-#include "support/tensor_writer.h"
+#include "support/model_writer.h"
 
 namespace peft::testing {
 namespace {

@@ -3,6 +3,7 @@
 // alone, from a model_type. Nothing here reads weights: names and shapes only.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -118,6 +119,7 @@ class Model {
   // (for config.json facts other stages need)
   std::int64_t vocab_size = 0;
   bool tie_word_embeddings = false;
+  std::array<std::int64_t, 2> fp8_cell{128, 128};  // rows and columns under one scale: weight_block_size
 
   const std::optional<ModuleTree>& tree(Generation g) const { return g == Generation::v4 ? v4 : v5; }
 

@@ -61,6 +61,40 @@ void widen(const FactorSource& s, std::int64_t rows, std::int64_t cols, T* out, 
   }
 }
 
+constexpr std::size_t kLanes = 16;  // sums side by side
+
+float root_of_sum(const float (&squares)[kLanes]) {
+  float sum = 0;
+  for (const float square : squares) sum += square;
+  return std::sqrt(sum);
+}
+
+// Squares are added two elements at a time, as pair_left() and pair_right() do: which elements are suspects depends on the
+// last place of a norm, and must not depend on how a processor has its factors packed.
+template <class T>
+float norm_of_row(const T* row, std::int64_t rank) {
+  float squares[kLanes] = {};
+  for (std::int64_t k = 0; k < rank; k += 2) {
+    const auto first = static_cast<float>(row[k]), second = k + 1 < rank ? static_cast<float>(row[k + 1]) : 0.0F;
+    squares[static_cast<std::size_t>(k / 2) % kLanes] += first * first + second * second;
+  }
+  return root_of_sum(squares);
+}
+
+template <class T>
+float norm_of_columns(const T* panel, std::int64_t rank) {
+  static constexpr T kNone[kPanel] = {};
+  float sums[kPanel] = {};
+  for (std::int64_t k = 0; k < rank; k += 2) {
+    const T *firsts = panel + static_cast<std::size_t>(k) * kPanel, *seconds = k + 1 < rank ? firsts + kPanel : kNone;
+    for (std::size_t j = 0; j < kPanel; ++j) {
+      const auto first = static_cast<float>(firsts[j]), second = static_cast<float>(seconds[j]);
+      sums[j] += first * first + second * second;
+    }
+  }
+  return std::sqrt(*std::max_element(sums, sums + kPanel));
+}
+
 }  // namespace
 
 Sides sides_of(const Update& update, bool swapped) {
@@ -78,14 +112,7 @@ void pack_left(const FactorSource& source, std::int64_t rank, std::int64_t first
     some.data += first * source.row_stride;
     widen(some, count, rank, out, rank, 1);
   }
-  for (std::size_t i = 0; norms != nullptr && i < rows; ++i) {
-    float sum = 0;
-    for (std::int64_t k = 0; k < rank; ++k) {
-      const auto value = static_cast<float>(out[static_cast<std::int64_t>(i) * rank + k]);
-      sum += value * value;
-    }
-    norms[i] = std::sqrt(sum);
-  }
+  for (std::size_t i = 0; norms != nullptr && i < rows; ++i) norms[i] = norm_of_row(out + static_cast<std::int64_t>(i) * rank, rank);
 }
 
 template <class T>
@@ -100,14 +127,7 @@ float pack_right(const FactorSource& source, std::int64_t rank, std::int64_t col
     some.data += first * source.col_stride;
     widen(some, rank, count, out, kWidth, 1);
   }
-  float sums[kPanel] = {};
-  for (std::int64_t k = 0; k < rank; ++k) {
-    for (std::size_t j = 0; j < kPanel; ++j) {
-      const auto value = static_cast<float>(out[static_cast<std::size_t>(k) * kPanel + j]);
-      sums[j] += value * value;
-    }
-  }
-  return std::sqrt(*std::max_element(sums, sums + kPanel));
+  return norm_of_columns(out, rank);
 }
 
 bool can_pair(const Plan& plan, const Sides& sides) {
@@ -131,10 +151,6 @@ std::uint32_t too_small(std::uint32_t word) {
   return static_cast<std::uint32_t>(high - 1 < kSmallestSafe - 1) | static_cast<std::uint32_t>(low - 1 < kSmallestSafe - 1);
 }
 
-}  // namespace
-
-namespace {
-
 // words[j] of elements 2p and 2p + 1 of columns j, which lie `step` bytes apart.
 void pair_columns(const std::byte* first, const std::byte* second, std::int64_t step, std::size_t count, std::uint32_t* words) {
   // These loops become vectors.
@@ -151,7 +167,6 @@ void pair_columns(const std::byte* first, const std::byte* second, std::int64_t 
 
 // What kLanes words at a time have: sums of squares, and whether one is too small.
 struct PairSums {
-  static constexpr std::size_t kLanes = 16;
   float squares[kLanes] = {};
   std::uint32_t small = 0;
 
@@ -177,14 +192,12 @@ void pair_left(const FactorSource& source, std::int64_t rank, std::int64_t first
     if (whole < pairs) out[whole] = bits_at(from + 2 * static_cast<std::int64_t>(whole) * source.col_stride) << 16;
     PairSums sums;
     std::size_t p = 0;
-    for (; p + PairSums::kLanes <= pairs; p += PairSums::kLanes) sums.add(out + p);
-    std::uint32_t last[PairSums::kLanes] = {};
+    for (; p + kLanes <= pairs; p += kLanes) sums.add(out + p);
+    std::uint32_t last[kLanes] = {};
     std::copy(out + p, out + pairs, last);
     if (p < pairs) sums.add(last);
     small |= sums.small;
-    float sum = 0;
-    for (const float square : sums.squares) sum += square;
-    norms[i] = std::sqrt(sum);
+    norms[i] = root_of_sum(sums.squares);
   }
   safe = small == 0;
 }
@@ -194,7 +207,7 @@ float pair_right(const FactorSource& source, std::int64_t rank, std::int64_t col
   const std::int64_t first = panel * kWidth;
   const auto count = static_cast<std::size_t>(std::min(cols - first, kWidth));
   const std::size_t pairs = pairs_of(static_cast<std::size_t>(rank));
-  PairSums sums[kPanel / PairSums::kLanes];
+  PairSums sums[kPanel / kLanes];
   for (std::size_t p = 0; p < pairs; ++p) {
     const std::byte* from = source.data + first * source.col_stride + 2 * static_cast<std::int64_t>(p) * source.row_stride;
     std::uint32_t* words = out + p * kPanel;
@@ -204,12 +217,12 @@ float pair_right(const FactorSource& source, std::int64_t rank, std::int64_t col
       for (std::size_t j = 0; j < count; ++j) words[j] = bits_at(from + static_cast<std::int64_t>(j) * source.col_stride) << 16;
     }
     std::fill(words + count, words + kPanel, 0u);
-    for (std::size_t v = 0; v < std::size(sums); ++v) sums[v].add(words + v * PairSums::kLanes);
+    for (std::size_t v = 0; v < std::size(sums); ++v) sums[v].add(words + v * kLanes);
   }
   float most = 0;
   safe = true;
   for (const PairSums& some : sums) {
-    most = std::max(most, *std::max_element(some.squares, some.squares + PairSums::kLanes));
+    most = std::max(most, *std::max_element(some.squares, some.squares + kLanes));
     safe &= some.small == 0;
   }
   return std::sqrt(most);

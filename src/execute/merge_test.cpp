@@ -220,6 +220,57 @@ TEST_P(MergeOnTarget, MakesTheSameBytes) {
     }
   }
 }
+// A result between the limits that two orders of adding squares give: 1 + 2^-8, and 2^-24 more again and again, which is lost
+// one at a time and kept two at a time. The chain loses as much: mended or not, the element is another number.
+TEST_P(MergeOnTarget, MakesTheSameBytesAtTheLimitOfWhatIsMended) {
+  constexpr std::int64_t kRank = 64, kCols = 64;
+  std::vector<double> left(kRank, 0x1p-12), right(kRank * kCols, 0.0), weights(kCols, 0.0);
+  left[0] = 1, left[1] = 0x1p-4;
+  float one = 0, two = 0;
+  for (std::size_t k = 0; k < left.size(); k += 2) {
+    const auto first = static_cast<float>(left[k]), second = static_cast<float>(left[k + 1]);
+    one = one + first * first, one = one + second * second;
+    two += first * first + second * second;
+  }
+  const float low = std::sqrt(one), high = std::sqrt(two), value = 1.25F * 0x1p-13F;
+  ASSERT_LT(low, high);
+  // Column 5 is 1 + value in the chain. The first column has the panel's norm, built up until the limit is where it is wanted.
+  right[5] = 1, right[kCols + 5] = 0x1p-9 * 1.25, weights[5] = -1;
+  for (std::size_t k = 2; k < kRank; ++k) right[k * kCols + 5] = 0x1p-13 * 1.75;
+  double square = static_cast<double>(value) / 0x1p-13 / (0.5 * (static_cast<double>(low) + static_cast<double>(high)));
+  square *= square;
+  float sum = 0;
+  for (std::size_t k = 0; k < 16; k += 2) {
+    const double least = std::sqrt(std::max(0.0, square - static_cast<double>(sum)));
+    double entry = once(Dtype::bf16, least);
+    if (entry > least) entry = once(Dtype::bf16, least * (1 - 0x1p-8));
+    right[k * kCols] = entry;
+    sum += static_cast<float>(entry) * static_cast<float>(entry);
+  }
+  const float panel = std::sqrt(sum);
+  ASSERT_LE(low * (panel * 0x1p-13F), value);
+  ASSERT_GT(high * (panel * 0x1p-13F), value);
+
+  for (const Dtype adapter : {Dtype::bf16, Dtype::f32}) {
+    PlanBuilder builder(1);
+    const View base = builder.values(Dtype::bf16, 1, kCols, weights);
+    PlannedTensor& tensor = builder.output("w", Dtype::bf16, 1, kCols);
+    tensor.blocks.push_back({0, 0, 1, base, 1.0});
+    tensor.merge = Merge{MergeMode::best, Dtype::bf16, {}};
+    Update update;
+    update.target = View{0, 0, 0, 1, kCols, kCols, 1};
+    update.a = builder.values(adapter, kRank, kCols, right);
+    update.b = builder.values(adapter, 1, kRank, left);
+    update.scale = 1;
+    tensor.merge->updates.push_back(update);
+    const Plan plan = builder.make();
+    use(GetParam());
+    const double got = values_of(plan, plan.files[0].tensors[0], image_of(plan, {}), 0)[5];
+    EXPECT_EQ(got, once(Dtype::bf16, oracle(plan, plan.files[0].tensors[0], true)[5])) << info(adapter).name;
+    EXPECT_NE(got, once(Dtype::bf16, static_cast<double>(value))) << "of the chain";
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Hwy, MergeOnTarget, testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
                          [](const auto& target) { return std::string(hwy::TargetName(target.param)); });
 

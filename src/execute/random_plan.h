@@ -33,6 +33,8 @@ class PlanBuilder {
   View source(Dtype dtype, std::int64_t rows, std::int64_t cols, bool any_bits);
   // The same with numbers of a normal distribution.
   View normal(Dtype dtype, std::int64_t rows, std::int64_t cols, double sigma);
+  // The same with these numbers, row after row.
+  View values(Dtype dtype, std::int64_t rows, std::int64_t cols, const std::vector<double>& numbers);
   PlannedTensor& output(const std::string& name, Dtype dtype, std::int64_t rows, std::int64_t cols);
 
   Plan make(const std::string& path = "source.safetensors");

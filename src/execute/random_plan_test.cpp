@@ -38,6 +38,13 @@ View PlanBuilder::normal(Dtype dtype, std::int64_t rows, std::int64_t cols, doub
   return view;
 }
 
+View PlanBuilder::values(Dtype dtype, std::int64_t rows, std::int64_t cols, const std::vector<double>& numbers) {
+  const std::size_t begin = data_.size(), size = static_cast<std::size_t>(info(dtype).bits) / 8;
+  const View view = source(dtype, rows, cols, true);
+  for (std::size_t i = 0; i < numbers.size(); ++i) store_element(dtype, numbers[i], &data_[begin + i * size]);
+  return view;
+}
+
 PlannedTensor& PlanBuilder::output(const std::string& name, Dtype dtype, std::int64_t rows, std::int64_t cols) {
   file_.tensors.push_back({name, dtype, {rows, cols}, rows, cols, {}});
   return file_.tensors.back();

@@ -15,6 +15,8 @@ const std::vector<std::string> kHiddenKeys = {"hidden_size", "n_embd", "d_model"
 const std::vector<std::string> kInnerKeys = {"intermediate_size", "n_inner", "ffn_dim", "d_ff", "ffn_hidden_size"};
 const std::vector<std::string> kHeadKeys = {"num_attention_heads", "n_head", "num_heads", "n_heads"};
 
+constexpr std::uint64_t kMaxCell = 1 << 20;
+
 const std::string kNoText;
 
 const std::string& text_at(const Json& json, const char* key) {
@@ -161,6 +163,26 @@ std::optional<bool> ConfigFacts::tie_word_embeddings() const {
     if (found != json->end() && found->is_boolean()) return found->get<bool>();
   }
   return std::nullopt;
+}
+
+std::optional<std::array<std::int64_t, 2>> ConfigFacts::fp8_cell() const {
+  const auto quantization = config_.find("quantization_config");
+  if (quantization == config_.end() || !quantization->is_object()) return std::nullopt;
+  const auto size = quantization->find("weight_block_size");
+  if (size == quantization->end() || !size->is_array() || size->size() != 2) return std::nullopt;
+  std::array<std::int64_t, 2> cell{};
+  for (std::size_t i = 0; i < cell.size(); ++i) {
+    const Json& side = size->at(i);
+    if (!side.is_number_unsigned() || side.get<std::uint64_t>() == 0 || side.get<std::uint64_t>() > kMaxCell) {
+      throw Error(ErrorCode::MD_FORM, {.file = file_,
+                                       .tensor = "quantization_config.weight_block_size",
+                                       .problem = "no size of a block",
+                                       .expected = "two integers from 1 to " + std::to_string(kMaxCell),
+                                       .got = size->dump()});
+    }
+    cell[i] = side.get<std::int64_t>();
+  }
+  return cell;
 }
 
 }  // namespace peft::model

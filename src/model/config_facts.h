@@ -2,6 +2,7 @@
 // experts.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -45,6 +46,8 @@ class ConfigFacts {
 
   std::int64_t vocab_size() const;
   std::optional<bool> tie_word_embeddings() const;
+  // weight_block_size of the quantization_config.
+  std::optional<std::array<std::int64_t, 2>> fp8_cell() const;
 
  private:
   Json config_ = Json::object();

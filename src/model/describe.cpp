@@ -62,6 +62,7 @@ void finish(Draft& draft, const DescribeOptions& options) {
     if (embedding->weight.size() == 2) result.vocab_size = embedding->weight[0];
   }
   result.tie_word_embeddings = draft.facts.tie_word_embeddings().value_or(result.tie_word_embeddings);
+  result.fp8_cell = draft.facts.fp8_cell().value_or(result.fp8_cell);
 }
 
 bool names_experts(const Checkpoint& checkpoint) {

@@ -200,6 +200,7 @@ MergePlan plan_merge(const MergeOptions& given) {
   merge.plan.exactness = exactness_of(tensors, options.mode);
   describe_steps(tensors, adapters, options, merge);
   if (merge.dequantized > 0) {
+    if (!options.keep_quantized) merging::refuse_unread_codes(base, quantized);
     merge.plan.warnings.push_back(fmt::format("the base is quantised: {} tensors are written in bf16, {:.1f} times their bytes{}", merge.dequantized,
                                               static_cast<double>(quantized_growth(quantized, checkpoint, tensors)) / 10,
                                               options.keep_quantized ? "" : " (--keep-quantized leaves those that no adapter touches)"));

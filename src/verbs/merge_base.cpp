@@ -179,4 +179,23 @@ std::set<OutTensors::Number> touched_codes(const Base& base, const std::vector<M
   return touched;
 }
 
+void refuse_unread_codes(const Base& base, const std::vector<QuantizedTensor>& quantized) {
+  std::set<OutTensors::Number> read;
+  for (const QuantizedTensor& tensor : quantized) {
+    read.insert({tensor.codes.view.source, tensor.codes.view.tensor});
+    read.insert({tensor.codes.scales->grid.source, tensor.codes.scales->grid.tensor});
+  }
+  for (const Checkpoint::Entry& entry : base.checkpoint.tensors()) {
+    const TensorFile& file = *base.checkpoint.files()[entry.file];
+    const bool codes = plan::is_float(entry.tensor->dtype) && info(entry.tensor->dtype).bits == 8;
+    if (!codes || read.contains({entry.file, static_cast<std::uint32_t>(entry.tensor - file.tensors().data())})) continue;
+    throw Error(ErrorCode::LO_QUANT, {.file = file.path(),
+                                      .tensor = std::string(entry.tensor->name),
+                                      .problem = "the tensor is quantised in a form that merging does not read, and the others are not any more",
+                                      .expected = "block FP8 (weight_scale_inv, in cells of weight_block_size)",
+                                      .got = fmt::format("{} [{}]", entry.tensor->dtype_name, fmt::join(entry.tensor->shape, ", ")),
+                                      .hint = "--keep-quantized leaves what no adapter touches"});
+  }
+}
+
 }  // namespace peft::merging

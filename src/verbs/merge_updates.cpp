@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <map>
 
+#include "layout/keys.h"
 #include "peft/error.h"
 
 namespace peft::merging {
@@ -190,10 +191,12 @@ class Updates {
 
   const std::vector<std::int64_t>& token_ids(const Extra& extra) const {
     const auto& given = adapter_->adapter.config.trainable_token_indices;
+    // By the adapter's own name: the base may be of another class of the family.
+    const std::string own(layout::parse_key(info_of(extra.tensor).name).module);
     if (given) {
       for (const auto& [module, ids] : *given) {
-        const bool named = extra.site.module == module || extra.site.module.ends_with("." + module);
-        if (module.empty() || named) return ids;
+        const auto is_named = [&](const std::string& name) { return name == module || name.ends_with("." + module); };
+        if (module.empty() || is_named(own) || is_named(extra.site.module)) return ids;
       }
     }
     fail(extra.tensor, "the config does not say which tokens these rows are", ErrorCode::LO_UNUSED,

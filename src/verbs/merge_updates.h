@@ -39,6 +39,9 @@ struct Base {
 std::set<OutTensors::Number> touched_codes(const Base& base, const std::vector<MergeAdapter>& adapters,
                                            const std::vector<QuantizedTensor>& quantized);
 
+// Nothing is left that only a config which is gone could explain.
+void refuse_unread_codes(const Base& base, const std::vector<QuantizedTensor>& quantized);
+
 // Adds all factors and extras. Returns whether the output embedding had to become a tensor of its own.
 bool add_updates(const Base& base, const std::vector<MergeAdapter>& adapters, OutTensors& tensors);
 

@@ -13,13 +13,14 @@ namespace {
 
 constexpr std::int64_t kGroup = 32;        // values under one scale of mxfp4
 constexpr std::int64_t kGroupBytes = 16;
-constexpr std::int64_t kCell = 128;        // rows and columns under one scale of block FP8
 
 std::int64_t product(std::span<const std::int64_t> shape) {
   std::int64_t result = 1;
   for (const std::int64_t size : shape) result *= size;  // the header was checked: it fits
   return result;
 }
+
+std::int64_t ceil_div(std::int64_t size, std::int64_t part) { return size / part + (size % part != 0 ? 1 : 0); }
 
 // The rows of one of several projections that share a matrix.
 View rows_of(const View& view, std::int64_t which, std::int64_t parts, bool interleaved) {
@@ -77,8 +78,9 @@ std::optional<View> Weights::Impl::grid(const TensorName& name, std::int64_t col
   return View{entry.file, number, 0, all / cols, cols, cols, 1};
 }
 
-// A grid of scales over the last two dimensions: cells of 128, the last ones cut, as DeepSeek and Qwen store them; else
-// of rows / grid rows by columns / grid columns. transformers always divides, which is wrong for 448 rows in 4 cells.
+// A grid of scales over the last two dimensions: cells of weight_block_size from the corner, the last ones cut, as DeepSeek
+// made them and the kernels of transformers take them; else of rows / grid rows by columns / grid columns. transformers 5.24
+// always divides when it dequantises, which is another model where both would do: 448 rows in 4 cells of 128.
 std::optional<Scales> Weights::Impl::block_scales(const TensorName& name, const WeightPart& part) const {
   TensorName scales_name = name;
   scales_name.parameter += "_scale_inv";
@@ -88,10 +90,11 @@ std::optional<Scales> Weights::Impl::block_scales(const TensorName& name, const 
   if (shape.size() < 2 || cells.size() != shape.size()) return std::nullopt;
   const std::size_t last = shape.size() - 1;
   const auto cell = [&](std::size_t dimension) -> std::int64_t {
-    const std::int64_t size = shape[dimension], count = cells[dimension];
-    // Of stacked matrices all cells of rows are whole: the next matrix has its own.
-    if ((size + kCell - 1) / kCell == count && (size % kCell == 0 || count == 1 || dimension == last || last == 1)) {
-      return std::min(size, kCell);
+    const std::int64_t size = shape[dimension], count = cells[dimension], whole = model.fp8_cell[dimension == last ? 1 : 0];
+    if (ceil_div(size, whole) == count) {
+      // Of stacked matrices all cells of rows are whole: the next matrix has its own.
+      const bool fits = size % whole == 0 || count == 1 || dimension == last || last == 1;
+      return fits ? std::min(size, whole) : 0;
     }
     return count > 0 && size % count == 0 ? size / count : 0;
   };

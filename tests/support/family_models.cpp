@@ -1,9 +1,8 @@
 #include "support/family_models.h"
 
 #include <algorithm>
-#include <cstring>
 
-#include "support/tensor_writer.h"
+#include "support/model_writer.h"
 
 namespace peft::testing {
 namespace {
@@ -262,20 +261,9 @@ Json config_of(const FamilyKind& kind) {
 
 std::string image_of(std::vector<NamedTensor> tensors) {
   std::ranges::sort(tensors, {}, &NamedTensor::name);
-  Json header = {{"__metadata__", {{"format", "pt"}}}};
-  std::string data;
-  for (const NamedTensor& tensor : tensors) {
-    const std::size_t begin = data.size();
-    for (const double value : tensor.values) {
-      const auto single = static_cast<float>(value);
-      data.append(reinterpret_cast<const char*>(&single), sizeof single);
-    }
-    header[tensor.name] = {{"dtype", "F32"}, {"shape", tensor.shape}, {"data_offsets", {begin, data.size()}}};
-  }
-  std::string head = header.dump();
-  head.append((8 - head.size() % 8) % 8, ' ');
-  const std::uint64_t length = head.size();
-  return std::string(reinterpret_cast<const char*>(&length), sizeof length) + head + data;
+  std::vector<Stored> list;
+  for (NamedTensor& tensor : tensors) list.push_back(stored(std::move(tensor.name), "F32", std::move(tensor.shape), std::move(tensor.values)));
+  return safetensors_of(std::move(list));
 }
 
 }  // namespace peft::testing

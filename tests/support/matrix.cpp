@@ -83,6 +83,23 @@ bool same_bits(const Matrix& x, const Matrix& y) {
          std::memcmp(x.values.data(), y.values.data(), x.values.size() * sizeof(double)) == 0;
 }
 
+FusedPair fuse(const std::vector<ExpertFactors>& experts, bool turned, bool grouped) {
+  const auto count = static_cast<std::int64_t>(experts.size());
+  const Matrix first_a = turned ? transposed(experts[0].b) : experts[0].a;
+  const std::int64_t rank = first_a.rows;
+  FusedPair pair{Matrix(count * rank, first_a.cols),
+                 Matrix(turned ? experts[0].a.cols : experts[0].b.rows, rank * count)};
+  for (std::int64_t e = 0; e < count; ++e) {
+    const ExpertFactors& expert = experts[static_cast<std::size_t>(e)];
+    const Matrix a = turned ? transposed(expert.b) : expert.a, b = turned ? transposed(expert.a) : expert.b;
+    for (std::int64_t k = 0; k < rank; ++k) {
+      for (std::int64_t j = 0; j < a.cols; ++j) pair.a.at(e * rank + k, j) = a.at(k, j);
+      for (std::int64_t i = 0; i < b.rows; ++i) pair.b.at(i, grouped ? e * rank + k : k * count + e) = b.at(i, k);
+    }
+  }
+  return pair;
+}
+
 std::vector<double> elements(const TensorFile& file, const TensorInfo& tensor) {
   std::size_t count = 1;
   for (const std::int64_t d : tensor.shape) count *= static_cast<std::size_t>(d);

@@ -28,6 +28,16 @@ Matrix cols_of(const Matrix& m, std::int64_t first, std::int64_t count, std::int
 bool same_shape(const Matrix& x, const Matrix& y);
 bool same_bits(const Matrix& x, const Matrix& y);                      // -0.0 and 0.0 differ, NaN equals itself
 
+// One fused pair from per-expert factors: A row e*r + k; B column k*E + e, or e*r + k when `grouped`.
+// `turned`: stored the other way round, each expert's A and B trading places as transposes.
+struct FusedPair {
+  Matrix a, b;
+};
+struct ExpertFactors {
+  Matrix a, b;  // [r, in], [out, r]
+};
+FusedPair fuse(const std::vector<ExpertFactors>& experts, bool turned, bool grouped);
+
 // A tensor's elements, widened (every floating dtype up to F64 widens exactly). Throws std::runtime_error for others.
 std::vector<double> elements(const TensorFile& file, const TensorInfo& tensor);
 // A 2-D tensor, or a 1-D one as one row.

@@ -140,6 +140,39 @@ Json lora_config(std::int64_t rank, double alpha, const Json& changes) {
   return config;
 }
 
+std::string safetensors_image(std::vector<NewMatrix> tensors, Dtype dtype) {
+  std::ranges::sort(tensors, {}, &NewMatrix::name);
+  std::vector<Stored> list;
+  for (const NewMatrix& tensor : tensors) {
+    list.push_back(stored(tensor.name, std::string(info(dtype).name), tensor.values));
+    const auto same = [](double x, double y) { return x == y || (std::isnan(x) && std::isnan(y)); };
+    if (!std::ranges::equal(list.back().values, tensor.values.values, same)) throw std::runtime_error(tensor.name + ": the dtype does not hold a value");
+  }
+  return safetensors_of(std::move(list));
+}
+
+void write_adapter(const fs::path& folder, std::vector<NewMatrix> tensors, Dtype dtype, const Json& config) {
+  write_file(folder / "adapter_model.safetensors", safetensors_image(std::move(tensors), dtype));
+  write_file(folder / "adapter_config.json", config.dump(2));
+}
+
+void write_model(const fs::path& folder, const TinyModel& model) {
+  const bool counts_local = model.model_type == "mixtral" || model.model_type == "phimoe" || model.model_type == "gpt_oss" ||
+                            model.model_type == "llama4_text";
+  Json config = {{"model_type", model.model_type}, {"hidden_size", model.hidden}, {"num_hidden_layers", model.layers},
+                 {"num_attention_heads", 1}, {"num_key_value_heads", 1}, {"head_dim", 6}, {"vocab_size", 17},
+                 {"tie_word_embeddings", false}, {counts_local ? "num_local_experts" : "num_experts", model.experts},
+                 {"num_experts_per_tok", 1}, {"intermediate_size", model.intermediate}};
+  if (model.model_type.starts_with("qwen")) {
+    config["moe_intermediate_size"] = model.intermediate;
+    config["shared_expert_intermediate_size"] = model.intermediate + 1;
+    config["decoder_sparse_step"] = 1;
+    config["mlp_only_layers"] = Json::array();
+  }
+  if (model.model_type == "llama4_text") config["interleave_moe_layer_step"] = 1;
+  write_file(folder / "config.json", config.dump(2));
+}
+
 std::uint64_t Draw::bits() {
   state_ = state_ * 6364136223846793005u + 1442695040888963407u;
   return state_ >> 33;

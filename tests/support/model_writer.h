@@ -36,6 +36,21 @@ void write_base(const std::filesystem::path& folder, const Json& config, const s
 void write_lora(const std::filesystem::path& folder, const Json& config, std::vector<Stored> tensors);
 Json lora_config(std::int64_t rank, double alpha, const Json& changes);
 
+// Matrices of one dtype (f32, f16, bf16), sorted by name, which must hold the values exactly.
+struct NewMatrix {
+  std::string name;
+  Matrix values;
+};
+std::string safetensors_image(std::vector<NewMatrix> tensors, Dtype dtype);
+void write_adapter(const std::filesystem::path& folder, std::vector<NewMatrix> tensors, Dtype dtype, const Json& config);
+
+// A base model's config.json: all that names and shapes need. Keys of the family's own transformers config.
+struct TinyModel {
+  std::string model_type = "mixtral";
+  std::int64_t hidden = 0, intermediate = 0, experts = 0, layers = 1;
+};
+void write_model(const std::filesystem::path& folder, const TinyModel& model);
+
 // Numbers that repeat nowhere soon: multiples of `unit` up to `span` of them, the first never zero.
 class Draw {
  public:

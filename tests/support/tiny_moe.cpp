@@ -8,7 +8,7 @@
 
 #include "peft/execute.h"
 #include "peft/verify_merged.h"
-#include "support/tensor_writer.h"
+#include "support/model_writer.h"
 
 namespace peft::testing {
 namespace {
