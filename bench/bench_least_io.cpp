@@ -1,9 +1,10 @@
-// The least input and output of a conversion, with nothing computed: what is left of `cp`'s time is all there is for the rest.
+// The least input and output of a conversion, with nothing computed: what is left of `cp`'s time is all there is for
+// the rest.
 //
 //   bench_least_io IN OUT BYTES THREADS
 //
-// Reads all of IN (mapped, one line of the cache after the other, let go) and writes BYTES to OUT, 1 MiB at a time, each
-// from the same memory. One system call for what `peft convert` needs one for.
+// Reads all of IN (mapped, one line of the cache after the other, let go) and writes BYTES to OUT, 1 MiB at a time,
+// each from the same memory. One system call for what `peft convert` needs one for.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -53,10 +54,13 @@ int main(int argc, char** argv) {
   const auto work = [&] {
     const std::vector<std::uint8_t> block(kBlock, 1);
     for (std::size_t b = next++; b < blocks; b = next++) {
-      const auto share = [&](std::size_t count) { return count == blocks ? size : size / blocks * count / kPage * kPage; };
+      const auto share = [&](std::size_t count) {
+        return count == blocks ? size : size / blocks * count / kPage * kPage;
+      };
       const std::size_t begin = share(b), end = share(b + 1), count = std::min(kBlock, bytes - b * kBlock);
       sum += read_lines(data, begin, end);
-      if (::pwrite(out, block.data(), count, static_cast<off_t>(b * kBlock)) != static_cast<ssize_t>(count)) fail("pwrite");
+      if (::pwrite(out, block.data(), count, static_cast<off_t>(b * kBlock)) != static_cast<ssize_t>(count))
+        fail("pwrite");
       ::madvise(data + begin, end - begin, MADV_DONTNEED);
     }
   };

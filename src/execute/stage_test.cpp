@@ -146,7 +146,8 @@ TEST(MakeWork, CutsWhereBlocksOfTheFileEnd) {
   PlanBuilder builder(1);
   for (const std::int64_t cols : {24, 30'000}) {
     const View source = builder.source(Dtype::bf16, cols, 60, true);
-    builder.output(fmt::format("rendered.{}", cols), Dtype::bf16, 60, cols).blocks = {{0, 0, 1, source.transposed(), 1}};
+    builder.output(fmt::format("rendered.{}", cols), Dtype::bf16, 60, cols).blocks = {
+        {0, 0, 1, source.transposed(), 1}};
     builder.output(fmt::format("copied.{}", cols), Dtype::bf16, cols, 60).blocks = {{0, 0, 1, source, 1}};
   }
   const Plan plan = builder.make();

@@ -127,7 +127,8 @@ class Cutter {
   // Units end where blocks of the file do. Rows that are short are cut there and made twice; long ones stay whole, and
   // those that are longer than a block are cut between elements.
   void cut_tensor(std::size_t t) {
-    const std::uint64_t size = std::max<std::uint64_t>(1, static_cast<std::uint64_t>(info(work_.tensor(t).dtype).bits) / 8),
+    const std::uint64_t size = std::max<std::uint64_t>(
+                            1, static_cast<std::uint64_t>(info(work_.tensor(t).dtype).bits) / 8),
                         row = static_cast<std::uint64_t>(work_.tensor(t).cols) * size, block = work_.sizes.block;
     const bool direct = work_.making[t] == Making::direct, wide = !direct && work_.is_wide(t),
                keeps_rows = !direct && !wide && row > block / kShortRows;

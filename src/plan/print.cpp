@@ -62,8 +62,8 @@ void print_list(std::ostream& out, const List& list, const Line& line) {
 
 std::string file_line(const PlannedFile& file) {
   const std::size_t tensors = file.tensors.size();
-  return fmt::format("{}: {} tensor{}, {}", printable(file.name), grouped(tensors),
-                     tensors == 1 ? "" : "s", size_text(layout_file(file).file_bytes()));
+  return fmt::format("{}: {} tensor{}, {}", printable(file.name), grouped(tensors), tensors == 1 ? "" : "s",
+                     size_text(layout_file(file).file_bytes()));
 }
 
 }  // namespace

@@ -42,7 +42,8 @@ Mapping::~Mapping() {
 
 bool Mapping::damaged() const { return slot_->damaged.load(std::memory_order_acquire); }
 
-// One access of each stretch that the kernel maps in one go. MADV_POPULATE_READ looks at every page once more: twice the time.
+// One access of each stretch that the kernel maps in one go. MADV_POPULATE_READ looks at every page once more: twice
+// the time.
 void Mapping::prefetch(std::uint64_t begin, std::uint64_t end) const {
   end = std::min<std::uint64_t>(end, size_);
   while (begin < end) {

@@ -65,7 +65,8 @@ void NewFile::writev_at(std::uint64_t offset, std::span<const iovec> parts) {
   while (next < parts.size()) {
     iovec batch[kMaxParts];
     std::size_t count = 0;
-    for (std::uint64_t room = kBlock - offset % kBlock; room > 0 && count < kMaxParts && next + count < parts.size(); ++count) {
+    for (std::uint64_t room = kBlock - offset % kBlock; room > 0 && count < kMaxParts && next + count < parts.size();
+         ++count) {
       const iovec& part = parts[next + count];
       const std::size_t skipped = count == 0 ? within : 0;
       const std::size_t bytes = std::min<std::uint64_t>(part.iov_len - skipped, room);
