@@ -11,6 +11,7 @@ asks for: cp asks for single pages, others for 1 MiB at a time, and what one has
 So every run is made twice in a row, its output removed in between: the first, not timed, leaves it the pages it will ask for.
     cp                       the file that `peft convert` writes, copied
     cp + sync + cmp          the same, made durable and compared
+    least I/O                the source read and as many bytes written as ours does, and nothing computed (bench_least_io)
     ours                     --no-sync --no-readback, 1 and 2 threads, both directions
     ours, durable            the default: synced, read back
     PEFT in memory           its state dict conversion alone, tensors already read: time of that call, not of the process
@@ -250,6 +251,9 @@ def make_rows(arguments, adapter, base, folder):
         durable = 'cp "$0" "$1" && sync "$1" && cmp "$0" "$1"'
         durable_cp = Row("  cp + sync + cmp", ["sh", "-c", durable, str(file), str(scratch)], scratch, cp)
         rows += [cp, durable_cp]
+        for threads in ("1", "2"):
+            least = [str(arguments.peft.parent / "bench/bench_least_io"), str(source / "adapter_model.safetensors"), str(scratch)]
+            rows.append(Row(f"  least I/O, {threads} threads", [*least, str(file.stat().st_size), threads], scratch, cp))
         for name, flags, reference in (("ours", fast, cp), ("ours, durable", (), durable_cp)):
             for threads in ("1", "2"):
                 command = our_command(arguments.peft, source, layout, base, scratch, "--threads", threads, *flags)
@@ -259,7 +263,7 @@ def make_rows(arguments, adapter, base, folder):
             memory, job = (worker + [what, str(adapter), str(base), str(folder / "real")] for what in ("memory", "job"))
             rows.append(Row("  PEFT 0.21.2, in memory", memory, folder / "real", cp, inner=True))
             rows.append(Row("  PEFT 0.21.2, whole job", job, folder / "real", cp))
-    return rows, fused, back
+    return rows
 
 
 def check_results(arguments, adapter, base, folder, fused, back):
@@ -334,8 +338,9 @@ def main():
         sys.exit(f"another run uses {folder}; --dir names another place")
     adapter, base = make_inputs(folder, layers)
     describe_machine(arguments, folder)
-    rows, fused, back = make_rows(arguments, adapter, base, folder)
+    fused, back = folder / "fused", folder / "back"
     failed = check_results(arguments, adapter, base, folder, fused, back)
+    rows = make_rows(arguments, adapter, base, folder)
     sizes = {p: (p / "adapter_model.safetensors").stat().st_size for p in (adapter, fused)}
     print(f"{layers} layers, {EXPERTS} experts: {len(tensor_shapes(layers))} tensors, "
           f"{sizes[adapter] / 2**20:.0f} MiB per expert, {sizes[fused] / 2**20:.0f} MiB fused; {repeat} rounds")

@@ -95,6 +95,8 @@ struct PlannedFile {
   Metadata metadata{{"format", "pt"}};
 };
 
+FileLayout layout_file(const PlannedFile& file);
+
 struct Plan {
   std::vector<std::shared_ptr<const TensorFile>> sources;   // what View::source counts
   std::vector<PlannedFile> files;

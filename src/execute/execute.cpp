@@ -70,7 +70,7 @@ class Execution {
                                      .got = fmt::format("{}/{}", options.part, options.parts)});
     }
     for (const PlannedFile& file : plan.files) {
-      layouts_.push_back(layout_of(file));
+      layouts_.push_back(layout_file(file));
       sizes_.push_back(layouts_.back().file_bytes());
     }
     share_ = share_of(sizes_, is_part() ? options.part : 1, is_part() ? options.parts : 1);

@@ -58,9 +58,7 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan) {
   plan::check(plan);
   std::vector<std::vector<std::byte>> images;
   for (const PlannedFile& file : plan.files) {
-    std::vector<NewTensor> tensors;
-    for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-    const FileLayout layout = layout_file(tensors, file.metadata);
+    const FileLayout layout = layout_file(file);
     std::vector<std::byte>& image = images.emplace_back(layout.file_bytes());
     std::memcpy(image.data(), layout.head.data(), layout.head.size());
     execution::MergeStores stores;

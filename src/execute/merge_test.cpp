@@ -33,7 +33,7 @@ std::vector<std::byte> image_of(const Plan& plan, const CutSizes& sizes) {
   return image;
 }
 
-std::vector<CutSizes> cuts() { return {{}, {400'000, 37, 50, 10}, {400'000, 1200, 3000, 10}}; }
+std::vector<CutSizes> cuts() { return {{}, {400'000, 37, 10}, {400'000, 1200, 10}}; }
 
 double step_of(Dtype dtype, double value) {  // distance to the next representable value
   std::byte bytes[8];

@@ -42,12 +42,10 @@ std::span<const Run> Stage::make(const FileWork& work, const Unit& unit) {
       case Making::direct:
         return append_direct(work, piece);
       case Making::member:
-        return waiting_.push_back({piece, append_staged(work, piece)});
+        return waiting_.push_back({piece, append_staged(work, piece, piece)});
       case Making::rendered:
-        return render_piece(work, piece, append_staged(work, piece));
       case Making::merged:
-        return merger_.render(*work.plan, work.tensor(piece.tensor), work.is_wide(piece.tensor),
-                              area_of(work.tensor(piece.tensor), piece), append_staged(work, piece));
+        return render_piece(work, piece);
     }
   });
   const auto family = [&](const Waiting& waiting) { return work.families.family_of[waiting.piece.tensor]; };
@@ -111,9 +109,10 @@ void Stage::append_direct(const FileWork& work, const Piece& piece) {
   }
 }
 
-std::byte* Stage::append_staged(const FileWork& work, const Piece& piece) {
-  std::byte* out = allocate(piece.bytes());
-  append(work, piece.tensor, work.layout.begin[piece.tensor] + piece.begin, out, piece.bytes());
+// Memory for `made`, which the piece is a part of.
+std::byte* Stage::append_staged(const FileWork& work, const Piece& piece, const Piece& made) {
+  std::byte* out = allocate(made.bytes());
+  append(work, piece.tensor, work.layout.begin[piece.tensor] + piece.begin, out + (piece.begin - made.begin), piece.bytes());
   return out;
 }
 
@@ -127,10 +126,14 @@ const TensorOps& Stage::ops_of(const FileWork& work, std::size_t tensor) {
   return ops_;
 }
 
-void Stage::render_piece(const FileWork& work, const Piece& piece, std::byte* out) {
+void Stage::render_piece(const FileWork& work, const Piece& piece) {
   const PlannedTensor& tensor = work.tensor(piece.tensor);
-  if (!render(ops_of(work, piece.tensor), tensor.dtype, area_of(tensor, piece), out, scratch_))
-    overflow(work, piece.tensor);
+  const Rectangle area = area_of(work, piece);
+  const std::int64_t size = element_size(tensor.dtype), begin = (area.row * tensor.cols + area.col) * size;
+  std::byte* out = append_staged(work, piece, {piece.tensor, static_cast<std::uint64_t>(begin),
+                                               static_cast<std::uint64_t>(begin + area.rows * area.cols * size)});
+  if (tensor.merge) return merger_.render(*work.plan, tensor, work.is_wide(piece.tensor), area, out);
+  if (!render(ops_of(work, piece.tensor), tensor.dtype, area, out, scratch_)) overflow(work, piece.tensor);
 }
 
 void Stage::render_family(const FileWork& work, std::span<Waiting> waiting) {

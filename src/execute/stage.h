@@ -38,8 +38,8 @@ class Stage {
   std::byte* allocate(std::uint64_t bytes);
   void append(const FileWork& work, std::size_t tensor, std::uint64_t offset, const std::byte* data, std::uint64_t bytes);
   void append_direct(const FileWork& work, const Piece& piece);
-  std::byte* append_staged(const FileWork& work, const Piece& piece);
-  void render_piece(const FileWork& work, const Piece& piece, std::byte* out);
+  std::byte* append_staged(const FileWork& work, const Piece& piece, const Piece& made);
+  void render_piece(const FileWork& work, const Piece& piece);
   void render_family(const FileWork& work, std::span<Waiting> waiting);
   const TensorOps& ops_of(const FileWork& work, std::size_t tensor);
 

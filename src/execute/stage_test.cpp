@@ -55,8 +55,8 @@ constexpr Change kChanges[] = {
 
 // Sizes that cut small tensors everywhere; staging must hold one member's cache line.
 CutSizes small_cuts(PlanBuilder& b) {
-  return {static_cast<std::uint64_t>(b.pick(400'000, 600'000)), static_cast<std::uint64_t>(b.pick(16, 4000)),
-          static_cast<std::uint64_t>(b.pick(1, 4000)), static_cast<std::uint64_t>(b.pick(1, 200))};
+  return {static_cast<std::uint64_t>(b.pick(400'000, 600'000)), static_cast<std::uint64_t>(b.pick(1, 4000)),
+          static_cast<std::uint64_t>(b.pick(1, 200))};
 }
 
 RC_GTEST_PROP(Stage, MakesWhatTheElementwiseFormMakes, ()) {
@@ -139,6 +139,30 @@ TEST(MakeWork, WritesStackedRowsFromTheSource) {
   const auto runs = stage.make(work, work.units.at(0));
   ASSERT_EQ(runs.size(), 1u);
   EXPECT_EQ(runs[0].parts.size(), 1u) << "neighbours in the source are one part";
+}
+
+// Rendered and copied, whatever the rows are, and of a tensor whose rows are longer than a block.
+TEST(MakeWork, CutsWhereBlocksOfTheFileEnd) {
+  PlanBuilder builder(1);
+  for (const std::int64_t cols : {24, 30'000}) {
+    const View source = builder.source(Dtype::bf16, cols, 60, true);
+    builder.output(fmt::format("rendered.{}", cols), Dtype::bf16, 60, cols).blocks = {
+        {0, 0, 1, source.transposed(), 1}};
+    builder.output(fmt::format("copied.{}", cols), Dtype::bf16, cols, 60).blocks = {{0, 0, 1, source, 1}};
+  }
+  const Plan plan = builder.make();
+  CutSizes sizes;
+  sizes.block = 20'000;
+  const FileWork work = make_work(plan, plan.files[0], sizes);
+  std::size_t inside = 0;
+  for (const Unit& unit : work.units) {
+    EXPECT_LE(unit.end - unit.begin, sizes.block);
+    inside += (work.layout.head.size() + unit.end) % sizes.block != 0 ? 1 : 0;
+  }
+  EXPECT_LE(inside, 61u) << "ends of the long rows, and of the file";
+  EXPECT_GT(work.units.size(), 360u);
+  bool once = true;
+  EXPECT_TRUE(image_of(work, once) == execute_in_memory(plan)[0] && once);
 }
 
 TEST(Stage, NamesTheTensorWhoseValueOverflows) {

@@ -8,6 +8,7 @@ namespace peft::execution {
 namespace {
 
 constexpr std::uint64_t kMaxPieces = 1000;
+constexpr std::uint64_t kShortRows = 16;  // at least so many are in a block
 constexpr std::int64_t kCacheLine = 64;
 // Members of this many bytes side by side in the source are taken together, so that no line is read twice and
 // neighbouring lines are read together.
@@ -115,50 +116,34 @@ class Cutter {
   void cut(std::size_t begin, std::size_t end) {
     for (std::size_t position = begin; position < end; ++position) {
       const std::size_t t = work_.layout.order[position];
-      if (work_.bytes_of(t) == 0) continue;
-      switch (work_.making[t]) {
-        case Making::member:
-          flush();
-          break;  // has units of its own
-        case Making::direct:
-          cut_direct(t);
-          break;
-        case Making::rendered:
-        case Making::merged:
-          cut_rows(t);
-          break;
+      if (work_.making[t] == Making::member) {
+        flush();  // has units of its own
+      } else {
+        cut_tensor(t);
       }
     }
   }
 
-  void cut_direct(std::size_t t) {
-    for (std::uint64_t done = 0; done < work_.bytes_of(t);) {
-      if (unit_.end - unit_.begin >= work_.sizes.direct || pieces_ >= kMaxPieces) flush();
-      const std::uint64_t room = work_.sizes.direct - (unit_.end - unit_.begin);
-      const std::uint64_t bytes = std::min(room, work_.bytes_of(t) - done);
+  // Units end where blocks of the file do. Rows that are short are cut there and made twice; long ones stay whole, and
+  // those that are longer than a block are cut between elements.
+  void cut_tensor(std::size_t t) {
+    const std::uint64_t size = std::max<std::uint64_t>(
+                            1, static_cast<std::uint64_t>(info(work_.tensor(t).dtype).bits) / 8),
+                        row = static_cast<std::uint64_t>(work_.tensor(t).cols) * size, block = work_.sizes.block;
+    const bool direct = work_.making[t] == Making::direct, wide = !direct && work_.is_wide(t),
+               keeps_rows = !direct && !wide && row > block / kShortRows;
+    const std::uint64_t step = keeps_rows ? row : size;
+    for (std::uint64_t done = 0, bytes = 0; done < work_.bytes_of(t); done += bytes) {
+      const std::uint64_t at = work_.layout.head.size() + work_.layout.begin[t] + done;
+      std::uint64_t room = block - (keeps_rows ? unit_.end - unit_.begin : at % block);
+      if (pieces_ >= kMaxPieces || room < step) flush();
+      if (keeps_rows) room = block - (unit_.end - unit_.begin);
+      bytes = std::min(std::max<std::uint64_t>(room / step, 1) * step, work_.bytes_of(t) - done);
+      if (wide) bytes = std::min(bytes, row - done % row);  // a piece is a rectangle
       extend(t, done, bytes);
-      done += bytes;
+      if (bytes >= room || (wide && (done + bytes) % row == 0)) flush();
     }
-  }
-
-  // Whole rows; of a row that is too long by itself, whole elements.
-  void cut_rows(std::size_t t) {
-    const std::uint64_t size = static_cast<std::uint64_t>(element_size(work_.tensor(t).dtype));
-    const std::uint64_t row = static_cast<std::uint64_t>(work_.tensor(t).cols) * size;
-    for (std::uint64_t done = 0; done < work_.bytes_of(t);) {
-      const std::uint64_t room =
-          staged_ < work_.sizes.rendered && pieces_ < kMaxPieces ? work_.sizes.rendered - staged_ : 0;
-      std::uint64_t bytes = std::min(room / row * row, work_.bytes_of(t) - done);
-      if (work_.is_wide(t)) bytes = std::min(room / size * size, row - done % row);
-      if (bytes == 0 || unit_.end - unit_.begin >= work_.sizes.direct) {
-        flush();
-        continue;
-      }
-      extend(t, done, bytes);
-      staged_ += staging_size(bytes);
-      done += bytes;
-      if (work_.is_wide(t) && done % row == 0) flush();  // a piece is a rectangle
-    }
+    if (keeps_rows) flush();
   }
 
   void extend(std::size_t t, std::uint64_t begin, std::uint64_t bytes) {
@@ -170,7 +155,7 @@ class Cutter {
   void flush() {
     if (unit_.begin != unit_.end) work_.units.push_back(unit_);
     unit_ = {};
-    staged_ = pieces_ = 0;
+    pieces_ = 0;
   }
 
   // Members side by side in the source, kGroupBytes of them at a time, and as many elements as fit the buffer.
@@ -196,7 +181,7 @@ class Cutter {
 
   FileWork& work_;
   Unit unit_;
-  std::uint64_t staged_ = 0, pieces_ = 0;
+  std::uint64_t pieces_ = 0;
   std::vector<std::size_t> tiled_;
 };
 
@@ -220,18 +205,11 @@ std::uint64_t FileWork::bytes_of(std::size_t t) const {
 
 bool FileWork::is_wide(std::size_t t) const {
   const auto bits = static_cast<std::uint64_t>(info(tensor(t).dtype).bits);
-  return static_cast<std::uint64_t>(tensor(t).cols) * bits / 8 > sizes.rendered;
-}
-
-FileLayout layout_of(const PlannedFile& file) {
-  std::vector<NewTensor> tensors;
-  tensors.reserve(file.tensors.size());
-  for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-  return layout_file(tensors, file.metadata);
+  return static_cast<std::uint64_t>(tensor(t).cols) * bits / 8 > sizes.block;
 }
 
 FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes) {
-  return make_work(plan, file, sizes, layout_of(file));
+  return make_work(plan, file, sizes, layout_file(file));
 }
 
 FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes, FileLayout layout) {
@@ -284,12 +262,13 @@ void for_each_piece(const FileWork& work, const Unit& unit, const std::function<
   }
 }
 
-Rectangle area_of(const PlannedTensor& tensor, const Piece& piece) {
+Rectangle area_of(const FileWork& work, const Piece& piece) {
+  const PlannedTensor& tensor = work.tensor(piece.tensor);
   const std::int64_t size = element_size(tensor.dtype);
-  const auto first = static_cast<std::int64_t>(piece.begin) / size,
-             count = static_cast<std::int64_t>(piece.bytes()) / size;
-  if (count >= tensor.cols) return {first / tensor.cols, count / tensor.cols, 0, tensor.cols};
-  return {first / tensor.cols, 1, first % tensor.cols, count};
+  const auto first = static_cast<std::int64_t>(piece.begin) / size, last = static_cast<std::int64_t>(piece.end) / size,
+             row = first / tensor.cols;
+  if (work.is_wide(piece.tensor)) return {row, 1, first % tensor.cols, last - first};
+  return {row, (last + tensor.cols - 1) / tensor.cols - row, 0, tensor.cols};
 }
 
 }  // namespace peft::execution

@@ -8,15 +8,16 @@
 
 #include "execute/family.h"
 #include "peft/plan.h"
+#include "safetensors/staged_output.h"
 
 namespace peft::execution {
 
 // How a file is cut. The bytes written do not depend on it.
 struct CutSizes {
   std::uint64_t staging = std::uint64_t{8} << 20;   // what one worker may use to stage output before it is written
-  std::uint64_t rendered = std::uint64_t{1} << 20;  // rendered bytes of a unit: still in the second-level cache when
-                                                    // they are hashed and written
-  std::uint64_t direct = std::uint64_t{1} << 20;      // bytes of a unit written from the sources: few system calls
+  // Bytes of a unit, which ends where a multiple of them does in the file: whole blocks are written with whole, large
+  // pages. Rendered, they are still in the cache when they are hashed and written.
+  std::uint64_t block = NewFile::kBlock;
   std::uint64_t direct_run = 2048;                  // shorter runs of a source are cheaper to copy than to pass on
 };
 // Keeps the staging of all workers below 48 MiB.
@@ -57,7 +58,6 @@ struct FileWork {
   std::uint64_t bytes_of(std::size_t t) const;
   bool is_wide(std::size_t t) const;  // one row is more than a unit renders: rows are cut between columns
 };
-FileLayout layout_of(const PlannedFile& file);
 FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes, FileLayout layout);
 FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes = {});
 
@@ -72,7 +72,7 @@ struct Piece {
 // In the order of the file.
 void for_each_piece(const FileWork& work, const Unit& unit, const std::function<void(const Piece&)>& visit);
 
-// Rows and columns of a piece of a rendered tensor.
-Rectangle area_of(const PlannedTensor& tensor, const Piece& piece);
+// Rows and columns that are made for a piece: of a rendered tensor, all that it has a part of.
+Rectangle area_of(const FileWork& work, const Piece& piece);
 
 }  // namespace peft::execution

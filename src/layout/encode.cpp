@@ -23,6 +23,10 @@ Encoded encode(const Factors& factors, const Model& model, const TensorFile* fil
 
 Encoded Encoder::run() {
   const auto& all = factors_.factors;
+  if (options_.to == Layout::peft_per_expert) {
+    result_.tensors.reserve(2 * all.size() + factors_.extras.size());
+    result_.targets.reserve(all.size());
+  }
   for (std::size_t i = 0; i < all.size();) {
     std::size_t j = i;
     while (j < all.size() && all[j].site.module == all[i].site.module) ++j;

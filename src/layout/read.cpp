@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "adapter/site_order.h"
 #include "layout/decode.h"
@@ -76,10 +77,17 @@ void check_asked_layout(const Context& context, bool per_expert, bool fused) {
                                      .got = per_expert ? "one pair per expert and projection" : "pairs that hold all experts"});
 }
 
-// Most files come in order: then nothing is moved.
+// Most files come in order: then nothing is moved. Else their places are sorted, as factors are large, and each moves once.
 template <class List, class Less>
 void sort_if_needed(List& list, const Less& less) {
-  if (!std::is_sorted(list.begin(), list.end(), less)) std::stable_sort(list.begin(), list.end(), less);
+  if (std::is_sorted(list.begin(), list.end(), less)) return;
+  std::vector<std::size_t> order(list.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) { return less(list[x], list[y]); });
+  List sorted;
+  sorted.reserve(list.size());
+  for (const std::size_t place : order) sorted.push_back(std::move(list[place]));
+  list = std::move(sorted);
 }
 
 // Factors in natural order of modules, then by expert and projection.

@@ -20,14 +20,14 @@ std::string_view suffix(std::string_view name, int segments) {
 
 }  // namespace
 
-std::vector<std::string> shortest_suffixes(const std::vector<std::string>& wanted, const std::vector<std::string>& all) {
+std::vector<std::string> shortest_suffixes(const std::vector<std::string_view>& wanted, const std::vector<std::string_view>& all) {
   const std::unordered_set<std::string_view> wanted_set(wanted.begin(), wanted.end());
   std::unordered_set<std::string> result;
-  std::vector<std::string_view> open(wanted.begin(), wanted.end());
+  std::vector<std::string_view> open = wanted;
   for (int segments = 1; !open.empty(); ++segments) {
     std::unordered_map<std::string_view, bool> clean;
     for (const auto name : open) clean.emplace(suffix(name, segments), true);
-    for (const auto& name : all) {
+    for (const auto name : all) {
       if (wanted_set.count(name) != 0) continue;
       if (const auto at = clean.find(suffix(name, segments)); at != clean.end()) at->second = false;
     }
@@ -59,7 +59,7 @@ std::vector<NamedValue> shortest_patterns(const std::vector<NamedValue>& values,
     for (const auto* value : open) {
       const auto tail = suffix(value->name, segments);
       if (!uniform[tail].second && tail != value->name) rest.push_back(value);
-      else if (value->value != otherwise && taken.insert(tail).second) result.push_back({std::string(tail), value->value});
+      else if (value->value != otherwise && taken.insert(tail).second) result.push_back({tail, value->value});
     }
     open = std::move(rest);
   }

@@ -38,7 +38,7 @@ TEST(Patterns, NeverTwoThatMatchOneName) {
   const auto patterns = shortest_patterns({{"l.0.q", 2}, {"l.1.q", 3}, {"l.2.q", 3}, {"m.2.q", 5}}, 1);
   for (const std::string name : {"l.0.q", "l.1.q", "l.2.q", "m.2.q"}) {
     int matching = 0;
-    for (const auto& pattern : patterns) matching += name == pattern.name || name.ends_with("." + pattern.name) ? 1 : 0;
+    for (const auto& pattern : patterns) matching += name == pattern.name || name.ends_with("." + std::string(pattern.name)) ? 1 : 0;
     EXPECT_EQ(matching, 1) << name;
   }
 }

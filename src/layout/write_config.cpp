@@ -25,7 +25,7 @@ double scale_of_alpha(double alpha, std::int64_t rank, bool use_rslora) {
 bool same_scale(double x, double y) { return x == y || std::abs(x - y) <= 4e-16 * std::max(std::abs(x), std::abs(y)); }
 
 // Every name PEFT's suffix rule would be tried on: modules and the containers above them.
-std::vector<std::string> module_names(const ModuleTree& tree) {
+std::vector<std::string_view> module_names(const ModuleTree& tree) {
   std::unordered_set<std::string_view> names;
   const auto add = [&](std::string_view name) {
     while (!name.empty() && names.insert(name).second) {
@@ -45,19 +45,24 @@ std::vector<std::string> parameter_names(const ModuleTree& tree) {
   return names;
 }
 
-std::vector<std::string> names_of(const Encoded& encoded, bool parameters) {
-  std::vector<std::string> names;
+std::vector<std::string_view> names_of(const Encoded& encoded, bool parameters) {
+  std::vector<std::string_view> names;
   for (const TargetEntry& target : encoded.targets) {
     if (target.parameter == parameters) names.push_back(target.name);
   }
-  std::sort(names.begin(), names.end());
   return names;
 }
 
 // Short names where the model's tree shows that they mean the same, full names otherwise.
-std::vector<std::string> target_list(const std::vector<std::string>& names, const std::optional<ModuleTree>& tree, bool parameters) {
-  if (!tree || names.empty()) return names;
-  return shortest_suffixes(names, parameters ? parameter_names(*tree) : module_names(*tree));
+std::vector<std::string> target_list(const std::vector<std::string_view>& names, const std::optional<ModuleTree>& tree, bool parameters) {
+  if (!tree || names.empty()) {
+    std::vector<std::string> list(names.begin(), names.end());
+    std::sort(list.begin(), list.end());
+    return list;
+  }
+  if (!parameters) return shortest_suffixes(names, module_names(*tree));
+  const std::vector<std::string> all = parameter_names(*tree);
+  return shortest_suffixes(names, {all.begin(), all.end()});
 }
 
 double most_common(const std::vector<double>& values, double preferred) {
@@ -169,7 +174,7 @@ AdapterConfig write_config(const AdapterConfig& source, const Encoded& encoded, 
   const auto modules = names_of(encoded, false), parameters = names_of(encoded, true);
   if (!parameters.empty() && (config.use_dora || config.lora_bias)) {
     throw Error(ErrorCode::LO_NO_FORM, {.file = source.file,
-                                        .tensor = parameters.front(),
+                                        .tensor = std::string(*std::min_element(parameters.begin(), parameters.end())),
                                         .problem = config.use_dora ? "DoRA does not exist on parameters: PEFT refuses the whole adapter"
                                                                    : "lora_bias does not exist on parameters: PEFT refuses the whole adapter",
                                         .expected = "something that " + std::string(info(to).name) + " can hold",

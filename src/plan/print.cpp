@@ -61,12 +61,9 @@ void print_list(std::ostream& out, const List& list, const Line& line) {
 }
 
 std::string file_line(const PlannedFile& file) {
-  std::vector<NewTensor> tensors;
-  tensors.reserve(file.tensors.size());
-  for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-  const std::uint64_t bytes = layout_file(tensors, file.metadata).file_bytes();
-  return fmt::format("{}: {} tensor{}, {}", printable(file.name), grouped(tensors.size()),
-                     tensors.size() == 1 ? "" : "s", size_text(bytes));
+  const std::size_t tensors = file.tensors.size();
+  return fmt::format("{}: {} tensor{}, {}", printable(file.name), grouped(tensors), tensors == 1 ? "" : "s",
+                     size_text(layout_file(file).file_bytes()));
 }
 
 }  // namespace

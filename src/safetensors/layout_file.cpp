@@ -84,7 +84,7 @@ void append_metadata(std::string& out, const Metadata& metadata) {
   out += '}';
 }
 
-void append_tensor(std::string& out, const NewTensor& tensor, std::uint64_t begin, std::uint64_t end) {
+void append_tensor(std::string& out, const TensorInfo& tensor, std::uint64_t begin, std::uint64_t end) {
   append_string(out, tensor.name);
   (out += ":{\"dtype\":\"") += info(tensor.dtype).name;
   out += "\",\"shape\":[";
@@ -108,7 +108,7 @@ void append_tensor(std::string& out, const NewTensor& tensor, std::uint64_t begi
 }
 
 // What the reader would refuse is not written.
-std::uint64_t checked_bytes(const NewTensor& tensor) {
+std::uint64_t checked_bytes(const TensorInfo& tensor) {
   using enum ErrorCode;
   if (tensor.name.empty()) refuse(ST_NAME, "", "a tensor has an empty name");
   if (tensor.name.size() > kMaxName || tensor.name == "__metadata__") {
@@ -144,7 +144,7 @@ void check_metadata(const Metadata& metadata) {
 }
 
 // By descending dtype, then by name.
-std::vector<std::size_t> file_order(std::span<const NewTensor> tensors) {
+std::vector<std::size_t> file_order(std::span<const TensorInfo> tensors) {
   struct Named {
     std::string_view name;
     std::size_t index;
@@ -178,16 +178,23 @@ void finish_head(std::string& head) {
 }  // namespace
 
 FileLayout layout_file(std::span<const NewTensor> tensors, const Metadata& metadata) {
+  std::vector<TensorInfo> infos;
+  infos.reserve(tensors.size());
+  for (const NewTensor& tensor : tensors) infos.push_back({tensor.name, tensor.dtype, {}, tensor.shape});
+  return layout_infos(infos, metadata);
+}
+
+FileLayout layout_infos(std::span<const TensorInfo> tensors, const Metadata& metadata) {
   check_metadata(metadata);
   FileLayout layout{.head = std::string(kLengthBytes, '\0'), .order = file_order(tensors), .begin = {}};
   std::size_t guess = 64;
-  for (const NewTensor& tensor : tensors) guess += tensor.name.size() + 100;
+  for (const TensorInfo& tensor : tensors) guess += tensor.name.size() + 100;
   layout.head.reserve(guess);
   layout.head += '{';
   if (!metadata.empty()) append_metadata(layout.head, metadata);
   layout.begin.resize(tensors.size());
   for (const std::size_t index : layout.order) {
-    const NewTensor& tensor = tensors[index];
+    const TensorInfo& tensor = tensors[index];
     const auto end = checked_add(layout.data_bytes, checked_bytes(tensor));
     if (!end) refuse(ErrorCode::ST_OVERFLOW, tensor.name, "the file would be larger than 2^64 bytes");
     if (layout.head.back() != '{') layout.head += ',';

@@ -64,10 +64,15 @@ void NewFile::writev_at(std::uint64_t offset, std::span<const iovec> parts) {
   skip_written();  // empty parts
   while (next < parts.size()) {
     iovec batch[kMaxParts];
-    const std::size_t count = std::min(kMaxParts, parts.size() - next);
-    std::copy_n(parts.begin() + static_cast<std::ptrdiff_t>(next), count, batch);
-    batch[0].iov_base = static_cast<std::byte*>(batch[0].iov_base) + within;
-    batch[0].iov_len -= within;
+    std::size_t count = 0;
+    for (std::uint64_t room = kBlock - offset % kBlock; room > 0 && count < kMaxParts && next + count < parts.size();
+         ++count) {
+      const iovec& part = parts[next + count];
+      const std::size_t skipped = count == 0 ? within : 0;
+      const std::size_t bytes = std::min<std::uint64_t>(part.iov_len - skipped, room);
+      batch[count] = {static_cast<std::byte*>(part.iov_base) + skipped, bytes};
+      room -= bytes;
+    }
     const ssize_t written = SystemCalls::get().pwritev(fd_, batch, static_cast<int>(count), static_cast<off_t>(offset));
     if (written < 0 && errno == EINTR) continue;
     if (written <= 0) fail("write", written < 0 ? errno : EIO);

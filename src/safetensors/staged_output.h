@@ -32,6 +32,9 @@ class NewFile {
 
   const std::string& path() const { return path_; }
   std::uint64_t size() const { return size_; }
+  // Calls of the system end where a multiple of this does: then the kernel takes whole, large pages for the file. Not
+  // more: what is asked for at once has to be free in one piece.
+  static constexpr std::uint64_t kBlock = std::uint64_t{1} << 20;
   void write_at(std::uint64_t offset, std::span<const std::byte> bytes);
   void writev_at(std::uint64_t offset, std::span<const iovec> parts);
   void read_at(std::uint64_t offset, std::span<std::byte> bytes) const;

@@ -442,5 +442,22 @@ TEST(StagedOutput, WithoutSyncNothingIsFlushed) {
   SystemCalls::replace(former);
 }
 
+TEST(NewFile, CallsOfTheSystemEndWhereBlocksOfTheFileDo) {
+  const TestFolder folder;
+  const std::string text(3 * NewFile::kBlock, 'x');
+  Faults faults;
+  std::vector<std::size_t> sizes;
+  faults.judge = [&](const Call& call) {
+    if (call.kind == Kind::pwritev) sizes.push_back(call.size);
+    return Faults::kPass;
+  };
+  NewFile file(folder / "file", 2 * text.size());
+  file.write_at(1000, bytes_of(text));
+  EXPECT_EQ(sizes, (std::vector<std::size_t>{NewFile::kBlock - 1000, NewFile::kBlock, NewFile::kBlock, 1000}));
+  std::string back(text.size(), ' ');
+  file.read_at(1000, std::as_writable_bytes(std::span(back)));
+  EXPECT_EQ(back, text);
+}
+
 }  // namespace
 }  // namespace peft::safetensors

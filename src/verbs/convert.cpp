@@ -48,17 +48,23 @@ void warn_of_namesakes(const layout::Encoded& encoded, const Model& model, Layou
   }
 }
 
+// As the file has them: there are tens of thousands, and nobody has to sort them again.
+void put_in_order(std::vector<PlannedTensor>& tensors, const std::vector<std::size_t>& order) {
+  std::vector<PlannedTensor> ordered;
+  ordered.reserve(tensors.size());
+  for (const std::size_t t : order) ordered.push_back(std::move(tensors[t]));
+  tensors = std::move(ordered);
+}
+
 void finish(Plan& plan, const Input& input) {
   plan.sources = {input.adapter.weights};
   std::vector<bool> read(input.adapter.weights->tensors().size());
-  for (const PlannedFile& file : plan.files) {
-    std::vector<NewTensor> tensors;
-    tensors.reserve(file.tensors.size());
+  for (PlannedFile& file : plan.files) {
     for (const PlannedTensor& tensor : file.tensors) {
-      tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
       for (const Block& block : tensor.blocks) read[block.source.tensor] = true;
     }
-    const FileLayout layout = layout_file(tensors, file.metadata);
+    const FileLayout layout = layout_file(file);
+    put_in_order(file.tensors, layout.order);
     plan.bytes_out += layout.file_bytes();
     plan.peak_memory += layout.head.size();
   }

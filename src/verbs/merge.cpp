@@ -81,15 +81,13 @@ void estimate(MergePlan& merge) {
   Plan& plan = merge.plan;
   double operations = 0;
   for (const PlannedFile& file : plan.files) {
-    std::vector<NewTensor> tensors;
     for (const PlannedTensor& tensor : file.tensors) {
-      tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
       if (!tensor.merge) continue;
       for (const Update& update : tensor.merge->updates) {
         operations += 2.0 * static_cast<double>(update.target.rows) * static_cast<double>(update.target.cols) * static_cast<double>(update.a.rows);
       }
     }
-    const FileLayout layout = layout_file(tensors, file.metadata);
+    const FileLayout layout = layout_file(file);
     plan.bytes_out += layout.file_bytes();
     plan.peak_memory = std::max<std::uint64_t>(plan.peak_memory, layout.head.size());
   }

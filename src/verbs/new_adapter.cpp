@@ -84,9 +84,7 @@ void add_factors(const NewAdapter::Entry& entry, std::uint32_t a, std::uint32_t 
 
 void count_bytes(Plan& plan) {
   for (const PlannedFile& file : plan.files) {
-    std::vector<NewTensor> tensors;
-    for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, tensor.shape});
-    const FileLayout layout = layout_file(tensors, file.metadata);
+    const FileLayout layout = layout_file(file);
     plan.bytes_out += layout.file_bytes();
     plan.peak_memory += layout.head.size();
   }
