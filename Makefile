@@ -42,7 +42,7 @@ tidy: configure-debug                   ## clang-tidy over src/
 
 format:                                 ## clang-format, in place
 	tools/install_dependencies.sh lint
-	clang-format -i $(SOURCES)
+	@clang-format -i $(SOURCES)
 
 bench: configure-release                ## ratios to memcpy and cp
 	cmake --build --preset release -j $(JOBS)

@@ -1,11 +1,11 @@
-// A merge of a made-up bf16 model, file to file, against cp of the same bytes; and in memory, against reading and writing
-// what it changes.
+// A merge of a made-up bf16 model, file to file, against cp of the same bytes; and in memory, against reading and
+// writing what it changes.
 //
 //   bench_merge DIR [--gb N] [--rounds N] [--rank R] [--adapter BF16|F32] [--swapped] [--durable] [--memory-only]
 //
-// Candidates alternate, each into a new file, twice in a row: the first run gets the second the pages that it will ask for,
-// which a virtual machine may have given back to its host. The best of all rounds counts. --durable: synced and read back, against
-// cp + sync + cmp.
+// Candidates alternate, each into a new file, twice in a row: the first run gets the second the pages that it will ask
+// for, which a virtual machine may have given back to its host. The best of all rounds counts. --durable: synced and
+// read back, against cp + sync + cmp.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -77,7 +77,8 @@ void write_tensors(const fs::path& path, const std::vector<peft::NewTensor>& ten
 }
 
 Plan make_plan(const Options& options) {
-  const std::int64_t layers = std::max<std::int64_t>(1, static_cast<std::int64_t>(options.gb * 1e9) / (2 * kExperts * kOut * kIn));
+  const std::int64_t layers =
+      std::max<std::int64_t>(1, static_cast<std::int64_t>(options.gb * 1e9) / (2 * kExperts * kOut * kIn));
   const std::int64_t rows = options.swapped ? kIn : kOut, cols = options.swapped ? kOut : kIn;
   std::vector<peft::NewTensor> base, adapter;
   for (std::int64_t l = 0; l < layers; ++l) {
@@ -90,7 +91,8 @@ Plan make_plan(const Options& options) {
   write_tensors(options.dir / "adapter.safetensors", adapter);
   write_tensors(options.base(), base);
   Plan plan;
-  for (const fs::path& path : {options.base(), options.dir / "adapter.safetensors"}) plan.sources.push_back(peft::TensorFile::open(path.string()));
+  for (const fs::path& path : {options.base(), options.dir / "adapter.safetensors"})
+    plan.sources.push_back(peft::TensorFile::open(path.string()));
   plan.files.push_back({"model.safetensors", {}});
   const auto tensors = plan.sources[0]->tensors();
   const auto factor = [&](std::size_t l, std::int64_t e, const char* name, std::int64_t height, std::int64_t width) {
@@ -98,11 +100,13 @@ Plan make_plan(const Options& options) {
     return View{1, static_cast<std::uint32_t>(info - plan.sources[1]->tensors().data()), 0, height, width, width, 1};
   };
   for (std::size_t l = 0; l < tensors.size(); ++l) {
-    peft::PlannedTensor tensor = peft::copy_of(tensors[l], static_cast<std::uint32_t>(l), std::string(tensors[l].name), Dtype::bf16);
+    peft::PlannedTensor tensor =
+        peft::copy_of(tensors[l], static_cast<std::uint32_t>(l), std::string(tensors[l].name), Dtype::bf16);
     tensor.merge.emplace();
     for (std::int64_t e = 0; e < kExperts; ++e) {
       peft::Update update;
-      update.target = options.swapped ? View{0, 0, e * kOut * kIn, kOut, kIn, 1, kOut} : View{0, 0, e * kOut * kIn, kOut, kIn, kIn, 1};
+      update.target = options.swapped ? View{0, 0, e * kOut * kIn, kOut, kIn, 1, kOut}
+                                      : View{0, 0, e * kOut * kIn, kOut, kIn, kIn, 1};
       update.a = factor(l, e, "lora_A", options.rank, kIn);
       update.b = factor(l, e, "lora_B", kOut, options.rank);
       update.scale = 0.5;
@@ -144,17 +148,20 @@ Candidate merging(Plan& plan, const Options& options, MergeMode mode, const char
       constexpr int kEvery = 128;  // a look at /proc takes as long as a good part of a unit
       if (calls++ % kEvery == kEvery - 1) *memory = std::max(memory->load(), anonymous());
     };
-    peft::execute(plan, out, {.threads = threads, .sync = options.durable, .readback = options.durable, .progress = sample});
+    peft::execute(plan, out,
+                  {.threads = threads, .sync = options.durable, .readback = options.durable, .progress = sample});
   };
   return candidate;
 }
 
 void file_to_file(Plan& plan, const Options& options) {
   const std::string base = options.base().string();
-  std::vector<Candidate> candidates = {{options.durable ? "cp + sync + cmp" : "cp", [&](const std::string& out) {
-    fs::create_directories(out);
-    shell(options.durable ? fmt::format("cp {0} {1}/copy && sync {1}/copy && cmp {0} {1}/copy", base, out) : fmt::format("cp {} {}/copy", base, out));
-  }}};
+  std::vector<Candidate> candidates = {
+      {options.durable ? "cp + sync + cmp" : "cp", [&](const std::string& out) {
+         fs::create_directories(out);
+         shell(options.durable ? fmt::format("cp {0} {1}/copy && sync {1}/copy && cmp {0} {1}/copy", base, out)
+                               : fmt::format("cp {} {}/copy", base, out));
+       }}};
   for (int threads : {1, 2}) candidates.push_back(merging(plan, options, MergeMode::best, "best", threads));
   for (int threads : {1, 2}) candidates.push_back(merging(plan, options, MergeMode::fast, "fast", threads));
   for (int threads : {1, 2}) candidates.push_back(merging(plan, options, MergeMode::peft, "peft", threads));
@@ -172,9 +179,11 @@ void file_to_file(Plan& plan, const Options& options) {
   }
   fs::remove_all(out);
   const double bytes = static_cast<double>(fs::file_size(base));
-  fmt::print("file to file, {:.1f} GB, rank {}, adapter {}{}\n", bytes / 1e9, options.rank, peft::info(options.adapter).name, options.swapped ? ", stored [in, out]" : "");
+  fmt::print("file to file, {:.1f} GB, rank {}, adapter {}{}\n", bytes / 1e9, options.rank,
+             peft::info(options.adapter).name, options.swapped ? ", stored [in, out]" : "");
   for (const Candidate& c : candidates) {
-    fmt::print("  {:<18} {:8.1f} ms  {:5.2f} GB/s  {:5.2f} x cp", c.name, c.best * 1e3, bytes / c.best / 1e9, candidates[0].best / c.best);
+    fmt::print("  {:<18} {:8.1f} ms  {:5.2f} GB/s  {:5.2f} x cp", c.name, c.best * 1e3, bytes / c.best / 1e9,
+               candidates[0].best / c.best);
     if (c.memory->load() > 0) fmt::print("  {:5.1f} MiB anonymous", c.memory->load());
     fmt::print("\n");
   }
@@ -195,22 +204,32 @@ void in_memory(Plan& plan, const Options& options) {
     }
     return best;
   };
-  const double bound = each([&](std::int64_t row) { std::memcpy(out.data(), source.data() + row * tensor.cols * 2, out.size()); });
-  fmt::print("in memory, one thread: {:.0f} MB\n  {:<18} {:8.1f} ms\n", static_cast<double>(source.size()) / 1e6, "memcpy", bound * 1e3);
-  for (const auto& [mode, name] : {std::pair(MergeMode::best, "best"), std::pair(MergeMode::fast, "fast"), std::pair(MergeMode::peft, "peft")}) {
+  const double bound =
+      each([&](std::int64_t row) { std::memcpy(out.data(), source.data() + row * tensor.cols * 2, out.size()); });
+  fmt::print("in memory, one thread: {:.0f} MB\n  {:<18} {:8.1f} ms\n", static_cast<double>(source.size()) / 1e6,
+             "memcpy", bound * 1e3);
+  for (const auto& [mode, name] :
+       {std::pair(MergeMode::best, "best"), std::pair(MergeMode::fast, "fast"), std::pair(MergeMode::peft, "peft")}) {
     set_mode(plan, mode);
     peft::execution::MergeStores stores;
     peft::execution::Merger merger(stores);
-    const double seconds = each([&](std::int64_t row) { merger.render(plan, tensor, false, {row, kRows, 0, tensor.cols}, out.data()); });
+    const double seconds = each([&](std::int64_t row) {
+      merger.render(plan, tensor, false, {row, kRows, 0, tensor.cols}, out.data());
+    });
     const double operations = static_cast<double>(tensor.rows * tensor.cols) * 2 * options.rank;
-    fmt::print("  {:<18} {:8.1f} ms  {:5.2f} x memcpy  {:6.1f} GFLOP/s\n", name, seconds * 1e3, bound / seconds, operations / seconds / 1e9);
+    fmt::print("  {:<18} {:8.1f} ms  {:5.2f} x memcpy  {:6.1f} GFLOP/s\n", name, seconds * 1e3, bound / seconds,
+               operations / seconds / 1e9);
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 2) return fmt::print(stderr, "usage: bench_merge DIR [--gb N] [--rounds N] [--rank R] [--adapter BF16|F32] [--swapped] [--durable] [--memory-only]\n"), 2;
+  if (argc < 2)
+    return fmt::print(stderr,
+                      "usage: bench_merge DIR [--gb N] [--rounds N] [--rank R] [--adapter BF16|F32] [--swapped] "
+                      "[--durable] [--memory-only]\n"),
+           2;
   Options options;
   options.dir = argv[1];
   for (int i = 2; i < argc; ++i) {

@@ -30,13 +30,21 @@ Options read_options(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
-    const auto value = [&] { return i + 1 < argc ? std::string(argv[++i]) : throw std::invalid_argument(word + " needs a value"); };
-    if (word == "--targets") options.targets = value();
-    else if (word == "--alpha") options.alpha = std::stod(value());
-    else if (word == "--inference") options.inference = true;
-    else if (word == "--all") options.all = true;
-    else if (word.starts_with("--")) throw std::invalid_argument("there is no " + word);
-    else options.config_file = word;
+    const auto value = [&] {
+      return i + 1 < argc ? std::string(argv[++i]) : throw std::invalid_argument(word + " needs a value");
+    };
+    if (word == "--targets")
+      options.targets = value();
+    else if (word == "--alpha")
+      options.alpha = std::stod(value());
+    else if (word == "--inference")
+      options.inference = true;
+    else if (word == "--all")
+      options.all = true;
+    else if (word.starts_with("--"))
+      throw std::invalid_argument("there is no " + word);
+    else
+      options.config_file = word;
   }
   return options;
 }
@@ -80,7 +88,8 @@ std::string meaning(const Target& target, bool is_a) {
 std::string kind_of(const std::string& key) {
   std::string kind, part;
   for (std::istringstream parts(key); std::getline(parts, part, '.');) {
-    const bool number = !part.empty() && std::all_of(part.begin(), part.end(), [](unsigned char c) { return std::isdigit(c); });
+    const bool number =
+        !part.empty() && std::all_of(part.begin(), part.end(), [](unsigned char c) { return std::isdigit(c); });
     kind += (kind.empty() ? "" : ".") + (number ? "*" : part);
   }
   return kind;
@@ -98,18 +107,20 @@ void print_tensors(const nn::PeftModel& lora, const std::vector<Target>& targets
     const auto at = name.find(".lora_");
     const Target& target = *by_key.at(name.substr(0, at));
     if (!all) std::cout << std::setw(4) << seen[kind] << " x ";
-    std::cout << (all ? name : kind) << " " << shape_text(tensor.sizes()) << " = " << meaning(target, name[at + 6] == 'A') << " of "
-              << kind_of(target.name) << "\n";
+    std::cout << (all ? name : kind) << " " << shape_text(tensor.sizes()) << " = "
+              << meaning(target, name[at + 6] == 'A') << " of " << kind_of(target.name) << "\n";
     if (!all) seen[kind] = 0;
   }
 }
 
-void show(const std::shared_ptr<nn::CausalLM>& base, const nn::PeftModel& lora, const Options& options, const std::string& source) {
+void show(const std::shared_ptr<nn::CausalLM>& base, const nn::PeftModel& lora, const Options& options,
+          const std::string& source) {
   const Model model = describe({.base = source});
   const auto resolved = resolve_targets(lora.peft_config(), base->tree(), model, Generation::v5);
   print_tensors(lora, resolved.targets, options.all);
   std::cout << "target_modules of the saved config:";
-  for (const auto& name : std::get<std::vector<std::string>>(resolved.config_after.target_modules)) std::cout << " " << name;
+  for (const auto& name : std::get<std::vector<std::string>>(resolved.config_after.target_modules))
+    std::cout << " " << name;
   std::cout << "\n";
   lora.print_trainable_parameters();
 }

@@ -29,19 +29,22 @@ class TinyModel {
     return R"({"architectures": ["Qwen3_5MoeForConditionalGeneration"], "model_type": "qwen3_5_moe",
       "image_token_id": 248056, "video_token_id": 248057, "vision_start_token_id": 248053, "vision_end_token_id": 248054,
       "tie_word_embeddings": false,
-      "text_config": {"model_type": "qwen3_5_moe_text", "vocab_size": 248320, "hidden_size": )" + hidden + R"(, "head_dim": 16,
+      "text_config": {"model_type": "qwen3_5_moe_text", "vocab_size": 248320, "hidden_size": )" +
+           hidden + R"(, "head_dim": 16,
         "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 2,
         "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention",
                         "linear_attention", "linear_attention", "linear_attention", "full_attention"],
         "linear_conv_kernel_dim": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
         "linear_num_key_heads": 2, "linear_num_value_heads": 4, "attn_output_gate": true, "attention_bias": false,
-        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": )" + intermediate +
+        "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": )" +
+           intermediate +
            R"(, "shared_expert_intermediate_size": 32, "router_aux_loss_coef": 0.001, "hidden_act": "silu", "rms_norm_eps": 1e-06,
         "initializer_range": 0.02, "max_position_embeddings": 512, "tie_word_embeddings": false,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000000, "partial_rotary_factor": 0.25,
                             "mrope_section": [1, 1, 0], "mrope_interleaved": true}},
       "vision_config": {"model_type": "qwen3_5_moe_vision", "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
-        "in_channels": 3, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": )" + hidden +
+        "in_channels": 3, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": )" +
+           hidden +
            R"(, "num_position_embeddings": 16, "deepstack_visual_indexes": [], "hidden_act": "gelu_pytorch_tanh",
         "initializer_range": 0.02, "rope_parameters": {"rope_type": "axial", "rope_theta": 10000.0}}})";
   }

@@ -1,5 +1,5 @@
-// Bad adapters, one row each: what is wrong with a good one, and what the error must say. Rows 50-63 and 66-73 of the list
-// in docs/reliability.md. Whatever the row, nothing may be left behind and the input may not change.
+// Bad adapters, one row each: what is wrong with a good one, and what the error must say. Rows 50-63 and 66-73 of the
+// list in docs/reliability.md. Whatever the row, nothing may be left behind and the input may not change.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -32,7 +32,7 @@ struct Bad {
   std::map<std::string, Tensor> tensors;
   std::string config =
       R"({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "w1", "w2", "w3"], "peft_version": "0.18.1"})";
-  std::map<std::string, std::string> files;      // further files, or replacements
+  std::map<std::string, std::string> files;  // further files, or replacements
   std::string to = "peft-fused", out = "out";
   InputOptions input;
 
@@ -66,51 +66,165 @@ struct Row {
   std::vector<std::string> words;
 };
 
-std::string expert(int e, const std::string& rest) { return kLayer + "block_sparse_moe.experts." + std::to_string(e) + "." + rest; }
+std::string expert(int e, const std::string& rest) {
+  return kLayer + "block_sparse_moe.experts." + std::to_string(e) + "." + rest;
+}
 
 std::string config_with(const std::string& changes) {
-  return R"({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "w1", "w2", "w3"], )" + changes + "}";
+  return R"({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "w1", "w2", "w3"], )" +
+         changes + "}";
 }
 
 const std::vector<Row>& rows() {
   static const std::vector<Row> kRows = {
-      {50, "config missing", [](Bad& b) { b.files["adapter_config.json"] = "-"; }, ErrorCode::CF_FORM, {"adapter_config.json"}},
+      {50,
+       "config missing",
+       [](Bad& b) { b.files["adapter_config.json"] = "-"; },
+       ErrorCode::CF_FORM,
+       {"adapter_config.json"}},
       {50, "config not JSON", [](Bad& b) { b.config = "{\"r\": 2,"; }, ErrorCode::CF_FORM, {"adapter_config.json"}},
       {50, "config is a list", [](Bad& b) { b.config = "[]"; }, ErrorCode::CF_FORM, {"object"}},
-      {51, "another method", [](Bad& b) { b.config = R"({"peft_type": "IA3", "r": 2})"; }, ErrorCode::CF_TYPE, {"IA3", "LORA"}},
-      {52, "rank 0", [](Bad& b) { b.config = R"({"peft_type": "LORA", "r": 0, "target_modules": ["q_proj"]})"; }, ErrorCode::CF_RANK, {"0"}},
-      {52, "rank as text", [](Bad& b) { b.config = R"({"peft_type": "LORA", "r": "8", "target_modules": ["q_proj"]})"; }, ErrorCode::CF_RANK, {"8"}},
-      {53, "alpha too large", [](Bad& b) { b.config = R"({"peft_type": "LORA", "r": 2, "lora_alpha": 1e400})"; }, ErrorCode::CF_ALPHA, {"lora_alpha"}},
-      {54, "rank of the config is not the tensor's", [](Bad& b) { b.config = R"({"peft_type": "LORA", "r": 3, "lora_alpha": 4, "target_modules": ["q_proj"]})"; },
-       ErrorCode::LO_RANK, {"rank 3", "rank 2", "lora_A"}},
-      {55, "pattern that is no regular expression", [](Bad& b) { b.config = config_with(R"("rank_pattern": {"(w1": 4})"); }, ErrorCode::CF_REGEX, {"(w1"}},
-      {56, "arithmetic that is not implemented", [](Bad& b) { b.config = config_with(R"("kasa_config": {"beta": 1})"); }, ErrorCode::CF_UNSUP, {"kasa_config"}},
-      {58, "A without B", [](Bad& b) { b.tensors.erase(expert(1, "w3.lora_B.weight")); }, ErrorCode::LO_PAIR, {"experts.1.w3.lora_A", "experts.1.w3.lora_B"}},
-      {58, "B without A", [](Bad& b) { b.tensors.erase(kLayer + "self_attn.q_proj.lora_A.weight"); }, ErrorCode::LO_PAIR, {"q_proj.lora_B", "q_proj.lora_A"}},
-      {59, "target that the model does not have", [](Bad& b) { b.pair("base_model.model.model.layers.7.self_attn.q_proj", kHidden, kHidden); },
-       ErrorCode::LO_TARGET, {"layers.7.self_attn.q_proj.lora_A", "layers.7.self_attn.q_proj.lora_B"}},
-      {60, "A and B of different ranks", [](Bad& b) { b.add(expert(0, "w1.lora_B.weight"), {kIntermediate, kRank + 1}); }, ErrorCode::LO_SHAPE, {"experts.0.w1"}},
-      {60, "pair that does not fit the expert", [](Bad& b) { b.add(expert(0, "w1.lora_A.weight"), {kRank, kHidden + 1}); }, ErrorCode::LO_SHAPE, {"experts.0.w1", "[2, 7]"}},
-      {60, "pair that does not fit the module", [](Bad& b) { b.add(kLayer + "self_attn.q_proj.lora_A.weight", {kRank, kHidden + 2}); }, ErrorCode::LO_SHAPE, {"q_proj", "[2, 8]"}},
+      {51,
+       "another method",
+       [](Bad& b) { b.config = R"({"peft_type": "IA3", "r": 2})"; },
+       ErrorCode::CF_TYPE,
+       {"IA3", "LORA"}},
+      {52,
+       "rank 0",
+       [](Bad& b) { b.config = R"({"peft_type": "LORA", "r": 0, "target_modules": ["q_proj"]})"; },
+       ErrorCode::CF_RANK,
+       {"0"}},
+      {52,
+       "rank as text",
+       [](Bad& b) { b.config = R"({"peft_type": "LORA", "r": "8", "target_modules": ["q_proj"]})"; },
+       ErrorCode::CF_RANK,
+       {"8"}},
+      {53,
+       "alpha too large",
+       [](Bad& b) { b.config = R"({"peft_type": "LORA", "r": 2, "lora_alpha": 1e400})"; },
+       ErrorCode::CF_ALPHA,
+       {"lora_alpha"}},
+      {54,
+       "rank of the config is not the tensor's",
+       [](Bad& b) { b.config = R"({"peft_type": "LORA", "r": 3, "lora_alpha": 4, "target_modules": ["q_proj"]})"; },
+       ErrorCode::LO_RANK,
+       {"rank 3", "rank 2", "lora_A"}},
+      {55,
+       "pattern that is no regular expression",
+       [](Bad& b) { b.config = config_with(R"("rank_pattern": {"(w1": 4})"); },
+       ErrorCode::CF_REGEX,
+       {"(w1"}},
+      {56,
+       "arithmetic that is not implemented",
+       [](Bad& b) { b.config = config_with(R"("kasa_config": {"beta": 1})"); },
+       ErrorCode::CF_UNSUP,
+       {"kasa_config"}},
+      {58,
+       "A without B",
+       [](Bad& b) { b.tensors.erase(expert(1, "w3.lora_B.weight")); },
+       ErrorCode::LO_PAIR,
+       {"experts.1.w3.lora_A", "experts.1.w3.lora_B"}},
+      {58,
+       "B without A",
+       [](Bad& b) { b.tensors.erase(kLayer + "self_attn.q_proj.lora_A.weight"); },
+       ErrorCode::LO_PAIR,
+       {"q_proj.lora_B", "q_proj.lora_A"}},
+      {59,
+       "target that the model does not have",
+       [](Bad& b) { b.pair("base_model.model.model.layers.7.self_attn.q_proj", kHidden, kHidden); },
+       ErrorCode::LO_TARGET,
+       {"layers.7.self_attn.q_proj.lora_A", "layers.7.self_attn.q_proj.lora_B"}},
+      {60,
+       "A and B of different ranks",
+       [](Bad& b) {
+         b.add(expert(0, "w1.lora_B.weight"), {kIntermediate, kRank + 1});
+       },
+       ErrorCode::LO_SHAPE,
+       {"experts.0.w1"}},
+      {60,
+       "pair that does not fit the expert",
+       [](Bad& b) {
+         b.add(expert(0, "w1.lora_A.weight"), {kRank, kHidden + 1});
+       },
+       ErrorCode::LO_SHAPE,
+       {"experts.0.w1", "[2, 7]"}},
+      {60,
+       "pair that does not fit the module",
+       [](Bad& b) {
+         b.add(kLayer + "self_attn.q_proj.lora_A.weight", {kRank, kHidden + 2});
+       },
+       ErrorCode::LO_SHAPE,
+       {"q_proj", "[2, 8]"}},
       {61, "no LoRA at all", [](Bad& b) { b.tensors.clear(); }, ErrorCode::LO_NONE, {"adapter_model.safetensors"}},
-      {62, "tensor of another method", [](Bad& b) { b.add(kLayer + "self_attn.q_proj.lora_diag", {kRank}); }, ErrorCode::LO_SUFFIX, {"lora_diag"}},
-      {62, "LyCORIS alpha", [](Bad& b) { b.add(kLayer + "self_attn.q_proj.alpha", {1}); }, ErrorCode::LO_SUFFIX, {"alpha"}},
-      {63, "NaN in a factor", [](Bad& b) { b.tensors[expert(2, "w2.lora_B.weight")].values[5] = std::nanf(""); }, ErrorCode::NUM_NONFINITE, {"experts.2.w2.lora_B", "NaN"}},
-      {66, "an expert too many", [](Bad& b) { b.pair(expert(3, "w1"), kHidden, kIntermediate); }, ErrorCode::LO_EXPERT, {"experts.3.w1.lora_A", "experts.3.w1.lora_B"}},
-      {66, "expert number that is not plain", [](Bad& b) { b.pair(kLayer + "block_sparse_moe.experts.01.w1", kHidden, kIntermediate); }, ErrorCode::LO_EXPERT, {"experts.01.w1"}},
-      {67, "two names for one target", [](Bad& b) { b.add("model.layers.0.self_attn.q_proj.lora_A.weight", {kRank, kHidden}); }, ErrorCode::LO_AMBIG, {"q_proj.lora_A"}},
-      {68, "embedding with other rows", [](Bad& b) {
+      {62,
+       "tensor of another method",
+       [](Bad& b) { b.add(kLayer + "self_attn.q_proj.lora_diag", {kRank}); },
+       ErrorCode::LO_SUFFIX,
+       {"lora_diag"}},
+      {62,
+       "LyCORIS alpha",
+       [](Bad& b) { b.add(kLayer + "self_attn.q_proj.alpha", {1}); },
+       ErrorCode::LO_SUFFIX,
+       {"alpha"}},
+      {63,
+       "NaN in a factor",
+       [](Bad& b) { b.tensors[expert(2, "w2.lora_B.weight")].values[5] = std::nanf(""); },
+       ErrorCode::NUM_NONFINITE,
+       {"experts.2.w2.lora_B", "NaN"}},
+      {66,
+       "an expert too many",
+       [](Bad& b) { b.pair(expert(3, "w1"), kHidden, kIntermediate); },
+       ErrorCode::LO_EXPERT,
+       {"experts.3.w1.lora_A", "experts.3.w1.lora_B"}},
+      {66,
+       "expert number that is not plain",
+       [](Bad& b) { b.pair(kLayer + "block_sparse_moe.experts.01.w1", kHidden, kIntermediate); },
+       ErrorCode::LO_EXPERT,
+       {"experts.01.w1"}},
+      {67,
+       "two names for one target",
+       [](Bad& b) {
+         b.add("model.layers.0.self_attn.q_proj.lora_A.weight", {kRank, kHidden});
+       },
+       ErrorCode::LO_AMBIG,
+       {"q_proj.lora_A"}},
+      {68,
+       "embedding with other rows",
+       [](Bad& b) {
          b.config = config_with(R"("bias": "none")");
          b.add("base_model.model.model.embed_tokens.lora_embedding_A", {kRank, 99});
          b.add("base_model.model.model.embed_tokens.lora_embedding_B", {kHidden, kRank});
-       }, ErrorCode::LO_VOCAB, {"embed_tokens", "99"}},
+       },
+       ErrorCode::LO_VOCAB,
+       {"embed_tokens", "99"}},
       {70, "output is the input", [](Bad& b) { b.out = "adapter"; }, ErrorCode::OUT_ALIAS, {"adapter"}},
       {71, "output exists", [](Bad& b) { b.files["../out/something"] = "x"; }, ErrorCode::OUT_EXISTS, {"out"}},
-      {73, "pickle", [](Bad& b) { b.files["adapter_model.safetensors"] = "-"; b.files["adapter_model.bin"] = "PK"; }, ErrorCode::E_PICKLE, {"adapter_model.bin"}},
-      {0, "a weight of the base model inside", [](Bad& b) { b.add("base_model.model.model.norm.weight", {kHidden}); }, ErrorCode::LO_UNUSED, {"model.norm.weight"}},
-      {0, "key that belongs to nothing", [](Bad& b) { b.add("something.else", {4}); }, ErrorCode::LO_UNUSED, {"something.else"}},
-      {0, "DoRA on experts", [](Bad& b) { b.config = config_with(R"("use_dora": true)"); for (int e = 0; e < 3; ++e) b.add(expert(e, "w1.lora_magnitude_vector"), {kIntermediate}); },
-       ErrorCode::LO_NO_FORM, {"DoRA"}},
+      {73,
+       "pickle",
+       [](Bad& b) {
+         b.files["adapter_model.safetensors"] = "-";
+         b.files["adapter_model.bin"] = "PK";
+       },
+       ErrorCode::E_PICKLE,
+       {"adapter_model.bin"}},
+      {0,
+       "a weight of the base model inside",
+       [](Bad& b) { b.add("base_model.model.model.norm.weight", {kHidden}); },
+       ErrorCode::LO_UNUSED,
+       {"model.norm.weight"}},
+      {0,
+       "key that belongs to nothing",
+       [](Bad& b) { b.add("something.else", {4}); },
+       ErrorCode::LO_UNUSED,
+       {"something.else"}},
+      {0,
+       "DoRA on experts",
+       [](Bad& b) {
+         b.config = config_with(R"("use_dora": true)");
+         for (int e = 0; e < 3; ++e) b.add(expert(e, "w1.lora_magnitude_vector"), {kIntermediate});
+       },
+       ErrorCode::LO_NO_FORM,
+       {"DoRA"}},
   };
   return kRows;
 }
@@ -133,7 +247,8 @@ std::string safetensors(const std::map<std::string, Tensor>& content) {
   std::memcpy(bytes.data(), layout.head.data(), layout.head.size());
   std::size_t i = 0;
   for (const auto& [name, tensor] : content) {
-    std::memcpy(bytes.data() + layout.head.size() + layout.begin[i++], tensor.values.data(), tensor.values.size() * sizeof(float));
+    std::memcpy(bytes.data() + layout.head.size() + layout.begin[i++], tensor.values.data(),
+                tensor.values.size() * sizeof(float));
   }
   return bytes;
 }
@@ -147,7 +262,8 @@ std::map<std::string, Tensor> base_tensors() {
   add("model.embed_tokens.weight", {10, kHidden});
   add("lm_head.weight", {10, kHidden});
   add("model.norm.weight", {kHidden});
-  for (const std::string name : {"q", "k", "v", "o"}) add("model.layers.0.self_attn." + name + "_proj.weight", {kHidden, kHidden});
+  for (const std::string name : {"q", "k", "v", "o"})
+    add("model.layers.0.self_attn." + name + "_proj.weight", {kHidden, kHidden});
   add("model.layers.0.block_sparse_moe.gate.weight", {kExperts, kHidden});
   for (std::int64_t e = 0; e < kExperts; ++e) {
     const std::string expert = "model.layers.0.block_sparse_moe.experts." + std::to_string(e) + ".";
@@ -168,8 +284,10 @@ class Sandbox {
     write(root_ / "adapter" / "adapter_config.json", bad.config);
     write(root_ / "adapter" / "adapter_model.safetensors", safetensors(bad.tensors));
     for (const auto& [name, text] : bad.files) {
-      if (text == "-") fs::remove(root_ / "adapter" / name);
-      else write(root_ / "adapter" / name, text);
+      if (text == "-")
+        fs::remove(root_ / "adapter" / name);
+      else
+        write(root_ / "adapter" / name, text);
     }
   }
   ~Sandbox() { fs::remove_all(root_); }
@@ -215,7 +333,8 @@ TEST(BadAdapter, EveryRow) {
       ADD_FAILURE() << "no error";
     } catch (const Error& error) {
       EXPECT_EQ(info(error.code()).name, info(row.code).name) << error.what();
-      for (const std::string& word : row.words) EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << word << " in: " << error.what();
+      for (const std::string& word : row.words)
+        EXPECT_NE(std::string(error.what()).find(word), std::string::npos) << word << " in: " << error.what();
     }
     EXPECT_EQ(box.snapshot(), before);
   }

@@ -291,9 +291,8 @@ TEST_F(Cli, the_manual_names_all_flags) {
                                  std::sregex_token_iterator());
   };
   std::set<std::string> known{"--version"};
-  for (const std::string verb : {"inspect", "targets", "convert", "verify", "merge", "combine", "resize", "extract", "logits", "generate",
-                                 "params", "layouts", "families",
-                                 "completion"}) {
+  for (const std::string verb : {"inspect", "targets", "convert", "verify", "merge", "combine", "resize", "extract",
+                                 "logits", "generate", "params", "layouts", "families", "completion"}) {
     EXPECT_THAT(manual, HasSubstr("peft " + verb));
     const Result help = peft({verb, "--help"});
     EXPECT_EQ(help.exit_code, 0);

@@ -4,11 +4,11 @@
 //     golden_test convert/mixtral native       cases whose path begins so
 //
 // A line for each case that fails, one for each group, and last "golden: N cases, N passed". Exit code 1 on a failure.
+#include <fmt/format.h>
+
 #include <cstdio>
 #include <string>
 #include <vector>
-
-#include <fmt/format.h>
 
 #include "peft/error.h"
 #include "support/golden_checks.h"

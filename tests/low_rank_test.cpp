@@ -1,4 +1,6 @@
 // Combining, resizing: against the real PEFT, against weighted sums, and as properties of random adapters.
+#include "peft/low_rank.h"
+
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
@@ -9,13 +11,12 @@
 #include <random>
 #include <set>
 
-#include "peft/execute.h"
 #include "peft/error.h"
-#include "peft/low_rank.h"
+#include "peft/execute.h"
 #include "support/golden.h"
 #include "support/matrix.h"
-#include "support/oracle.h"
 #include "support/model_writer.h"
+#include "support/oracle.h"
 
 namespace peft::testing {
 namespace {
@@ -81,7 +82,8 @@ TEST(Combine, golden_weighted_sums) {
                                                    {(c.folder / "adapter/other").string(), expect["weights"][1]}};
     const LowRankResult result = plan_combine(adapters, options);
     const TemporaryFolder folder;
-    expect_same(deltas_of(written(folder, result, "out")), read_deltas_of(c.folder / "expected/right_delta.safetensors", ".weight"), 2e-7, c.id);
+    expect_same(deltas_of(written(folder, result, "out")),
+                read_deltas_of(c.folder / "expected/right_delta.safetensors", ".weight"), 2e-7, c.id);
     if (options.type != CombineType::svd) {
       EXPECT_LE(result.worst, 1e-7) << c.id;
     }
@@ -101,11 +103,13 @@ TEST(Combine, operators_are_those_of_peft) {
     options.majority_by_count = c["majority_sign_method"] == "frequency";
     options.seed = c["seed"];
     options.dtype = Dtype::f64;
-    const std::vector<WeightedAdapter> adapters = {{(root / "adapter").string(), c["weights"][0]}, {(root / "adapter/other").string(), c["weights"][1]}};
+    const std::vector<WeightedAdapter> adapters = {{(root / "adapter").string(), c["weights"][0]},
+                                                   {(root / "adapter/other").string(), c["weights"][1]}};
     const TemporaryFolder folder;
     const std::string id = c["id"];
     // PEFT's weights are a float32 tensor: 0.7 is not 0.7 there.
-    expect_same(deltas_of(written(folder, plan_combine(adapters, options), "out")), read_deltas_of(root / "expected" / (id + ".safetensors"), ""), 2e-7, id);
+    expect_same(deltas_of(written(folder, plan_combine(adapters, options), "out")),
+                read_deltas_of(root / "expected" / (id + ".safetensors"), ""), 2e-7, id);
   }
 }
 
@@ -145,8 +149,13 @@ Made make_adapter(const TemporaryFolder& folder, const std::string& name, std::u
     }
   }
   if (tensors.empty()) return make_adapter(folder, name, seed + 1);
-  const Json config = {{"peft_type", "LORA"}, {"r", rank}, {"lora_alpha", alpha}, {"target_modules", targets}, {"use_rslora", random() % 2 == 0},
-                       {"rank_pattern", Json::object()}, {"alpha_pattern", Json::object()}};
+  const Json config = {{"peft_type", "LORA"},
+                       {"r", rank},
+                       {"lora_alpha", alpha},
+                       {"target_modules", targets},
+                       {"use_rslora", random() % 2 == 0},
+                       {"rank_pattern", Json::object()},
+                       {"alpha_pattern", Json::object()}};
   const fs::path path = folder.path() / name;
   write_adapter(path, tensors, Dtype::f32, config);
   return {path.string(), deltas_of(path, kFacts)};
@@ -192,7 +201,8 @@ void expect_sum(std::uint64_t seed, CombineType type, std::optional<Layout> to, 
   const std::vector<WeightedAdapter> adapters = {{made[0].path, weights[0]}, {made[1].path, weights[1]}};
   const LowRankResult result = plan_combine(adapters, options);
   RC_ASSERT(result.worst < 1e-6);
-  const Deltas got = without_zeros(deltas_of(written(folder, result, "out"), to && *to != Layout::peft_per_expert ? in_v5(kFacts) : kFacts));
+  const Deltas got = without_zeros(
+      deltas_of(written(folder, result, "out"), to && *to != Layout::peft_per_expert ? in_v5(kFacts) : kFacts));
   const Deltas want = weighted_sum(made, weights);
   RC_ASSERT(got.size() == want.size());
   for (const auto& [name, matrix] : want) {
@@ -204,7 +214,8 @@ void expect_sum(std::uint64_t seed, CombineType type, std::optional<Layout> to, 
 RC_GTEST_PROP(Combine, cat_and_linear_are_the_weighted_sum_whatever_the_layouts, ()) {
   const auto seed = *rc::gen::arbitrary<std::uint32_t>();
   const auto type = *rc::gen::element(CombineType::cat, CombineType::linear);
-  const auto to = *rc::gen::element(std::optional<Layout>(), std::optional(Layout::peft_per_expert), std::optional(Layout::peft_fused));
+  const auto to = *rc::gen::element(std::optional<Layout>(), std::optional(Layout::peft_per_expert),
+                                    std::optional(Layout::peft_fused));
   const auto second = *rc::gen::element(Layout::peft_per_expert, Layout::peft_fused, Layout::unsloth_grouped);
   expect_sum(seed, type, to, second);
 }
@@ -230,9 +241,10 @@ TEST(Resize, a_cut_is_the_best_there_is_and_its_error_is_the_one_reported) {
     a.at(k, k) = 1;
     b.at(k, k) = std::ldexp(8, static_cast<int>(-k));
   }
-  write_adapter(folder.path() / "a", {{"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", a},
-                                      {"base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight", b}}, Dtype::f32,
-                {{"peft_type", "LORA"}, {"r", 4}, {"lora_alpha", 4}, {"target_modules", {"q_proj"}}});
+  write_adapter(folder.path() / "a",
+                {{"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", a},
+                 {"base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight", b}},
+                Dtype::f32, {{"peft_type", "LORA"}, {"r", 4}, {"lora_alpha", 4}, {"target_modules", {"q_proj"}}});
   ResizeOptions options;
   options.rank = 2;
   const LowRankResult result = plan_resize(folder / "a", options);
@@ -270,7 +282,8 @@ std::string problem(const std::function<void()>& body) {
 
 TEST(Combine, what_has_no_sum_or_makes_no_sense_is_refused_with_a_reason) {
   const TemporaryFolder folder;
-  const Matrix a2(2, 6, std::vector<double>(12, 1)), b2(5, 2, std::vector<double>(10, 1)), a3(3, 6, std::vector<double>(18, 1)), b3(5, 3, std::vector<double>(15, 1));
+  const Matrix a2(2, 6, std::vector<double>(12, 1)), b2(5, 2, std::vector<double>(10, 1)),
+      a3(3, 6, std::vector<double>(18, 1)), b3(5, 3, std::vector<double>(15, 1));
   const std::string q = "base_model.model.model.layers.0.self_attn.q_proj.";
   const Json config = {{"peft_type", "LORA"}, {"r", 2}, {"lora_alpha", 2}, {"target_modules", {"q_proj"}}};
   Json three = config, dora = config;
@@ -278,8 +291,13 @@ TEST(Combine, what_has_no_sum_or_makes_no_sense_is_refused_with_a_reason) {
   dora["use_dora"] = true;
   write_adapter(folder.path() / "two", {{q + "lora_A.weight", a2}, {q + "lora_B.weight", b2}}, Dtype::f32, config);
   write_adapter(folder.path() / "three", {{q + "lora_A.weight", a3}, {q + "lora_B.weight", b3}}, Dtype::f32, three);
-  write_adapter(folder.path() / "dora", {{q + "lora_A.weight", a2}, {q + "lora_B.weight", b2}, {q + "lora_magnitude_vector", Matrix(1, 5, {1, 1, 1, 1, 1})}}, Dtype::f32, dora);
-  const auto combine = [&](const std::string& second, double weight, CombineType type, std::optional<double> density, std::int64_t rank = 0) {
+  write_adapter(folder.path() / "dora",
+                {{q + "lora_A.weight", a2},
+                 {q + "lora_B.weight", b2},
+                 {q + "lora_magnitude_vector", Matrix(1, 5, {1, 1, 1, 1, 1})}},
+                Dtype::f32, dora);
+  const auto combine = [&](const std::string& second, double weight, CombineType type, std::optional<double> density,
+                           std::int64_t rank = 0) {
     CombineOptions options;
     options.type = type;
     options.density = density;

@@ -21,7 +21,8 @@ using ::testing::HasSubstr;
 // Kernels of 1, 2 and 3 dimensions: the delta is B (a kernel of one) times A, in the kernel's own shape.
 TEST(MergeConvolutions, KernelsOfAnyDimension) {
   TemporaryFolder folder;
-  const std::map<std::string, std::vector<std::int64_t>> kernels = {{"encoder.one", {4, 3, 5}}, {"encoder.two", {4, 3, 2, 5}}, {"encoder.three", {4, 2, 2, 3, 5}}};
+  const std::map<std::string, std::vector<std::int64_t>> kernels = {
+      {"encoder.one", {4, 3, 5}}, {"encoder.two", {4, 3, 2, 5}}, {"encoder.three", {4, 2, 2, 3, 5}}};
   for (const std::string dtype : {"BF16", "F32"}) {
     for (const bool dora : {false, true}) {
       for (const bool sharded : {false, true}) {
@@ -33,10 +34,12 @@ TEST(MergeConvolutions, KernelsOfAnyDimension) {
         for (const auto& [module, shape] : kernels) {
           std::int64_t in = 1;
           for (std::size_t i = 1; i < shape.size(); ++i) in *= shape[i];
-          const Matrix base = draw.matrix(shape[0], in, 0.125, 30), a = draw.matrix(2, in, 0.5, 3), b = draw.matrix(shape[0], 2, 0.5, 3);
+          const Matrix base = draw.matrix(shape[0], in, 0.125, 30), a = draw.matrix(2, in, 0.5, 3),
+                       b = draw.matrix(shape[0], 2, 0.5, 3);
           std::vector<std::int64_t> a_shape = shape, b_shape(shape.size(), 1), m_shape(shape.size(), 1);
           a_shape[0] = 2, b_shape[0] = shape[0], b_shape[1] = 2, m_shape[1] = shape[0];
-          files[module == "encoder.one" ? 0 : files.size() - 1].push_back(stored(module + ".weight", dtype, shape, base.values));
+          files[module == "encoder.one" ? 0 : files.size() - 1].push_back(
+              stored(module + ".weight", dtype, shape, base.values));
           lora.push_back(stored("base_model.model." + module + ".lora_A.weight", "F32", a_shape, a.values));
           lora.push_back(stored("base_model.model." + module + ".lora_B.weight", "F32", b_shape, b.values));
           const Matrix delta = scaled(2, product(b, a));
@@ -49,14 +52,17 @@ TEST(MergeConvolutions, KernelsOfAnyDimension) {
               square += value * value;
             }
             magnitudes.push_back(nearest("F32", 1.25 * std::sqrt(square)));
-            for (std::int64_t j = 0; dora && j < in; ++j) sum[static_cast<std::size_t>(i * in + j)] *= magnitudes.back() / std::sqrt(square);
+            for (std::int64_t j = 0; dora && j < in; ++j)
+              sum[static_cast<std::size_t>(i * in + j)] *= magnitudes.back() / std::sqrt(square);
           }
-          if (dora) lora.push_back(stored("base_model.model." + module + ".lora_magnitude_vector", "F32", m_shape, magnitudes));
+          if (dora)
+            lora.push_back(stored("base_model.model." + module + ".lora_magnitude_vector", "F32", m_shape, magnitudes));
           want[module + ".weight"] = sum;
         }
         files[0].push_back(stored("encoder.norm.weight", dtype, draw.matrix(1, 4, 1, 3)));
         write_base(folder / "base", {{"model_type", "a_model_of_kernels"}, {"torch_dtype", "float32"}}, files);
-        write_lora(folder / "adapter", lora_config(2, 4, {{"target_modules", {"one", "two", "three"}}, {"use_dora", dora}}), lora);
+        write_lora(folder / "adapter",
+                   lora_config(2, 4, {{"target_modules", {"one", "two", "three"}}, {"use_dora", dora}}), lora);
         MergeOptions options;
         options.base = folder / "base";
         options.adapters = {{folder / "adapter", 1}};
@@ -68,8 +74,10 @@ TEST(MergeConvolutions, KernelsOfAnyDimension) {
           for (const auto& [name, values] : want) {
             EXPECT_EQ(out.at(name).shape, kernels.at(name.substr(0, name.size() - 7))) << name;
             for (std::size_t i = 0; i < values.size(); ++i) {
-              const double rounded = nearest(dtype, values[i]), place = std::ldexp(std::fabs(rounded), dtype == "F32" ? -22 : -6);
-              ASSERT_NEAR(out.at(name).values[i], rounded, dora || mode == MergeMode::fast ? place : 0) << name << " " << i;
+              const double rounded = nearest(dtype, values[i]),
+                           place = std::ldexp(std::fabs(rounded), dtype == "F32" ? -22 : -6);
+              ASSERT_NEAR(out.at(name).values[i], rounded, dora || mode == MergeMode::fast ? place : 0)
+                  << name << " " << i;
             }
           }
           VerifyMergedOptions verify{folder / "out", options, 0};
@@ -77,7 +85,8 @@ TEST(MergeConvolutions, KernelsOfAnyDimension) {
           verify.merged = folder / "base";
           const auto report = verify_merged(verify);
           EXPECT_EQ(report.num_differences, 3);
-          for (const auto& difference : report.differences) EXPECT_EQ(difference.kind, "not_merged") << difference.tensor;
+          for (const auto& difference : report.differences)
+            EXPECT_EQ(difference.kind, "not_merged") << difference.tensor;
         }
       }
     }
@@ -87,10 +96,12 @@ TEST(MergeConvolutions, KernelsOfAnyDimension) {
 TEST(MergeConvolutions, GroupsAreRefused) {
   TemporaryFolder folder;
   Draw draw(4);
-  write_base(folder / "base", {{"model_type", "a_model_of_kernels"}}, {{stored("encoder.depth.weight", "F32", {6, 1, 4}, draw.matrix(1, 24, 1, 5).values)}});
-  write_lora(folder / "adapter", lora_config(2, 4, {{"target_modules", {"depth"}}}),
-             {stored("base_model.model.encoder.depth.lora_A.weight", "F32", {2, 6, 4}, draw.matrix(1, 48, 1, 5).values),
-              stored("base_model.model.encoder.depth.lora_B.weight", "F32", {6, 2, 1}, draw.matrix(1, 12, 1, 5).values)});
+  write_base(folder / "base", {{"model_type", "a_model_of_kernels"}},
+             {{stored("encoder.depth.weight", "F32", {6, 1, 4}, draw.matrix(1, 24, 1, 5).values)}});
+  write_lora(
+      folder / "adapter", lora_config(2, 4, {{"target_modules", {"depth"}}}),
+      {stored("base_model.model.encoder.depth.lora_A.weight", "F32", {2, 6, 4}, draw.matrix(1, 48, 1, 5).values),
+       stored("base_model.model.encoder.depth.lora_B.weight", "F32", {6, 2, 1}, draw.matrix(1, 12, 1, 5).values)});
   MergeOptions options;
   options.base = folder / "base";
   options.adapters = {{folder / "adapter", 1}};
@@ -111,14 +122,17 @@ TEST(MergeConvolutions, PeftModesAreTheBitsOfPeft) {
       options.adapters = {{(root / kind / "adapter").string(), 1}};
       options.mode = safe ? MergeMode::peft_safe : MergeMode::peft;
       fs::create_directories(folder.path() / "base");  // the answers lie beside the base
-      for (const char* name : {"model.safetensors", "config.json"}) fs::copy_file(root / kind / name, folder.path() / "base" / name);
+      for (const char* name : {"model.safetensors", "config.json"})
+        fs::copy_file(root / kind / name, folder.path() / "base" / name);
       options.base = folder / "base";
       execute(plan_merge(options).plan, folder / "out");
       fs::create_directories(folder.path() / "want");
-      fs::copy_file(root / kind / (safe ? "merged_safe.safetensors" : "merged.safetensors"), folder.path() / "want" / "model.safetensors");
+      fs::copy_file(root / kind / (safe ? "merged_safe.safetensors" : "merged.safetensors"),
+                    folder.path() / "want" / "model.safetensors");
       fs::create_directories(folder.path() / "plain");
       fs::copy_file(root / kind / "merged.safetensors", folder.path() / "plain" / "model.safetensors");
-      const auto out = tensors_in(folder / "out"), want = tensors_in(folder / "want"), base = tensors_in(folder / "base"), plain = tensors_in(folder / "plain");
+      const auto out = tensors_in(folder / "out"), want = tensors_in(folder / "want"),
+                 base = tensors_in(folder / "base"), plain = tensors_in(folder / "plain");
       ASSERT_EQ(out.size(), want.size());
       std::size_t changed = 0;
       for (const auto& [name, tensor] : want) {

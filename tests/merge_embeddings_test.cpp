@@ -1,4 +1,5 @@
-// What an adapter does beside adding to matrices: embeddings that are one tensor or two, whole modules, rows, biases, magnitudes.
+// What an adapter does beside adding to matrices: embeddings that are one tensor or two, whole modules, rows, biases,
+// magnitudes.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -59,7 +60,9 @@ TEST(MergeTied, LoraOnBothGivesTwoTensors) {
     in.tensors().insert(in.tensors().end(), out_side.tensors().begin(), out_side.tensors().end());
     in.write("adapter", {{"target_modules", {"embed_tokens", "lm_head"}}});
     const auto out = model.merge(model.options());
-    expect_merged(model, out, {{"model.embed_tokens.weight", in.effects().begin()->second}, {"lm_head.weight", out_side.effects().begin()->second}});
+    expect_merged(model, out,
+                  {{"model.embed_tokens.weight", in.effects().begin()->second},
+                   {"lm_head.weight", out_side.effects().begin()->second}});
     EXPECT_FALSE(is_tied(model));
     expect_verified(model, model.options());
   }
@@ -90,7 +93,8 @@ TEST(MergeSaved, ModulesTakeThePlaceOfTheBasesOnATiedBaseToo) {
       lora.write("adapter", {{"target_modules", {"layers.0.self_attn.q_proj"}}, {"modules_to_save", saved}});
       const auto out = model.merge(model.options());
       auto effects = lora.effects();
-      if (side == "embed_tokens" && output == Output::tied) effects["lm_head.weight"] = model.at("model.embed_tokens.weight").values;
+      if (side == "embed_tokens" && output == Output::tied)
+        effects["lm_head.weight"] = model.at("model.embed_tokens.weight").values;
       expect_merged(model, out, effects);
       EXPECT_FALSE(is_tied(model));
       expect_verified(model, model.options());
@@ -105,7 +109,8 @@ TEST(MergeSaved, RouterAndNorm) {
   lora.linear("model.layers.0.self_attn.q_proj");
   lora.saved("model.layers.1.mlp.gate", "weight", TinyMoe::kExperts, H);
   lora.saved("model.norm", "weight", 1, H);
-  lora.write("adapter", {{"target_modules", {"layers.0.self_attn.q_proj"}}, {"modules_to_save", {"1.mlp.gate", "model.norm"}}});
+  lora.write("adapter",
+             {{"target_modules", {"layers.0.self_attn.q_proj"}}, {"modules_to_save", {"1.mlp.gate", "model.norm"}}});
   expect_merged(model, model.merge(model.options()), lora.effects());
   expect_verified(model, model.options());
 }
@@ -118,7 +123,8 @@ TEST(MergeTokens, RowsOfBothSidesOfATiedBase) {
     Lora lora(model, 2, 4, 1);
     lora.linear("model.layers.1.self_attn.v_proj");
     lora.tokens(kInput, {3, 0, 16});
-    lora.write("adapter", {{"target_modules", {"layers.1.self_attn.v_proj"}}, {"trainable_token_indices", {{"embed_tokens", {3, 0, 16}}}}});
+    lora.write("adapter", {{"target_modules", {"layers.1.self_attn.v_proj"}},
+                           {"trainable_token_indices", {{"embed_tokens", {3, 0, 16}}}}});
     const auto out = model.merge(model.options());
     auto effects = lora.effects();
     if (output == Output::tied_and_stored) effects["lm_head.weight"] = effects.at("model.embed_tokens.weight");
@@ -152,9 +158,11 @@ TEST(MergeDora, ExpertsByThemselvesIntoEitherBase) {
     const TinyMoe model(dtype);
     model.write_base_folder();
     Lora lora(model, 2, 3, 1);
-    for (const char* module : {"0.gate_proj", "1.up_proj", "1.down_proj"}) lora.linear(std::string("model.layers.1.mlp.experts.") + module, true);
+    for (const char* module : {"0.gate_proj", "1.up_proj", "1.down_proj"})
+      lora.linear(std::string("model.layers.1.mlp.experts.") + module, true);
     lora.linear("model.layers.0.self_attn.o_proj", true);
-    const Json targets = {"layers.1.mlp.experts.0.gate_proj", "experts.1.up_proj", "experts.1.down_proj", "layers.0.self_attn.o_proj"};
+    const Json targets = {"layers.1.mlp.experts.0.gate_proj", "experts.1.up_proj", "experts.1.down_proj",
+                          "layers.0.self_attn.o_proj"};
     lora.write("adapter", {{"target_modules", targets}, {"use_dora", true}, {"peft_version", "0.18.1"}});
     const MergePlan plan = plan_merge(model.options());
     EXPECT_EQ(std::count_if(plan.parts.begin(), plan.parts.end(), [](const MergedPart& part) { return part.dora; }), 4);
@@ -199,7 +207,8 @@ TEST(MergeDora, FusedExpertsHaveNoMagnitudes) {
   model.write_base_folder();
   Lora lora(model, 2, 3, 1);
   lora.expert_parameter("model.layers.0.mlp.experts", "down_proj");
-  lora.tensors().push_back(stored("base_model.model.model.layers.0.mlp.experts.lora_magnitude_vector", "F32", {H}, std::vector<double>(8, 1)));
+  lora.tensors().push_back(stored("base_model.model.model.layers.0.mlp.experts.lora_magnitude_vector", "F32", {H},
+                                  std::vector<double>(8, 1)));
   lora.write("adapter", {{"target_parameters", {"layers.0.mlp.experts.down_proj"}}, {"use_dora", true}});
   const Error error = expect_error("fused DoRA", [&] { plan_merge(model.options()); });
   EXPECT_EQ(error.code(), ErrorCode::CF_UNSUP) << error.what();

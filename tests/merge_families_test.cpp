@@ -72,7 +72,11 @@ Logical make_logical(const FamilyKind& kind) {
 
 // The adapter as transformers 4 writes it, or as PEFT 0.19.1 does on transformers 5 where no class has such modules.
 void write_source(const FamilyKind& kind, const Logical& logical, const fs::path& folder) {
-  Json config = {{"peft_type", "LORA"}, {"r", kRank}, {"lora_alpha", 2 * kRank}, {"rank_pattern", Json::object()}, {"alpha_pattern", Json::object()}};
+  Json config = {{"peft_type", "LORA"},
+                 {"r", kRank},
+                 {"lora_alpha", 2 * kRank},
+                 {"rank_pattern", Json::object()},
+                 {"alpha_pattern", Json::object()}};
   std::vector<NewMatrix> tensors;
   const std::string prefix = "base_model.model.";
   if (per_expert_key(kind, 0, "up")) {
@@ -103,7 +107,8 @@ ExpertFactors pair_for(const Logical& logical, const Json& form, const std::vect
   ExpertFactors both{Matrix(2 * kRank, kHidden), Matrix(2 * kIntermediate, 2 * kRank)};
   const bool interleaved = form.value("order", std::string()).starts_with("interleaved");
   for (std::int64_t k = 0; k < kRank; ++k) {
-    for (std::int64_t j = 0; j < kHidden; ++j) both.a.at(k, j) = gate.a.at(k, j), both.a.at(kRank + k, j) = up.a.at(k, j);
+    for (std::int64_t j = 0; j < kHidden; ++j)
+      both.a.at(k, j) = gate.a.at(k, j), both.a.at(kRank + k, j) = up.a.at(k, j);
     for (std::int64_t i = 0; i < kIntermediate; ++i) {
       both.b.at(interleaved ? 2 * i : i, k) = gate.b.at(i, k);
       both.b.at(interleaved ? 2 * i + 1 : kIntermediate + i, kRank + k) = up.b.at(i, k);
@@ -143,8 +148,11 @@ void write_fused(const FamilyKind& kind, const Logical& logical, const fs::path&
       alphas[".*\\." + target] = 2 * parameters[i].rank;
     }
   }
-  const Json config = {{"peft_type", "LORA"}, {"r", kRank}, {"lora_alpha", 2 * kRank}, {"rank_pattern", ranks}, {"alpha_pattern", alphas},
-                       {"target_modules", Json::array()}, {"target_parameters", targets}, {"peft_version", "0.19.1"}, {"lora_ga_config", nullptr}};
+  const Json config = {{"peft_type", "LORA"},          {"r", kRank},
+                       {"lora_alpha", 2 * kRank},      {"rank_pattern", ranks},
+                       {"alpha_pattern", alphas},      {"target_modules", Json::array()},
+                       {"target_parameters", targets}, {"peft_version", "0.19.1"},
+                       {"lora_ga_config", nullptr}};
   write_adapter(folder, std::move(tensors), Dtype::f32, config);
 }
 
@@ -154,11 +162,14 @@ struct Tally {
 };
 
 // The adapter in every layout that can hold it: where it lies, by the layout's name.
-std::map<std::string, std::string> all_layouts(const FamilyKind& kind, const Logical& logical, const std::string& base, const TemporaryFolder& folder, Tally& tally) {
+std::map<std::string, std::string> all_layouts(const FamilyKind& kind, const Logical& logical, const std::string& base,
+                                               const TemporaryFolder& folder, Tally& tally) {
   const fs::path source = folder / "source";
   const bool per_expert = per_expert_key(kind, 0, "up").has_value();
-  if (per_expert) write_source(kind, logical, source);
-  else write_fused(kind, logical, source);
+  if (per_expert)
+    write_source(kind, logical, source);
+  else
+    write_fused(kind, logical, source);
   std::map<std::string, std::string> layouts_at;
   ConvertOptions options;
   options.input.base = base;
@@ -173,7 +184,8 @@ std::map<std::string, std::string> all_layouts(const FamilyKind& kind, const Log
       convert(input, options, layout.layout, folder / std::string(layout.name));
       const Input converted = load(folder / std::string(layout.name), options.input);
       const bool per_expert_file = converted.reading.layout == Layout::peft_per_expert;
-      EXPECT_EQ(per_expert_file, layout.layout == Layout::peft_per_expert) << combination << ": written in another layout than the one asked for";
+      EXPECT_EQ(per_expert_file, layout.layout == Layout::peft_per_expert)
+          << combination << ": written in another layout than the one asked for";
       layouts_at[std::string(layout.name)] = folder / std::string(layout.name);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::LO_NO_FORM) throw;

@@ -1,4 +1,5 @@
-// The files of a merged model: shards and their index, dtypes, several adapters, and what the report says of each matrix.
+// The files of a merged model: shards and their index, dtypes, several adapters, and what the report says of each
+// matrix.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <gmock/gmock.h>
@@ -44,7 +45,8 @@ Lora dense_and_expert(const TinyMoe& model, std::uint64_t seed) {
   lora.linear("model.layers.1.mlp.experts.1.down_proj");
   return lora;
 }
-const Json kTargets = {{"target_modules", {"layers.0.self_attn.q_proj", "layers.1.mlp.experts.1.down_proj"}}, {"peft_version", "0.18.1"}};
+const Json kTargets = {{"target_modules", {"layers.0.self_attn.q_proj", "layers.1.mlp.experts.1.down_proj"}},
+                       {"peft_version", "0.18.1"}};
 
 TEST(MergeShards, TheBasesOwnAndItsIndex) {
   const TinyMoe model("BF16", TinyMoe::Output::tied);
@@ -70,7 +72,8 @@ TEST(MergeShards, TheBasesOwnAndItsIndex) {
   EXPECT_EQ(metadata.at("total_parameters"), parameters);
   EXPECT_EQ(metadata.at("made_by"), "a test");
   EXPECT_EQ(weight_files(model.folder.path() / "out"), weight_files(model.folder.path() / "base"));
-  for (const auto& [name, found] : tensors_in(model.folder.path() / "base")) EXPECT_EQ(out.at(name).file, found.file) << name;
+  for (const auto& [name, found] : tensors_in(model.folder.path() / "base"))
+    EXPECT_EQ(out.at(name).file, found.file) << name;
 }
 
 TEST(MergeShards, NewOnesOfASize) {
@@ -117,7 +120,10 @@ TEST(MergeShards, OneThatIsTooLargeIsAloneAndAllFitIntoOne) {
 }
 
 TEST(MergeDtypes, OutDtypeRoundsOnlyTheResult) {
-  for (const auto& [from, to, dtype] : {std::tuple{"BF16", "F32", Dtype::f32}, {"F32", "F16", Dtype::f16}, {"F32", "BF16", Dtype::bf16}, {"F16", "BF16", Dtype::bf16}}) {
+  for (const auto& [from, to, dtype] : {std::tuple{"BF16", "F32", Dtype::f32},
+                                        {"F32", "F16", Dtype::f16},
+                                        {"F32", "BF16", Dtype::bf16},
+                                        {"F16", "BF16", Dtype::bf16}}) {
     const TinyMoe model(from);
     model.write_base_folder();
     Lora lora = dense_and_expert(model, 3);
@@ -129,9 +135,12 @@ TEST(MergeDtypes, OutDtypeRoundsOnlyTheResult) {
     for (const auto& [name, tensor] : model.tensors) {
       const auto& values = lora.effects().contains(name) ? lora.effects().at(name) : tensor.values;
       ASSERT_EQ(out.at(name).dtype, to) << name;
-      for (std::size_t i = 0; i < values.size(); ++i) ASSERT_EQ(out.at(name).values[i], nearest(to, nearest(from, values[i]))) << from << " " << name;
+      for (std::size_t i = 0; i < values.size(); ++i)
+        ASSERT_EQ(out.at(name).values[i], nearest(to, nearest(from, values[i]))) << from << " " << name;
     }
-    EXPECT_EQ(model.merged_config().at("torch_dtype"), std::string(to) == "F32" ? "float32" : std::string(to) == "F16" ? "float16" : "bfloat16");
+    EXPECT_EQ(model.merged_config().at("torch_dtype"), std::string(to) == "F32"   ? "float32"
+                                                       : std::string(to) == "F16" ? "float16"
+                                                                                  : "bfloat16");
     VerifyMergedOptions verify;
     verify.merge = options;
     verify.merged = model.folder / "out";
@@ -219,9 +228,12 @@ TEST(MergeReport, NormsOfTheJsonReportAreThoseOfFp64) {
   second.linear("model.layers.0.self_attn.q_proj", true);
   second.linear("model.layers.1.self_attn.v_proj", true);
   first.write("first", kTargets);
-  second.write("second", {{"target_modules", {"layers.0.self_attn.q_proj", "layers.1.self_attn.v_proj"}}, {"use_dora", true}});
-  const auto result = run_program(PEFT_BINARY_DIR "/peft", {"merge", "--base", model.folder / "base", "--adapter", (model.folder / "first") + "@0.5", "--adapter",
-                                                            model.folder / "second", "--out", model.folder / "out", "--json", "--quiet"});
+  second.write("second",
+               {{"target_modules", {"layers.0.self_attn.q_proj", "layers.1.self_attn.v_proj"}}, {"use_dora", true}});
+  const auto result =
+      run_program(PEFT_BINARY_DIR "/peft",
+                  {"merge", "--base", model.folder / "base", "--adapter", (model.folder / "first") + "@0.5",
+                   "--adapter", model.folder / "second", "--out", model.folder / "out", "--json", "--quiet"});
   ASSERT_EQ(result.exit_code, 0) << result.err << result.out;
   const Json report = Json::parse(result.out);
   std::size_t seen = 0;
@@ -231,9 +243,13 @@ TEST(MergeReport, NormsOfTheJsonReportAreThoseOfFp64) {
     const auto& effects = (is_first ? first : second).effects();
     ASSERT_TRUE(effects.contains(name)) << name;
     std::vector<double> delta = effects.at(name);
-    for (std::size_t i = 0; i < delta.size(); ++i) delta[i] = (is_first ? 0.5 : 1) * (delta[i] - model.at(name).values[i]);
-    EXPECT_NEAR(row.at("base_norm").get<double>(), norm_of(model.at(name).values), 1e-6 * norm_of(model.at(name).values)) << name;
-    EXPECT_NEAR(row.at("delta_norm").get<double>(), norm_of(delta), 1e-6 * norm_of(delta)) << name << " of " << row.at("adapter");
+    for (std::size_t i = 0; i < delta.size(); ++i)
+      delta[i] = (is_first ? 0.5 : 1) * (delta[i] - model.at(name).values[i]);
+    EXPECT_NEAR(row.at("base_norm").get<double>(), norm_of(model.at(name).values),
+                1e-6 * norm_of(model.at(name).values))
+        << name;
+    EXPECT_NEAR(row.at("delta_norm").get<double>(), norm_of(delta), 1e-6 * norm_of(delta))
+        << name << " of " << row.at("adapter");
     ++seen;
   }
   EXPECT_EQ(seen, 4u);

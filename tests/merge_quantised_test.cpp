@@ -1,5 +1,5 @@
-// Merging into quantised bases: MXFP4 as gpt-oss ships it, block-wise FP8 as DeepSeek and Qwen do. The tensors are made here, code by
-// code, and every value of the result is judged by a sum in fp64 that is made here too.
+// Merging into quantised bases: MXFP4 as gpt-oss ships it, block-wise FP8 as DeepSeek and Qwen do. The tensors are made
+// here, code by code, and every value of the result is judged by a sum in fp64 that is made here too.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,8 +7,8 @@
 #include <algorithm>
 
 #include "peft/execute.h"
-#include "peft/merge.h"
 #include "peft/low_rank.h"
+#include "peft/merge.h"
 #include "peft/verify_merged.h"
 #include "support/judge.h"
 #include "support/model_writer.h"
@@ -30,8 +30,8 @@ ExpertFactors draw_pair(Draw& draw, std::int64_t out, std::int64_t in, double un
 // gpt-oss: two layers of three experts, hidden 64, intermediate 32.
 struct GptOss {
   static constexpr std::int64_t kExperts = 3, kHidden = 64, kIntermediate = 32, kLayers = 2;
-  std::vector<Mxfp4> gate_up, down;                          // of each layer
-  std::vector<Matrix> q;                                     // q_proj of each layer
+  std::vector<Mxfp4> gate_up, down;  // of each layer
+  std::vector<Matrix> q;             // q_proj of each layer
   std::vector<Stored> others;
   TemporaryFolder folder;
 
@@ -40,10 +40,13 @@ struct GptOss {
     Draw draw(11);
     for (std::int64_t l = 0; l < kLayers; ++l) {
       const std::string layer = fmt::format("model.layers.{}.", l), experts = layer + "mlp.experts.";
-      gate_up.push_back(draw_mxfp4(experts + "gate_up_proj", kExperts, 2 * kIntermediate, kHidden, 100 + static_cast<std::uint64_t>(l)));
-      down.push_back(draw_mxfp4(experts + "down_proj", kExperts, kHidden, kIntermediate, 200 + static_cast<std::uint64_t>(l)));
+      gate_up.push_back(draw_mxfp4(experts + "gate_up_proj", kExperts, 2 * kIntermediate, kHidden,
+                                   100 + static_cast<std::uint64_t>(l)));
+      down.push_back(
+          draw_mxfp4(experts + "down_proj", kExperts, kHidden, kIntermediate, 200 + static_cast<std::uint64_t>(l)));
       q.push_back(draw.matrix(32, kHidden, 0.125, 40));
-      for (const auto* packed : {&gate_up.back(), &down.back()}) tensors.push_back(packed->blocks), tensors.push_back(packed->scales);
+      for (const auto* packed : {&gate_up.back(), &down.back()})
+        tensors.push_back(packed->blocks), tensors.push_back(packed->scales);
       tensors.push_back(stored(layer + "self_attn.q_proj.weight", "BF16", q.back()));
       others.push_back(stored(experts + "gate_up_proj_bias", "BF16", draw.matrix(kExperts, 2 * kIntermediate, 0.5, 9)));
       others.push_back(stored(experts + "down_proj_bias", "BF16", draw.matrix(kExperts, kHidden, 0.5, 9)));
@@ -52,10 +55,22 @@ struct GptOss {
     others.push_back(stored("model.embed_tokens.weight", "BF16", draw.matrix(17, kHidden, 0.5, 9)));
     others.push_back(stored("lm_head.weight", "BF16", draw.matrix(17, kHidden, 0.5, 9)));
     tensors.insert(tensors.end(), others.begin(), others.end());
-    const Json quantization = {{"quant_method", "mxfp4"}, {"modules_to_not_convert", {"model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"}}};
-    const Json config = {{"model_type", "gpt_oss"}, {"architectures", {"GptOssForCausalLM"}}, {"hidden_size", kHidden}, {"intermediate_size", kIntermediate},
-                         {"num_hidden_layers", kLayers}, {"num_local_experts", kExperts}, {"num_experts_per_tok", 1}, {"num_attention_heads", 2},
-                         {"num_key_value_heads", 1}, {"head_dim", 16}, {"vocab_size", 17}, {"tie_word_embeddings", false}, {"quantization_config", quantization}};
+    const Json quantization = {
+        {"quant_method", "mxfp4"},
+        {"modules_to_not_convert", {"model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"}}};
+    const Json config = {{"model_type", "gpt_oss"},
+                         {"architectures", {"GptOssForCausalLM"}},
+                         {"hidden_size", kHidden},
+                         {"intermediate_size", kIntermediate},
+                         {"num_hidden_layers", kLayers},
+                         {"num_local_experts", kExperts},
+                         {"num_experts_per_tok", 1},
+                         {"num_attention_heads", 2},
+                         {"num_key_value_heads", 1},
+                         {"head_dim", 16},
+                         {"vocab_size", 17},
+                         {"tie_word_embeddings", false},
+                         {"quantization_config", quantization}};
     write_base(folder / "base", config, {tensors});
   }
 
@@ -81,7 +96,8 @@ struct GptOss {
     std::vector<Matrix> merged = down[0].values;
     for (std::size_t e = 0; e < merged.size(); ++e) {
       const Matrix delta = scaled(2, product(pairs[e].b, pairs[e].a));
-      for (std::size_t i = 0; i < delta.values.size(); ++i) merged[e].values[i] = bf16_sum(merged[e].values[i], delta.values[i]);
+      for (std::size_t i = 0; i < delta.values.size(); ++i)
+        merged[e].values[i] = bf16_sum(merged[e].values[i], delta.values[i]);
     }
     return merged;
   }
@@ -94,7 +110,8 @@ struct GptOss {
                {stored(key + "A.weight", "F32", pair.a), stored(key + "B.weight", "F32", pair.b)});
     Matrix merged = q[1];
     const Matrix delta = scaled(2, product(pair.b, pair.a));
-    for (std::size_t i = 0; i < delta.values.size(); ++i) merged.values[i] = bf16_sum(merged.values[i], delta.values[i]);
+    for (std::size_t i = 0; i < delta.values.size(); ++i)
+      merged.values[i] = bf16_sum(merged.values[i], delta.values[i]);
     return merged;
   }
 
@@ -112,8 +129,8 @@ struct GptOss {
   Json config() const { return read_json(folder.path() / "out" / "config.json"); }
 };
 
-void expect_values(const std::map<std::string, Found>& out, const std::string& name, const std::string& dtype, const std::vector<std::int64_t>& shape,
-                   const std::vector<double>& values) {
+void expect_values(const std::map<std::string, Found>& out, const std::string& name, const std::string& dtype,
+                   const std::vector<std::int64_t>& shape, const std::vector<double>& values) {
   ASSERT_TRUE(out.contains(name)) << name;
   EXPECT_EQ(out.at(name).dtype, dtype) << name;
   EXPECT_EQ(out.at(name).shape, shape) << name;
@@ -133,7 +150,8 @@ TEST(MergeMxfp4, ExpertAdapterDequantisesEverything) {
   constexpr auto E = GptOss::kExperts, H = GptOss::kHidden, I = GptOss::kIntermediate;
   for (std::size_t l = 0; l < 2; ++l) {
     const std::string experts = fmt::format("model.layers.{}.mlp.experts.", l);
-    expect_values(out, experts + "down_proj", "BF16", {E, I, H}, GptOss::stacked(l == 0 ? merged : model.down[l].values));
+    expect_values(out, experts + "down_proj", "BF16", {E, I, H},
+                  GptOss::stacked(l == 0 ? merged : model.down[l].values));
     expect_values(out, experts + "gate_up_proj", "BF16", {E, H, 2 * I}, GptOss::stacked(model.gate_up[l].values));
   }
   for (const Stored& tensor : model.others) expect_same(out, tensor);
@@ -149,7 +167,8 @@ TEST(MergeMxfp4, DenseAdapterKeepsWhatItDoesNotTouch) {
   const auto out = model.merge(options);
   expect_values(out, "model.layers.1.self_attn.q_proj.weight", "BF16", {q.rows, q.cols}, q.values);
   for (std::size_t l = 0; l < 2; ++l) {
-    for (const auto* packed : {&model.gate_up[l], &model.down[l]}) expect_same(out, packed->blocks), expect_same(out, packed->scales);
+    for (const auto* packed : {&model.gate_up[l], &model.down[l]})
+      expect_same(out, packed->blocks), expect_same(out, packed->scales);
   }
   for (const Stored& tensor : model.others) expect_same(out, tensor);
   EXPECT_EQ(model.config(), read_json(model.folder.path() / "base" / "config.json"));  // every word of it is still true
@@ -163,8 +182,10 @@ TEST(MergeMxfp4, KeptLayersStayAndTheOthersAreNamed) {
   const auto out = model.merge(options);
   constexpr auto E = GptOss::kExperts, H = GptOss::kHidden, I = GptOss::kIntermediate;
   expect_values(out, "model.layers.0.mlp.experts.down_proj", "BF16", {E, I, H}, GptOss::stacked(merged));
-  expect_values(out, "model.layers.0.mlp.experts.gate_up_proj", "BF16", {E, H, 2 * I}, GptOss::stacked(model.gate_up[0].values));  // a layer is one or the other
-  for (const auto* packed : {&model.gate_up[1], &model.down[1]}) expect_same(out, packed->blocks), expect_same(out, packed->scales);
+  expect_values(out, "model.layers.0.mlp.experts.gate_up_proj", "BF16", {E, H, 2 * I},
+                GptOss::stacked(model.gate_up[0].values));  // a layer is one or the other
+  for (const auto* packed : {&model.gate_up[1], &model.down[1]})
+    expect_same(out, packed->blocks), expect_same(out, packed->scales);
   const Json quantization = model.config().at("quantization_config");
   EXPECT_EQ(quantization.at("quant_method"), "mxfp4");
   EXPECT_EQ(quantization.at("modules_to_not_convert"),
@@ -191,7 +212,7 @@ TEST(MergeMxfp4, ValueThatIsNoNumberEndsTheRunThoughNothingIsAddedThere) {
 struct Fp8 {
   static constexpr std::int64_t kExperts = 2, kHidden = 48, kIntermediate = 32, kLayers = 2;
   std::map<std::string, BlockFp8> packed;
-  std::map<std::string, Matrix> want;                        // values in fp64 before the last rounding
+  std::map<std::string, Matrix> want;  // values in fp64 before the last rounding
   std::vector<Stored> others;
   TemporaryFolder folder;
 
@@ -219,11 +240,23 @@ struct Fp8 {
     others.push_back(stored("model.embed_tokens.weight", "BF16", Draw(seed).matrix(17, kHidden, 0.5, 9)));
     others.push_back(stored("lm_head.weight", "BF16", Draw(seed + 1).matrix(17, kHidden, 0.5, 9)));
     tensors.insert(tensors.end(), others.begin(), others.end());
-    const Json quantization = {{"quant_method", "fp8"}, {"activation_scheme", "dynamic"}, {"weight_block_size", {16, 16}}};
-    const Json config = {{"model_type", "qwen3_moe"}, {"architectures", {"Qwen3MoeForCausalLM"}}, {"hidden_size", kHidden}, {"intermediate_size", 40},
-                         {"moe_intermediate_size", kIntermediate}, {"num_hidden_layers", kLayers}, {"num_experts", kExperts}, {"num_experts_per_tok", 1},
-                         {"num_attention_heads", 2}, {"num_key_value_heads", 1}, {"head_dim", 16}, {"vocab_size", 17}, {"tie_word_embeddings", false},
-                         {"torch_dtype", "bfloat16"}, {"quantization_config", quantization}};
+    const Json quantization = {
+        {"quant_method", "fp8"}, {"activation_scheme", "dynamic"}, {"weight_block_size", {16, 16}}};
+    const Json config = {{"model_type", "qwen3_moe"},
+                         {"architectures", {"Qwen3MoeForCausalLM"}},
+                         {"hidden_size", kHidden},
+                         {"intermediate_size", 40},
+                         {"moe_intermediate_size", kIntermediate},
+                         {"num_hidden_layers", kLayers},
+                         {"num_experts", kExperts},
+                         {"num_experts_per_tok", 1},
+                         {"num_attention_heads", 2},
+                         {"num_key_value_heads", 1},
+                         {"head_dim", 16},
+                         {"vocab_size", 17},
+                         {"tie_word_embeddings", false},
+                         {"torch_dtype", "bfloat16"},
+                         {"quantization_config", quantization}};
     write_base(folder / "base", config, {tensors});
   }
 
@@ -242,7 +275,8 @@ struct Fp8 {
     std::vector<Stored> tensors;
     Draw draw(31);
     for (const std::string& module : modules) touch(module, tensors, draw);
-    write_lora(folder / at, lora_config(kRank, 2 * kRank, {{"target_modules", modules}, {"peft_version", "0.18.1"}}), tensors);
+    write_lora(folder / at, lora_config(kRank, 2 * kRank, {{"target_modules", modules}, {"peft_version", "0.18.1"}}),
+               tensors);
   }
   MergeOptions options() const {
     MergeOptions options;
@@ -256,9 +290,11 @@ struct Fp8 {
     return tensors_in(folder / "out");
   }
   // Dequantised, with what is added to it, in bf16 and then in `dtype`.
-  void expect_plain(const std::map<std::string, Found>& out, const std::string& name, const std::string& dtype = "BF16") const {
+  void expect_plain(const std::map<std::string, Found>& out, const std::string& name,
+                    const std::string& dtype = "BF16") const {
     Matrix values = want.contains(name) ? want.at(name) : packed.at(name).values;
-    for (double& value : values.values) value = dtype == "BF16" ? nearest_bf16(value) : nearest(dtype, nearest_bf16(value));
+    for (double& value : values.values)
+      value = dtype == "BF16" ? nearest_bf16(value) : nearest(dtype, nearest_bf16(value));
     expect_values(out, name, dtype, {values.rows, values.cols}, values.values);
     EXPECT_FALSE(out.contains(name + "_scale_inv")) << name;
   }
@@ -271,7 +307,8 @@ struct Fp8 {
 
 TEST(MergeFp8, ExpertAdapterDequantisesEverything) {
   Fp8 model;
-  model.write_adapter_on({"model.layers.1.mlp.experts.0.down_proj", "model.layers.1.mlp.experts.1.gate_proj"}, "adapter");
+  model.write_adapter_on({"model.layers.1.mlp.experts.0.down_proj", "model.layers.1.mlp.experts.1.gate_proj"},
+                         "adapter");
   const auto out = model.merge(model.options());
   for (const auto& [name, tensor] : model.packed) model.expect_plain(out, name);
   for (const Stored& tensor : model.others) expect_same(out, tensor);
@@ -288,7 +325,8 @@ TEST(MergeFp8, DenseAdapterKeepsWhatItDoesNotTouch) {
   MergeOptions options = model.options();
   options.keep_quantized = true;
   const auto out = model.merge(options);
-  for (const auto& [name, tensor] : model.packed) name == q + ".weight" ? model.expect_plain(out, name) : model.expect_packed(out, name);
+  for (const auto& [name, tensor] : model.packed)
+    name == q + ".weight" ? model.expect_plain(out, name) : model.expect_packed(out, name);
   for (const Stored& tensor : model.others) expect_same(out, tensor);
   EXPECT_EQ(model.config().at("quantization_config").at("modules_to_not_convert"), Json({q}));
   EXPECT_EQ(model.config().at("quantization_config").at("weight_block_size"), Json({16, 16}));
@@ -307,7 +345,8 @@ TEST(MergeFp8, ExpertAdapterKeepsTheOtherLayers) {
     if (touched) plain.insert(name.substr(0, name.size() - 7));
   }
   plain.insert("model.layers.1.mlp.experts");  // what a loader that fuses them asks for
-  const auto listed = model.config().at("quantization_config").at("modules_to_not_convert").get<std::set<std::string>>();
+  const auto listed =
+      model.config().at("quantization_config").at("modules_to_not_convert").get<std::set<std::string>>();
   EXPECT_EQ(listed, plain);
 }
 
@@ -321,7 +360,8 @@ TEST(MergeFp8, ScalesOfKeptTensorsAreNotCast) {
     options.keep_quantized = true;
     (first ? options.base_dtype : options.out_dtype) = Dtype::bf16;
     const auto out = model.merge(options);
-    for (const auto& [name, tensor] : model.packed) name == q + ".weight" ? model.expect_plain(out, name) : model.expect_packed(out, name);
+    for (const auto& [name, tensor] : model.packed)
+      name == q + ".weight" ? model.expect_plain(out, name) : model.expect_packed(out, name);
   }
 }
 
@@ -372,7 +412,8 @@ struct OddFp8 {
   BlockFp8 packed;
   Matrix merged;
 
-  OddFp8(std::int64_t rows, std::int64_t cols, std::int64_t drawn, const Json& block_size, const std::string& touched = "odd")
+  OddFp8(std::int64_t rows, std::int64_t cols, std::int64_t drawn, const Json& block_size,
+         const std::string& touched = "odd")
       : packed(draw_fp8("encoder.odd.weight", rows, cols, drawn, 5)), merged(packed.values) {
     Draw draw(6);
     const BlockFp8 other = draw_fp8("encoder.even.weight", 128, 128, 128, 7);
@@ -381,7 +422,8 @@ struct OddFp8 {
     const ExpertFactors pair = draw_pair(draw, base.rows, base.cols, 0.125);
     if (touched == "odd") {
       const Matrix delta = scaled(2, product(pair.b, pair.a));
-      for (std::size_t i = 0; i < delta.values.size(); ++i) merged.values[i] = nearest_bf16(merged.values[i]) + delta.values[i];
+      for (std::size_t i = 0; i < delta.values.size(); ++i)
+        merged.values[i] = nearest_bf16(merged.values[i]) + delta.values[i];
     }
     for (double& value : merged.values) value = nearest_bf16(value);
     const std::string key = "base_model.model.encoder." + touched + ".lora_";
@@ -391,7 +433,8 @@ struct OddFp8 {
   void write(const Json& block_size, const std::vector<Stored>& tensors) const {
     Json quantization = {{"quant_method", "fp8"}};
     if (!block_size.is_null()) quantization["weight_block_size"] = block_size;
-    write_base(folder / "base", {{"model_type", "a_model_of_matrices"}, {"quantization_config", quantization}}, {tensors});
+    write_base(folder / "base", {{"model_type", "a_model_of_matrices"}, {"quantization_config", quantization}},
+               {tensors});
   }
   MergeOptions options() const {
     MergeOptions options;
@@ -404,15 +447,20 @@ struct OddFp8 {
   }
 };
 
-// Cells of weight_block_size from the corner, the last ones cut: 448 rows in 4 cells are not 4 times 112, 100 in 2 not 2 times 50.
-// Where the grid is another one, it divides the matrix.
+// Cells of weight_block_size from the corner, the last ones cut: 448 rows in 4 cells are not 4 times 112, 100 in 2 not
+// 2 times 50. Where the grid is another one, it divides the matrix.
 TEST(MergeFp8, CellsThatDoNotDivideTheMatrix) {
   struct Case {
     std::int64_t rows, cols, drawn;
     Json block_size;
   };
-  for (const Case& c : {Case{448, 300, 128, {128, 128}}, {448, 300, 128, nullptr}, {100, 70, 64, {64, 64}}, {130, 33, 16, {16, 16}}, {100, 70, 10, {128, 128}},
-                        {100, 70, 10, {64, 64}}, {64, 48, 16, nullptr}}) {
+  for (const Case& c : {Case{448, 300, 128, {128, 128}},
+                        {448, 300, 128, nullptr},
+                        {100, 70, 64, {64, 64}},
+                        {130, 33, 16, {16, 16}},
+                        {100, 70, 10, {128, 128}},
+                        {100, 70, 10, {64, 64}},
+                        {64, 48, 16, nullptr}}) {
     for (const std::string touched : {"odd", "even"}) {
       SCOPED_TRACE(fmt::format("{} x {} in cells of {}, {} touched", c.rows, c.cols, c.drawn, touched));
       const OddFp8 model(c.rows, c.cols, c.drawn, c.block_size, touched);
@@ -445,8 +493,10 @@ TEST(MergeFp8, CellsThatFitNothingAreRefused) {
   // Matrices that lie one behind the other: the last cell of one is cut, and the next begins with a cell of its own.
   const OddFp8 stacked(128, 128, 128, {128, 128}, "even");
   const BlockFp8 one = draw_fp8("encoder.even.weight", 128, 128, 128, 7);
-  stacked.write({128, 128}, {one.codes, one.scales, stored_bytes("encoder.stack", "F8_E4M3", {2, 192, 128}, std::string(2 * 192 * 128, '\x38')),
-                             stored("encoder.stack_scale_inv", "F32", {2, 2, 1}, {1, 2, 3, 4})});
+  stacked.write({128, 128},
+                {one.codes, one.scales,
+                 stored_bytes("encoder.stack", "F8_E4M3", {2, 192, 128}, std::string(2 * 192 * 128, '\x38')),
+                 stored("encoder.stack_scale_inv", "F32", {2, 2, 1}, {1, 2, 3, 4})});
   error = stacked.refused(stacked.options());
   EXPECT_EQ(error.code(), ErrorCode::LO_QUANT) << error.what();
   EXPECT_THAT(error.what(), HasSubstr("encoder.stack"));
@@ -477,7 +527,9 @@ std::string text_of(const VerifyMergedReport& report) {
 
 TEST(VerifyQuantised, DequantisedMergeIsProvedAndEveryLeftOutTensorNamed) {
   Fp8 model;
-  const std::vector<std::string> modules = {"model.layers.1.mlp.experts.0.down_proj", "model.layers.1.mlp.experts.1.gate_proj", "model.layers.0.self_attn.q_proj"};
+  const std::vector<std::string> modules = {"model.layers.1.mlp.experts.0.down_proj",
+                                            "model.layers.1.mlp.experts.1.gate_proj",
+                                            "model.layers.0.self_attn.q_proj"};
   model.write_adapter_on(modules, "adapter");
   for (const bool keep : {false, true}) {
     MergeOptions options = model.options();
@@ -498,7 +550,9 @@ TEST(VerifyQuantised, DequantisedMergeIsProvedAndEveryLeftOutTensorNamed) {
       const auto bad = verified(model.options(), model.folder / "out");
       ASSERT_EQ(bad.num_differences, 1) << module << "\n" << text_of(bad);
       EXPECT_EQ(bad.differences[0].kind, "not_merged");
-      EXPECT_TRUE(bad.differences[0].tensor == module || module.starts_with(bad.differences[0].tensor.substr(0, bad.differences[0].tensor.rfind('.')))) << text_of(bad);
+      EXPECT_TRUE(bad.differences[0].tensor == module ||
+                  module.starts_with(bad.differences[0].tensor.substr(0, bad.differences[0].tensor.rfind('.'))))
+          << text_of(bad);
       write_file(file, image);
     }
   }
@@ -524,7 +578,8 @@ TEST(VerifyQuantised, GptOss) {
   model.merge(model.options("other"));
   const auto bad = verified(model.options("adapter"), model.folder / "out");
   EXPECT_FALSE(bad.same);
-  EXPECT_EQ(bad.num_differences, GptOss::kExperts + 1) << text_of(bad);  // the experts of layer 0, and a q_proj that changed
+  EXPECT_EQ(bad.num_differences, GptOss::kExperts + 1)
+      << text_of(bad);  // the experts of layer 0, and a q_proj that changed
   const auto base = verified(model.options("adapter"), model.folder / "base");
   EXPECT_FALSE(base.same);
   EXPECT_THAT(text_of(base), HasSubstr("model.layers.0.mlp.experts"));
@@ -534,7 +589,8 @@ TEST(VerifyQuantised, GptOss) {
 // An adapter is recovered from the quantised base and the merged model in bf16: merged again it gives the same model.
 TEST(ExtractQuantised, GivesTheDeltaOfTheDequantisedBase) {
   Fp8 model;
-  const std::vector<std::string> modules = {"model.layers.1.mlp.experts.0.down_proj", "model.layers.0.self_attn.q_proj"};
+  const std::vector<std::string> modules = {"model.layers.1.mlp.experts.0.down_proj",
+                                            "model.layers.0.self_attn.q_proj"};
   model.write_adapter_on(modules, "adapter");
   model.merge(model.options());
   ExtractOptions options;
@@ -568,7 +624,8 @@ TEST(ExtractQuantised, GptOss) {
     options.rank = 8;
     const LowRankResult result = plan_extract(options);
     EXPECT_EQ(result.sites.size(), static_cast<std::size_t>(GptOss::kExperts));
-    for (const LowRankSite& site : result.sites) EXPECT_TRUE(site.site.starts_with("model.layers.0.mlp.experts.") && site.site.ends_with(".down")) << site.site;
+    for (const LowRankSite& site : result.sites)
+      EXPECT_TRUE(site.site.starts_with("model.layers.0.mlp.experts.") && site.site.ends_with(".down")) << site.site;
   }
 }
 

@@ -19,9 +19,7 @@ const std::string kQ = "model.layers.0.self_attn.q_proj";
 
 struct Refusal {
   TinyMoe model;
-  explicit Refusal(TinyMoe::Output output = TinyMoe::Output::own) : model("F32", output) {
-    model.write_base_folder();
-  }
+  explicit Refusal(TinyMoe::Output output = TinyMoe::Output::own) : model("F32", output) { model.write_base_folder(); }
   Lora plain() const {
     Lora lora(model, 2, 4, 1);
     lora.linear(kQ);
@@ -85,8 +83,10 @@ TEST(MergeRefuses, OnlyPackedWeightsThatAreTouched) {
   model.write_base_folder();
   expect_merged(model, model.merge(model.options()), lora.effects());
   Lora on_bytes(model, 2, 4, 1);
-  on_bytes.tensors().push_back(stored("base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight", "F32", Draw(1).matrix(2, 4, 1, 3)));
-  on_bytes.tensors().push_back(stored("base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight", "F32", Draw(2).matrix(8, 2, 1, 3)));
+  on_bytes.tensors().push_back(
+      stored("base_model.model.model.layers.1.self_attn.k_proj.lora_A.weight", "F32", Draw(1).matrix(2, 4, 1, 3)));
+  on_bytes.tensors().push_back(
+      stored("base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight", "F32", Draw(2).matrix(8, 2, 1, 3)));
   on_bytes.write("adapter", {{"target_modules", {"layers.1.self_attn.k_proj"}}});
   const Error error = expect_error("bytes", [&] { plan_merge(model.options()); });
   EXPECT_EQ(error.code(), ErrorCode::LO_QUANT) << error.what();
@@ -116,7 +116,8 @@ TEST(MergeRefuses, AnotherVocabulary) {
 
   Lora tokens = fixture.plain();
   tokens.tokens("model.embed_tokens", {1});
-  tokens.write("adapter", {{"target_modules", {"layers.0.self_attn.q_proj"}}, {"trainable_token_indices", {{"embed_tokens", {kMore}}}}});
+  tokens.write("adapter", {{"target_modules", {"layers.0.self_attn.q_proj"}},
+                           {"trainable_token_indices", {{"embed_tokens", {kMore}}}}});
   error = fixture.refused(fixture.model.options());
   EXPECT_EQ(error.code(), ErrorCode::LO_VOCAB) << error.what();
 }
@@ -147,11 +148,21 @@ TEST(MergeRefuses, TheSameAdapterAgain) {
 
 TEST(MergeRefuses, ExpertsForABaseWithoutAny) {
   TemporaryFolder folder;
-  const auto w = [](const std::string& name, std::int64_t rows, std::int64_t cols) { return stored(name, "F32", Draw(1).matrix(rows, cols, 1, 5)); };
-  write_base(folder / "base", {{"model_type", "llama"}, {"architectures", {"LlamaForCausalLM"}}, {"hidden_size", 8}, {"intermediate_size", 6},
-                               {"num_hidden_layers", 1}, {"num_attention_heads", 1}, {"vocab_size", 5}, {"tie_word_embeddings", false}},
-             {{w("model.embed_tokens.weight", 5, 8), w("model.layers.0.self_attn.q_proj.weight", 8, 8), w("model.layers.0.mlp.gate_proj.weight", 6, 8),
-               w("model.layers.0.mlp.up_proj.weight", 6, 8), w("model.layers.0.mlp.down_proj.weight", 8, 6), w("lm_head.weight", 5, 8)}});
+  const auto w = [](const std::string& name, std::int64_t rows, std::int64_t cols) {
+    return stored(name, "F32", Draw(1).matrix(rows, cols, 1, 5));
+  };
+  write_base(folder / "base",
+             {{"model_type", "llama"},
+              {"architectures", {"LlamaForCausalLM"}},
+              {"hidden_size", 8},
+              {"intermediate_size", 6},
+              {"num_hidden_layers", 1},
+              {"num_attention_heads", 1},
+              {"vocab_size", 5},
+              {"tie_word_embeddings", false}},
+             {{w("model.embed_tokens.weight", 5, 8), w("model.layers.0.self_attn.q_proj.weight", 8, 8),
+               w("model.layers.0.mlp.gate_proj.weight", 6, 8), w("model.layers.0.mlp.up_proj.weight", 6, 8),
+               w("model.layers.0.mlp.down_proj.weight", 8, 6), w("lm_head.weight", 5, 8)}});
   MergeOptions options;
   options.base = folder / "base";
   options.adapters = {{folder / "adapter", 1}};
@@ -169,9 +180,10 @@ TEST(MergeRefuses, ExpertsForABaseWithoutAny) {
   write_lora(folder / "adapter", lora_config(2, 4, {{"target_parameters", {"mlp.experts.down_proj"}}}),
              {w(layer + ".lora_A.weight", 4, 6), w(layer + ".lora_B.weight", 8, 4)});
   expect_no_experts("fused");
-  write_lora(folder / "adapter", lora_config(2, 4, {{"target_parameters", {"mlp.experts.down_proj", "mlp.experts.gate_up_proj"}}}),
-             {w(layer + ".lora_A.weight", 4, 6), w(layer + ".lora_B.weight", 8, 4), w(layer + ".base_layer.lora_A.weight", 4, 8),
-              w(layer + ".base_layer.lora_B.weight", 12, 4)});
+  write_lora(folder / "adapter",
+             lora_config(2, 4, {{"target_parameters", {"mlp.experts.down_proj", "mlp.experts.gate_up_proj"}}}),
+             {w(layer + ".lora_A.weight", 4, 6), w(layer + ".lora_B.weight", 8, 4),
+              w(layer + ".base_layer.lora_A.weight", 4, 8), w(layer + ".base_layer.lora_B.weight", 12, 4)});
   expect_no_experts("fused, two parameters");
 }
 

@@ -19,18 +19,30 @@ struct GptOss {
   std::shared_ptr<const TensorFile> file;
 
   GptOss() {
-    const Json config = {{"model_type", "gpt_oss"}, {"hidden_size", kHidden}, {"intermediate_size", kIntermediate}, {"num_hidden_layers", 1},
-                         {"num_local_experts", kExperts}, {"num_attention_heads", 1}, {"num_key_value_heads", 1}, {"head_dim", 8}, {"vocab_size", 5}};
+    const Json config = {{"model_type", "gpt_oss"},
+                         {"hidden_size", kHidden},
+                         {"intermediate_size", kIntermediate},
+                         {"num_hidden_layers", 1},
+                         {"num_local_experts", kExperts},
+                         {"num_attention_heads", 1},
+                         {"num_key_value_heads", 1},
+                         {"head_dim", 8},
+                         {"vocab_size", 5}};
     write_file(folder / "config.json", config.dump());
     model = describe({.base = folder / "config.json"});
     Draw draw(1);
-    write_file(folder / "a.safetensors", safetensors_of({stored("a", "F32", draw.matrix(kRank, kHidden, 1, 5)), stored("b", "F32", draw.matrix(2 * kIntermediate, kRank, 1, 5))}));
+    write_file(folder / "a.safetensors",
+               safetensors_of({stored("a", "F32", draw.matrix(kRank, kHidden, 1, 5)),
+                               stored("b", "F32", draw.matrix(2 * kIntermediate, kRank, 1, 5))}));
     file = TensorFile::open(folder / "a.safetensors");
   }
   // Gate and up share A; their rows of B alternate in the file, or lie one behind the other.
   Factors factors(bool alternate, double up_scale = 2) const {
-    const auto number = [&](std::string_view name) { return static_cast<std::uint32_t>(file->find(name) - file->tensors().data()); };
-    const View a{0, number("a"), 0, kRank, kHidden, kHidden, 1}, b{0, number("b"), 0, 2 * kIntermediate, kRank, kRank, 1};
+    const auto number = [&](std::string_view name) {
+      return static_cast<std::uint32_t>(file->find(name) - file->tensors().data());
+    };
+    const View a{0, number("a"), 0, kRank, kHidden, kHidden, 1},
+        b{0, number("b"), 0, 2 * kIntermediate, kRank, kRank, 1};
     Factors all;
     for (std::int64_t e = 0; e < kExperts; ++e) {
       for (const std::int64_t which : {0, 1}) {
@@ -50,10 +62,13 @@ struct GptOss {
 TEST(NoForm, GateAndUpThatAlternateMustLieSoInTheFile) {
   const GptOss fixture;
   for (const Layout to : {Layout::peft_fused, Layout::peft_fused_0_19_0}) {
-    const auto encoded = layout::encode(fixture.factors(true), fixture.model, fixture.file.get(), {to, std::nullopt, false});
+    const auto encoded =
+        layout::encode(fixture.factors(true), fixture.model, fixture.file.get(), {to, std::nullopt, false});
     EXPECT_EQ(encoded.tensors.size(), 2u);
     for (const auto& factors : {fixture.factors(false), fixture.factors(true, 4)}) {
-      const Error error = expect_error("alternating rows", [&] { layout::encode(factors, fixture.model, fixture.file.get(), {to, std::nullopt, false}); });
+      const Error error = expect_error("alternating rows", [&] {
+        layout::encode(factors, fixture.model, fixture.file.get(), {to, std::nullopt, false});
+      });
       EXPECT_EQ(error.code(), ErrorCode::LO_NO_FORM) << error.what();
       EXPECT_THAT(error.what(), ::testing::HasSubstr("model.layers.0.mlp.experts"));
     }

@@ -41,7 +41,8 @@ Matrix stacked(const Matrix& top, const Matrix& bottom) {
 ::testing::AssertionResult equal(const Matrix& want, const Matrix& got) {
   if (same_shape(want, got) && want.values == got.values) return ::testing::AssertionSuccess();
   return ::testing::AssertionFailure() << fmt::format("expected [{}, {}] {}, got [{}, {}] {}", want.rows, want.cols,
-      fmt::join(want.values, " "), got.rows, got.cols, fmt::join(got.values, " "));
+                                                      fmt::join(want.values, " "), got.rows, got.cols,
+                                                      fmt::join(got.values, " "));
 }
 
 constexpr const char* kExperts = "base_model.model.model.layers.0.mlp.experts";
@@ -111,7 +112,8 @@ const Matrix kT1[] = {matrix({{21, -12, -12}, {-23, 23, 14}, {24, 6, -12}, {19, 
 
 Scene natural_scene() {
   Scene scene({"mixtral", 3, 2, 3});
-  scene.adapter(Scene::slot("", generated_a(6, 3, 0), generated_b(4, 6, 0)), fused_config(2, {"mlp.experts.gate_up_proj"}));
+  scene.adapter(Scene::slot("", generated_a(6, 3, 0), generated_b(4, 6, 0)),
+                fused_config(2, {"mlp.experts.gate_up_proj"}));
   return scene;
 }
 
@@ -163,10 +165,14 @@ TEST(Fused, TurningRoundSwapsFactorsPerExpertNotTheWholeTensors) {
 TEST(PerExpert, FusingPutsGateAndUpOnTheDiagonal) {
   Scene scene({"mixtral", 2, 2, 2});
   const std::string experts = "base_model.model.model.layers.0.block_sparse_moe.experts.";
-  scene.adapter({{experts + "0.w1.lora_A.weight", matrix({{-3, 0}})}, {experts + "0.w1.lora_B.weight", matrix({{-1}, {4}})},
-                 {experts + "1.w1.lora_A.weight", matrix({{-4, -1}})}, {experts + "1.w1.lora_B.weight", matrix({{-4}, {1}})},
-                 {experts + "0.w3.lora_A.weight", matrix({{0, 3}})}, {experts + "0.w3.lora_B.weight", matrix({{3}, {-5}})},
-                 {experts + "1.w3.lora_A.weight", matrix({{-1, 2}})}, {experts + "1.w3.lora_B.weight", matrix({{0}, {5}})}},
+  scene.adapter({{experts + "0.w1.lora_A.weight", matrix({{-3, 0}})},
+                 {experts + "0.w1.lora_B.weight", matrix({{-1}, {4}})},
+                 {experts + "1.w1.lora_A.weight", matrix({{-4, -1}})},
+                 {experts + "1.w1.lora_B.weight", matrix({{-4}, {1}})},
+                 {experts + "0.w3.lora_A.weight", matrix({{0, 3}})},
+                 {experts + "0.w3.lora_B.weight", matrix({{3}, {-5}})},
+                 {experts + "1.w3.lora_A.weight", matrix({{-1, 2}})},
+                 {experts + "1.w3.lora_B.weight", matrix({{0}, {5}})}},
                 {{"r", 1}, {"lora_alpha", 1}, {"target_modules", {"w1", "w3"}}});
   const auto file = scene.converted(Layout::peft_fused);
   ASSERT_EQ(file->tensors().size(), 2u);
@@ -186,7 +192,8 @@ Scene square_scene(bool with_sibling) {
   std::vector<std::string> parameters = {"mlp.experts.down_proj"};
   if (with_sibling) {
     parameters.emplace_back("mlp.experts.gate_up_proj");
-    for (NewMatrix& sibling : Scene::slot(".base_layer", generated_a(2, 2, 0), generated_b(4, 2, 0))) tensors.push_back(std::move(sibling));
+    for (NewMatrix& sibling : Scene::slot(".base_layer", generated_a(2, 2, 0), generated_b(4, 2, 0)))
+      tensors.push_back(std::move(sibling));
   }
   scene.adapter(std::move(tensors), fused_config(1, std::move(parameters)));
   return scene;
@@ -208,7 +215,8 @@ TEST(Square, TheTwoReadingsAreTransposes) {
 
 TEST(Square, AloneItIsDoubtfulBesideASiblingItIsNot) {
   const auto warns = [](const Input& input) {
-    return std::ranges::any_of(input.reading.factors.warnings, [](const std::string& w) { return w.find("--orientation") != std::string::npos; });
+    return std::ranges::any_of(input.reading.factors.warnings,
+                               [](const std::string& w) { return w.find("--orientation") != std::string::npos; });
   };
   const Input alone = square_scene(false).read(), beside = square_scene(true).read();
   EXPECT_TRUE(warns(alone)) << "transformers 4 and 5 write this shape both ways";
@@ -223,7 +231,8 @@ TEST(Square, AloneItIsDoubtfulBesideASiblingItIsNot) {
 TEST(Square, AReversedSiblingTurnsIt) {
   Scene scene({"gpt_oss", 2, 2, 2});
   auto tensors = Scene::slot("", matrix({{1, 2}, {3, 4}}), matrix({{5, 6}, {7, 8}}));
-  for (NewMatrix& t : Scene::slot(".base_layer", generated_a(2, 4, 0), generated_b(2, 2, 0))) tensors.push_back(std::move(t));
+  for (NewMatrix& t : Scene::slot(".base_layer", generated_a(2, 4, 0), generated_b(2, 2, 0)))
+    tensors.push_back(std::move(t));
   scene.adapter(std::move(tensors), fused_config(1, {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}));
   EXPECT_TRUE(equal(transposed(matrix({{5, 10}, {7, 14}})), down(scene.library(), 0)));
 }
@@ -243,7 +252,8 @@ TEST(Unsloth, RepackingMovesColumns) {
   ReadOptions how;
   how.b_packing = BPacking::grouped_by_expert;
   const auto file = scene.converted(Layout::peft_fused, how);
-  const Matrix before = generated_b(4, 6, 0), after = matrix_of(*file, *file->find(std::string(kExperts) + ".lora_B.weight"));
+  const Matrix before = generated_b(4, 6, 0),
+               after = matrix_of(*file, *file->find(std::string(kExperts) + ".lora_B.weight"));
   const std::int64_t from[] = {0, 2, 4, 1, 3, 5};
   for (std::int64_t c = 0; c < 6; ++c) EXPECT_TRUE(equal(cols_of(before, from[c], 1), cols_of(after, c, 1))) << c;
 }
@@ -252,7 +262,8 @@ TEST(Unsloth, PackingsAgreeOnlyForOneExpertOrRankOne) {
   for (std::int64_t experts = 1; experts <= 3; ++experts) {
     for (std::int64_t rank = 1; rank <= 3; ++rank) {
       std::vector<ExpertFactors> factors;
-      for (std::int64_t e = 0; e < experts; ++e) factors.push_back({generated_a(rank, 3, e), generated_b(4, rank, 5 * e)});
+      for (std::int64_t e = 0; e < experts; ++e)
+        factors.push_back({generated_a(rank, 3, e), generated_b(4, rank, 5 * e)});
       const bool same = fuse(factors, false, false).b.values == fuse(factors, false, true).b.values;
       EXPECT_EQ(same, experts == 1 || rank == 1) << experts << " experts, rank " << rank;
     }
@@ -290,8 +301,10 @@ TEST(Fused, ShapesTellTheOrientation) {
   for (const bool reversed : {true, false}) {
     Scene scene({"mixtral", 8, 3, 2});
     auto tensors = Scene::slot(".base_layer", generated_a(4, reversed ? 6 : 8, 0), generated_b(reversed ? 8 : 6, 4, 0));
-    for (NewMatrix& t : Scene::slot("", generated_a(4, reversed ? 8 : 3, 1), generated_b(reversed ? 3 : 8, 4, 1))) tensors.push_back(std::move(t));
-    scene.adapter(std::move(tensors), fused_config(2, {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}, reversed ? "0.18.1" : "0.21.2"));
+    for (NewMatrix& t : Scene::slot("", generated_a(4, reversed ? 8 : 3, 1), generated_b(reversed ? 3 : 8, 4, 1)))
+      tensors.push_back(std::move(t));
+    scene.adapter(std::move(tensors), fused_config(2, {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"},
+                                                   reversed ? "0.18.1" : "0.21.2"));
     EXPECT_EQ(scene.read().reading.layout, reversed ? Layout::peft_fused_0_18 : Layout::peft_fused);
     EXPECT_NO_THROW(compare_factors(scene.oracle(), scene.library()));
   }
@@ -311,8 +324,9 @@ TEST(Slots, TheConfigAndTheShapesSayWhichParameterALoneSlotIs) {
 
 TEST(Slots, TheOrderOfTheListMeansNothing) {
   std::optional<OracleFactors> first;
-  for (const std::vector<std::string>& order : {std::vector<std::string>{"mlp.experts.gate_up_proj", "mlp.experts.down_proj"},
-                                                std::vector<std::string>{"mlp.experts.down_proj", "mlp.experts.gate_up_proj"}}) {
+  for (const std::vector<std::string>& order :
+       {std::vector<std::string>{"mlp.experts.gate_up_proj", "mlp.experts.down_proj"},
+        std::vector<std::string>{"mlp.experts.down_proj", "mlp.experts.gate_up_proj"}}) {
     Scene scene({"mixtral", 8, 3, 2});
     auto tensors = Scene::slot(".base_layer", generated_a(4, 8, 0), generated_b(6, 4, 0));
     for (NewMatrix& t : Scene::slot("", generated_a(4, 3, 1), generated_b(8, 4, 1))) tensors.push_back(std::move(t));
@@ -397,7 +411,8 @@ TEST(PerExpert, AMissingExpertIsZeroAndShiftsNobody) {
   const OracleFactors after = scene.oracle({}, "converted");
   EXPECT_NO_THROW(compare_factors(before, after));
   EXPECT_TRUE(equal(Matrix(4, 5), after.at("model.layers.0.mlp.experts.1.gate").delta()));
-  EXPECT_TRUE(equal(before.at("model.layers.0.mlp.experts.2.down").delta(), after.at("model.layers.0.mlp.experts.2.down").delta()));
+  EXPECT_TRUE(equal(before.at("model.layers.0.mlp.experts.2.down").delta(),
+                    after.at("model.layers.0.mlp.experts.2.down").delta()));
 }
 
 TEST(PerExpert, SharedExpertsAreNotFused) {
@@ -424,7 +439,8 @@ TEST(PerExpert, ExpertTenFollowsExpertNine) {
     const auto more = per_expert(fmt::format("model.layers.{}.block_sparse_moe.experts", layer), {"w2"}, all, 2, model);
     tensors.insert(tensors.end(), more.begin(), more.end());
   }
-  scene.adapter(std::move(tensors), {{"r", 2}, {"lora_alpha", 2}, {"target_modules", {"w2"}}, {"layers_to_transform", nullptr}});
+  scene.adapter(std::move(tensors),
+                {{"r", 2}, {"lora_alpha", 2}, {"target_modules", {"w2"}}, {"layers_to_transform", nullptr}});
   scene.converted(Layout::peft_fused);
   EXPECT_NO_THROW(compare_factors(scene.oracle(), scene.oracle({}, "converted")));
   std::vector<std::string> order;

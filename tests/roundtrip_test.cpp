@@ -24,7 +24,8 @@ constexpr Family kFamilies[] = {
     {"olmoe", "mlp.experts", "mlp.experts", "gate_proj", "up_proj", "down_proj"},
     {"flex_olmo", "mlp.experts", "mlp.experts", "gate_proj", "up_proj", "down_proj"},
 };
-constexpr Layout kFusedLayouts[] = {Layout::peft_fused, Layout::peft_fused_0_19_0, Layout::peft_fused_0_18, Layout::unsloth_grouped};
+constexpr Layout kFusedLayouts[] = {Layout::peft_fused, Layout::peft_fused_0_19_0, Layout::peft_fused_0_18,
+                                    Layout::unsloth_grouped};
 constexpr Dtype kDtypes[] = {Dtype::f32, Dtype::bf16, Dtype::f16};
 
 // What is random about an adapter. Values are halves of small odd numbers: exact in every dtype, never zero.
@@ -52,7 +53,8 @@ class Dice {
 TinyModel random_model(Dice& dice, const Family& family) {
   // Either more than ten layers or more than ten experts: numbers must not be sorted as text.
   const bool many_layers = dice.coin(8), many_experts = !many_layers && dice.coin(3);
-  TinyModel model{family.model_type, 0, 0, many_experts ? dice.roll(11, 12) : dice.roll(5, 6), many_layers ? 11 : dice.roll(1, 2)};
+  TinyModel model{family.model_type, 0, 0, many_experts ? dice.roll(11, 12) : dice.roll(5, 6),
+                  many_layers ? 11 : dice.roll(1, 2)};
   model.intermediate = dice.roll(13, 16);
   model.hidden = dice.roll(17, 23);
   return model;
@@ -63,8 +65,12 @@ ModelFacts facts_for(const TinyModel& model) {
 }
 
 Json base_config(Dice& dice, std::int64_t r) {
-  return {{"peft_type", "LORA"}, {"r", r}, {"lora_alpha", dice.roll(1, 9)}, {"use_rslora", dice.coin(3)},
-          {"rank_pattern", Json::object()}, {"alpha_pattern", Json::object()}};
+  return {{"peft_type", "LORA"},
+          {"r", r},
+          {"lora_alpha", dice.roll(1, 9)},
+          {"use_rslora", dice.coin(3)},
+          {"rank_pattern", Json::object()},
+          {"alpha_pattern", Json::object()}};
 }
 
 struct Random {
@@ -90,14 +96,16 @@ std::int64_t drawn(Dice& dice, std::map<std::string, std::int64_t>& known, Sprea
 
 // An adapter of transformers 4: experts may be missing, projections adapted in part, ranks and alphas unequal.
 Random random_per_expert(Dice& dice) {
-  constexpr Spread spreads[] = {Spread::none, Spread::none, Spread::by_projection, Spread::by_layer, Spread::by_expert, Spread::free};
+  constexpr Spread spreads[] = {Spread::none,     Spread::none,      Spread::by_projection,
+                                Spread::by_layer, Spread::by_expert, Spread::free};
   const Family& family = dice.pick(kFamilies);
   Random random{random_model(dice, family), {}, base_config(dice, dice.roll(2, 4)), dice.pick(kDtypes)};
   const TinyModel& model = random.model;
   const bool tied = dice.coin(3), some_missing = dice.coin(3);
   const int parts = dice.coin(2) ? 7 : dice.roll(1, 7);  // bits: gate, up, down
   Spread ranks = dice.pick(spreads), alphas = dice.pick(spreads);
-  if (model.layers > 3 && ranks == Spread::free) ranks = Spread::by_layer;  // hundreds of patterns: slow, and nothing new
+  if (model.layers > 3 && ranks == Spread::free)
+    ranks = Spread::by_layer;  // hundreds of patterns: slow, and nothing new
   if (model.layers > 3 && alphas == Spread::free) alphas = Spread::by_layer;
   std::map<std::string, std::int64_t> rank_of, alpha_of;
   std::vector<std::string> targets;
@@ -109,7 +117,8 @@ Random random_per_expert(Dice& dice) {
         if (!(parts & bit)) continue;
         const std::string name = fmt::format("model.layers.{}.{}.{}.{}", layer, family.v4_experts, expert, projection);
         const std::int64_t r = drawn(dice, rank_of, ranks, random.config.at("r"), projection, layer, expert);
-        const std::int64_t alpha = drawn(dice, alpha_of, alphas, random.config.at("lora_alpha"), projection, layer, expert);
+        const std::int64_t alpha =
+            drawn(dice, alpha_of, alphas, random.config.at("lora_alpha"), projection, layer, expert);
         if (r != random.config.at("r")) random.config["rank_pattern"][name] = r;
         if (alpha != random.config.at("lora_alpha")) random.config["alpha_pattern"][name] = alpha;
         const bool is_down = bit == 4;
@@ -117,12 +126,14 @@ Random random_per_expert(Dice& dice) {
         if (bit == 1) gate_a = a;
         if (bit == 2 && tied && gate_a.rows == r) a = gate_a;
         random.tensors.push_back({"base_model.model." + name + ".lora_A.weight", std::move(a)});
-        random.tensors.push_back({"base_model.model." + name + ".lora_B.weight", dice.matrix(is_down ? model.hidden : model.intermediate, r)});
+        random.tensors.push_back({"base_model.model." + name + ".lora_B.weight",
+                                  dice.matrix(is_down ? model.hidden : model.intermediate, r)});
         targets.push_back(name);
       }
     }
     const std::string query = fmt::format("model.layers.{}.self_attn.q_proj", layer);
-    random.tensors.push_back({"base_model.model." + query + ".lora_A.weight", dice.matrix(random.config.at("r"), model.hidden)});
+    random.tensors.push_back(
+        {"base_model.model." + query + ".lora_A.weight", dice.matrix(random.config.at("r"), model.hidden)});
     random.tensors.push_back({"base_model.model." + query + ".lora_B.weight", dice.matrix(6, random.config.at("r"))});
     targets.push_back(query);
   }
@@ -178,9 +189,8 @@ double rounding(Dtype dtype) { return dtype == Dtype::f32 ? 0x1p-23 : dtype == D
 
 // Where a scale moved into B, by a power of two, the way back gives the same function in other numbers.
 bool same_scales(const OracleFactors& want, const OracleFactors& got) {
-  return std::ranges::all_of(want, [&](const auto& entry) {
-    return std::abs(entry.second.scale - got.at(entry.first).scale) < 1e-12;
-  });
+  return std::ranges::all_of(
+      want, [&](const auto& entry) { return std::abs(entry.second.scale - got.at(entry.first).scale) < 1e-12; });
 }
 
 OracleOptions how(Layout layout, const ModelFacts& facts) {
@@ -230,7 +240,8 @@ RC_GTEST_PROP(Roundtrip, PerExpertThroughEveryFusedLayoutAndBack, ()) {
       const OracleAdapter unfused = read_oracle(back, facts);
       require(unfused.problems.empty(), unfused.problems.empty() ? "" : unfused.problems.front());
       compare_factors(fused.factors, unfused.factors);
-      if (!rounded && same_scales(want.factors, fused.factors)) compare_bytes(*weights_in(folder / "v4"), *weights_in(back));
+      if (!rounded && same_scales(want.factors, fused.factors))
+        compare_bytes(*weights_in(folder / "v4"), *weights_in(back));
     }
   });
 }

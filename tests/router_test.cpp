@@ -1,5 +1,5 @@
-// LoRA on routers: a module in transformers 4, a parameter in 5, often under one name. Without experts nothing else tells the
-// layouts apart, so the config alone says whether the file was converted.
+// LoRA on routers: a module in transformers 4, a parameter in 5, often under one name. Without experts nothing else
+// tells the layouts apart, so the config alone says whether the file was converted.
 #include <gtest/gtest.h>
 
 #include "peft/execute.h"
@@ -10,14 +10,15 @@ namespace peft::testing {
 namespace {
 
 struct Router {
-  const char *model, *v4, *v5;   // a golden model of transformers 4, the router's name in each generation
+  const char *model, *v4, *v5;  // a golden model of transformers 4, the router's name in each generation
 };
 
 void PrintTo(const Router& router, std::ostream* out) { *out << router.model; }
 
 class RouterAlone : public ::testing::TestWithParam<Router> {};
 
-Json convert_to(Layout to, const std::filesystem::path& from, const std::filesystem::path& out, const std::string& base) {
+Json convert_to(Layout to, const std::filesystem::path& from, const std::filesystem::path& out,
+                const std::string& base) {
   ConvertOptions options{{}, to, std::nullopt, false};
   options.input.base = base;
   execute(plan_convert(load(from, options.input), options), out, {.threads = 1, .sync = false});
@@ -28,16 +29,21 @@ TEST_P(RouterAlone, IsAParameterInFiveAndAModuleAgainInFour) {
   const std::string base = std::string(PEFT_SOURCE_DIR "/tests/golden/models/") + GetParam().model, v4 = GetParam().v4;
   const Json facts = read_json(std::filesystem::path(base) / "config.json");
   const std::int64_t hidden = facts.at("hidden_size"), rank = 3;
-  const std::int64_t experts = facts.contains("num_local_experts") ? facts.at("num_local_experts") : facts.at("num_experts");
+  const std::int64_t experts =
+      facts.contains("num_local_experts") ? facts.at("num_local_experts") : facts.at("num_experts");
   const TemporaryFolder folder;
   Draw draw(5);
   const auto pair = [&](const std::string& module, std::int64_t out) {
-    return std::vector{stored("base_model.model.model.layers.0." + module + ".lora_A.weight", "F32", draw.matrix(rank, hidden, 1, 9)),
-                       stored("base_model.model.model.layers.0." + module + ".lora_B.weight", "F32", draw.matrix(out, rank, 1, 9))};
+    return std::vector{
+        stored("base_model.model.model.layers.0." + module + ".lora_A.weight", "F32", draw.matrix(rank, hidden, 1, 9)),
+        stored("base_model.model.model.layers.0." + module + ".lora_B.weight", "F32", draw.matrix(out, rank, 1, 9))};
   };
   std::vector<Stored> tensors = pair(v4, experts);
   const std::string leaf = v4.substr(v4.rfind('.') + 1);
-  write_lora(folder / "v4", lora_config(rank, 6, {{"target_modules", {leaf}}, {"layers_to_transform", {0}}, {"peft_version", "0.18.1"}}), tensors);
+  write_lora(
+      folder / "v4",
+      lora_config(rank, 6, {{"target_modules", {leaf}}, {"layers_to_transform", {0}}, {"peft_version", "0.18.1"}}),
+      tensors);
 
   const Json v5 = convert_to(Layout::peft_fused, folder / "v4", folder / "v5", base);
   EXPECT_TRUE(v5.at("target_modules").empty()) << v5;
@@ -54,8 +60,10 @@ TEST_P(RouterAlone, IsAParameterInFiveAndAModuleAgainInFour) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, RouterAlone,
-                         ::testing::Values(Router{"qwen3_moe-v4", "mlp.gate", "mlp.gate"}, Router{"qwen2_moe-v4", "mlp.gate", "mlp.gate"},
-                                           Router{"olmoe-v4", "mlp.gate", "mlp.gate"}, Router{"mixtral-v4", "block_sparse_moe.gate", "mlp.gate"},
+                         ::testing::Values(Router{"qwen3_moe-v4", "mlp.gate", "mlp.gate"},
+                                           Router{"qwen2_moe-v4", "mlp.gate", "mlp.gate"},
+                                           Router{"olmoe-v4", "mlp.gate", "mlp.gate"},
+                                           Router{"mixtral-v4", "block_sparse_moe.gate", "mlp.gate"},
                                            Router{"phimoe-v4", "block_sparse_moe.gate", "mlp.router"}));
 
 }  // namespace

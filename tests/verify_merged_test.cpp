@@ -9,8 +9,8 @@
 #include <functional>
 
 #include "execute/element.h"
-#include "peft/execute.h"
 #include "peft/error.h"
+#include "peft/execute.h"
 #include "peft/low_rank.h"
 #include "peft/weights.h"
 #include "support/golden.h"
@@ -55,7 +55,8 @@ std::vector<double> values_of(const TensorFile& file, const TensorInfo& tensor) 
   const auto bytes = file.bytes(tensor);
   const auto width = static_cast<std::size_t>(info(tensor.dtype).bits / 8);
   std::vector<double> values;
-  for (std::size_t at = 0; at < bytes.size(); at += width) values.push_back(execution::load_element(tensor.dtype, bytes.data() + at));
+  for (std::size_t at = 0; at < bytes.size(); at += width)
+    values.push_back(execution::load_element(tensor.dtype, bytes.data() + at));
   return values;
 }
 
@@ -63,7 +64,8 @@ Loose read_loose(const fs::path& folder, Dtype dtype) {
   const Checkpoint checkpoint = Checkpoint::open(folder.string());
   Loose model{{}, dtype};
   for (const auto& entry : checkpoint.tensors()) {
-    model.tensors.push_back({std::string(entry.tensor->name), {entry.tensor->shape.begin(), entry.tensor->shape.end()},
+    model.tensors.push_back({std::string(entry.tensor->name),
+                             {entry.tensor->shape.begin(), entry.tensor->shape.end()},
                              values_of(*checkpoint.files()[entry.file], *entry.tensor)});
   }
   return model;
@@ -85,12 +87,14 @@ class Golden {
     base_.write(folder.path() / "base", model_ / "config.json");
     options_.merge.base = folder / "base";
     options_.merge.adapters = {{(c.folder / "adapter").string(), 1}};
-    if (fs::exists(c.folder / "adapter/other")) options_.merge.adapters.push_back({(c.folder / "adapter/other").string(), 1});
+    if (fs::exists(c.folder / "adapter/other"))
+      options_.merge.adapters.push_back({(c.folder / "adapter/other").string(), 1});
   }
   Loose merged(const std::string& answer) const {
     Loose model = base_;
     const auto file = TensorFile::open((case_.folder / "expected" / answer).string());
-    for (const TensorInfo& tensor : file->tensors()) model.at(std::string(tensor.name)).values = values_of(*file, tensor);
+    for (const TensorInfo& tensor : file->tensors())
+      model.at(std::string(tensor.name)).values = values_of(*file, tensor);
     return model;
   }
   VerifyMergedReport verify(const Loose& model) {
@@ -129,7 +133,8 @@ TEST(VerifyMerged, what_peft_merged_is_merged_and_the_exact_sum_is_exact) {
     if (fs::exists(c.folder / "expected/merged_safe.safetensors")) {
       Loose safe = golden.merged("merged.safetensors");
       const auto file = TensorFile::open((c.folder / "expected/merged_safe.safetensors").string());
-      for (const TensorInfo& tensor : file->tensors()) safe.at(std::string(tensor.name)).values = values_of(*file, tensor);
+      for (const TensorInfo& tensor : file->tensors())
+        safe.at(std::string(tensor.name)).values = values_of(*file, tensor);
       const VerifyMergedReport report = golden.verify(safe);
       EXPECT_TRUE(report.same) << c.id << "\n" << all_of(report);
       EXPECT_GT(report.bounds.two_roundings, 0u) << c.id << ": two roundings are said";
@@ -148,7 +153,8 @@ TEST(VerifyMerged, the_base_itself_is_not_merged_and_every_changed_tensor_is_nam
     const VerifyMergedReport report = golden.verify(golden.base());
     EXPECT_FALSE(report.same) << c.id;
     EXPECT_GE(static_cast<std::size_t>(report.num_differences), c.json["expect"]["changed"].size()) << c.id;
-    for (const auto& difference : report.differences) EXPECT_EQ(difference.kind, "not_merged") << c.id << " " << difference.tensor << difference.what;
+    for (const auto& difference : report.differences)
+      EXPECT_EQ(difference.kind, "not_merged") << c.id << " " << difference.tensor << difference.what;
   }
 }
 
@@ -174,7 +180,8 @@ TEST(VerifyMerged, another_scale_is_estimated) {
 }
 
 const Case* find_case(const std::vector<Case>& list, const std::string& id) {
-  const auto at = std::find_if(list.begin(), list.end(), [&](const Case& c) { return c.id == "merge/" + id || c.id == id; });
+  const auto at =
+      std::find_if(list.begin(), list.end(), [&](const Case& c) { return c.id == "merge/" + id || c.id == id; });
   return at == list.end() ? nullptr : &*at;
 }
 
@@ -189,7 +196,8 @@ TEST(VerifyMerged, one_expert_one_adapter_one_foreign_change_and_one_missing_ten
   auto& broken = model.at(down);
   const auto& plain = const_cast<Loose&>(golden.base()).at(down);
   const std::size_t per_expert = broken.values.size() / static_cast<std::size_t>(broken.shape[0]);
-  std::copy_n(plain.values.begin() + static_cast<std::ptrdiff_t>(2 * per_expert), per_expert, broken.values.begin() + static_cast<std::ptrdiff_t>(2 * per_expert));
+  std::copy_n(plain.values.begin() + static_cast<std::ptrdiff_t>(2 * per_expert), per_expert,
+              broken.values.begin() + static_cast<std::ptrdiff_t>(2 * per_expert));
   VerifyMergedReport report = golden.verify(model);
   ASSERT_EQ(report.num_differences, 1) << all_of(report);
   EXPECT_EQ(report.differences[0].kind, "not_merged");
@@ -247,17 +255,21 @@ TEST(VerifyMerged, the_other_generation_s_names) {
     const bool down = tensor.name.ends_with("down_proj");
     const std::int64_t rows = down ? tensor.shape[1] : tensor.shape[1] / 2, cols = tensor.shape[2];
     for (std::int64_t e = 0; e < tensor.shape[0]; ++e) {
-      for (const std::string& projection : down ? std::vector<std::string>{"down_proj"} : std::vector<std::string>{"gate_proj", "up_proj"}) {
+      for (const std::string& projection :
+           down ? std::vector<std::string>{"down_proj"} : std::vector<std::string>{"gate_proj", "up_proj"}) {
         const std::int64_t first = (e * tensor.shape[1] + (projection == "up_proj" ? rows : 0)) * cols;
-        v4.tensors.push_back({tensor.name.substr(0, at) + ".mlp.experts." + std::to_string(e) + "." + projection + ".weight", {rows, cols},
-                              {tensor.values.begin() + first, tensor.values.begin() + first + rows * cols}});
+        v4.tensors.push_back(
+            {tensor.name.substr(0, at) + ".mlp.experts." + std::to_string(e) + "." + projection + ".weight",
+             {rows, cols},
+             {tensor.values.begin() + first, tensor.values.begin() + first + rows * cols}});
       }
     }
   }
   VerifyMergedReport report = golden.verify(v4);
   EXPECT_TRUE(report.same) << all_of(report);
   EXPECT_GT(report.bounds.all(), 0u);
-  v4.at("model.layers.0.mlp.experts.3.up_proj.weight").values = std::vector<double>(v4.at("model.layers.0.mlp.experts.3.up_proj.weight").values.size(), 0.25);
+  v4.at("model.layers.0.mlp.experts.3.up_proj.weight").values =
+      std::vector<double>(v4.at("model.layers.0.mlp.experts.3.up_proj.weight").values.size(), 0.25);
   report = golden.verify(v4);
   ASSERT_EQ(report.num_differences, 1) << all_of(report);
   EXPECT_THAT(report.differences[0].tensor, HasSubstr("experts.3"));
@@ -328,7 +340,8 @@ TEST(Extract, finds_the_rank_in_fp32_and_leaves_out_what_did_not_change) {
   options.modules_to_save = {"norm"};
   const LowRankResult saved = plan_extract(options);
   const auto& tensors = saved.plan.files[0].tensors;
-  EXPECT_TRUE(std::any_of(tensors.begin(), tensors.end(), [](const PlannedTensor& t) { return t.name == "base_model.model.model.norm.weight"; }));
+  EXPECT_TRUE(std::any_of(tensors.begin(), tensors.end(),
+                          [](const PlannedTensor& t) { return t.name == "base_model.model.model.norm.weight"; }));
 }
 
 }  // namespace

@@ -55,7 +55,9 @@ std::vector<std::pair<std::string, std::string>> forms() {
     pairs.emplace_back(name, json.at("forms").at("v4").get<std::string>());
   }
   std::sort(pairs.begin(), pairs.end());
-  std::erase_if(pairs, [](const auto& pair) { return !fs::exists(golden_root() / "models" / pair.first) || !fs::exists(golden_root() / "models" / pair.second); });
+  std::erase_if(pairs, [](const auto& pair) {
+    return !fs::exists(golden_root() / "models" / pair.first) || !fs::exists(golden_root() / "models" / pair.second);
+  });
   return pairs;
 }
 

@@ -21,11 +21,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 struct Case {
-  std::int64_t rows, in, out;   // rows: of each expert
+  std::int64_t rows, in, out;  // rows: of each expert
 };
-// gate and up, and down, of the model of the other benchmarks at prefills of 16 to 2048 tokens, top-8; then Qwen3-30B-A3B's at 512.
-constexpr Case kCases[] = {{2, 512, 512},  {16, 512, 512},  {64, 512, 512},   {256, 512, 512}, {2, 256, 512},
-                           {16, 256, 512}, {64, 256, 512},  {256, 256, 512},  {32, 2048, 1536}, {32, 768, 2048}};
+// gate and up, and down, of the model of the other benchmarks at prefills of 16 to 2048 tokens, top-8; then
+// Qwen3-30B-A3B's at 512.
+constexpr Case kCases[] = {{2, 512, 512},  {16, 512, 512}, {64, 512, 512},  {256, 512, 512},  {2, 256, 512},
+                           {16, 256, 512}, {64, 256, 512}, {256, 256, 512}, {32, 2048, 1536}, {32, 768, 2048}};
 
 template <class Body>
 double once(const Body& body) {
@@ -35,8 +36,10 @@ double once(const Body& body) {
 }
 
 void compare(const Case& c, std::int64_t experts, at::ScalarType dtype, double seconds) {
-  const at::Tensor x = at::randn({experts * c.rows, c.in}).to(dtype), weight = at::randn({experts, c.out, c.in}).to(dtype);
-  const auto groups = peft::nn::group_by_expert(at::arange(experts, at::kLong).repeat_interleave(c.rows).unsqueeze(1), experts);
+  const at::Tensor x = at::randn({experts * c.rows, c.in}).to(dtype),
+                   weight = at::randn({experts, c.out, c.in}).to(dtype);
+  const auto groups =
+      peft::nn::group_by_expert(at::arange(experts, at::kLong).repeat_interleave(c.rows).unsqueeze(1), experts);
   const at::Tensor turned = weight.transpose(1, 2);
   const auto ours = [&] { return peft::nn::grouped_linear(x, weight, groups); };
   const auto theirs = [&] { return at::_grouped_mm(x, turned, groups.ends); };
@@ -48,8 +51,9 @@ void compare(const Case& c, std::int64_t experts, at::ScalarType dtype, double s
     real = std::min(real, once(theirs));
   }
   const double work = 2e-9 * static_cast<double>(experts * c.rows * c.in * c.out);
-  std::printf("%4lld rows  %4lld -> %4lld  %-8s  ours %6.1f  _grouped_mm %6.1f GFLOP/s  %.2f x  (differ by %.1e)\n", static_cast<long long>(c.rows),
-              static_cast<long long>(c.in), static_cast<long long>(c.out), at::toString(dtype), work / mine, work / real, real / mine, difference);
+  std::printf("%4lld rows  %4lld -> %4lld  %-8s  ours %6.1f  _grouped_mm %6.1f GFLOP/s  %.2f x  (differ by %.1e)\n",
+              static_cast<long long>(c.rows), static_cast<long long>(c.in), static_cast<long long>(c.out),
+              at::toString(dtype), work / mine, work / real, real / mine, difference);
 }
 
 }  // namespace

@@ -2,8 +2,8 @@
 //
 //   bench_load DIR [--rounds N] [--threads N]
 //
-// Last lines: the smallest times in milliseconds, their ratio, and the peak of resident memory over the checkpoint's size
-// (of loading alone, once, before anything else).
+// Last lines: the smallest times in milliseconds, their ratio, and the peak of resident memory over the checkpoint's
+// size (of loading alone, once, before anything else).
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <fcntl.h>
@@ -69,7 +69,8 @@ int main(int argc, char** argv) {
   if (argc < 2) return 2;
   const std::string folder = argv[1];
   int rounds = 5, threads = 1;
-  for (int i = 2; i + 1 < argc; i += 2) (std::string(argv[i]) == "--rounds" ? rounds : threads) = std::atoi(argv[i + 1]);
+  for (int i = 2; i + 1 < argc; i += 2)
+    (std::string(argv[i]) == "--rounds" ? rounds : threads) = std::atoi(argv[i + 1]);
   at::set_num_threads(threads);
   const auto files = weight_files(folder);
   double mib = 0;
@@ -84,7 +85,7 @@ int main(int argc, char** argv) {
     load = std::min(load, once([&] { peft::nn::load_model(folder, {.threads = threads}); }));
     read = std::min(read, once([&] { read_all(files); }));
   }
-  std::printf("checkpoint %.1f MiB, load %.1f ms, read %.1f ms, ratio %.3f, anonymous memory of the model %.1f MiB\n", mib, load, read,
-              load / read, anonymous);
+  std::printf("checkpoint %.1f MiB, load %.1f ms, read %.1f ms, ratio %.3f, anonymous memory of the model %.1f MiB\n",
+              mib, load, read, load / read, anonymous);
   return 0;
 }

@@ -1,18 +1,18 @@
 // Decode and prefill with LoRA on experts against the same model without. One table line each: milliseconds and ratio.
 //
-//   bench_lora [--threads N] [--seconds S] [--rank R] [--dtype float32|bfloat16] [--hidden H --inter I --experts E --layers L]
+//   bench_lora [--threads N] [--seconds S] [--rank R] [--dtype float32|bfloat16] [--hidden H --inter I --experts E
+//   --layers L]
 //
-// The model is that of ../shared/tools/bench/peft_forward_train.py: Qwen3-MoE, H 512, I 256, 64 experts, top-8, 4 layers.
-// Base and LoRA take turns within one run; the smallest CPU time of each counts.
+// The model is that of ../shared/tools/bench/peft_forward_train.py: Qwen3-MoE, H 512, I 256, 64 experts, top-8, 4
+// layers. Base and LoRA take turns within one run; the smallest CPU time of each counts.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
-#include <ctime>
-
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -97,7 +97,7 @@ void compare(const char* what, std::vector<Model>& all, double seconds, const st
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::map<std::string, std::string> o = {{"threads", "1"}, {"seconds", "4"}, {"rank", "8"}, {"dtype", "float32"},
+  std::map<std::string, std::string> o = {{"threads", "1"},  {"seconds", "4"}, {"rank", "8"},     {"dtype", "float32"},
                                           {"hidden", "512"}, {"inter", "256"}, {"experts", "64"}, {"layers", "4"}};
   for (int i = 1; i + 1 < argc; i += 2) o[argv[i] + 2] = argv[i + 1];
   at::set_num_threads(std::atoi(o["threads"].c_str()));
@@ -107,7 +107,8 @@ int main(int argc, char** argv) {
   at::manual_seed(1);
   const at::Tensor context = at::randint(4096, {1, 32}, at::kLong), token = at::randint(4096, {1, 1}, at::kLong);
   const at::Tensor prompt = at::randint(4096, {1, 512}, at::kLong);
-  compare("prefill", all, seconds, [&](Model& m) { m.forward({.ids = prompt, .mask = {}, .positions = {}, .logits_to_keep = 1}); });
+  compare("prefill", all, seconds,
+          [&](Model& m) { m.forward({.ids = prompt, .mask = {}, .positions = {}, .logits_to_keep = 1}); });
   int steps = 0;
   compare("decode", all, seconds, [&](Model& m) {
     if (!m.cache || ++steps % 256 == 0) {

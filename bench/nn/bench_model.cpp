@@ -6,7 +6,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
-
 #include <time.h>
 
 #include <algorithm>
@@ -56,18 +55,23 @@ void measure(const char* what, double seconds, const std::function<void()>& body
 
 int main(int argc, char** argv) {
   if (argc < 2) return std::fprintf(stderr, "bench_model FOLDER [--threads N] ...\n"), 2;
-  std::map<std::string, std::string> o = {{"threads", "1"}, {"seconds", "3"}, {"dtype", "float32"}, {"tokens", "512"}, {"context", "32"}};
+  std::map<std::string, std::string> o = {
+      {"threads", "1"}, {"seconds", "3"}, {"dtype", "float32"}, {"tokens", "512"}, {"context", "32"}};
   for (int i = 2; i + 1 < argc; i += 2) o[argv[i] + 2] = argv[i + 1];
   at::set_num_threads(std::atoi(o["threads"].c_str()));
   processor_time = o["threads"] == "1";
   const double seconds = std::atof(o["seconds"].c_str());
   const at::ScalarType dtype = o["dtype"] == "bfloat16" ? at::kBFloat16 : at::kFloat;
   std::shared_ptr<peft::nn::CausalLM> model;
-  std::printf("load %.4f 0\n", milliseconds([&] { model = peft::nn::load_model(argv[1], {.dtype = dtype, .threads = std::atoi(o["threads"].c_str())}); }));
+  std::printf("load %.4f 0\n", milliseconds([&] {
+                model = peft::nn::load_model(argv[1], {.dtype = dtype, .threads = std::atoi(o["threads"].c_str())});
+              }));
   const c10::NoGradGuard no_gradients;
-  const std::int64_t vocabulary = model->vocab_size(), tokens = std::atoll(o["tokens"].c_str()), context = std::atoll(o["context"].c_str());
+  const std::int64_t vocabulary = model->vocab_size(), tokens = std::atoll(o["tokens"].c_str()),
+                     context = std::atoll(o["context"].c_str());
   at::manual_seed(1);
-  const at::Tensor prompt = at::randint(vocabulary, {1, tokens}, at::kLong), token = at::randint(vocabulary, {1, 1}, at::kLong);
+  const at::Tensor prompt = at::randint(vocabulary, {1, tokens}, at::kLong),
+                   token = at::randint(vocabulary, {1, 1}, at::kLong);
   measure("prefill", seconds, [&] { model->forward({.ids = prompt, .logits_to_keep = 1}, {}); });
   peft::nn::CachePtr cache;
   int steps = 0;

@@ -14,14 +14,14 @@ namespace peft {
 // A folder with adapter_config.json and adapter_model.safetensors. Headers and config only; no tensor is read.
 struct Adapter {
   std::string folder;
-  std::string name;                            // "default", or the subfolder of a further adapter
+  std::string name;  // "default", or the subfolder of a further adapter
   AdapterConfig config;
   std::shared_ptr<const TensorFile> weights;
-  std::vector<std::string> side_files;         // README.md, tokenizer, chat template: names inside folder, to be copied
+  std::vector<std::string> side_files;  // README.md, tokenizer, chat template: names inside folder, to be copied
 };
 
 struct AdapterOptions {
-  std::string adapter_name;                    // "" = the one in the folder itself
+  std::string adapter_name;  // "" = the one in the folder itself
   OpenOptions open;
 };
 Adapter open(const std::string& folder, const AdapterOptions& options = {});
@@ -32,13 +32,14 @@ std::string resolve_path(const std::string& path_or_repo);
 
 // The place of a factor in the model, independent of layout and generation.
 struct Site {
-  std::string module;                          // v5 path of a dense module ("….self_attn.q_proj") or of the experts ("….mlp.experts")
-  std::string parameter;                       // set for LoRA on an nn.Parameter that is not per expert: "weight" of a router, "gate_up_proj_bias"
-  std::int64_t expert = -1;                    // -1: not an expert
-  Projection projection = Projection::none;    // of an expert
+  std::string module;  // v5 path of a dense module ("….self_attn.q_proj") or of the experts ("….mlp.experts")
+  std::string
+      parameter;  // set for LoRA on an nn.Parameter that is not per expert: "weight" of a router, "gate_up_proj_bias"
+  std::int64_t expert = -1;                  // -1: not an expert
+  Projection projection = Projection::none;  // of an expert
   auto operator<=>(const Site&) const = default;
 };
-std::string describe(const Site& site);        // "model.layers.0.mlp.experts.7.gate"
+std::string describe(const Site& site);  // "model.layers.0.mlp.experts.7.gate"
 
 enum class FactorKind : std::uint8_t { linear, embedding };
 
@@ -48,33 +49,33 @@ struct Factor {
   FactorKind kind = FactorKind::linear;
   std::int64_t out = 0, in = 0, rank = 0;
   double scale = 1;
-  View a;                                      // [rank, in]
-  View b;                                      // [out, rank]
+  View a;  // [rank, in]
+  View b;  // [out, rank]
 };
 
 // A tensor that is carried along whole under its module's name.
 enum class ExtraKind : std::uint8_t {
-  magnitude,        // DoRA: lora_magnitude_vector
-  lora_bias,        // lora_B.bias
-  saved_module,     // modules_to_save, save_embedding_layers: the module's own weight or bias
-  token_delta,      // token_adapter.trainable_tokens_delta
-  base_bias,        // bias="all" / "lora_only"
+  magnitude,     // DoRA: lora_magnitude_vector
+  lora_bias,     // lora_B.bias
+  saved_module,  // modules_to_save, save_embedding_layers: the module's own weight or bias
+  token_delta,   // token_adapter.trainable_tokens_delta
+  base_bias,     // bias="all" / "lora_only"
 };
 struct Extra {
   ExtraKind kind;
-  Site site;                                   // module, or the expert's projection
-  std::string suffix;                          // what follows the module in the key: "lora_magnitude_vector", "weight"
+  Site site;           // module, or the expert's projection
+  std::string suffix;  // what follows the module in the key: "lora_magnitude_vector", "weight"
   std::uint32_t tensor = 0;
 };
 
 // How many experts a layer has, where factors are absent for some: a fused tensor tells, single factors do not.
 struct ExpertCount {
-  std::string module;                          // v5 path of the experts
+  std::string module;  // v5 path of the experts
   std::int64_t count = 0;
 };
 
 struct Factors {
-  std::vector<Factor> factors;                 // in natural order of their modules (layer 10 after 9), then by expert and projection
+  std::vector<Factor> factors;  // in natural order of their modules (layer 10 after 9), then by expert and projection
   std::vector<Extra> extras;
   std::vector<ExpertCount> expert_counts;
   std::vector<std::string> notes, warnings;

@@ -33,24 +33,25 @@ struct AdapterConfig {
   double lora_dropout = 0;
   NamesOrPattern target_modules, exclude_modules;
   std::optional<std::vector<std::string>> target_parameters, modules_to_save;
-  std::optional<std::vector<std::int64_t>> layers_to_transform;   // an int becomes a list of one
+  std::optional<std::vector<std::int64_t>> layers_to_transform;  // an int becomes a list of one
   bool layers_to_transform_is_int = false;
-  std::optional<std::vector<std::string>> layers_pattern;         // a string becomes a list of one
+  std::optional<std::vector<std::string>> layers_pattern;  // a string becomes a list of one
   PatternMap rank_pattern, alpha_pattern;
   bool fan_in_fan_out = false, use_rslora = false, use_dora = false, lora_bias = false;
-  std::string bias = "none";                                      // none, all, lora_only
-  std::string init_lora_weights = "true";                         // "true", "false", or the string
+  std::string bias = "none";               // none, all, lora_only
+  std::string init_lora_weights = "true";  // "true", "false", or the string
   // trainable_token_indices: null; {"": ids} for a list; {module: ids} for an object
   std::optional<std::vector<std::pair<std::string, std::vector<std::int64_t>>>> trainable_token_indices;
-  std::string lora_B_layout;                                      // Unsloth's marker: "", rank_major, grouped_by_expert
+  std::string lora_B_layout;  // Unsloth's marker: "", rank_major, grouped_by_expert
 
-  std::string file;                       // where it came from, for messages
-  std::vector<std::string> present;       // keys the file has, in file order
-  std::vector<std::string> unknown;       // keys no PEFT version wrote whose value is not null, false or empty (all are kept)
-  std::string json;                       // the file's own text; dump() starts from it, so that nothing is lost
+  std::string file;                  // where it came from, for messages
+  std::vector<std::string> present;  // keys the file has, in file order
+  std::vector<std::string>
+      unknown;       // keys no PEFT version wrote whose value is not null, false or empty (all are kept)
+  std::string json;  // the file's own text; dump() starts from it, so that nothing is lost
 
   // Throws CF_* for anything PEFT would refuse in the config alone; the message tells PEFT's reason.
-  static AdapterConfig read(const std::string& path);             // a file, or a folder that has one
+  static AdapterConfig read(const std::string& path);  // a file, or a folder that has one
   static AdapterConfig parse(std::string_view text, const std::string& file);
 
   // The file PEFT would write: keys sorted, indent 2, non-ASCII escaped, no final newline. All keys of `json`
@@ -59,21 +60,25 @@ struct AdapterConfig {
 
   // PEFT's version that wrote the file, as (major, minor, patch); absent before 0.18. Keys the named version
   // cannot have written outweigh it (keys_by_version.json): then the lowest version that fits.
-  struct Version { int major = 0, minor = 0, patch = 0; auto operator<=>(const Version&) const = default; };
+  struct Version {
+    int major = 0, minor = 0, patch = 0;
+    auto operator<=>(const Version&) const = default;
+  };
   std::optional<Version> stated_version() const;
-  std::pair<Version, std::string> likely_version() const;         // and the evidence, in words
+  std::pair<Version, std::string> likely_version() const;  // and the evidence, in words
 
   // Rank, alpha and scale of a module or parameter name (no base_model.model. prefix), with PEFT's
   // precedence: the first pattern in file order whose ^(.*\.)?(KEY)$ matches.
   std::int64_t rank_for(std::string_view name) const;
   double alpha_for(std::string_view name) const;
-  double scale_for(std::string_view name, std::int64_t rank) const;   // alpha / rank, or alpha / sqrt(rank)
+  double scale_for(std::string_view name, std::int64_t rank) const;  // alpha / rank, or alpha / sqrt(rank)
 
   // Other values of the file, as JSON text; "" when absent. For keys without a field above.
   std::string value(std::string_view key) const;
-  void set(std::string_view key, std::string_view json_value);        // replaces or adds
+  void set(std::string_view key, std::string_view json_value);  // replaces or adds
   void erase(std::string_view key);
-  // Removes keys that `version` does not know and that have their default value; others stay (PEFT warns and ignores them).
+  // Removes keys that `version` does not know and that have their default value; others stay (PEFT warns and ignores
+  // them).
   void drop_keys_newer_than(const Version& version);
 };
 
@@ -93,10 +98,10 @@ class PythonRegex {
   std::optional<Groups> fullmatch(std::string_view text) const;
   std::optional<Groups> match(std::string_view text) const;
   std::optional<Groups> search(std::string_view text) const;
-  bool matches(std::string_view text) const;                          // match, without groups; the fast one
+  bool matches(std::string_view text) const;  // match, without groups; the fast one
   bool fullmatches(std::string_view text) const;
-  const std::vector<std::pair<std::string, int>>& names() const;      // named groups
-  const std::vector<std::string>& warnings() const;                   // FutureWarning texts of Python
+  const std::vector<std::pair<std::string, int>>& names() const;  // named groups
+  const std::vector<std::string>& warnings() const;               // FutureWarning texts of Python
 
  private:
   struct Impl;

@@ -1,6 +1,7 @@
 // One exception type for everything that can go wrong with a file, a config or a request.
 //
-//   error[ST_HDRLEN] adapter_model.safetensors: header is longer than the file: expected at most 120 bytes, got 4096. hint: ...
+//   error[ST_HDRLEN] adapter_model.safetensors: header is longer than the file: expected at most 120 bytes, got 4096.
+//   hint: ...
 //
 // The table of codes (name, exit code, meaning) is error_codes.inc; docs/errors.md is generated from it.
 #pragma once
@@ -35,7 +36,7 @@ struct ErrorDetail {
   std::string problem{};   // what is wrong, lower case, no full stop
   std::string expected{};  // numbers exact
   std::string got{};
-  std::string hint{};      // one action that helps
+  std::string hint{};  // one action that helps
 };
 
 class Error : public std::exception {

@@ -22,21 +22,23 @@ enum class Unfinished {
 };
 
 struct ExecuteOptions {
-  int threads = 0;                           // 0: all cores. The bytes written do not depend on it
-  bool sync = true;                          // fsync files and folders
-  bool readback = true;                      // read what was written and compare digests
-  bool overwrite = false;                    // replace an existing output folder, atomically
-  std::function<void(std::uint64_t done, std::uint64_t total)> progress{};   // bytes written; called from any thread, rate limited by the callee
-  const std::atomic<bool>* cancel = nullptr; // set to stop: INTERRUPTED
+  int threads = 0;         // 0: all cores. The bytes written do not depend on it
+  bool sync = true;        // fsync files and folders
+  bool readback = true;    // read what was written and compare digests
+  bool overwrite = false;  // replace an existing output folder, atomically
+  std::function<void(std::uint64_t done, std::uint64_t total)>
+      progress{};                             // bytes written; called from any thread, rate limited by the callee
+  const std::atomic<bool>* cancel = nullptr;  // set to stop: INTERRUPTED
   Unfinished unfinished = Unfinished::remove;
-  bool trust_journal = false;                // resume: compare sizes and headers of finished files, not their digests
+  bool trust_journal = false;  // resume: compare sizes and headers of finished files, not their digests
   // Several processes, on one machine or many, may each write a part of the files (always with Unfinished::resume).
-  int part = 0, parts = 0;                   // 1 <= part <= parts: writes its share and publishes nothing
-  bool finish = false;                       // publishes what the parts have written: RS_PARTS when something is missing
-  bool want_norms = false;                   // fill ExecuteReport::merged: costs a reading of the matrices that change
+  int part = 0, parts = 0;  // 1 <= part <= parts: writes its share and publishes nothing
+  bool finish = false;      // publishes what the parts have written: RS_PARTS when something is missing
+  bool want_norms = false;  // fill ExecuteReport::merged: costs a reading of the matrices that change
 };
 
-// One update of a merge and the matrix it changed. Sums in fp64 and in a fixed order: the same on any number of threads.
+// One update of a merge and the matrix it changed. Sums in fp64 and in a fixed order: the same on any number of
+// threads.
 struct MergedMatrix {
   std::size_t file = 0, tensor = 0, update = 0;  // of the plan: files[file].tensors[tensor].merge->updates[update]
   double base_norm = 0;                          // Frobenius norm of the matrix before the merge (in base_dtype)
@@ -46,7 +48,7 @@ struct MergedMatrix {
 // MergeMode::fast against the exact sum, on sampled rows. All zero for the other modes.
 struct MergeError {
   std::uint64_t sampled = 0, different = 0;  // elements compared; those that are not the exact sum rounded once
-  double max_ulps = 0;                       // the largest distance from the exact sum rounded once, in last places of that value
+  double max_ulps = 0;  // the largest distance from the exact sum rounded once, in last places of that value
 };
 
 struct ExecuteReport {
@@ -55,7 +57,7 @@ struct ExecuteReport {
   std::size_t files_written = 0, files_resumed = 0;  // those of earlier runs that were used
   bool published = true;                             // false: a part, which waits for the others and for `finish`
   std::vector<std::string> warnings{};               // what could not be tidied up
-  std::vector<MergedMatrix> merged{};  // in the order of the plan; empty unless want_norms
+  std::vector<MergedMatrix> merged{};                // in the order of the plan; empty unless want_norms
   MergeError error{};
 };
 
@@ -65,8 +67,8 @@ ExecuteReport execute(const Plan& plan, const std::string& out_folder, const Exe
 std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan);
 
 // What a planned tensor's values are, computed in fp64 and not rounded: the reference for merges. Slow and simple.
-// Several adapters as in MergeMode::best, whatever the plan's mode: all are added, DoRA norms are those of the unmerged W.
-// One thread at a time.
+// Several adapters as in MergeMode::best, whatever the plan's mode: all are added, DoRA norms are those of the unmerged
+// W. One thread at a time.
 class Evaluator {
  public:
   // The plan must outlive it. With DoRA this reads the whole tensor, to know its norms.

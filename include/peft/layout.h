@@ -12,43 +12,43 @@
 namespace peft {
 
 enum class Layout : std::uint8_t {
-  peft_per_expert,     // one pair per expert and projection: transformers v4, any PEFT
-  peft_fused,          // nn.Parameter wrappers, PEFT >= 0.19.1 on transformers v5
-  peft_fused_0_19_0,   // PEFT 0.19.0
-  peft_fused_0_18,     // PEFT 0.17 and 0.18
-  unsloth_grouped,     // as peft_fused, lora_B columns grouped by expert
+  peft_per_expert,    // one pair per expert and projection: transformers v4, any PEFT
+  peft_fused,         // nn.Parameter wrappers, PEFT >= 0.19.1 on transformers v5
+  peft_fused_0_19_0,  // PEFT 0.19.0
+  peft_fused_0_18,    // PEFT 0.17 and 0.18
+  unsloth_grouped,    // as peft_fused, lora_B columns grouped by expert
 };
 
 struct LayoutInfo {
   Layout layout;
-  std::string_view name;          // "peft-per-expert"
+  std::string_view name;  // "peft-per-expert"
   std::string_view written_by, read_by;
-  std::string_view keys, a, b;    // for docs: key form, shape and axis order of lora_A and lora_B
+  std::string_view keys, a, b;  // for docs: key form, shape and axis order of lora_A and lora_B
   std::string_view notes;
 };
 std::span<const LayoutInfo> layouts();
 const LayoutInfo& info(Layout layout);
 std::optional<Layout> parse_layout(std::string_view name);
 
-enum class Orientation : std::uint8_t { natural, reversed };   // reversed: A has the output width, B the input width
+enum class Orientation : std::uint8_t { natural, reversed };  // reversed: A has the output width, B the input width
 enum class BPacking : std::uint8_t { rank_major, grouped_by_expert };
 
 // What the user says where a file leaves it open.
 struct ReadOptions {
-  std::optional<Layout> layout;                 // --from
-  std::string orientation;                      // --orientation: "", "out-in", "in-out": how dP[e] = s B_e A_e lies in the parameter
-  std::optional<BPacking> b_packing;            // --b-packing
-  bool ignore_unused = false;                   // go on without tensors that belong to nothing
-  int threads = 1;                              // 0: all cores. The reading does not depend on it
+  std::optional<Layout> layout;  // --from
+  std::string orientation;       // --orientation: "", "out-in", "in-out": how dP[e] = s B_e A_e lies in the parameter
+  std::optional<BPacking> b_packing;  // --b-packing
+  bool ignore_unused = false;         // go on without tensors that belong to nothing
+  int threads = 1;                    // 0: all cores. The reading does not depend on it
 };
 
 // What a file is, and why.
 struct Reading {
   Layout layout = Layout::peft_per_expert;
   bool has_experts = false;
-  std::vector<std::string> evidence;            // one sentence each, strongest first
-  std::vector<std::string> anomalies;           // things a user should know (zero B, reversed, unused keys, ...)
-  std::vector<std::string> unused;              // keys that belong to nothing
+  std::vector<std::string> evidence;   // one sentence each, strongest first
+  std::vector<std::string> anomalies;  // things a user should know (zero B, reversed, unused keys, ...)
+  std::vector<std::string> unused;     // keys that belong to nothing
   Factors factors;
 };
 

@@ -1,8 +1,8 @@
 // What will be written, as a plain value. Every check happens while a plan is made; execute() decides nothing.
 #pragma once
 
-#include <iosfwd>
 #include <cstdint>
+#include <iosfwd>
 #include <memory>
 #include <optional>
 #include <string>
@@ -14,10 +14,10 @@ namespace peft {
 
 // Worst first when compared: what a step does to the numbers.
 enum class Exactness : std::uint8_t {
-  bit_exact,     // bytes moved
-  value_exact,   // zeros added, dtype widened, scale moved by a power of two
-  rounded,       // one rounding, stated
-  lossy,         // asked for; the error is measured
+  bit_exact,    // bytes moved
+  value_exact,  // zeros added, dtype widened, scale moved by a power of two
+  rounded,      // one rounding, stated
+  lossy,        // asked for; the error is measured
 };
 std::string_view name(Exactness exactness);
 
@@ -29,8 +29,9 @@ struct Scales {
     mxfp4,  // U8 `*_blocks`: two e2m1 codes a byte, low nibble first; scales are U8, 2^(byte - 127): `*_scales`
   };
   Kind kind = Kind::fp8;
-  View grid;               // [rows of the matrix / cell_rows, width / cell_cols], each rounded up
-  std::int64_t width = 0;  // mxfp4 of [E, rows, groups, 16]: 32 * groups, with cells of 1 x 32 and a grid of [E * rows, groups]
+  View grid;  // [rows of the matrix / cell_rows, width / cell_cols], each rounded up
+  std::int64_t width =
+      0;  // mxfp4 of [E, rows, groups, 16]: 32 * groups, with cells of 1 x 32 and a grid of [E * rows, groups]
   std::int64_t cell_rows = 1, cell_cols = 1;
 };
 
@@ -46,51 +47,53 @@ struct Block {
   std::optional<Scales> scales{};
 };
 
-// How a merge rounds. d(i, j) is one chain of fused multiply-adds in fp32 that runs over the rank in order, from +0, the
-// same on every machine and any number of threads.
+// How a merge rounds. d(i, j) is one chain of fused multiply-adds in fp32 that runs over the rank in order, from +0,
+// the same on every machine and any number of threads.
 enum class MergeMode : std::uint8_t {
-  best,       // W = fma(scale, d, W) in fp32, all adapters, one rounding; in fp64 for fp32 bases and where fp32 has too few
-              // bits left (the sum cancels); DoRA norms in fp64, of the unmerged W + scale * d
-  peft,       // the roundings of PEFT's merge_and_unload(): adapter after adapter, each rounded to the base's dtype
+  best,  // W = fma(scale, d, W) in fp32, all adapters, one rounding; in fp64 for fp32 bases and where fp32 has too few
+         // bits left (the sum cancels); DoRA norms in fp64, of the unmerged W + scale * d
+  peft,  // the roundings of PEFT's merge_and_unload(): adapter after adapter, each rounded to the base's dtype
   peft_safe,  // those of merge_and_unload(safe_merge=True): the delta is rounded before it is added
   fast,       // the quickest kernel of the machine; the error is measured and reported
 };
 
 // A low-rank update of a matrix that lies in an output tensor: target(i, j) += scale * sum over k of b(i, k) * a(k, j).
 // Two updates of a tensor have the same target (adapters, in the order in which they are applied) or share no element.
-// In the planned tensor's matrix one index of a target walks along rows and the other along columns, in steps of any size.
+// In the planned tensor's matrix one index of a target walks along rows and the other along columns, in steps of any
+// size.
 struct Update {
-  View target;                     // [out, in]: offset and strides in elements of the planned tensor; source and tensor unused
-  View a, b;                       // of the plan's sources: [rank, in], [out, rank]; b of no rows stands for ones (a bias: a [1, n])
-  double scale = 1;                // the adapter's weight included
-  std::optional<View> magnitude{}; // DoRA, [out, 1]: row i of W + delta is scaled by magnitude(i) / its own norm
-  bool delta_is_rounded = false;   // modes peft and peft_safe: PEFT rounds this kind's delta before it adds it
-  std::uint32_t adapter = 0;       // which of the adapters given
+  View target;       // [out, in]: offset and strides in elements of the planned tensor; source and tensor unused
+  View a, b;         // of the plan's sources: [rank, in], [out, rank]; b of no rows stands for ones (a bias: a [1, n])
+  double scale = 1;  // the adapter's weight included
+  std::optional<View> magnitude{};  // DoRA, [out, 1]: row i of W + delta is scaled by magnitude(i) / its own norm
+  bool delta_is_rounded = false;    // modes peft and peft_safe: PEFT rounds this kind's delta before it adds it
+  std::uint32_t adapter = 0;        // which of the adapters given
 };
 struct Merge {
   MergeMode mode = MergeMode::best;
-  Dtype base_dtype = Dtype::bf16;  // W is converted to this first (--base-dtype); result rounds to it, then to the tensor's dtype
+  Dtype base_dtype =
+      Dtype::bf16;  // W is converted to this first (--base-dtype); result rounds to it, then to the tensor's dtype
   std::vector<Update> updates{};
 };
 
-// An output tensor, seen as a matrix [rows, cols] (1-D: one row; more dimensions: all but the last flattened; kernels: but the first).
-// Blocks do not overlap; what no block covers is zero. A block whose source has another dtype than the tensor
-// is converted: widened exactly, or rounded to nearest even.
+// An output tensor, seen as a matrix [rows, cols] (1-D: one row; more dimensions: all but the last flattened; kernels:
+// but the first). Blocks do not overlap; what no block covers is zero. A block whose source has another dtype than the
+// tensor is converted: widened exactly, or rounded to nearest even.
 struct PlannedTensor {
   std::string name;
   Dtype dtype = Dtype::f32;
   std::vector<std::int64_t> shape;
   std::int64_t rows = 0, cols = 0;
   std::vector<Block> blocks{};
-  std::optional<Merge> merge{};         // what is added to the blocks' values
-  bool must_be_finite = false;          // NaN and infinity end the run (NUM_NONFINITE): set for LoRA factors
+  std::optional<Merge> merge{};  // what is added to the blocks' values
+  bool must_be_finite = false;   // NaN and infinity end the run (NUM_NONFINITE): set for LoRA factors
 };
 
 // A tensor of a file, carried over whole (under another name, or cast to another dtype).
 PlannedTensor copy_of(const TensorInfo& tensor, std::uint32_t index, std::string name, Dtype dtype);
 
 struct PlannedFile {
-  std::string name;                     // relative to the output folder
+  std::string name;  // relative to the output folder
   std::vector<PlannedTensor> tensors;
   Metadata metadata{{"format", "pt"}};
 };
@@ -98,15 +101,15 @@ struct PlannedFile {
 FileLayout layout_file(const PlannedFile& file);
 
 struct Plan {
-  std::vector<std::shared_ptr<const TensorFile>> sources;   // what View::source counts
+  std::vector<std::shared_ptr<const TensorFile>> sources;  // what View::source counts
   std::vector<PlannedFile> files;
   std::vector<std::pair<std::string, std::string>> texts;   // name, content: configs
   std::vector<std::pair<std::string, std::string>> copies;  // name, path: side files
   Exactness exactness = Exactness::bit_exact;               // the worst of all steps
-  std::vector<std::string> steps;                           // in words, for --dry-run: "gate_up_proj: 48 layers, ... (value-exact)"
+  std::vector<std::string> steps;  // in words, for --dry-run: "gate_up_proj: 48 layers, ... (value-exact)"
   std::vector<std::string> warnings;
   std::uint64_t bytes_in = 0, bytes_out = 0, peak_memory = 0;
 };
-std::ostream& operator<<(std::ostream& out, const Plan& plan);    // what --dry-run prints
+std::ostream& operator<<(std::ostream& out, const Plan& plan);  // what --dry-run prints
 
 }  // namespace peft

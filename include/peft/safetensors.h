@@ -18,7 +18,7 @@ namespace peft {
 
 struct OpenOptions {
   bool allow_trailing_bytes = false;
-  bool follow_symlinks = false;             // shards that are links out of the model's folder
+  bool follow_symlinks = false;  // shards that are links out of the model's folder
   std::uint64_t max_tensors = 1'000'000;
 };
 
@@ -37,11 +37,11 @@ class TensorFile {
 
   const std::string& path() const { return path_; }
   std::uint64_t file_size() const { return file_size_; }
-  std::uint64_t data_offset() const { return data_offset_; }       // 8 + header length
-  std::span<const TensorInfo> tensors() const { return tensors_; } // by data offset, then name
-  const TensorInfo* find(std::string_view name) const;             // null when absent
+  std::uint64_t data_offset() const { return data_offset_; }        // 8 + header length
+  std::span<const TensorInfo> tensors() const { return tensors_; }  // by data offset, then name
+  const TensorInfo* find(std::string_view name) const;              // null when absent
   const Metadata& metadata() const { return metadata_; }
-  const std::vector<std::string>& notes() const { return notes_; } // odd but accepted: unknown fields, no padding, ...
+  const std::vector<std::string>& notes() const { return notes_; }  // odd but accepted: unknown fields, no padding, ...
 
   // The bytes of one tensor, of the whole data section.
   std::span<const std::byte> bytes(const TensorInfo& tensor) const;
@@ -67,9 +67,12 @@ class TensorFile {
 class Checkpoint {
  public:
   static Checkpoint open(const std::string& folder, const OpenOptions& options = {});
-  struct Entry { const TensorInfo* tensor; std::uint32_t file; };
+  struct Entry {
+    const TensorInfo* tensor;
+    std::uint32_t file;
+  };
   const std::vector<std::shared_ptr<const TensorFile>>& files() const { return files_; }
-  const std::vector<Entry>& tensors() const { return tensors_; }   // sorted by name
+  const std::vector<Entry>& tensors() const { return tensors_; }  // sorted by name
   const Entry* find(std::string_view name) const;
   const std::vector<std::string>& notes() const { return notes_; }
 
@@ -87,9 +90,9 @@ struct NewTensor {
   std::vector<std::int64_t> shape;
 };
 struct FileLayout {
-  std::string head;                           // 8 bytes of length and the header: everything before the data
-  std::vector<std::size_t> order;             // order[i]: which of the given tensors is the i-th in the file
-  std::vector<std::uint64_t> begin;           // byte offset of each given tensor in the data section
+  std::string head;                  // 8 bytes of length and the header: everything before the data
+  std::vector<std::size_t> order;    // order[i]: which of the given tensors is the i-th in the file
+  std::vector<std::uint64_t> begin;  // byte offset of each given tensor in the data section
   std::uint64_t data_bytes = 0;
   std::uint64_t file_bytes() const { return head.size() + data_bytes; }
 };

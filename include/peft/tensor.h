@@ -13,8 +13,29 @@ namespace peft {
 // The dtypes of the safetensors format, in the order of its Rust enum: files list tensors by
 // descending dtype, then by name. `unknown` stands for names this version does not know.
 enum class Dtype : std::uint8_t {
-  boolean, f4, f6_e2m3, f6_e3m2, u8, i8, f8_e5m2, f8_e4m3, f8_e8m0, f8_e4m3fnuz, f8_e5m2fnuz,
-  i16, u16, f16, bf16, i32, u32, f32, c64, f64, i64, u64, unknown,
+  boolean,
+  f4,
+  f6_e2m3,
+  f6_e3m2,
+  u8,
+  i8,
+  f8_e5m2,
+  f8_e4m3,
+  f8_e8m0,
+  f8_e4m3fnuz,
+  f8_e5m2fnuz,
+  i16,
+  u16,
+  f16,
+  bf16,
+  i32,
+  u32,
+  f32,
+  c64,
+  f64,
+  i64,
+  u64,
+  unknown,
 };
 
 struct DtypeInfo {
@@ -31,9 +52,9 @@ std::optional<Dtype> parse_dtype(std::string_view name);  // "BF16"; also "bfloa
 struct TensorInfo {
   std::string_view name;
   Dtype dtype = Dtype::unknown;
-  std::string_view dtype_name;         // as in the header; tells more than `dtype` when that is unknown
+  std::string_view dtype_name;  // as in the header; tells more than `dtype` when that is unknown
   std::span<const std::int64_t> shape;
-  std::uint64_t begin = 0, end = 0;    // byte range in the file's data section
+  std::uint64_t begin = 0, end = 0;  // byte range in the file's data section
 
   std::uint64_t bytes() const { return end - begin; }
 };

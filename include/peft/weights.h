@@ -18,8 +18,8 @@ namespace peft {
 
 // A piece of a weight matrix W [out, in]: the rows from `row` on, inside one tensor of the checkpoint.
 struct WeightPart {
-  std::string name;              // the tensor as the checkpoint calls it
-  View view;                     // [rows, in]; source: which of Checkpoint::files(); strides count the values as they are stored
+  std::string name;  // the tensor as the checkpoint calls it
+  View view;         // [rows, in]; source: which of Checkpoint::files(); strides count the values as they are stored
   std::int64_t row = 0;          // first row of W that lies here
   std::optional<Scales> scales;  // of a quantised tensor, whose codes the view counts
 };
@@ -32,7 +32,7 @@ struct Weight {
 
 // A tensor that a checkpoint holds quantised, as it is without that.
 struct QuantizedTensor {
-  std::string name;                 // "….experts.gate_up_proj" of "….gate_up_proj_blocks"; of block FP8 the tensor's own
+  std::string name;  // "….experts.gate_up_proj" of "….gate_up_proj_blocks"; of block FP8 the tensor's own
   std::vector<std::int64_t> shape;  // of gpt_oss [E, in, out], while its codes lie [E, out, in]
   std::vector<Block> blocks;        // its values, in the matrix of all but the last dimension by the last
   WeightPart codes;                 // all codes as they lie: [rows, columns]
@@ -43,15 +43,15 @@ struct QuantizedTensor {
 struct WantedParameter {
   std::string name;
   std::vector<std::int64_t> shape;
-  Dtype dtype = Dtype::f32;      // what it is converted to
+  Dtype dtype = Dtype::f32;  // what it is converted to
 };
 
 // How a checkpoint fills a model. View::source of the blocks counts Checkpoint::files().
 struct Loading {
-  std::vector<PlannedTensor> tensors;           // in the order wanted, without the missing ones
-  std::vector<std::string> missing;             // wanted, and not in the checkpoint (or in part only)
-  std::vector<std::string> unexpected;          // in the checkpoint, and wanted by nothing
-  std::vector<std::string> ignored;             // the same, where the real class ignores them: mtp.*, model.visual.*
+  std::vector<PlannedTensor> tensors;   // in the order wanted, without the missing ones
+  std::vector<std::string> missing;     // wanted, and not in the checkpoint (or in part only)
+  std::vector<std::string> unexpected;  // in the checkpoint, and wanted by nothing
+  std::vector<std::string> ignored;     // the same, where the real class ignores them: mtp.*, model.visual.*
 };
 
 class Weights {

@@ -16,11 +16,22 @@ constexpr std::string_view kWeightsFile = "adapter_model.safetensors";
 
 // Files that stand beside an adapter and mean the same in every layout. Optimizer state, training arguments and
 // the like do not: they belong to the tensors as they were.
-constexpr std::array<std::string_view, 16> kSideFiles = {
-    "README.md",         "LICENSE",          "tokenizer.json",          "tokenizer_config.json",
-    "tokenizer.model",   "vocab.json",       "vocab.txt",               "merges.txt",
-    "added_tokens.json", "spiece.model",     "special_tokens_map.json", "chat_template.jinja",
-    "chat_template.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"};
+constexpr std::array<std::string_view, 16> kSideFiles = {"README.md",
+                                                         "LICENSE",
+                                                         "tokenizer.json",
+                                                         "tokenizer_config.json",
+                                                         "tokenizer.model",
+                                                         "vocab.json",
+                                                         "vocab.txt",
+                                                         "merges.txt",
+                                                         "added_tokens.json",
+                                                         "spiece.model",
+                                                         "special_tokens_map.json",
+                                                         "chat_template.jinja",
+                                                         "chat_template.json",
+                                                         "generation_config.json",
+                                                         "preprocessor_config.json",
+                                                         "processor_config.json"};
 
 bool is_file(const fs::path& path) {
   std::error_code ignored;
@@ -37,8 +48,7 @@ std::vector<std::string> side_files(const fs::path& folder) {
 }
 
 bool is_adapter(const fs::path& folder) {
-  return is_file(folder / kConfigFile) &&
-         (is_file(folder / kWeightsFile) || is_file(folder / "adapter_model.bin"));
+  return is_file(folder / kConfigFile) && (is_file(folder / kWeightsFile) || is_file(folder / "adapter_model.bin"));
 }
 
 fs::path adapter_folder(const std::string& root, const std::string& name) {

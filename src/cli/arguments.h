@@ -23,9 +23,9 @@ namespace peft::cli {
 struct TextCommand {  // --help, --version
   std::string text;
 };
-using Command = std::variant<TextCommand, InspectCommand, TargetsCommand, ConvertCommand, VerifyCommand, MergeCommand, CombineCommand,
-                             ResizeCommand, ExtractCommand, LogitsCommand, GenerateCommand, ParamsCommand, LayoutsCommand,
-                             FamiliesCommand, CompletionCommand, DocsCommand>;
+using Command = std::variant<TextCommand, InspectCommand, TargetsCommand, ConvertCommand, VerifyCommand, MergeCommand,
+                             CombineCommand, ResizeCommand, ExtractCommand, LogitsCommand, GenerateCommand,
+                             ParamsCommand, LayoutsCommand, FamiliesCommand, CompletionCommand, DocsCommand>;
 
 // Throws USAGE for a command line that makes no sense. `arguments` is without the program's name.
 Command parse_arguments(std::vector<std::string> arguments);

@@ -50,7 +50,8 @@ void add_combine(CLI::App& app, CombineCommand& command) {
       ->capture_default_str()
       ->type_name("TYPE")
       ->check(quiet(CLI::IsMember(types)));
-  verb.add_option("--svd-rank", command.svd_rank, "Types that end in svd: the new rank; the largest one of the adapters when not given")
+  verb.add_option("--svd-rank", command.svd_rank,
+                  "Types that end in svd: the new rank; the largest one of the adapters when not given")
       ->type_name("R")
       ->check(quiet(CLI::Range(1, 1'000'000)));
   verb.add_option("--density", command.density, "ties, dare, magnitude_prune: the part of the elements that is kept")
@@ -81,7 +82,9 @@ void add_resize(CLI::App& app, ResizeCommand& command) {
 void add_extract(CLI::App& app, ExtractCommand& command) {
   auto& verb = *app.add_subcommand("extract", "Recover an adapter from a model and its fine-tuned form");
   verb.add_option("--base", command.base, "The base model's folder")->required()->type_name("DIR");
-  verb.add_option("--finetuned", command.finetuned, "The fine-tuned or merged model's folder")->required()->type_name("DIR");
+  verb.add_option("--finetuned", command.finetuned, "The fine-tuned or merged model's folder")
+      ->required()
+      ->type_name("DIR");
   verb.add_option("--rank", command.rank, "The largest rank to keep")
       ->required()
       ->type_name("R")
@@ -91,8 +94,10 @@ void add_extract(CLI::App& app, ExtractCommand& command) {
       ->type_name("MODULE");
   verb.add_flag("--ignore-unused", command.ignore_unused, "Go on where something changed that LoRA cannot hold");
   verb.add_option("--family", command.family, "The model_type, where the base does not say it")->type_name("TYPE");
-  verb.add_option("--families", command.families_file, "Further families, in the form of data/families.json")->type_name("FILE");
-  verb.add_flag("--follow-symlinks", command.open.follow_symlinks, "Accept shards that are links out of the model's folder");
+  verb.add_option("--families", command.families_file, "Further families, in the form of data/families.json")
+      ->type_name("FILE");
+  verb.add_flag("--follow-symlinks", command.open.follow_symlinks,
+                "Accept shards that are links out of the model's folder");
   add_result_flags(verb, command.result, "--to,--layout");
   verb.footer(kExtractExamples);
 }

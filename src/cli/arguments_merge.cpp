@@ -18,9 +18,10 @@ constexpr const char* kMergeExamples = R"(Examples:
 The output is a whole model in the base's own names; it appears complete and checked, or not at all.)";
 
 void add_rounding(CLI::App& verb, MergeCommand& command) {
-  verb.add_option("--mode", command.mode,
-                  "How it rounds: once (best), as PEFT's merge_and_unload (peft) or with safe_merge (peft-safe), or the "
-                  "quickest way, its error printed (fast)")
+  verb.add_option(
+          "--mode", command.mode,
+          "How it rounds: once (best), as PEFT's merge_and_unload (peft) or with safe_merge (peft-safe), or the "
+          "quickest way, its error printed (fast)")
       ->capture_default_str()
       ->type_name("best|peft|peft-safe|fast")
       ->check(quiet(CLI::IsMember({"best", "peft", "peft-safe", "fast"})));
@@ -38,8 +39,9 @@ void add_resuming(CLI::App& verb, MergeCommand& command) {
   verb.add_flag("--trust-journal", command.execute.trust_journal,
                 "Compare sizes and headers of finished files, not their contents")
       ->group("Long runs");
-  auto* part = verb.add_option("--part", command.part, "Write only part I of N of the files; the parts may run at once, "
-                                                       "on several machines")
+  auto* part = verb.add_option("--part", command.part,
+                               "Write only part I of N of the files; the parts may run at once, "
+                               "on several machines")
                    ->type_name("I/N")
                    ->group("Long runs");
   verb.add_flag("--finish", command.execute.finish, "Check that all parts are there, and make the output of them")
@@ -51,7 +53,8 @@ void add_output(CLI::App& verb, MergeCommand& command) {
   verb.add_option("--max-shard-size", command.max_shard_size,
                   "New shards of at most this, such as 5GB; the base's own shards when not given")
       ->type_name("SIZE");
-  verb.add_option("--report", command.report, "Write a page (HTML, complete in itself) that says what changed where")->type_name("FILE");
+  verb.add_option("--report", command.report, "Write a page (HTML, complete in itself) that says what changed where")
+      ->type_name("FILE");
   verb.add_flag("--dry-run", command.dry_run, "Print the plan; write nothing");
   add_execute_flags(verb, command.execute, command.quiet);
   add_json(verb, command.json);
@@ -61,7 +64,8 @@ void add_output(CLI::App& verb, MergeCommand& command) {
 
 void add_merge(CLI::App& app, MergeCommand& command) {
   auto& verb = *app.add_subcommand("merge", "Add adapters to a model on disk, and write the model");
-  auto* adapter = verb.add_option("--adapter", command.adapters, "An adapter, with its weight; may be given several times");
+  auto* adapter =
+      verb.add_option("--adapter", command.adapters, "An adapter, with its weight; may be given several times");
   adapter->required()->type_name("DIR@WEIGHT")->expected(1)->take_all()->allow_extra_args(false);
   verb.add_option("--out", command.out, "The folder to write")->type_name("DIR");
   add_rounding(verb, command);

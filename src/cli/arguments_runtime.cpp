@@ -36,12 +36,14 @@ void add_run_flags(CLI::App& verb, RuntimeFlags& flags) {
   add_model_flags(verb, flags, "The base model's folder, as transformers 4 or 5 writes it",
                   "A LoRA adapter, in any layout; given several times, their updates add up");
   verb.add_option("--device", flags.device, "Where to run: cpu, cuda, cuda:1")->capture_default_str()->type_name("D");
-  verb.add_option("--dtype", flags.dtype,
-                  "Run in this dtype: " + CLI::detail::join(float_dtype_names(), ", ") + "; the base's own when not given")
+  verb.add_option(
+          "--dtype", flags.dtype,
+          "Run in this dtype: " + CLI::detail::join(float_dtype_names(), ", ") + "; the base's own when not given")
       ->type_name("T");
   auto* residual = verb.add_flag("--base-is-residual", flags.base_is_residual,
                                  "The base is what PiSSA, OLoRA, CorDA or LoftQ left of the original");
-  verb.add_flag("--change-base", flags.change_base, "Take the start of PiSSA or OLoRA out of the base, as PEFT does when it loads")
+  verb.add_flag("--change-base", flags.change_base,
+                "Take the start of PiSSA or OLoRA out of the base, as PEFT does when it loads")
       ->excludes(residual);
   verb.add_option("--threads", flags.threads, "Threads; as many as libtorch takes when not given")
       ->type_name("N")
@@ -51,7 +53,9 @@ void add_run_flags(CLI::App& verb, RuntimeFlags& flags) {
 CLI::Option* add_ids(CLI::App& verb, std::string& ids, std::string& mask) {
   auto* option = verb.add_option("--ids", ids, "Token ids: numbers of a row by commas, rows by semicolons");
   option->type_name("IDS");
-  verb.add_option("--mask", mask, "1 for each token, 0 for padding, in the shape of --ids")->needs(option)->type_name("MASK");
+  verb.add_option("--mask", mask, "1 for each token, 0 for padding, in the shape of --ids")
+      ->needs(option)
+      ->type_name("MASK");
   return option;
 }
 
@@ -59,7 +63,8 @@ void add_logits(CLI::App& app, LogitsCommand& command) {
   auto& verb = *app.add_subcommand("logits", "Run a model, with or without LoRA, and write its logits");
   add_run_flags(verb, command.model);
   add_ids(verb, command.ids, command.mask)->required();
-  verb.add_option("--out", command.out, "A safetensors file: `logits` F32 [rows, tokens, vocabulary]")->type_name("FILE");
+  verb.add_option("--out", command.out, "A safetensors file: `logits` F32 [rows, tokens, vocabulary]")
+      ->type_name("FILE");
   verb.add_flag("--overwrite", command.overwrite, "Replace the output file if it exists");
   verb.footer(kLogitsExamples);
 }
@@ -87,7 +92,9 @@ void add_generate(CLI::App& app, GenerateCommand& command) {
       ->capture_default_str()
       ->type_name("P")
       ->check(quiet(CLI::Range(0.0, 1.0)));
-  verb.add_option("--seed", command.seed, "Of drawing: the same seed, the same text")->capture_default_str()->type_name("S");
+  verb.add_option("--seed", command.seed, "Of drawing: the same seed, the same text")
+      ->capture_default_str()
+      ->type_name("S");
   verb.add_flag("--ignore-eos", command.ignore_eos, "Go on after the end-of-text token");
   verb.callback([&command] {
     if (command.ids.empty() && !command.prompt) throw CLI::RequiredError("--ids or --prompt");

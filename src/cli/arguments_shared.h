@@ -34,7 +34,7 @@ struct RuntimeCommands {
   ParamsCommand params;
 };
 void add_runtime(CLI::App& app, RuntimeCommands& commands);  // arguments_runtime.cpp
-void add_merge(CLI::App& app, MergeCommand& command);         // arguments_merge.cpp
-void add_verify(CLI::App& app, VerifyCommand& command);       // arguments_verify.cpp
+void add_merge(CLI::App& app, MergeCommand& command);        // arguments_merge.cpp
+void add_verify(CLI::App& app, VerifyCommand& command);      // arguments_verify.cpp
 
 }  // namespace peft::cli

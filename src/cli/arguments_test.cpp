@@ -128,7 +128,8 @@ TEST(Arguments, help_and_version_are_text) {
   EXPECT_THAT(parsed<TextCommand>({"--version"}).text, HasSubstr("peft 0."));
   EXPECT_THAT(parsed<TextCommand>({}).text, HasSubstr("Examples:"));
   const std::string help = parsed<TextCommand>({"--help"}).text;
-  for (const std::string verb : {"inspect", "targets", "convert", "verify", "combine", "resize", "extract", "layouts", "families", "completion"}) {
+  for (const std::string verb : {"inspect", "targets", "convert", "verify", "combine", "resize", "extract", "layouts",
+                                 "families", "completion"}) {
     EXPECT_THAT(help, HasSubstr(verb));
     EXPECT_THAT(parsed<TextCommand>({verb, "--help"}).text, HasSubstr("peft " + verb)) << verb;
   }
@@ -139,8 +140,8 @@ TEST(Arguments, completion_knows_the_flags_of_every_verb) {
   const auto command = parsed<CompletionCommand>({"completion", "bash"});
   std::vector<std::string> names;
   for (const auto& verb : command.verbs) names.push_back(verb.name);
-  EXPECT_THAT(names, ElementsAre("inspect", "targets", "convert", "verify", "logits", "generate", "params", "merge", "combine",
-                                 "resize", "extract", "layouts", "families", "completion"));
+  EXPECT_THAT(names, ElementsAre("inspect", "targets", "convert", "verify", "logits", "generate", "params", "merge",
+                                 "combine", "resize", "extract", "layouts", "families", "completion"));
   const auto flag = [&](const std::string& name) {
     const auto& flags = command.verbs[2].flags;
     const auto at = std::find_if(flags.begin(), flags.end(), [&](const FlagInfo& info) { return info.name == name; });

@@ -22,7 +22,8 @@ int run(const CombineCommand& command) {
   options.majority_by_count = command.majority_sign_method == "frequency";
   options.seed = command.seed;
   options.threads = command.result.execute.threads;
-  return finish(command.result, plan_combine(adapters, options), fmt::format("{} of {} adapters", command.type, adapters.size()),
+  return finish(command.result, plan_combine(adapters, options),
+                fmt::format("{} of {} adapters", command.type, adapters.size()),
                 {{"type", command.type}, {"adapters", list}});
 }
 

@@ -11,7 +11,7 @@
 namespace peft::cli {
 
 struct CombineCommand {
-  std::vector<std::string> adapters;   // DIR@WEIGHT
+  std::vector<std::string> adapters;  // DIR@WEIGHT
   std::string type = "svd", majority_sign_method = "total";
   std::int64_t svd_rank = 0;
   std::optional<double> density;

@@ -22,7 +22,8 @@ std::vector<std::string> split_path(const char* path) {
   std::string text = path == nullptr ? "" : path;
   for (std::size_t begin = 0; begin < text.size();) {
     const auto end = std::min(text.find(':', begin), text.size());
-    if (end > begin) folders.push_back(text.substr(begin, end - begin));  // an empty entry, the current folder, is unsafe
+    if (end > begin)
+      folders.push_back(text.substr(begin, end - begin));  // an empty entry, the current folder, is unsafe
     begin = end + 1;
   }
   return folders;
@@ -51,7 +52,8 @@ void hand_over(const std::vector<std::string>& command_line) {
     for (const auto& argument : command_line) argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
     execv(program.c_str(), argv.data());
-    throw Error(ErrorCode::RT_PROGRAM, {.file = program, .problem = fmt::format("cannot be started: {}", std::strerror(errno))});
+    throw Error(ErrorCode::RT_PROGRAM,
+                {.file = program, .problem = fmt::format("cannot be started: {}", std::strerror(errno))});
   }
   throw Error(ErrorCode::RT_PROGRAM,
               {.file = places.empty() ? kProgram : places.front(),

@@ -48,7 +48,8 @@ std::string rank_text(std::int64_t least, std::int64_t most) {
 Json to_json(const LowRankResult& result, Json json) {
   Json sites = Json::array();
   for (const LowRankSite& site : result.sites) {
-    sites.push_back({{"site", site.site}, {"rank", site.rank}, {"norm", number(site.norm)}, {"relative", number(site.relative)}});
+    sites.push_back(
+        {{"site", site.site}, {"rank", site.rank}, {"norm", number(site.norm)}, {"relative", number(site.relative)}});
   }
   json["sites"] = std::move(sites);
   json["worst"] = number(result.worst);
@@ -61,20 +62,26 @@ Json to_json(const LowRankResult& result, Json json) {
   return json;
 }
 
-void print(const ResultFlags& flags, const LowRankResult& result, const std::string& title, const std::optional<ExecuteReport>& done) {
+void print(const ResultFlags& flags, const LowRankResult& result, const std::string& title,
+           const std::optional<ExecuteReport>& done) {
   for (const auto& note : result.notes) write_err("note: " + printable(note, 1000) + "\n");
   write_warnings(result.plan.warnings);
   std::string line = fmt::format("{}: {} matrices", bold(title, STDOUT_FILENO), result.sites.size());
   if (!result.left_out.empty()) line += fmt::format(", {} came out as zero and are left out", result.left_out.size());
   if (done) {
-    line += fmt::format(", {} in {} ({}), {}, {}", human_bytes(done->bytes_out), human_seconds(done->seconds), name(result.plan.exactness),
-                        flags.execute.sync ? "synced" : "not synced", flags.execute.readback ? "read back" : "not read back");
+    line += fmt::format(", {} in {} ({}), {}, {}", human_bytes(done->bytes_out), human_seconds(done->seconds),
+                        name(result.plan.exactness), flags.execute.sync ? "synced" : "not synced",
+                        flags.execute.readback ? "read back" : "not read back");
   }
   write_out(line + "\n");
-  Table table({{"part"}, {"matrices", Align::right}, {"rank", Align::right}, {"worst error", Align::right}, {"mean", Align::right}});
+  Table table({{"part"},
+               {"matrices", Align::right},
+               {"rank", Align::right},
+               {"worst error", Align::right},
+               {"mean", Align::right}});
   for (const Row& row : rows_of(result)) {
-    table.add({row.part, std::to_string(row.count), rank_text(row.least_rank, row.most_rank), fmt::format("{:.3g}", row.worst),
-               fmt::format("{:.3g}", row.sum / static_cast<double>(row.count))});
+    table.add({row.part, std::to_string(row.count), rank_text(row.least_rank, row.most_rank),
+               fmt::format("{:.3g}", row.worst), fmt::format("{:.3g}", row.sum / static_cast<double>(row.count))});
   }
   write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
   write_out(fmt::format("error (of the norm of what was asked for): worst {:.3g} at {}, mean {:.3g}\n", result.worst,

@@ -14,7 +14,7 @@ struct ResultFlags {
   bool dry_run = false, quiet = false, json = false;
   ExecuteOptions execute;
 
-  std::optional<Layout> layout() const;   // throw USAGE for a value that is not one of those allowed
+  std::optional<Layout> layout() const;  // throw USAGE for a value that is not one of those allowed
   std::optional<Dtype> element() const;
   void require_out() const;
 };

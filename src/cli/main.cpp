@@ -27,8 +27,8 @@ int run_command(const peft::cli::Command& command) {
       command);
 }
 
-// What a plan frees is used again by its next step, instead of going back to the system: the first touch of a page costs
-// more than what is done with it.
+// What a plan frees is used again by its next step, instead of going back to the system: the first touch of a page
+// costs more than what is done with it.
 void keep_freed_memory() {
 #ifdef M_MMAP_THRESHOLD
   mallopt(M_MMAP_THRESHOLD, 32 << 20);

@@ -30,12 +30,9 @@ Json parts_json(const MergePlan& merge, const ExecuteReport* report) {
   Json list = Json::array();
   for (const MergedPart& part : merge.parts) {
     const PlannedTensor& tensor = merge.plan.files[part.file].tensors[part.tensor];
-    Json json = {{"tensor", tensor.name},
-                 {"file", merge.plan.files[part.file].name},
-                 {"site", part.site},
-                 {"rule", part.rule},
-                 {"adapter", part.adapter},
-                 {"use_dora", part.dora}};
+    Json json = {{"tensor", tensor.name},   {"file", merge.plan.files[part.file].name},
+                 {"site", part.site},       {"rule", part.rule},
+                 {"adapter", part.adapter}, {"use_dora", part.dora}};
     if (part.update >= 0) {
       json["r"] = part.rank;
       json["scaling"] = number(part.scale);
@@ -57,7 +54,10 @@ Json to_json(const MergeCommand& command, const MergePlan& merge, const ExecuteR
   Json adapters = Json::array();
   for (std::size_t i = 0; i < command.adapters.size(); ++i) {
     const WeightedAdapter given = parse_weighted_adapter(command.adapters[i]);
-    adapters.push_back({{"path", given.path}, {"weight", number(given.weight)}, {"layout", merge.layouts[i]}, {"digest", merge.digests[i]}});
+    adapters.push_back({{"path", given.path},
+                        {"weight", number(given.weight)},
+                        {"layout", merge.layouts[i]},
+                        {"digest", merge.digests[i]}});
   }
   Json json = {{"base", command.base},
                {"adapters", adapters},
@@ -83,7 +83,9 @@ Json to_json(const MergeCommand& command, const MergePlan& merge, const ExecuteR
   json["published"] = report->published;
   json["seconds"] = report->seconds;
   if (report->error.sampled > 0) {
-    json["error"] = {{"sampled", report->error.sampled}, {"different", report->error.different}, {"max_ulps", number(report->error.max_ulps)}};
+    json["error"] = {{"sampled", report->error.sampled},
+                     {"different", report->error.different},
+                     {"max_ulps", number(report->error.max_ulps)}};
   }
   return json;
 }
@@ -97,18 +99,23 @@ void print_dry_run(const MergePlan& merge) {
   for (const MergedPart& part : merge.parts) {
     if (shown++ == kShown) break;
     const std::string& tensor = merge.plan.files[part.file].tensors[part.tensor].name;
-    const std::string how = part.update < 0 ? part.rule : fmt::format("{}{}, rank {}, scale {:.6g}", part.rule, part.dora ? " DoRA" : "", part.rank, part.scale);
-    write_out(fmt::format("  {}  <-  {} of adapter {} ({})\n", printable(tensor, 200), printable(part.site, 200), part.adapter + 1, how));
+    const std::string how = part.update < 0 ? part.rule
+                                            : fmt::format("{}{}, rank {}, scale {:.6g}", part.rule,
+                                                          part.dora ? " DoRA" : "", part.rank, part.scale);
+    write_out(fmt::format("  {}  <-  {} of adapter {} ({})\n", printable(tensor, 200), printable(part.site, 200),
+                          part.adapter + 1, how));
   }
-  if (merge.parts.size() > kShown) write_out(fmt::format("  ... and {} more (--json lists all)\n", merge.parts.size() - kShown));
-  write_out(fmt::format("disk {}, memory about {}, about {}\n", human_bytes(merge.plan.bytes_out), human_bytes(merge.plan.peak_memory),
-                        human_seconds(merge.seconds_estimate)));
+  if (merge.parts.size() > kShown)
+    write_out(fmt::format("  ... and {} more (--json lists all)\n", merge.parts.size() - kShown));
+  write_out(fmt::format("disk {}, memory about {}, about {}\n", human_bytes(merge.plan.bytes_out),
+                        human_bytes(merge.plan.peak_memory), human_seconds(merge.seconds_estimate)));
 }
 
 void print_done(const MergeCommand& command, const MergePlan& merge, const ExecuteReport& report) {
   write_warnings(merge.plan.warnings);
   write_warnings(report.warnings);
-  if (report.files_resumed > 0) write_err(fmt::format("note: {} files of earlier runs were used\n", report.files_resumed));
+  if (report.files_resumed > 0)
+    write_err(fmt::format("note: {} files of earlier runs were used\n", report.files_resumed));
   if (!report.published) {
     write_out(fmt::format("part {} of {}: {} files written, {}; --finish when all parts are done\n", command.part,
                           printable(command.out, 4096), report.files_written, human_bytes(report.bytes_out)));
@@ -117,11 +124,12 @@ void print_done(const MergeCommand& command, const MergePlan& merge, const Execu
   std::string checks = command.execute.sync ? "synced" : "not synced";
   checks += command.execute.readback ? ", read back" : ", not read back";
   write_out(fmt::format("merged {} adapter{} ({}): {} tensors changed, {} copied, {} in {}, {}\n", merge.digests.size(),
-                        merge.digests.size() == 1 ? "" : "s", command.mode, merge.changed, merge.copied, human_bytes(report.bytes_out),
-                        human_seconds(report.seconds), checks));
+                        merge.digests.size() == 1 ? "" : "s", command.mode, merge.changed, merge.copied,
+                        human_bytes(report.bytes_out), human_seconds(report.seconds), checks));
   if (report.error.sampled > 0) {
-    write_out(fmt::format("error: {} of {} sampled elements are not the exact sum rounded once, at most {:.3g} last places off\n",
-                          report.error.different, report.error.sampled, report.error.max_ulps));
+    write_out(fmt::format(
+        "error: {} of {} sampled elements are not the exact sum rounded once, at most {:.3g} last places off\n",
+        report.error.different, report.error.sampled, report.error.max_ulps));
   }
   write_out(printable(command.out, 4096) + "\n");
 }
@@ -170,8 +178,10 @@ int run(const MergeCommand& given) {
   const ExecuteOptions resolved = execute_options(command);  // a wrong --part is said before the base is read
   const MergePlan merge = plan_merge(merge_options(command));
   if (command.dry_run) {
-    if (command.json) print_json(to_json(command, merge, nullptr));
-    else print_dry_run(merge);
+    if (command.json)
+      print_json(to_json(command, merge, nullptr));
+    else
+      print_dry_run(merge);
     return 0;
   }
   const InterruptGuard interrupt;
@@ -183,8 +193,10 @@ int run(const MergeCommand& given) {
   options.progress = [&bar](std::uint64_t done, std::uint64_t total) { bar.update(done, total); };
   const ExecuteReport report = execute(merge.plan, command.out, options);
   if (!command.report.empty()) write_report(command, merge, report);
-  if (command.json) print_json(to_json(command, merge, &report));
-  else print_done(command, merge, report);
+  if (command.json)
+    print_json(to_json(command, merge, &report));
+  else
+    print_done(command, merge, report);
   return 0;
 }
 

@@ -1,5 +1,5 @@
-// A progress line on stderr: done, rate, time left. Drawn ten times a second on a terminal; elsewhere, as in the log of a
-// batch job, a line every half minute.
+// A progress line on stderr: done, rate, time left. Drawn ten times a second on a terminal; elsewhere, as in the log of
+// a batch job, a line every half minute.
 #pragma once
 
 #include <chrono>

@@ -7,8 +7,8 @@
 #include <cmath>
 #include <set>
 
-#include "cli/units.h"
 #include "base/natural_order.h"
+#include "cli/units.h"
 
 namespace peft::cli {
 namespace {
@@ -36,8 +36,10 @@ std::string listed(const std::set<T>& values) {
   std::size_t count = 0;
   for (const T& value : values) {
     if (++count > kShown) return text + ", ...";
-    if constexpr (std::is_same_v<T, double>) text += (text.empty() ? "" : ", ") + short_number(value);
-    else text += fmt::format("{}{}", text.empty() ? "" : ", ", value);
+    if constexpr (std::is_same_v<T, double>)
+      text += (text.empty() ? "" : ", ") + short_number(value);
+    else
+      text += fmt::format("{}{}", text.empty() ? "" : ", ", value);
   }
   return text;
 }
@@ -57,7 +59,8 @@ void spread(ReportData& data, const SitePlace& place, const Change& change) {
     data.most_experts = std::max(data.most_experts, place.expert + 1);
     return;
   }
-  if (std::find(data.dense_names.begin(), data.dense_names.end(), place.part) == data.dense_names.end()) data.dense_names.push_back(place.part);
+  if (std::find(data.dense_names.begin(), data.dense_names.end(), place.part) == data.dense_names.end())
+    data.dense_names.push_back(place.part);
   data.dense[place.layer][place.part].add(change);
 }
 
@@ -89,8 +92,10 @@ SitePlace place_of(const std::string& site) {
   for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
     const std::int64_t number = number_in(parts[i]);
     if (number < 0) continue;
-    if (i > 0 && parts[i - 1] == "experts") place.expert = number;
-    else if (place.layer < 0) place.layer = number;
+    if (i > 0 && parts[i - 1] == "experts")
+      place.expert = number;
+    else if (place.layer < 0)
+      place.layer = number;
   }
   place.part = parts.back();
   if (parts.back() == "weight" && parts.size() > 1) place.part = parts[parts.size() - 2];
@@ -103,7 +108,7 @@ ReportData report_data(const MergePlan& merge, const ExecuteReport& done) {
   ReportData data;
   std::map<Key, std::size_t> rows;
   std::map<Key, Words> words;
-  std::map<std::pair<Key, std::string>, bool> counted;   // a matrix under several adapters has one base
+  std::map<std::pair<Key, std::string>, bool> counted;  // a matrix under several adapters has one base
   for (const MergedPart& part : merge.parts) {
     const Key key{part.file, part.tensor};
     const PlannedTensor& planned = merge.plan.files[part.file].tensors[part.tensor];

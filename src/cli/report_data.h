@@ -15,7 +15,7 @@ namespace peft::cli {
 struct Change {
   double base = 0, delta = 0;
   std::int64_t matrices = 0;
-  double relative() const;   // ||delta|| / ||base||
+  double relative() const;  // ||delta|| / ||base||
   void add(const Change& other);
 };
 
@@ -25,13 +25,13 @@ struct ReportTensor {
 };
 
 struct ReportData {
-  std::vector<ReportTensor> tensors;                                        // that changed, layer 10 after layer 9
-  std::map<std::pair<std::int64_t, std::int64_t>, Change> experts;          // by layer and expert
-  std::map<std::int64_t, std::map<std::string, Change>> dense;              // by layer and module; layer -1: outside of layers
-  std::vector<std::string> dense_names;                                     // columns, in the order of the model
+  std::vector<ReportTensor> tensors;                                // that changed, layer 10 after layer 9
+  std::map<std::pair<std::int64_t, std::int64_t>, Change> experts;  // by layer and expert
+  std::map<std::int64_t, std::map<std::string, Change>> dense;      // by layer and module; layer -1: outside of layers
+  std::vector<std::string> dense_names;                             // columns, in the order of the model
   std::int64_t most_experts = 0;
   Change all;
-  double least = 0, most = 0, median = 0;                                   // of the tensors' relative changes, zeros left out
+  double least = 0, most = 0, median = 0;  // of the tensors' relative changes, zeros left out
 };
 ReportData report_data(const MergePlan& merge, const ExecuteReport& done);
 

@@ -13,9 +13,9 @@ namespace peft::cli {
 struct ReportFacts {
   std::string out;
   MergeOptions options;
-  std::string command;                                        // as typed, for the record
+  std::string command;  // as typed, for the record
   bool synced = true, read_back = true;
-  std::string finished;                                       // "2026-11-25 21:40:12 UTC"
+  std::string finished;  // "2026-11-25 21:40:12 UTC"
 };
 // Names are untrusted: all text is escaped. Nothing in the page is loaded from elsewhere.
 std::string merge_report(const MergePlan& merge, const ExecuteReport& done, const ReportFacts& facts);

@@ -35,8 +35,11 @@ struct Example {
   ReportFacts facts;
 
   Example() {
-    const auto tensor = [](std::string name) { return PlannedTensor{std::move(name), Dtype::bf16, {4, 4}, 4, 4, {}, Merge{}, false}; };
-    merge.plan.files = {{"model.safetensors", {tensor("experts.<b>down</b>"), tensor("model.layers.0.self_attn.q_proj.weight")}, {}}};
+    const auto tensor = [](std::string name) {
+      return PlannedTensor{std::move(name), Dtype::bf16, {4, 4}, 4, 4, {}, Merge{}, false};
+    };
+    merge.plan.files = {
+        {"model.safetensors", {tensor("experts.<b>down</b>"), tensor("model.layers.0.self_attn.q_proj.weight")}, {}}};
     merge.parts = {{0, 0, 0, "model.layers.0.mlp.experts.0.down", "expert", false, 0, 8, 2.0},
                    {0, 0, 1, "model.layers.0.mlp.experts.1.down", "expert", false, 0, 8, 2.0},
                    {0, 0, 2, "model.layers.0.mlp.experts.1.down", "expert", false, 1, 16, 0.5},
@@ -88,7 +91,8 @@ TEST(Report, the_page_says_everything_escapes_names_and_loads_nothing) {
   EXPECT_THAT(page, HasSubstr("<td class=c0>1 %</td>"));
   EXPECT_THAT(page, HasSubstr("1 matrix did not change"));
   EXPECT_THAT(page, HasSubstr("2026-11-25 21:40:12 UTC"));
-  for (const char* reference : {"http://", "https://", "src=", "href=", "@import", "url("}) EXPECT_THAT(page, Not(HasSubstr(reference)));
+  for (const char* reference : {"http://", "https://", "src=", "href=", "@import", "url("})
+    EXPECT_THAT(page, Not(HasSubstr(reference)));
   EXPECT_EQ(html_escape("<a href='x'>&\x1b"), "&lt;a href=&#39;x&#39;&gt;&amp;\\u{1b}");
 }
 

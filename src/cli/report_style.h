@@ -3,7 +3,8 @@
 
 namespace peft::cli {
 
-// Nine steps of one hue, from "hardly changed" to "changed most"; the same order of contrast in the light and in the dark.
+// Nine steps of one hue, from "hardly changed" to "changed most"; the same order of contrast in the light and in the
+// dark.
 inline constexpr const char* kReportStyle = R"css(
 :root { color-scheme: light dark;
   --paper: #ffffff; --ink: #1b1f24; --soft: #59636e; --line: #d8dee4; --panel: #f6f8fa; --accent: #0b5cad; --none: #eceff2; --warn: #9a6700;
@@ -28,7 +29,7 @@ svg text { fill: var(--soft); font: 10px ui-monospace, Menlo, Consolas, monospac
 svg rect { stroke: var(--panel); stroke-width: 1; }
 .n { fill: var(--none); background: var(--none); }
 )css"
-R"css(
+                                            R"css(
 .c0 { fill: var(--c0); background: var(--c0); } .c1 { fill: var(--c1); background: var(--c1); } .c2 { fill: var(--c2); background: var(--c2); }
 .c3 { fill: var(--c3); background: var(--c3); } .c4 { fill: var(--c4); background: var(--c4); } .c5 { fill: var(--c5); background: var(--c5); }
 .c6 { fill: var(--c6); background: var(--c6); } .c7 { fill: var(--c7); background: var(--c7); } .c8 { fill: var(--c8); background: var(--c8); }

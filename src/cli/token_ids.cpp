@@ -11,10 +11,9 @@ namespace peft::cli {
 namespace {
 
 [[noreturn]] void bad(std::string problem, std::string expected, std::string got, std::string hint = {}) {
-  throw Error(ErrorCode::USAGE, {.problem = std::move(problem),
-                                 .expected = std::move(expected),
-                                 .got = std::move(got),
-                                 .hint = std::move(hint)});
+  throw Error(
+      ErrorCode::USAGE,
+      {.problem = std::move(problem), .expected = std::move(expected), .got = std::move(got), .hint = std::move(hint)});
 }
 
 std::string_view trimmed(std::string_view text) {

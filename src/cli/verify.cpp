@@ -53,7 +53,8 @@ void print(const VerifyReport& report) {
     }
     write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
   }
-  print_rest(report.num_differences - static_cast<std::int64_t>(std::min(report.differences.size(), kShown)), report.notes);
+  print_rest(report.num_differences - static_cast<std::int64_t>(std::min(report.differences.size(), kShown)),
+             report.notes);
 }
 
 }  // namespace
@@ -65,12 +66,18 @@ void print_rest(std::int64_t not_shown, const std::vector<std::string>& notes) {
 
 void VerifyCommand::require_adapters() const {
   for (const auto* values : {&input.from, &input.orientation, &input.b_packing, &input.adapter_name}) {
-    if (values->size() > 2) throw Error(ErrorCode::USAGE, {.problem = "a flag is given more than twice: once for A, once for B", .got = values->back(), .hint = "peft verify --help"});
+    if (values->size() > 2)
+      throw Error(ErrorCode::USAGE, {.problem = "a flag is given more than twice: once for A, once for B",
+                                     .got = values->back(),
+                                     .hint = "peft verify --help"});
   }
   if (merged.empty() && adapters.size() == 2) return;
   if (!merged.empty() && !adapters.empty() && !input.base.empty()) return;
-  const std::string problem = merged.empty() ? "two adapters are compared" : adapters.empty() ? "--merged needs an adapter" : "--merged needs --base";
-  throw Error(ErrorCode::USAGE, {.problem = problem, .got = std::to_string(adapters.size()) + " given", .hint = "peft verify --help"});
+  const std::string problem = merged.empty()     ? "two adapters are compared"
+                              : adapters.empty() ? "--merged needs an adapter"
+                                                 : "--merged needs --base";
+  throw Error(ErrorCode::USAGE,
+              {.problem = problem, .got = std::to_string(adapters.size()) + " given", .hint = "peft verify --help"});
 }
 
 int run(const VerifyCommand& command) {

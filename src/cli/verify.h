@@ -9,7 +9,7 @@
 namespace peft::cli {
 
 struct VerifyCommand {
-  std::vector<std::string> adapters;   // A and B; with --merged one or more DIR@WEIGHT
+  std::vector<std::string> adapters;  // A and B; with --merged one or more DIR@WEIGHT
   std::string merged;
   InputFlags input;
   std::string tolerance = "rounded";
@@ -19,8 +19,8 @@ struct VerifyCommand {
   // Throws USAGE: two without --merged, a --base with it.
   void require_adapters() const;
 };
-int run(const VerifyCommand& command);          // 0 the same, 1 different
-int run_merged(const VerifyCommand& command);   // verify_merged.cpp
+int run(const VerifyCommand& command);         // 0 the same, 1 different
+int run_merged(const VerifyCommand& command);  // verify_merged.cpp
 
 // What follows a table of differences: how many are not in it, and the notes.
 void print_rest(std::int64_t not_shown, const std::vector<std::string>& notes);

@@ -67,23 +67,27 @@ void print_elements(const VerifyMergedReport& report) {
 
 void print(const VerifyMergedReport& report) {
   if (report.same) {
-    const std::string_view how = report.bounds.two_roundings > 0 ? "with two roundings" : report.bounds.one_rounding > 0 ? "with one rounding in F32" : "rounded once";
-    write_out(fmt::format("{}: {} tensors changed as the adapters say ({}), {} are the base's\n", bold("merged", STDOUT_FILENO), report.changed,
-                          how, report.copied));
+    const std::string_view how = report.bounds.two_roundings > 0  ? "with two roundings"
+                                 : report.bounds.one_rounding > 0 ? "with one rounding in F32"
+                                                                  : "rounded once";
+    write_out(fmt::format("{}: {} tensors changed as the adapters say ({}), {} are the base's\n",
+                          bold("merged", STDOUT_FILENO), report.changed, how, report.copied));
   } else {
-    write_out(fmt::format("{}: {} differences in {} tensors\n", bold("not the merge of these", STDOUT_FILENO), report.num_differences,
-                          report.tensors));
+    write_out(fmt::format("{}: {} differences in {} tensors\n", bold("not the merge of these", STDOUT_FILENO),
+                          report.num_differences, report.tensors));
   }
   print_elements(report);
   if (!report.differences.empty()) {
     Table table({{"tensor"}, {"relative", Align::right}, {"what"}});
     const std::size_t shown = std::min(report.differences.size(), kShown);
     for (const auto& row : std::span(report.differences).first(shown)) {
-      table.add({row.tensor, row.relative == 0 ? "" : fmt::format("{:.3g}", row.relative), row.kind == "missing" || row.kind == "extra" ? row.kind + ": " + row.what : row.what});
+      table.add({row.tensor, row.relative == 0 ? "" : fmt::format("{:.3g}", row.relative),
+                 row.kind == "missing" || row.kind == "extra" ? row.kind + ": " + row.what : row.what});
     }
     write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
   }
-  print_rest(report.num_differences - static_cast<std::int64_t>(std::min(report.differences.size(), kShown)), report.notes);
+  print_rest(report.num_differences - static_cast<std::int64_t>(std::min(report.differences.size(), kShown)),
+             report.notes);
 }
 
 }  // namespace

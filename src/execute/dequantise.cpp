@@ -23,13 +23,18 @@ std::array<float, 256> fp8_values(Dtype dtype) {
 }
 
 const std::array<float, 256>& table_of(Dtype dtype) {
-  static const std::array<std::array<float, 256>, 4> tables = {
-      fp8_values(Dtype::f8_e4m3), fp8_values(Dtype::f8_e5m2), fp8_values(Dtype::f8_e4m3fnuz), fp8_values(Dtype::f8_e5m2fnuz)};
+  static const std::array<std::array<float, 256>, 4> tables = {fp8_values(Dtype::f8_e4m3), fp8_values(Dtype::f8_e5m2),
+                                                               fp8_values(Dtype::f8_e4m3fnuz),
+                                                               fp8_values(Dtype::f8_e5m2fnuz)};
   switch (dtype) {
-    case Dtype::f8_e4m3: return tables[0];
-    case Dtype::f8_e5m2: return tables[1];
-    case Dtype::f8_e4m3fnuz: return tables[2];
-    default: return tables[3];
+    case Dtype::f8_e4m3:
+      return tables[0];
+    case Dtype::f8_e5m2:
+      return tables[1];
+    case Dtype::f8_e4m3fnuz:
+      return tables[2];
+    default:
+      return tables[3];
   }
 }
 
@@ -52,7 +57,8 @@ CellScale scale_at(const Codes& codes, std::int64_t row, std::int64_t col) {
     const int exponent = std::to_integer<int>(*at) - 127;
     return {std::ldexp(1.0F, exponent / 2), std::ldexp(1.0F, exponent - exponent / 2)};
   }
-  if (codes.grid_dtype == Dtype::f8_e8m0) return {static_cast<float>(e8m0_to_double(std::to_integer<std::uint8_t>(*at))), 1};
+  if (codes.grid_dtype == Dtype::f8_e8m0)
+    return {static_cast<float>(e8m0_to_double(std::to_integer<std::uint8_t>(*at))), 1};
   return {static_cast<float>(load_element(codes.grid_dtype, at)), 1};
 }
 
@@ -104,8 +110,8 @@ Codes codes_of(const Plan& plan, const Block& block) {
   return codes;
 }
 
-void dequantise(const Codes& codes, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols, float* out,
-                std::int64_t pitch) {
+void dequantise(const Codes& codes, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,
+                float* out, std::int64_t pitch) {
   const auto code = [&](std::int64_t i, std::int64_t j) {
     return codes.offset + (row + i) * codes.row_stride + (col + j) * codes.col_stride;
   };

@@ -22,7 +22,7 @@ Codes codes_of(const Plan& plan, const Block& block);
 
 // Elements (row + i, col + j) for i < rows and j < cols to out[i * pitch + j], in fp32: exact, or (fp8) the product
 // rounded to fp32. What a number of fp32 cannot hold becomes infinite.
-void dequantise(const Codes& codes, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols, float* out,
-                std::int64_t pitch);
+void dequantise(const Codes& codes, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,
+                float* out, std::int64_t pitch);
 
 }  // namespace peft::execution

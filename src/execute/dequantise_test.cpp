@@ -41,7 +41,8 @@ PlannedTensor from_mxfp4(const TensorFile& file, const TensorInfo& want) {
   const TensorInfo& blocks = *file.find(name + "_blocks");
   const std::int64_t experts = blocks.shape[0], rows = blocks.shape[1], groups = blocks.shape[2], width = 32 * groups;
   PlannedTensor tensor{name, want.dtype, {experts, width, rows}, experts * width, rows};
-  const Scales scales{Scales::Kind::mxfp4, matrix(index_of(file, name + "_scales"), experts * rows, groups), width, 1, 32};
+  const Scales scales{Scales::Kind::mxfp4, matrix(index_of(file, name + "_scales"), experts * rows, groups), width, 1,
+                      32};
   for (std::int64_t e = 0; e < experts; ++e) {
     const View codes{0, index_of(file, name + "_blocks"), e * rows * width, width, rows, 1, width};
     tensor.blocks.push_back({e * width, 0, 1, codes, 1, scales});
@@ -54,8 +55,8 @@ PlannedTensor from_fp8(const TensorFile& file, const TensorInfo& want) {
   const TensorInfo& grid = *file.find(name + "_scale_inv");
   const std::int64_t rows = want.shape[0], cols = want.shape[1];
   PlannedTensor tensor{name, want.dtype, {rows, cols}, rows, cols};
-  const Scales scales{Scales::Kind::fp8, matrix(index_of(file, name + "_scale_inv"), grid.shape[0], grid.shape[1]), cols,
-                      rows / grid.shape[0], cols / grid.shape[1]};
+  const Scales scales{Scales::Kind::fp8, matrix(index_of(file, name + "_scale_inv"), grid.shape[0], grid.shape[1]),
+                      cols, rows / grid.shape[0], cols / grid.shape[1]};
   tensor.blocks.push_back({0, 0, 1, matrix(index_of(file, name), rows, cols), 1, scales});
   return tensor;
 }
@@ -102,11 +103,13 @@ TEST(Dequantise, ReadsAnyViewOfAnyGrid) {
     PlanBuilder b(seed);
     const std::int64_t rows = b.pick(1, 40), width = b.pick(1, 90), cell_rows = b.pick(1, 9), cell_cols = b.pick(1, 40);
     const View codes = b.normal(Dtype::f8_e4m3, rows, width, 20);
-    const View grid = b.normal(Dtype::f32, (rows + cell_rows - 1) / cell_rows, (width + cell_cols - 1) / cell_cols, 0.1);
+    const View grid =
+        b.normal(Dtype::f32, (rows + cell_rows - 1) / cell_rows, (width + cell_cols - 1) / cell_cols, 0.1);
     View part = codes.row_range(b.pick(0, rows - 1), 1).col_range(0, width);
     part = {0, codes.tensor, 0, rows, width, width, 1};
     if (b.chance(50)) part = part.transposed();
-    if (b.chance(50)) part = part.row_range(part.rows / 2, part.rows - part.rows / 2).col_range(0, (part.cols + 1) / 2, 1);
+    if (b.chance(50))
+      part = part.row_range(part.rows / 2, part.rows - part.rows / 2).col_range(0, (part.cols + 1) / 2, 1);
     PlannedTensor& tensor = b.output("w", Dtype::f32, part.rows, part.cols);
     tensor.blocks = {{0, 0, 1, part, 1, Scales{Scales::Kind::fp8, grid, width, cell_rows, cell_cols}}};
     const Plan plan = b.make();
@@ -120,12 +123,15 @@ TEST(Dequantise, ReadsAnyViewOfAnyGrid) {
       for (std::int64_t j = 0; j < part.cols; ++j) {
         const std::int64_t n = part.offset + i * part.row_stride + j * part.col_stride;
         const std::int64_t cell = n / width / cell_rows * grid.cols + n % width / cell_cols;
-        const auto code = static_cast<float>(load_element(Dtype::f8_e4m3, file.bytes(file.tensors()[codes.tensor]).data() + n));
-        const auto scale = static_cast<float>(load_element(Dtype::f32, file.bytes(file.tensors()[grid.tensor]).data() + 4 * cell));
+        const auto code =
+            static_cast<float>(load_element(Dtype::f8_e4m3, file.bytes(file.tensors()[codes.tensor]).data() + n));
+        const auto scale =
+            static_cast<float>(load_element(Dtype::f32, file.bytes(file.tensors()[grid.tensor]).data() + 4 * cell));
         const float want = code * scale;
         ASSERT_EQ(fast[static_cast<std::size_t>(i * part.cols + j)], want) << "seed " << seed;
         float slow;
-        std::memcpy(&slow, image.data() + image.size() - fast.size() * 4 + static_cast<std::size_t>(i * part.cols + j) * 4, 4);
+        std::memcpy(&slow,
+                    image.data() + image.size() - fast.size() * 4 + static_cast<std::size_t>(i * part.cols + j) * 4, 4);
         ASSERT_EQ(slow, want) << "seed " << seed;
       }
     }

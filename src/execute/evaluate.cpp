@@ -17,7 +17,8 @@ using execution::StepRange;
 
 constexpr std::int64_t kChunk = 64;  // rows of a pass over a whole matrix
 
-// scale * B * A, laid as the tensor is stored: element (i, j) of the place is the sum over k of left(i, k) * right[k][j].
+// scale * B * A, laid as the tensor is stored: element (i, j) of the place is the sum over k of left(i, k) *
+// right[k][j].
 struct Delta {
   const Plan& plan;
   const Update& update;
@@ -54,7 +55,8 @@ struct Evaluator::State {
   const PlannedTensor* tensor;
   RowIndex blocks;
   MergeIndex index;
-  std::vector<std::vector<double>> gains;  // of each update: magnitude / norm for each row of W + delta; empty without DoRA
+  std::vector<std::vector<double>>
+      gains;  // of each update: magnitude / norm for each row of W + delta; empty without DoRA
   std::map<std::size_t, std::vector<Delta>> deltas;  // of the places used last
 
   const std::vector<Delta>& deltas_of(std::size_t place) {
@@ -71,7 +73,8 @@ struct Evaluator::State {
     std::vector<double> values(static_cast<std::size_t>(count * tensor->cols));
     blocks.find(first, first + count, [&](std::size_t b) {
       const Block& block = tensor->blocks[b];
-      const std::int64_t begin = std::max(first, block.row), end = std::min(first + count, block.row + block.source.rows);
+      const std::int64_t begin = std::max(first, block.row),
+                         end = std::min(first + count, block.row + block.source.rows);
       for (std::int64_t row = begin; row < end; ++row) {
         for (std::int64_t j = 0; j < block.source.cols; ++j) {
           const double value = execution::value_at(*plan, block, row - block.row, j);
@@ -97,11 +100,14 @@ struct Evaluator::State {
   void measure(std::size_t p) {
     const MergedPlace& place = index.places[p];
     const std::vector<Update>& updates = tensor->merge->updates;
-    const bool dora = std::any_of(place.updates.begin(), place.updates.end(), [&](auto u) { return updates[u].magnitude.has_value(); });
+    const bool dora = std::any_of(place.updates.begin(), place.updates.end(),
+                                  [&](auto u) { return updates[u].magnitude.has_value(); });
     if (!dora) return;
     const plan::Lattice& lattice = place.lattice;
     const std::int64_t begin = lattice.rows.first, end = lattice.rows.last() + 1;
-    std::vector<std::vector<double>> sums(place.updates.size(), std::vector<double>(static_cast<std::size_t>(lattice.swapped ? lattice.cols.count : lattice.rows.count)));
+    std::vector<std::vector<double>> sums(
+        place.updates.size(),
+        std::vector<double>(static_cast<std::size_t>(lattice.swapped ? lattice.cols.count : lattice.rows.count)));
     for (std::int64_t row = begin; row < end; row += kChunk) {
       const std::int64_t rows = std::min(kChunk, end - row);
       std::vector<double> values = base(row, rows);
@@ -120,7 +126,8 @@ struct Evaluator::State {
       if (!update.magnitude) continue;
       std::vector<double>& gain = gains[place.updates[n]];
       for (std::size_t o = 0; o < sums[n].size(); ++o) {
-        gain.push_back(execution::value_at(*plan, *update.magnitude, static_cast<std::int64_t>(o), 0) / std::sqrt(sums[n][o]));
+        gain.push_back(execution::value_at(*plan, *update.magnitude, static_cast<std::int64_t>(o), 0) /
+                       std::sqrt(sums[n][o]));
       }
     }
   }

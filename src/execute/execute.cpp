@@ -178,11 +178,12 @@ class Execution {
     std::string names;
     for (std::size_t i = 0; i < std::min(missing.size(), kNamed); ++i)
       names += (i == 0 ? "" : ", ") + plan_.files[missing[i]].name;
-    throw Error(ErrorCode::RS_PARTS, {.file = output.staging().path(),
-                                      .problem = fmt::format("{} of {} files are not there, or not as they were written",
-                                                             missing.size(), plan_.files.size()),
-                                      .got = names + (missing.size() > kNamed ? ", ..." : ""),
-                                      .hint = "run the parts that write them again"});
+    throw Error(ErrorCode::RS_PARTS,
+                {.file = output.staging().path(),
+                 .problem = fmt::format("{} of {} files are not there, or not as they were written", missing.size(),
+                                        plan_.files.size()),
+                 .got = names + (missing.size() > kNamed ? ", ..." : ""),
+                 .hint = "run the parts that write them again"});
   }
 
   // Decides what is kept, and throws again.
@@ -194,12 +195,13 @@ class Execution {
       if (error == nullptr || error->code() == ErrorCode::IO_CHANGED) throw;
       // Bad input stays bad: there is nothing to go on with. What another run has left is not ours to throw away.
       const int exit_code = info(error->code()).exit_code;
-      const bool lasting = exit_code != info(ErrorCode::IO_WRITE).exit_code &&
-                           exit_code != info(ErrorCode::INTERRUPTED).exit_code;
+      const bool lasting =
+          exit_code != info(ErrorCode::IO_WRITE).exit_code && exit_code != info(ErrorCode::INTERRUPTED).exit_code;
       if (journal && lasting && !options_.finish) output.discard();
       if (lasting || !output.keeps_something()) throw;
       ErrorDetail detail = error->detail();
-      detail.hint += (detail.hint.empty() ? "" : "; ") + std::string("what is finished is kept: --resume goes on with it");
+      detail.hint +=
+          (detail.hint.empty() ? "" : "; ") + std::string("what is finished is kept: --resume goes on with it");
       throw Error(error->code(), std::move(detail));
     } catch (const Error& error) {
       if (error.code() == ErrorCode::IO_CHANGED) {
@@ -212,9 +214,9 @@ class Execution {
 
   const Plan& plan_;
   const ExecuteOptions& options_;
-  std::vector<FileLayout> layouts_;    // of the planned files, until they are written
-  std::vector<std::uint64_t> sizes_;   // of the planned files
-  std::vector<std::size_t> share_;     // of the files: what this run writes
+  std::vector<FileLayout> layouts_;   // of the planned files, until they are written
+  std::vector<std::uint64_t> sizes_;  // of the planned files
+  std::vector<std::size_t> share_;    // of the files: what this run writes
   std::string fingerprint_;
   ExecuteReport report_;
 };

@@ -23,9 +23,9 @@ bool is_candidate(const PlannedTensor& tensor) {
   if (tensor.blocks.size() != 1 || info(tensor.dtype).bits % 8 != 0 || tensor.merge) return false;
   const Block& block = tensor.blocks.front();
   const View& view = block.source;
-  return !block.scales && view.rows == tensor.rows && view.cols == tensor.cols && (block.col_step == 1 || view.cols == 1) &&
-         (view.cols == 1 || view.col_stride > 1) && (view.rows == 1 || view.row_stride > 1) &&
-         view.rows * view.cols > 1;
+  return !block.scales && view.rows == tensor.rows && view.cols == tensor.cols &&
+         (block.col_step == 1 || view.cols == 1) && (view.cols == 1 || view.col_stride > 1) &&
+         (view.rows == 1 || view.row_stride > 1) && view.rows * view.cols > 1;
 }
 
 Key key_of(const PlannedTensor& tensor) {

@@ -13,7 +13,7 @@
 namespace peft::execution {
 namespace {
 
-constexpr std::size_t kSamples = 64;           // of a source
+constexpr std::size_t kSamples = 64;          // of a source
 constexpr std::uint64_t kSampleBytes = 4096;  // of each
 
 // Each add() names the members of its struct in a binding: a member that is added to the struct does not compile until
@@ -21,10 +21,8 @@ constexpr std::uint64_t kSampleBytes = 4096;  // of each
 class Writer {
  public:
   template <class Number>
-    requires std::is_arithmetic_v<Number> || std::is_enum_v<Number>
-  void add(Number value) {
-    hash_.add(&value, sizeof value);
-  }
+  requires std::is_arithmetic_v<Number> || std::is_enum_v<Number>
+  void add(Number value) { hash_.add(&value, sizeof value); }
   void add(std::string_view text) {
     add(text.size());
     hash_.add(text.data(), text.size());

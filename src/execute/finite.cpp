@@ -32,9 +32,8 @@ bool all_below(const std::byte* bytes, std::size_t size, T mask, T limit) {
   const std::size_t step = hn::Lanes(d) * sizeof(T);
   const auto masks = hn::Set(d, mask);
   auto largest = hn::Zero(d), other = hn::Zero(d);
-  const auto magnitudes = [&](std::size_t at) HWY_ATTR {
-    return hn::And(hn::LoadU(d, reinterpret_cast<const T*>(bytes + at)), masks);
-  };
+  const auto magnitudes = [&](std::size_t at)
+                              HWY_ATTR { return hn::And(hn::LoadU(d, reinterpret_cast<const T*>(bytes + at)), masks); };
   std::size_t at = 0;
   for (; at + 4 * step <= size; at += 4 * step) {
     for (std::size_t line = 0; line < 4 * step; line += 64) __builtin_prefetch(bytes + at + kAhead + line, 0, 2);
@@ -54,11 +53,16 @@ bool all_below(const std::byte* bytes, std::size_t size, T mask, T limit) {
 
 bool all_finite_of(const std::byte* bytes, std::size_t size, Dtype dtype) {
   switch (dtype) {
-    case Dtype::bf16: return all_below<std::int16_t>(bytes, size, 0x7fff, 0x7f80);
-    case Dtype::f16: return all_below<std::int16_t>(bytes, size, 0x7fff, 0x7c00);
-    case Dtype::f32: return all_below<std::int32_t>(bytes, size, 0x7fffffff, 0x7f800000);
-    case Dtype::f64: return all_below<std::int64_t>(bytes, size, 0x7fffffffffffffff, 0x7ff0000000000000);
-    default: return true;
+    case Dtype::bf16:
+      return all_below<std::int16_t>(bytes, size, 0x7fff, 0x7f80);
+    case Dtype::f16:
+      return all_below<std::int16_t>(bytes, size, 0x7fff, 0x7c00);
+    case Dtype::f32:
+      return all_below<std::int32_t>(bytes, size, 0x7fffffff, 0x7f800000);
+    case Dtype::f64:
+      return all_below<std::int64_t>(bytes, size, 0x7fffffffffffffff, 0x7ff0000000000000);
+    default:
+      return true;
   }
 }
 
@@ -71,16 +75,21 @@ namespace peft::execution {
 namespace {
 
 struct Format {
-  std::size_t size = 0;        // of an element; 0: no NaN in this dtype
+  std::size_t size = 0;  // of an element; 0: no NaN in this dtype
   std::uint64_t sign = 0, exponent = 0;
 };
 Format format_of(Dtype dtype) {
   switch (dtype) {
-    case Dtype::bf16: return {2, 0x8000, 0x7f80};
-    case Dtype::f16: return {2, 0x8000, 0x7c00};
-    case Dtype::f32: return {4, 0x80000000, 0x7f800000};
-    case Dtype::f64: return {8, 0x8000000000000000, 0x7ff0000000000000};
-    default: return {};
+    case Dtype::bf16:
+      return {2, 0x8000, 0x7f80};
+    case Dtype::f16:
+      return {2, 0x8000, 0x7c00};
+    case Dtype::f32:
+      return {4, 0x80000000, 0x7f800000};
+    case Dtype::f64:
+      return {8, 0x8000000000000000, 0x7ff0000000000000};
+    default:
+      return {};
   }
 }
 
@@ -99,11 +108,12 @@ void blame_nonfinite(const Plan& plan, const PlannedTensor& tensor) {
     const TensorFile& file = *plan.sources[block.source.source];
     const TensorInfo& source = file.tensors()[block.source.tensor];
     if (block.scales) {
-      throw Error(ErrorCode::NUM_NONFINITE, {.file = file.path(),
-                                             .tensor = std::string(source.name),
-                                             .problem = fmt::format("a dequantised value is no number that {} can hold", info(tensor.dtype).name),
-                                             .expected = "finite products of codes and scales",
-                                             .hint = "is the base model damaged?"});
+      throw Error(ErrorCode::NUM_NONFINITE,
+                  {.file = file.path(),
+                   .tensor = std::string(source.name),
+                   .problem = fmt::format("a dequantised value is no number that {} can hold", info(tensor.dtype).name),
+                   .expected = "finite products of codes and scales",
+                   .hint = "is the base model damaged?"});
     }
     const auto bytes = file.bytes(source);
     if (all_finite(bytes, source.dtype)) continue;
@@ -121,7 +131,8 @@ void blame_nonfinite(const Plan& plan, const PlannedTensor& tensor) {
                                            .tensor = std::string(source.name),
                                            .problem = "the tensor holds values that are no numbers",
                                            .expected = "finite values",
-                                           .got = fmt::format("{} NaN, {} +Inf, {} -Inf, the first at element {}", nan, positive, negative, first),
+                                           .got = fmt::format("{} NaN, {} +Inf, {} -Inf, the first at element {}", nan,
+                                                              positive, negative, first),
                                            .hint = "the training of this adapter probably diverged"});
   }
   throw Error(ErrorCode::NUM_NONFINITE, {.tensor = tensor.name, .problem = "a value became infinite"});

@@ -1,4 +1,5 @@
-// NaN and infinity in what is about to be written. Checked while the bytes are in cache, so that it costs next to nothing.
+// NaN and infinity in what is about to be written. Checked while the bytes are in cache, so that it costs next to
+// nothing.
 #pragma once
 
 #include <cstddef>

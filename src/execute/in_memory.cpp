@@ -27,7 +27,8 @@ void write_quantised(const Plan& plan, const PlannedTensor& tensor, const Block&
   for (std::int64_t i = 0; i < block.source.rows; ++i) {
     for (std::int64_t j = 0; j < block.source.cols; ++j) {
       const std::int64_t to = (block.row + i) * tensor.cols + block.col + j * block.col_step;
-      execution::store_element(tensor.dtype, execution::value_at(plan, block, i, j), out + to * info(tensor.dtype).bits / 8);
+      execution::store_element(tensor.dtype, execution::value_at(plan, block, i, j),
+                               out + to * info(tensor.dtype).bits / 8);
     }
   }
 }

@@ -1,7 +1,8 @@
 // Which files of an output are finished, for a run that goes on where another stopped.
 //
 // A journal is text, one line for each file, with a checksum in front. The first line names the fingerprint. Every run
-// writes a journal of its own; what counts is all of them together. A line is added after its file is synced and renamed.
+// writes a journal of its own; what counts is all of them together. A line is added after its file is synced and
+// renamed.
 #pragma once
 
 #include <cstdint>

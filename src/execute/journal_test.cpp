@@ -46,7 +46,8 @@ TEST(Journal, OfAnotherRunIsRefused) {
   const StagingFolder staging(folder / "out", Claim::fresh, false, "");
   const std::string path = write_journal(staging, some_files());
   const std::string other(32, 'e');
-  expect_error(error_of([&] { read_journals(staging.path(), other); }), RS_JOURNAL, {path, kFingerprint, other, "--overwrite"});
+  expect_error(error_of([&] { read_journals(staging.path(), other); }), RS_JOURNAL,
+               {path, kFingerprint, other, "--overwrite"});
 }
 
 // Cut anywhere, it says the files whose lines are whole.
@@ -97,7 +98,8 @@ TEST(Journal, NoiseIsNeverAFile) {
   for (int i = 0; i < 300; ++i) {
     std::string noise = i % 2 == 0 ? read_text(path) : std::string();
     noise.resize(noise.size() + random() % 300);
-    for (std::size_t at = i % 2 == 0 ? 60 : 0; at < noise.size(); ++at) noise[at] = static_cast<char>(random() % 5 == 0 ? '\n' : random());
+    for (std::size_t at = i % 2 == 0 ? 60 : 0; at < noise.size(); ++at)
+      noise[at] = static_cast<char>(random() % 5 == 0 ? '\n' : random());
     const auto other = folder.write("out.partial-peft/journal-noise", noise);
     error_of([&] { EXPECT_TRUE(read_journals(staging.path(), kFingerprint).empty()); });
     fs::remove(other);
@@ -106,7 +108,8 @@ TEST(Journal, NoiseIsNeverAFile) {
 
 TEST(Journal, SeveralCountTogether) {
   const TestFolder folder;
-  const StagingFolder first(folder / "out", Claim::share, false, "1-of-2"), second(folder / "out", Claim::share, false, "2-of-2");
+  const StagingFolder first(folder / "out", Claim::share, false, "1-of-2"),
+      second(folder / "out", Claim::share, false, "2-of-2");
   write_journal(first, {some_files()[0]});
   write_journal(second, {some_files()[1]});
   EXPECT_EQ(read_journals(first.path(), kFingerprint).size(), 2u);

@@ -13,7 +13,9 @@ class LineBuffer {
  public:
   LineBuffer() = default;
   LineBuffer(LineBuffer&& other) noexcept
-      : memory_(std::move(other.memory_)), first_(std::exchange(other.first_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+      : memory_(std::move(other.memory_)),
+        first_(std::exchange(other.first_, nullptr)),
+        size_(std::exchange(other.size_, 0)) {}
 
   T* resize(std::size_t count) {
     if (count > size_) {

@@ -123,7 +123,10 @@ bool Merger::merge_strip_of(Tiles<T>& tiles, const Gains& gains, const MergeTarg
   }
   bool finite = true;
   for (std::int64_t panel = place.begin / kWidth; panel * kWidth < place.end; ++panel) {
-    const TilePlace tile{place.first, place.row, place.rows, panel,
+    const TilePlace tile{place.first,
+                         place.row,
+                         place.rows,
+                         panel,
                          static_cast<std::size_t>(std::max<std::int64_t>(place.begin - panel * kWidth, 0)),
                          static_cast<std::size_t>(std::min(place.end - panel * kWidth, kWidth))};
     finite &= merge_tile(*tensor_, tiles, gains, target, tile, reinterpret_cast<T*>(weights_.get()), error_);
@@ -154,7 +157,8 @@ void Merger::render_place(std::size_t place, const MergeTarget& target) {
       for (std::int64_t row = 0; row < taken; row += kRows) strip(row, cols.first, end);
     } else {
       for (std::int64_t begin = cols.first; begin < end; begin = begin / kWidth * kWidth + kWidth) {
-        for (std::int64_t row = 0; row < taken; row += kRows) strip(row, begin, std::min(end, begin / kWidth * kWidth + kWidth));
+        for (std::int64_t row = 0; row < taken; row += kRows)
+          strip(row, begin, std::min(end, begin / kWidth * kWidth + kWidth));
       }
     }
     first += taken;

@@ -17,8 +17,8 @@ class Merger {
  public:
   explicit Merger(MergeStores& stores) : stores_(stores) {}
 
-  // Writes the rectangle `area` of the tensor to `out`, row after row without gaps. Throws NUM_NONFINITE or NUM_OVERFLOW
-  // for a result that is no number.
+  // Writes the rectangle `area` of the tensor to `out`, row after row without gaps. Throws NUM_NONFINITE or
+  // NUM_OVERFLOW for a result that is no number.
   void render(const Plan& plan, const PlannedTensor& tensor, bool wide, const Rectangle& area, std::byte* out);
 
   const MergeError& error() const { return error_; }

@@ -19,8 +19,9 @@ const Block* MergedTensor::direct_block(std::int64_t row) const {
   blocks_.find(row, row + 1, [&](std::size_t b) { found = &tensor_->blocks[b]; });
   if (found == nullptr) return nullptr;
   const View& view = found->source;
-  const bool as_it_is = view.cols == tensor_->cols && (view.cols == 1 || (view.col_stride == 1 && found->col_step == 1)) &&
-                        found->scale == 1 && !found->scales &&
+  const bool as_it_is = view.cols == tensor_->cols &&
+                        (view.cols == 1 || (view.col_stride == 1 && found->col_step == 1)) && found->scale == 1 &&
+                        !found->scales &&
                         plan_->sources[view.source]->tensors()[view.tensor].dtype == merge().base_dtype;
   return as_it_is ? found : nullptr;
 }

@@ -28,7 +28,8 @@ class MergedTensor {
 
   // How many rows from `row` on base() can give at once without moving them, or up to where it has to.
   std::int64_t stretch(std::int64_t row) const;
-  // Where the source has them, if it has them as they are; else made in `scratch`, which holds area.rows * area.cols elements.
+  // Where the source has them, if it has them as they are; else made in `scratch`, which holds area.rows * area.cols
+  // elements.
   BaseRows base(const Rectangle& area, std::byte* scratch, Scratch& more) const;
 
  private:
@@ -37,8 +38,8 @@ class MergedTensor {
   const Plan* plan_;
   const PlannedTensor* tensor_;
   MergeIndex index_;
-  TensorOps ops_;                               // for whole rows
-  mutable std::optional<TensorOps> any_ops_;    // for any rectangle; made when it is needed
+  TensorOps ops_;                             // for whole rows
+  mutable std::optional<TensorOps> any_ops_;  // for any rectangle; made when it is needed
   RowIndex blocks_;
 };
 

@@ -16,13 +16,12 @@ void check_values(const Plan& plan, const View& view, const char* hint) {
       const double value = value_at(plan, view, i, j);
       if (std::isfinite(value)) continue;
       const TensorFile& file = *plan.sources[view.source];
-      throw Error(ErrorCode::NUM_NONFINITE,
-                  {.file = file.path(),
-                   .tensor = std::string(file.tensors()[view.tensor].name),
-                   .problem = "the tensor holds values that are no numbers",
-                   .expected = "finite values",
-                   .got = std::isnan(value) ? "NaN" : "infinity",
-                   .hint = hint});
+      throw Error(ErrorCode::NUM_NONFINITE, {.file = file.path(),
+                                             .tensor = std::string(file.tensors()[view.tensor].name),
+                                             .problem = "the tensor holds values that are no numbers",
+                                             .expected = "finite values",
+                                             .got = std::isnan(value) ? "NaN" : "infinity",
+                                             .hint = hint});
     }
   }
 }
@@ -53,10 +52,11 @@ void blame_merge(const Plan& plan, const PlannedTensor& tensor) {
     if (update.magnitude) check_values(plan, *update.magnitude, kDiverged);
   }
   for (const Block& block : tensor.blocks) check_block(plan, block);
-  throw Error(ErrorCode::NUM_OVERFLOW, {.tensor = tensor.name,
-                                        .problem = "a merged value does not fit the output dtype",
-                                        .got = std::string(info(tensor.dtype).name),
-                                        .hint = "choose a dtype with a larger range: --base-dtype bfloat16 or float32"});
+  throw Error(ErrorCode::NUM_OVERFLOW,
+              {.tensor = tensor.name,
+               .problem = "a merged value does not fit the output dtype",
+               .got = std::string(info(tensor.dtype).name),
+               .hint = "choose a dtype with a larger range: --base-dtype bfloat16 or float32"});
 }
 
 }  // namespace peft::execution

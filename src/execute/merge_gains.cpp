@@ -12,8 +12,8 @@ namespace {
 
 constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
 
-// Sums of squares of one row, in the order of PyTorch's norm (2.13, x86), so that its bits are the same: vectors of eight;
-// then what fills no vector, one after the other, the last three at most with fused multiply-adds.
+// Sums of squares of one row, in the order of PyTorch's norm (2.13, x86), so that its bits are the same: vectors of
+// eight; then what fills no vector, one after the other, the last three at most with fused multiply-adds.
 constexpr std::size_t kChains = 8;
 template <class T>
 struct RowSum {
@@ -91,9 +91,11 @@ class Measuring {
     for (std::size_t m = 0; m < measured_.size(); ++m) {
       std::copy_n(weights_.get(), rows * kPanel, sum_.get());
       const Step& step = *measured_[m];
-      apply_tail({step.tail, kUnrounded, tiles_.update(step.update).scale}, tiles_.tile(step.update), sum_.get(), rows * kPanel);
+      apply_tail({step.tail, kUnrounded, tiles_.update(step.update).scale}, tiles_.tile(step.update), sum_.get(),
+                 rows * kPanel);
       for (std::size_t i = 0; i < rows; ++i) {
-        swapped_ ? add_columns(m, panel, sum_.get() + i * kPanel, cols) : row_sums_[m][i].add(sum_.get() + i * kPanel, cols);
+        swapped_ ? add_columns(m, panel, sum_.get() + i * kPanel, cols)
+                 : row_sums_[m][i].add(sum_.get() + i * kPanel, cols);
       }
     }
   }
@@ -110,7 +112,8 @@ class Measuring {
   }
   void finish_columns() {
     for (std::size_t m = 0; m < measured_.size(); ++m) {
-      for (std::size_t o = 0; o < col_sums_[m].size(); ++o) set(m, static_cast<std::int64_t>(o), std::sqrt(col_sums_[m][o]));
+      for (std::size_t o = 0; o < col_sums_[m].size(); ++o)
+        set(m, static_cast<std::int64_t>(o), std::sqrt(col_sums_[m][o]));
     }
   }
   void set(std::size_t m, std::int64_t out, T norm) {
@@ -141,7 +144,8 @@ class Measuring {
 
 // Columns of base_dtype, `step` elements apart, side by side.
 void gather_columns(const std::byte* from, std::int64_t step, std::size_t cols, std::size_t size, std::byte* to) {
-  for (std::size_t j = 0; j < cols; ++j) std::memcpy(to + j * size, from + static_cast<std::int64_t>(j * size) * step, size);
+  for (std::size_t j = 0; j < cols; ++j)
+    std::memcpy(to + j * size, from + static_cast<std::int64_t>(j * size) * step, size);
 }
 
 }  // namespace

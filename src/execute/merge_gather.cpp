@@ -12,7 +12,8 @@ namespace {
 constexpr std::int64_t kLine = 64;
 constexpr std::int64_t kAllBytes = std::int64_t{16} << 20;  // of all groups that are kept
 
-// A view of elements `step` apart, which follow each other evenly along both sides: `inner` counts those of the short stride.
+// A view of elements `step` apart, which follow each other evenly along both sides: `inner` counts those of the short
+// stride.
 struct Comb {
   std::int64_t step = 0, inner = 0, outer = 0;
   bool inner_is_cols = true;
@@ -40,7 +41,8 @@ GatherStore::Elements GatherStore::gather(const Key& key, std::int64_t element_s
   std::vector<const std::byte*> in(static_cast<std::size_t>(key.count));
   std::vector<std::byte*> out(static_cast<std::size_t>(key.neighbours));
   for (std::size_t i = 0; i < in.size(); ++i) in[i] = key.first + static_cast<std::int64_t>(i) * key.step;
-  for (std::size_t j = 0; j < out.size(); ++j) out[j] = memory + static_cast<std::int64_t>(j) * key.count * element_size;
+  for (std::size_t j = 0; j < out.size(); ++j)
+    out[j] = memory + static_cast<std::int64_t>(j) * key.count * element_size;
   transpose(in, out, static_cast<std::size_t>(element_size));
   return elements;
 }

@@ -1,5 +1,5 @@
-// Factors whose elements lie far apart, as one expert's lora_B of a fused layout does: neighbours are read together, since
-// they are in the same cache lines, and kept for those who come next.
+// Factors whose elements lie far apart, as one expert's lora_B of a fused layout does: neighbours are read together,
+// since they are in the same cache lines, and kept for those who come next.
 #pragma once
 
 #include <cstddef>
@@ -23,7 +23,8 @@ FactorSource source_of(const Plan& plan, const View& view);
 
 class GatherStore {
  public:
-  // As source_of(), or the view's elements without gaps. `in_turn`: how many views are asked for in turn; all of them are kept.
+  // As source_of(), or the view's elements without gaps. `in_turn`: how many views are asked for in turn; all of them
+  // are kept.
   FactorSource open(const Plan& plan, const View& view, std::size_t in_turn);
 
  private:

@@ -47,8 +47,9 @@ TEST_P(MergeGather, ElementsAreThoseOfTheView) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, MergeGather,
-                         testing::Values(std::tuple(Dtype::bf16, 40, 3, 128), std::tuple(Dtype::bf16, 33, 4, 37), std::tuple(Dtype::f32, 70, 5, 60),
-                                         std::tuple(Dtype::f16, 64, 1, 5), std::tuple(Dtype::f32, 300, 8, 16)));
+                         testing::Values(std::tuple(Dtype::bf16, 40, 3, 128), std::tuple(Dtype::bf16, 33, 4, 37),
+                                         std::tuple(Dtype::f32, 70, 5, 60), std::tuple(Dtype::f16, 64, 1, 5),
+                                         std::tuple(Dtype::f32, 300, 8, 16)));
 
 TEST(MergeGatherOnce, NeighboursAreReadOnce) {
   PlanBuilder builder(8);

@@ -1,5 +1,6 @@
 // Floating-point formats as vectors of fp32 or fp64, and a multiply-add that rounds once on every target.
-// Part of merge_kernel.cpp, compiled once per target. Integer arithmetic rounds: no mode of the processor changes a bit.
+// Part of merge_kernel.cpp, compiled once per target. Integer arithmetic rounds: no mode of the processor changes a
+// bit.
 #if defined(PEFT_MERGE_KERNEL_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef PEFT_MERGE_KERNEL_INL
 #undef PEFT_MERGE_KERNEL_INL
@@ -59,7 +60,9 @@ struct Bf16 {
   static constexpr std::size_t kSize = 2;
   static constexpr std::uint32_t kInfinite = 0x7F7F8000;
 
-  static HWY_INLINE V32 load(Tag32 d, const std::byte* from) { return hn::BitCast(d, hn::ShiftLeft<16>(load_16(from))); }
+  static HWY_INLINE V32 load(Tag32 d, const std::byte* from) {
+    return hn::BitCast(d, hn::ShiftLeft<16>(load_16(from)));
+  }
   static HWY_INLINE U32 rounded(V32 value) {  // not for NaN
     const U32 bits = hn::BitCast(Bits32(), value);
     const U32 odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(Bits32(), 1));
@@ -93,15 +96,16 @@ struct F16 {
     const U32 sign = hn::ShiftLeft<16>(hn::And(half, hn::Set(Bits32(), 0x8000)));
     // As a float the exponent is 112 too small; subnormal numbers come out right too.
     const V32 value = hn::Mul(hn::BitCast(d, hn::ShiftLeft<13>(magnitude)), hn::Set(d, 0x1p112F));
-    const U32 special = hn::IfThenElseZero(hn::Gt(magnitude, hn::Set(Bits32(), 0x7BFF)), hn::Set(Bits32(), 0x7F800000u));
+    const U32 special =
+        hn::IfThenElseZero(hn::Gt(magnitude, hn::Set(Bits32(), 0x7BFF)), hn::Set(Bits32(), 0x7F800000u));
     return hn::BitCast(d, hn::Or(hn::Or(hn::BitCast(Bits32(), value), special), sign));
   }
   static HWY_INLINE U32 narrow(Tag32 d, V32 value) {
     const U32 magnitude = magnitude_of(value);
     const U32 sign = hn::And(hn::ShiftRight<16>(hn::BitCast(Bits32(), value)), hn::Set(Bits32(), 0x8000));
     const U32 odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(Bits32(), 1));
-    const U32 normal = hn::ShiftRight<13>(hn::Sub(hn::Add(hn::Add(magnitude, hn::Set(Bits32(), 0xFFF)), odd),
-                                                  hn::Set(Bits32(), 112u << 23)));
+    const U32 normal = hn::ShiftRight<13>(
+        hn::Sub(hn::Add(hn::Add(magnitude, hn::Set(Bits32(), 0xFFF)), odd), hn::Set(Bits32(), 112u << 23)));
     // Added to 1/2, the last place of the sum is that of subnormal numbers.
     const V32 sum = hn::Add(hn::BitCast(d, magnitude), hn::Set(d, 0.5F));
     const U32 subnormal = hn::Sub(hn::BitCast(Bits32(), sum), hn::Set(Bits32(), 0x3F000000));
@@ -124,8 +128,12 @@ struct F32 {
   static constexpr std::size_t kSize = 4;
   static constexpr std::uint32_t kInfinite = 0x7F800000;
 
-  static HWY_INLINE V32 load(Tag32 d, const std::byte* from) { return hn::LoadU(d, reinterpret_cast<const float*>(from)); }
-  static HWY_INLINE void store(Tag32 d, V32 value, std::byte* to) { hn::StoreU(value, d, reinterpret_cast<float*>(to)); }
+  static HWY_INLINE V32 load(Tag32 d, const std::byte* from) {
+    return hn::LoadU(d, reinterpret_cast<const float*>(from));
+  }
+  static HWY_INLINE void store(Tag32 d, V32 value, std::byte* to) {
+    hn::StoreU(value, d, reinterpret_cast<float*>(to));
+  }
   static HWY_INLINE void store_two(Tag32 d, V32 first, V32 second, std::byte* to) {
     store(d, first, to);
     store(d, second, to + kLanes<float> * kSize);
@@ -140,15 +148,20 @@ struct F32 {
     hn::StoreU(hn::DemoteTo(Narrow64(), value), Narrow64(), reinterpret_cast<float*>(to));
   }
   static HWY_INLINE V64 round(Tag64 d, V64 value) { return hn::PromoteTo(d, hn::DemoteTo(Narrow64(), value)); }
-  static HWY_INLINE bool all_finite(Tag64 d, V64 value) {  // half a last place above the largest float rounds to infinity
+  static HWY_INLINE bool all_finite(Tag64 d,
+                                    V64 value) {  // half a last place above the largest float rounds to infinity
     return hn::AllTrue(d, hn::Lt(hn::Abs(value), hn::Set(d, 0x1.ffffffp127)));
   }
 };
 
 struct F64 {
   static constexpr std::size_t kSize = 8;
-  static HWY_INLINE V64 load(Tag64 d, const std::byte* from) { return hn::LoadU(d, reinterpret_cast<const double*>(from)); }
-  static HWY_INLINE void store(Tag64 d, V64 value, std::byte* to) { hn::StoreU(value, d, reinterpret_cast<double*>(to)); }
+  static HWY_INLINE V64 load(Tag64 d, const std::byte* from) {
+    return hn::LoadU(d, reinterpret_cast<const double*>(from));
+  }
+  static HWY_INLINE void store(Tag64 d, V64 value, std::byte* to) {
+    hn::StoreU(value, d, reinterpret_cast<double*>(to));
+  }
   static HWY_INLINE V64 round(Tag64, V64 value) { return value; }
   static HWY_INLINE bool all_finite(Tag64 d, V64 value) {
     return hn::AllTrue(d, hn::Le(hn::Abs(value), hn::Set(d, 0x1.fffffffffffffp1023)));
@@ -159,7 +172,8 @@ template <class Base, class T>
 HWY_INLINE void load_row(const std::byte* from, std::size_t count, T* to) {
   const Tag<T> tag;
   std::size_t i = 0;
-  for (; i + hn::Lanes(tag) <= count; i += hn::Lanes(tag)) hn::StoreU(Base::load(tag, from + i * Base::kSize), tag, to + i);
+  for (; i + hn::Lanes(tag) <= count; i += hn::Lanes(tag))
+    hn::StoreU(Base::load(tag, from + i * Base::kSize), tag, to + i);
   if (i == count) return;
   std::byte last[sizeof(hn::Vec<Tag<T>>)] = {};
   std::memcpy(last, from + i * Base::kSize, (count - i) * Base::kSize);

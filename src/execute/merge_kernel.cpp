@@ -38,18 +38,25 @@ HWY_INLINE void tail_rows(double scale, const T* d, T* w, std::size_t count) {
 template <class Base, class T>
 HWY_INLINE void tail_of_base(const TailOptions& o, const T* d, T* w, std::size_t count) {
   switch (o.tail) {
-    case Tail::fused: return tail_rows<Tail::fused, Base>(o.scale, d, w, count);
-    case Tail::plain: return tail_rows<Tail::plain, Base>(o.scale, d, w, count);
-    case Tail::delta_rounded: return tail_rows<Tail::delta_rounded, Base>(o.scale, d, w, count);
-    case Tail::taken_out: return tail_rows<Tail::taken_out, Base>(o.scale, d, w, count);
+    case Tail::fused:
+      return tail_rows<Tail::fused, Base>(o.scale, d, w, count);
+    case Tail::plain:
+      return tail_rows<Tail::plain, Base>(o.scale, d, w, count);
+    case Tail::delta_rounded:
+      return tail_rows<Tail::delta_rounded, Base>(o.scale, d, w, count);
+    case Tail::taken_out:
+      return tail_rows<Tail::taken_out, Base>(o.scale, d, w, count);
   }
 }
 
 void tail_f32(const TailOptions& o, const float* d, float* w, std::size_t count) {
   switch (o.base) {
-    case Dtype::bf16: return tail_of_base<Bf16>(o, d, w, count);
-    case Dtype::f16: return tail_of_base<F16>(o, d, w, count);
-    default: return tail_of_base<F32>(o, d, w, count);
+    case Dtype::bf16:
+      return tail_of_base<Bf16>(o, d, w, count);
+    case Dtype::f16:
+      return tail_of_base<F16>(o, d, w, count);
+    default:
+      return tail_of_base<F32>(o, d, w, count);
   }
 }
 void tail_f64(const TailOptions& o, const double* d, double* w, std::size_t count) {
@@ -59,9 +66,12 @@ void tail_f64(const TailOptions& o, const double* d, double* w, std::size_t coun
 
 void load_f32(Dtype dtype, const std::byte* from, std::size_t count, float* to) {
   switch (dtype) {
-    case Dtype::bf16: return load_row<Bf16>(from, count, to);
-    case Dtype::f16: return load_row<F16>(from, count, to);
-    default: return load_row<F32>(from, count, to);
+    case Dtype::bf16:
+      return load_row<Bf16>(from, count, to);
+    case Dtype::f16:
+      return load_row<F16>(from, count, to);
+    default:
+      return load_row<F32>(from, count, to);
   }
 }
 void load_f64(Dtype dtype, const std::byte* from, std::size_t count, double* to) {
@@ -70,9 +80,12 @@ void load_f64(Dtype dtype, const std::byte* from, std::size_t count, double* to)
 }
 bool store_f32(Dtype dtype, const float* from, std::size_t count, std::byte* to) {
   switch (dtype) {
-    case Dtype::bf16: return store_row<Bf16>(from, count, to);
-    case Dtype::f16: return store_row<F16>(from, count, to);
-    default: return store_row<F32>(from, count, to);
+    case Dtype::bf16:
+      return store_row<Bf16>(from, count, to);
+    case Dtype::f16:
+      return store_row<F16>(from, count, to);
+    default:
+      return store_row<F32>(from, count, to);
   }
 }
 bool store_f64(Dtype dtype, const double* from, std::size_t count, std::byte* to) {

@@ -9,7 +9,7 @@
 
 namespace peft::execution {
 
-inline constexpr std::size_t kPanel = 64;     // columns of a tile
+inline constexpr std::size_t kPanel = 64;    // columns of a tile
 inline constexpr std::size_t kTileRows = 8;  // at most: a few rows from left to right are what memory reads ahead
 inline constexpr std::size_t kTileSize = kPanel * kTileRows;
 
@@ -17,7 +17,8 @@ inline constexpr std::size_t kTileSize = kPanel * kTileRows;
 void multiply(const float* left, std::size_t rows, std::size_t rank, const float* right, float* tile);
 void multiply(const double* left, std::size_t rows, std::size_t rank, const double* right, double* tile);
 
-// How what a tile holds becomes part of the weights. `d` is a product, W the weight as it is, base() rounds to the base's dtype.
+// How what a tile holds becomes part of the weights. `d` is a product, W the weight as it is, base() rounds to the
+// base's dtype.
 enum class Tail : std::uint8_t {
   fused,          // fma(scale, d, W)
   plain,          // base(W + scale * d)
@@ -33,8 +34,8 @@ struct TailOptions {
 void apply_tail(const TailOptions& options, const float* d, float* w, std::size_t count);
 void apply_tail(const TailOptions& options, const double* d, double* w, std::size_t count);
 
-// Rows of a dtype to tiles and back: bf16, f16, f32 and f64. store() rounds to nearest even and is false when some result
-// is not finite.
+// Rows of a dtype to tiles and back: bf16, f16, f32 and f64. store() rounds to nearest even and is false when some
+// result is not finite.
 void load(Dtype dtype, const std::byte* from, std::size_t count, float* to);
 void load(Dtype dtype, const std::byte* from, std::size_t count, double* to);
 bool store(Dtype dtype, const float* from, std::size_t count, std::byte* to);

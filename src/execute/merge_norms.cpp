@@ -38,7 +38,8 @@ class Norms {
     double* weights = weights_.resize(kTileSize);
     double* changed = changed_.resize(kTileSize);
     for (std::int64_t first = 0; first < lattice.rows.count;) {
-      const std::int64_t taken = std::min(tiles_.take_rows(first, lattice.rows.count - first), lattice.rows.count - first);
+      const std::int64_t taken =
+          std::min(tiles_.take_rows(first, lattice.rows.count - first), lattice.rows.count - first);
       for (std::int64_t row = 0; row < taken; row += static_cast<std::int64_t>(kTileRows)) {
         const auto rows = std::min(kTileRows, static_cast<std::size_t>(taken - row));
         for (std::int64_t panel = 0; panel * kWidth < lattice.cols.count; ++panel) {
@@ -68,8 +69,8 @@ class Norms {
   }
 
   // What update n alone adds to the weights.
-  void alone(std::size_t n, const Gains& gains, std::int64_t row, std::size_t rows, std::int64_t panel, const double* delta,
-             const double* weights, double* changed) const {
+  void alone(std::size_t n, const Gains& gains, std::int64_t row, std::size_t rows, std::int64_t panel,
+             const double* delta, const double* weights, double* changed) const {
     const double scale = tiles_.update(n).scale;
     for (std::size_t i = 0; i < rows * kPanel; ++i) changed[i] = scale * delta[i];
     const auto& measured = tiles_.program().gains;
@@ -77,9 +78,10 @@ class Norms {
     if (gain == measured.end()) return;
     const std::vector<double>& values = gains.values[static_cast<std::size_t>(gain - measured.begin())];
     for (std::size_t i = 0; i < rows * kPanel; ++i) {
-      const std::int64_t out = tiles_.lattice().swapped
-                                   ? std::min(panel * kWidth + static_cast<std::int64_t>(i % kPanel), tiles_.lattice().cols.count - 1)
-                                   : tiles_.rows_taken_from() + row + static_cast<std::int64_t>(i / kPanel);
+      const std::int64_t out =
+          tiles_.lattice().swapped
+              ? std::min(panel * kWidth + static_cast<std::int64_t>(i % kPanel), tiles_.lattice().cols.count - 1)
+              : tiles_.rows_taken_from() + row + static_cast<std::int64_t>(i / kPanel);
       changed[i] = values[static_cast<std::size_t>(out)] * (weights[i] + changed[i]) - weights[i];
     }
   }

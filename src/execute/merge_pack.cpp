@@ -27,8 +27,8 @@ T read_f32(const std::byte* from) {
 
 // out[i * out_row + j * out_col] = element (i, j), in the order in which the source lies.
 template <class T, class Read>
-void gather(const FactorSource& s, std::int64_t rows, std::int64_t cols, T* out, std::int64_t out_row, std::int64_t out_col,
-            const Read& read) {
+void gather(const FactorSource& s, std::int64_t rows, std::int64_t cols, T* out, std::int64_t out_row,
+            std::int64_t out_col, const Read& read) {
   if (std::abs(s.row_stride) < std::abs(s.col_stride)) {
     for (std::int64_t j = 0; j < cols; ++j) {
       for (std::int64_t i = 0; i < rows; ++i)
@@ -43,7 +43,8 @@ void gather(const FactorSource& s, std::int64_t rows, std::int64_t cols, T* out,
 }
 
 template <class T>
-void widen(const FactorSource& s, std::int64_t rows, std::int64_t cols, T* out, std::int64_t out_row, std::int64_t out_col) {
+void widen(const FactorSource& s, std::int64_t rows, std::int64_t cols, T* out, std::int64_t out_row,
+           std::int64_t out_col) {
   const bool loadable = s.dtype == Dtype::bf16 || s.dtype == Dtype::f16 || s.dtype == Dtype::f32;
   if constexpr (sizeof(T) == sizeof(float)) {
     if (loadable && out_col == 1 && s.col_stride == element_size(s.dtype)) {
@@ -53,8 +54,10 @@ void widen(const FactorSource& s, std::int64_t rows, std::int64_t cols, T* out, 
     }
   }
   switch (s.dtype) {
-    case Dtype::bf16: return gather(s, rows, cols, out, out_row, out_col, read_bf16<T>);
-    case Dtype::f32: return gather(s, rows, cols, out, out_row, out_col, read_f32<T>);
+    case Dtype::bf16:
+      return gather(s, rows, cols, out, out_row, out_col, read_bf16<T>);
+    case Dtype::f32:
+      return gather(s, rows, cols, out, out_row, out_col, read_f32<T>);
     default:
       return gather(s, rows, cols, out, out_row, out_col,
                     [&](const std::byte* from) { return static_cast<T>(load_element(s.dtype, from)); });
@@ -69,8 +72,8 @@ float root_of_sum(const float (&squares)[kLanes]) {
   return std::sqrt(sum);
 }
 
-// Squares are added two elements at a time, as pair_left() and pair_right() do: which elements are suspects depends on the
-// last place of a norm, and must not depend on how a processor has its factors packed.
+// Squares are added two elements at a time, as pair_left() and pair_right() do: which elements are suspects depends on
+// the last place of a norm, and must not depend on how a processor has its factors packed.
 template <class T>
 float norm_of_row(const T* row, std::int64_t rank) {
   float squares[kLanes] = {};
@@ -103,7 +106,8 @@ Sides sides_of(const Update& update, bool swapped) {
 }
 
 template <class T>
-void pack_left(const FactorSource& source, std::int64_t rank, std::int64_t first, std::size_t rows, T* out, float* norms) {
+void pack_left(const FactorSource& source, std::int64_t rank, std::int64_t first, std::size_t rows, T* out,
+               float* norms) {
   const auto count = static_cast<std::int64_t>(rows);
   if (source.data == nullptr) {
     std::fill_n(out, count * rank, T{1});
@@ -112,7 +116,8 @@ void pack_left(const FactorSource& source, std::int64_t rank, std::int64_t first
     some.data += first * source.row_stride;
     widen(some, count, rank, out, rank, 1);
   }
-  for (std::size_t i = 0; norms != nullptr && i < rows; ++i) norms[i] = norm_of_row(out + static_cast<std::int64_t>(i) * rank, rank);
+  for (std::size_t i = 0; norms != nullptr && i < rows; ++i)
+    norms[i] = norm_of_row(out + static_cast<std::int64_t>(i) * rank, rank);
 }
 
 template <class T>
@@ -145,14 +150,17 @@ std::uint32_t bits_at(const std::byte* from) {
   return bits;
 }
 
-// Whether a word has an element that is neither zero nor large enough. An element minus one, as unsigned: zero becomes large.
+// Whether a word has an element that is neither zero nor large enough. An element minus one, as unsigned: zero becomes
+// large.
 std::uint32_t too_small(std::uint32_t word) {
   const std::uint32_t high = word >> 16 & 0x7FFFu, low = word & 0x7FFFu;
-  return static_cast<std::uint32_t>(high - 1 < kSmallestSafe - 1) | static_cast<std::uint32_t>(low - 1 < kSmallestSafe - 1);
+  return static_cast<std::uint32_t>(high - 1 < kSmallestSafe - 1) |
+         static_cast<std::uint32_t>(low - 1 < kSmallestSafe - 1);
 }
 
 // words[j] of elements 2p and 2p + 1 of columns j, which lie `step` bytes apart.
-void pair_columns(const std::byte* first, const std::byte* second, std::int64_t step, std::size_t count, std::uint32_t* words) {
+void pair_columns(const std::byte* first, const std::byte* second, std::int64_t step, std::size_t count,
+                  std::uint32_t* words) {
   // These loops become vectors.
   if (step == 2) {
     for (std::size_t j = 0; j < count; ++j) words[j] = bits_at(first + 2 * j) << 16 | bits_at(second + 2 * j);
@@ -162,7 +170,8 @@ void pair_columns(const std::byte* first, const std::byte* second, std::int64_t 
     for (std::size_t j = 0; j < count; ++j) words[j] = bits_at(first + 4 * j) << 16 | bits_at(first + 4 * j + 2);
     return;
   }
-  for (std::size_t j = 0; j < count; ++j, first += step, second += step) words[j] = bits_at(first) << 16 | bits_at(second);
+  for (std::size_t j = 0; j < count; ++j, first += step, second += step)
+    words[j] = bits_at(first) << 16 | bits_at(second);
 }
 
 // What kLanes words at a time have: sums of squares, and whether one is too small.
@@ -202,19 +211,22 @@ void pair_left(const FactorSource& source, std::int64_t rank, std::int64_t first
   safe = small == 0;
 }
 
-float pair_right(const FactorSource& source, std::int64_t rank, std::int64_t cols, std::int64_t panel, std::uint32_t* out, bool& safe) {
+float pair_right(const FactorSource& source, std::int64_t rank, std::int64_t cols, std::int64_t panel,
+                 std::uint32_t* out, bool& safe) {
   constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
   const std::int64_t first = panel * kWidth;
   const auto count = static_cast<std::size_t>(std::min(cols - first, kWidth));
   const std::size_t pairs = pairs_of(static_cast<std::size_t>(rank));
   PairSums sums[kPanel / kLanes];
   for (std::size_t p = 0; p < pairs; ++p) {
-    const std::byte* from = source.data + first * source.col_stride + 2 * static_cast<std::int64_t>(p) * source.row_stride;
+    const std::byte* from =
+        source.data + first * source.col_stride + 2 * static_cast<std::int64_t>(p) * source.row_stride;
     std::uint32_t* words = out + p * kPanel;
     if (2 * p + 1 < static_cast<std::size_t>(rank)) {
       pair_columns(from, from + source.row_stride, source.col_stride, count, words);
     } else {
-      for (std::size_t j = 0; j < count; ++j) words[j] = bits_at(from + static_cast<std::int64_t>(j) * source.col_stride) << 16;
+      for (std::size_t j = 0; j < count; ++j)
+        words[j] = bits_at(from + static_cast<std::int64_t>(j) * source.col_stride) << 16;
     }
     std::fill(words + count, words + kPanel, 0u);
     for (std::size_t v = 0; v < std::size(sums); ++v) sums[v].add(words + v * kLanes);

@@ -17,10 +17,13 @@ struct Sides {
 };
 Sides sides_of(const Update& update, bool swapped);
 
-// A source without data stands for ones. Rows [first, first + rows) of `left`: out[i * rank + k]. norms[i], if wanted: an upper bound of the row's norm.
+// A source without data stands for ones. Rows [first, first + rows) of `left`: out[i * rank + k]. norms[i], if wanted:
+// an upper bound of the row's norm.
 template <class T>
-void pack_left(const FactorSource& source, std::int64_t rank, std::int64_t first, std::size_t rows, T* out, float* norms);
-// Columns [panel * kPanel, ...) of `right`: out[k * kPanel + j], zeros past the last. Returns a bound of the columns' norms.
+void pack_left(const FactorSource& source, std::int64_t rank, std::int64_t first, std::size_t rows, T* out,
+               float* norms);
+// Columns [panel * kPanel, ...) of `right`: out[k * kPanel + j], zeros past the last. Returns a bound of the columns'
+// norms.
 template <class T>
 float pack_right(const FactorSource& source, std::int64_t rank, std::int64_t cols, std::int64_t panel, T* out);
 
@@ -29,6 +32,7 @@ float pack_right(const FactorSource& source, std::int64_t rank, std::int64_t col
 bool can_pair(const Plan& plan, const Sides& sides);
 void pair_left(const FactorSource& source, std::int64_t rank, std::int64_t first, std::size_t rows, std::uint32_t* out,
                float* norms, bool& safe);
-float pair_right(const FactorSource& source, std::int64_t rank, std::int64_t cols, std::int64_t panel, std::uint32_t* out, bool& safe);
+float pair_right(const FactorSource& source, std::int64_t rank, std::int64_t cols, std::int64_t panel,
+                 std::uint32_t* out, bool& safe);
 
 }  // namespace peft::execution

@@ -22,7 +22,8 @@ std::uint32_t bits(float value) { return std::bit_cast<std::uint32_t>(value); }
 double norm_of(const FactorSource& source, std::int64_t count, std::int64_t step) {
   double sum = 0;
   for (std::int64_t k = 0; k < count; ++k) {
-    const auto word = std::to_integer<std::uint32_t>(source.data[k * step]) | std::to_integer<std::uint32_t>(source.data[k * step + 1]) << 8;
+    const auto word = std::to_integer<std::uint32_t>(source.data[k * step]) |
+                      std::to_integer<std::uint32_t>(source.data[k * step + 1]) << 8;
     const auto value = static_cast<double>(std::bit_cast<float>(word << 16));
     sum += value * value;
   }
@@ -32,7 +33,8 @@ double norm_of(const FactorSource& source, std::int64_t count, std::int64_t step
 TEST(MergePack, NormsHaveTheSameBitsInPairs) {
   for (const std::int64_t rank : {1, 2, 3, 7, 8, 31, 32, 33, 64, 65, 200}) {
     PlanBuilder builder(static_cast<std::uint32_t>(rank));
-    const View left = builder.normal(Dtype::bf16, kRows, rank, 0.1), right = builder.normal(Dtype::bf16, rank, kCols, 0.1);
+    const View left = builder.normal(Dtype::bf16, kRows, rank, 0.1),
+               right = builder.normal(Dtype::bf16, rank, kCols, 0.1);
     const Plan plan = builder.make();
     const FactorSource rows = source_of(plan, left), cols = source_of(plan, right);
     const auto width = static_cast<std::size_t>(rank), pairs = pairs_of(width);
@@ -54,8 +56,10 @@ TEST(MergePack, NormsHaveTheSameBitsInPairs) {
     }
     for (std::int64_t panel = 0; panel < 2; ++panel) {
       const float plain_norm = pack_right(cols, rank, kCols, panel, plain.resize(width * kPanel));
-      EXPECT_EQ(bits(plain_norm), bits(pair_right(cols, rank, kCols, panel, words.resize(pairs * kPanel), safe))) << "rank " << rank << " panel " << panel;
-      EXPECT_EQ(bits(plain_norm), bits(pack_right(cols, rank, kCols, panel, wide.resize(width * kPanel)))) << "rank " << rank << " panel " << panel;
+      EXPECT_EQ(bits(plain_norm), bits(pair_right(cols, rank, kCols, panel, words.resize(pairs * kPanel), safe)))
+          << "rank " << rank << " panel " << panel;
+      EXPECT_EQ(bits(plain_norm), bits(pack_right(cols, rank, kCols, panel, wide.resize(width * kPanel))))
+          << "rank " << rank << " panel " << panel;
       double most = 0;
       for (std::int64_t j = panel * 64; j < std::min<std::int64_t>(kCols, panel * 64 + 64); ++j) {
         FactorSource col = cols;

@@ -51,7 +51,8 @@ PEFT_PAIRS_TARGET inline void multiply_rows(const std::uint32_t* left, std::size
 }
 
 template <std::size_t kRows>
-PEFT_PAIRS_TARGET inline void multiply_to(const std::uint32_t* left, std::size_t pairs, const std::uint32_t* right, float* tile) {
+PEFT_PAIRS_TARGET inline void multiply_to(const std::uint32_t* left, std::size_t pairs, const std::uint32_t* right,
+                                          float* tile) {
   __m512 sums[kRows][kVectors];
   multiply_rows<kRows>(left, pairs, right, sums);
 #pragma GCC unroll 8
@@ -61,7 +62,8 @@ PEFT_PAIRS_TARGET inline void multiply_to(const std::uint32_t* left, std::size_t
   }
 }
 
-PEFT_PAIRS_TARGET void multiply_all(const std::uint32_t* left, std::size_t rows, std::size_t pairs, const std::uint32_t* right, float* tile) {
+PEFT_PAIRS_TARGET void multiply_all(const std::uint32_t* left, std::size_t rows, std::size_t pairs,
+                                    const std::uint32_t* right, float* tile) {
   std::size_t i = 0;
   for (; i + 4 <= rows; i += 4) multiply_to<4>(left + i * pairs, pairs, right, tile + i * kPanel);
   for (; i < rows; ++i) multiply_to<1>(left + i * pairs, pairs, right, tile + i * kPanel);
@@ -71,8 +73,8 @@ constexpr std::uint32_t kInfinite = 0x7F7F8000;  // the first magnitude that bf1
 constexpr std::uint32_t kNormal = 0x00800000;    // smaller ones are zero to vcvtne2ps2bf16
 
 // A row of a tile with a result that the instructions do not round, or that may be a suspect, or no number.
-PEFT_PAIRS_TARGET std::uint64_t finish_slowly(float scale, const __m512 (&d)[kVectors], const std::byte* from, std::byte* to,
-                                              float limit, StripResult& result) {
+PEFT_PAIRS_TARGET std::uint64_t finish_slowly(float scale, const __m512 (&d)[kVectors], const std::byte* from,
+                                              std::byte* to, float limit, StripResult& result) {
   float products[kPanel];
   for (std::size_t v = 0; v < kVectors; ++v) _mm512_storeu_ps(products + v * kLanes, d[v]);
   std::uint64_t suspects = 0;
@@ -90,7 +92,8 @@ PEFT_PAIRS_TARGET std::uint64_t finish_slowly(float scale, const __m512 (&d)[kVe
 }
 
 // Sums to results of one row: whether all are ordinary numbers, not below the limit.
-PEFT_PAIRS_TARGET inline bool finish_row(__m512 scale, const __m512 (&d)[kVectors], const std::byte* from, std::byte* to, std::uint32_t least) {
+PEFT_PAIRS_TARGET inline bool finish_row(__m512 scale, const __m512 (&d)[kVectors], const std::byte* from,
+                                         std::byte* to, std::uint32_t least) {
   const __m512i low = _mm512_set1_epi32(static_cast<int>(least)), magnitude = _mm512_set1_epi32(0x7FFFFFFF);
   __m512i most = _mm512_setzero_si512();  // of magnitudes above the least; those below wrap around
 #pragma GCC unroll 2
@@ -109,7 +112,8 @@ PEFT_PAIRS_TARGET inline bool finish_row(__m512 scale, const __m512 (&d)[kVector
 }
 
 template <std::size_t kRows>
-PEFT_PAIRS_TARGET inline void merge_rows(float scale, const Strip& strip, std::size_t row, std::size_t panel, StripResult& result) {
+PEFT_PAIRS_TARGET inline void merge_rows(float scale, const Strip& strip, std::size_t row, std::size_t panel,
+                                         StripResult& result) {
   __m512 sums[kRows][kVectors];
   multiply_rows<kRows>(static_cast<const std::uint32_t*>(strip.left) + row * strip.width, strip.width,
                        static_cast<const std::uint32_t*>(strip.right) + panel * strip.width * kPanel, sums);
@@ -123,7 +127,8 @@ PEFT_PAIRS_TARGET inline void merge_rows(float scale, const Strip& strip, std::s
     const float limit = strip.row_limits == nullptr ? 0 : strip.row_limits[row + i] * strip.panel_limits[panel];
     const std::uint32_t least = std::clamp(std::bit_cast<std::uint32_t>(limit), kNormal, kInfinite);
     std::uint64_t suspects = 0;
-    if (!finish_row(factor, sums[i], from, to, least)) suspects = finish_slowly(scale, sums[i], from, to, limit, result);
+    if (!finish_row(factor, sums[i], from, to, least))
+      suspects = finish_slowly(scale, sums[i], from, to, limit, result);
     if (strip.suspects != nullptr) strip.suspects[panel * kTileRows + row + i] = suspects;
   }
 }
@@ -144,7 +149,9 @@ bool try_out() {
   constexpr std::size_t kPairs = 16;
   std::mt19937 random(1);
   std::uint32_t left[kPairs], right[kPairs * kPanel];
-  const auto number = [&] { return (static_cast<std::uint32_t>(random()) & 0x8FFFu) | 0x3000u; };  // exponents around 1, either sign
+  const auto number = [&] {
+    return (static_cast<std::uint32_t>(random()) & 0x8FFFu) | 0x3000u;
+  };  // exponents around 1, either sign
   for (std::uint32_t& word : left) word = number() << 16 | number();
   for (std::uint32_t& word : right) word = number() << 16 | number();
   float tile[kPanel];
@@ -167,7 +174,8 @@ bool has_pair_products() {
   return works && has_wide_vectors();
 }
 
-void multiply_pairs(const std::uint32_t* left, std::size_t rows, std::size_t pairs, const std::uint32_t* right, float* tile) {
+void multiply_pairs(const std::uint32_t* left, std::size_t rows, std::size_t pairs, const std::uint32_t* right,
+                    float* tile) {
   multiply_all(left, rows, pairs, right, tile);
 }
 

@@ -25,7 +25,8 @@ MergeProgram best_program(const Merge& merge, const MergedPlace& place) {
 // measures the norm, and merges them again, DoRA with newly measured norms.
 class PeftProgram {
  public:
-  PeftProgram(const Merge& merge, const MergedPlace& place) : merge_(merge), place_(place), gain_of_(place.updates.size()) {}
+  PeftProgram(const Merge& merge, const MergedPlace& place)
+      : merge_(merge), place_(place), gain_of_(place.updates.size()) {}
 
   MergeProgram run() {
     for (std::size_t n = 0; n < place_.updates.size(); ++n) {

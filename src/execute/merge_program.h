@@ -11,10 +11,10 @@ namespace peft::execution {
 
 struct Step {
   enum class Kind : std::uint8_t {
-    add,           // W becomes tail(scale * d)
-    scale,         // DoRA: W = gain * (W + scale * d), rounded as the mode does
-    take_out,      // and back: W = W / gain - scale * d
-    measure,       // gain = magnitude / norm(W + scale * d)
+    add,       // W becomes tail(scale * d)
+    scale,     // DoRA: W = gain * (W + scale * d), rounded as the mode does
+    take_out,  // and back: W = W / gain - scale * d
+    measure,   // gain = magnitude / norm(W + scale * d)
   };
   Kind kind = Kind::add;
   std::size_t update = 0;  // counted in the place
@@ -26,7 +26,8 @@ struct MergeProgram {
   std::vector<Step> steps;
   std::vector<std::size_t> gains;  // the update whose magnitude each gain is of
 
-  // Steps before the first that needs a gain not measured yet. Ends of the passes over the matrix; the last is steps.size().
+  // Steps before the first that needs a gain not measured yet. Ends of the passes over the matrix; the last is
+  // steps.size().
   std::vector<std::size_t> passes() const;
 };
 

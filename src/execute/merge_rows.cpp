@@ -14,7 +14,8 @@ constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
 const Gains kNoGains;
 
 // Column j of the strip's row i, which the exact sum is made of.
-double exact_at(const Tiles<float>& tiles, const Strip& strip, const StripPlace& place, Dtype dtype, std::size_t i, std::size_t j) {
+double exact_at(const Tiles<float>& tiles, const Strip& strip, const StripPlace& place, Dtype dtype, std::size_t i,
+                std::size_t j) {
   const std::byte* weight = strip.base + static_cast<std::int64_t>(i) * strip.base_pitch +
                             static_cast<std::int64_t>(j - strip.begin) * element_size(dtype);
   return tiles.exact(load_element(dtype, weight), place.row + static_cast<std::int64_t>(i),
@@ -39,11 +40,17 @@ std::optional<bool> StripMerger::run(const MergedTensor& tensor, Tiles<float>& t
   const plan::Lattice& lattice = tiles.lattice();
   const std::int64_t row = lattice.rows.first + (place.first + place.row) * lattice.rows.step - target.area.row;
   const std::int64_t col = (lattice.cols.first + place.begin - target.area.col) * element_size(dtype);
-  Strip strip{.paired = factors->paired, .width = factors->width, .left = factors->left, .right = factors->right,
-              .rows = place.rows, .begin = static_cast<std::size_t>(place.begin - panel * kWidth),
+  Strip strip{.paired = factors->paired,
+              .width = factors->width,
+              .left = factors->left,
+              .right = factors->right,
+              .rows = place.rows,
+              .begin = static_cast<std::size_t>(place.begin - panel * kWidth),
               .end = static_cast<std::size_t>(place.end - panel * kWidth),
-              .base = target.base.data + row * target.base.pitch + col, .base_pitch = lattice.rows.step * target.base.pitch,
-              .out = target.out + row * target.out_pitch + col, .out_pitch = lattice.rows.step * target.out_pitch};
+              .base = target.base.data + row * target.base.pitch + col,
+              .base_pitch = lattice.rows.step * target.base.pitch,
+              .out = target.out + row * target.out_pitch + col,
+              .out_pitch = lattice.rows.step * target.out_pitch};
   if (strip.base == strip.out) {  // weights that were made where they are about to be overwritten
     const auto bytes = static_cast<std::size_t>((place.end - place.begin) * element_size(dtype));
     kept_.resize(place.rows * bytes);
@@ -73,13 +80,15 @@ void StripMerger::mend(const Strip& strip, Dtype dtype, const StripPlace& place,
       for (std::uint64_t left = strip.suspects[p * kTileRows + i]; left != 0; left &= left - 1) {
         const std::size_t j = p * kPanel + static_cast<std::size_t>(std::countr_zero(left));
         store_element(dtype, exact_at(tiles, strip, place, dtype, i, j),
-                      strip.out + static_cast<std::int64_t>(i) * strip.out_pitch + static_cast<std::int64_t>(j - strip.begin) * element_size(dtype));
+                      strip.out + static_cast<std::int64_t>(i) * strip.out_pitch +
+                          static_cast<std::int64_t>(j - strip.begin) * element_size(dtype));
       }
     }
   }
 }
 
-void StripMerger::sample(const Strip& strip, Dtype dtype, const StripPlace& place, const Tiles<float>& tiles, MergeError& error) const {
+void StripMerger::sample(const Strip& strip, Dtype dtype, const StripPlace& place, const Tiles<float>& tiles,
+                         MergeError& error) const {
   for (std::size_t p = 0; p < strip.panels(); ++p) {
     const std::size_t i = first_sampled(place.first + place.row, place.begin / kWidth + static_cast<std::int64_t>(p));
     if (i >= strip.rows) continue;
@@ -87,7 +96,8 @@ void StripMerger::sample(const Strip& strip, Dtype dtype, const StripPlace& plac
     double exact[kPanel];
     for (std::size_t j = begin; j < end; ++j) exact[j - begin] = exact_at(tiles, strip, place, dtype, i, j);
     compare_sample({dtype, dtype}, exact, end - begin,
-                   strip.out + static_cast<std::int64_t>(i) * strip.out_pitch + static_cast<std::int64_t>(begin - strip.begin) * element_size(dtype),
+                   strip.out + static_cast<std::int64_t>(i) * strip.out_pitch +
+                       static_cast<std::int64_t>(begin - strip.begin) * element_size(dtype),
                    1, error);
   }
 }

@@ -8,8 +8,8 @@ namespace peft::execution {
 
 bool is_strip(const MergedTensor& tensor, const Tiles<float>& tiles);
 
-// Rows [row, row + rows) of those taken, the first of which is `first`; columns [begin, end), of one panel or all that are
-// packed. One thread's.
+// Rows [row, row + rows) of those taken, the first of which is `first`; columns [begin, end), of one panel or all that
+// are packed. One thread's.
 struct StripPlace {
   std::int64_t first = 0, row = 0;
   std::size_t rows = 0;
@@ -18,12 +18,13 @@ struct StripPlace {
 class StripMerger {
  public:
   // False when a result is not finite. Nothing is done, and that told, where products need more care.
-  std::optional<bool> run(const MergedTensor& tensor, Tiles<float>& tiles, const MergeTarget& target, const StripPlace& place,
-                          MergeError& error);
+  std::optional<bool> run(const MergedTensor& tensor, Tiles<float>& tiles, const MergeTarget& target,
+                          const StripPlace& place, MergeError& error);
 
  private:
   void mend(const Strip& strip, Dtype dtype, const StripPlace& place, const Tiles<float>& tiles) const;
-  void sample(const Strip& strip, Dtype dtype, const StripPlace& place, const Tiles<float>& tiles, MergeError& error) const;
+  void sample(const Strip& strip, Dtype dtype, const StripPlace& place, const Tiles<float>& tiles,
+              MergeError& error) const;
 
   std::vector<std::byte> kept_;
   std::vector<float> limits_;

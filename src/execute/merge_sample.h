@@ -1,4 +1,5 @@
-// How far `fast` is from the exact sums: some rows of some panels, chosen by their place in the matrix, whatever the units are.
+// How far `fast` is from the exact sums: some rows of some panels, chosen by their place in the matrix, whatever the
+// units are.
 #pragma once
 
 #include <cstddef>

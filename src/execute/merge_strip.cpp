@@ -32,7 +32,8 @@ HWY_INLINE void finish_row(V32 scale, const float* d, const std::byte* from, std
   const Tag32 tag;
   constexpr std::size_t kVector = kLanes<float>;
   const auto result = [&](std::size_t j) HWY_ATTR {
-    const V32 value = with_tail<kTail, Base, float>(scale, hn::LoadU(tag, d + j), Base::load(tag, from + j * Base::kSize));
+    const V32 value =
+        with_tail<kTail, Base, float>(scale, hn::LoadU(tag, d + j), Base::load(tag, from + j * Base::kSize));
     const U32 magnitude = magnitude_of(value);
     range.least = hn::Min(range.least, magnitude);
     range.most = hn::Max(range.most, magnitude);
@@ -45,7 +46,8 @@ HWY_INLINE void finish_row(V32 scale, const float* d, const std::byte* from, std
   }
 }
 
-std::uint64_t columns_below(float limit, std::size_t cols, Dtype dtype, const float* d, float scale, const std::byte* from) {
+std::uint64_t columns_below(float limit, std::size_t cols, Dtype dtype, const float* d, float scale,
+                            const std::byte* from) {
   float weights[kPanel];
   load(dtype, from, cols, weights);
   std::uint64_t below = 0;
@@ -108,19 +110,26 @@ HWY_INLINE StripResult strip_of(const TailOptions& o, const Strip& strip) {
 template <class Base>
 HWY_INLINE StripResult strip_of_base(const TailOptions& o, const Strip& strip) {
   switch (o.tail) {
-    case Tail::fused: return strip_of<Tail::fused, Base>(o, strip);
-    case Tail::plain: return strip_of<Tail::plain, Base>(o, strip);
-    case Tail::delta_rounded: return strip_of<Tail::delta_rounded, Base>(o, strip);
-    case Tail::taken_out: return strip_of<Tail::taken_out, Base>(o, strip);
+    case Tail::fused:
+      return strip_of<Tail::fused, Base>(o, strip);
+    case Tail::plain:
+      return strip_of<Tail::plain, Base>(o, strip);
+    case Tail::delta_rounded:
+      return strip_of<Tail::delta_rounded, Base>(o, strip);
+    case Tail::taken_out:
+      return strip_of<Tail::taken_out, Base>(o, strip);
   }
   return {};
 }
 
 StripResult strip_any(const TailOptions& o, const Strip& strip) {
   switch (o.base) {
-    case Dtype::bf16: return strip_of_base<Bf16>(o, strip);
-    case Dtype::f16: return strip_of_base<F16>(o, strip);
-    default: return strip_of_base<F32>(o, strip);
+    case Dtype::bf16:
+      return strip_of_base<Bf16>(o, strip);
+    case Dtype::f16:
+      return strip_of_base<F16>(o, strip);
+    default:
+      return strip_of_base<F32>(o, strip);
   }
 }
 

@@ -1,4 +1,5 @@
-// A few rows of W from memory, one product, its tail, and back to memory in one go: the way of most weights of most merges.
+// A few rows of W from memory, one product, its tail, and back to memory in one go: the way of most weights of most
+// merges.
 #pragma once
 
 #include <cstddef>
@@ -9,15 +10,15 @@
 namespace peft::execution {
 
 struct Strip {
-  // Factors as packed: fp32, or words of two bf16 (merge_pairs.h). A row of `left` has `width` of them, a panel of `right`,
-  // and they follow each other, kPanel times as many.
+  // Factors as packed: fp32, or words of two bf16 (merge_pairs.h). A row of `left` has `width` of them, a panel of
+  // `right`, and they follow each other, kPanel times as many.
   bool paired = false;
   std::size_t width = 0;
   const void* left = nullptr;
   const void* right = nullptr;
 
-  // Columns [begin, end), counted from the first of the first panel. Pitches are bytes from row to row; columns follow each
-  // other, and the first byte is that of column `begin`. `base` and `out` do not overlap.
+  // Columns [begin, end), counted from the first of the first panel. Pitches are bytes from row to row; columns follow
+  // each other, and the first byte is that of column `begin`. `base` and `out` do not overlap.
   std::size_t rows = 0, begin = 0, end = 0;
   const std::byte* base = nullptr;
   std::int64_t base_pitch = 0;

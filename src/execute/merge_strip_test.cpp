@@ -60,7 +60,8 @@ class StripTest {
         const bool is_suspect = std::fabs(value) < limit(i, j / kPanel);
         marked |= is_suspect;
         if (c_.limit > 0) {
-          ASSERT_EQ(suspects_[j / kPanel * kTileRows + i] >> j % kPanel & 1, is_suspect) << i << " " << j << " " << value;
+          ASSERT_EQ(suspects_[j / kPanel * kTileRows + i] >> j % kPanel & 1, is_suspect)
+              << i << " " << j << " " << value;
         }
       }
       for (std::size_t j = 0; j < c_.begin * size_; ++j) ASSERT_EQ(out_[i * pitch() + j], std::byte{0xAB});
@@ -73,7 +74,9 @@ class StripTest {
  private:
   std::size_t pitch() const { return panels_ * kPanel * size_; }
   std::byte* at(std::vector<std::byte>& bytes, std::size_t i, std::size_t j) { return &bytes[i * pitch() + j * size_]; }
-  float limit(std::size_t i, std::size_t panel) const { return c_.limit * static_cast<float>(1 + i) * static_cast<float>(1 + 10 * panel); }
+  float limit(std::size_t i, std::size_t panel) const {
+    return c_.limit * static_cast<float>(1 + i) * static_cast<float>(1 + 10 * panel);
+  }
 
   float rounded(float value) const {
     std::byte bytes[4];
@@ -86,10 +89,14 @@ class StripTest {
     const auto w = static_cast<float>(load_element(c_.options.base, at(base_, i, j)));
     const auto scale = static_cast<float>(c_.options.scale);
     switch (c_.options.tail) {
-      case Tail::fused: return std::fma(scale, d, w);
-      case Tail::plain: return w + d * scale;
-      case Tail::delta_rounded: return w + rounded(d * scale);
-      case Tail::taken_out: return w - rounded(d * scale);
+      case Tail::fused:
+        return std::fma(scale, d, w);
+      case Tail::plain:
+        return w + d * scale;
+      case Tail::delta_rounded:
+        return w + rounded(d * scale);
+      case Tail::taken_out:
+        return w - rounded(d * scale);
     }
     return 0;
   }
@@ -117,10 +124,20 @@ class StripTest {
     for (std::size_t i = 0; i < c_.rows; ++i) row_limits_.push_back(c_.limit * static_cast<float>(1 + i));
     for (std::size_t p = 0; p < panels_; ++p) panel_limits_.push_back(static_cast<float>(1 + 10 * p));
     suspects_.assign(panels_ * kTileRows, ~std::uint64_t{0});
-    Strip strip{.paired = c_.paired, .width = width, .left = left, .right = right, .rows = c_.rows, .begin = c_.begin, .end = c_.end,
-                .base = at(base_, 0, c_.begin), .base_pitch = static_cast<std::int64_t>(pitch()), .out = at(out_, 0, c_.begin),
+    Strip strip{.paired = c_.paired,
+                .width = width,
+                .left = left,
+                .right = right,
+                .rows = c_.rows,
+                .begin = c_.begin,
+                .end = c_.end,
+                .base = at(base_, 0, c_.begin),
+                .base_pitch = static_cast<std::int64_t>(pitch()),
+                .out = at(out_, 0, c_.begin),
                 .out_pitch = static_cast<std::int64_t>(pitch())};
-    if (c_.limit > 0) strip.row_limits = row_limits_.data(), strip.panel_limits = panel_limits_.data(), strip.suspects = suspects_.data();
+    if (c_.limit > 0)
+      strip.row_limits = row_limits_.data(), strip.panel_limits = panel_limits_.data(),
+      strip.suspects = suspects_.data();
     return merge_strip(c_.options, strip);
   }
 
@@ -143,7 +160,8 @@ std::vector<Case> all_cases() {
         for (const float limit : {0.0F, 1e-4F}) {
           if (limit > 0 && tail != Tail::fused) continue;
           for (const std::size_t rank : {1, 2, 7, 8, 33}) {
-            for (const std::size_t rows : {1, 3, 6, 8}) cases.push_back({{tail, base, 0.75}, paired, rank, rows, 0, 3 * kPanel, limit});
+            for (const std::size_t rows : {1, 3, 6, 8})
+              cases.push_back({{tail, base, 0.75}, paired, rank, rows, 0, 3 * kPanel, limit});
             cases.push_back({{tail, base, -1.5}, paired, rank, 5, 3, 2 * kPanel + 1, limit});
             cases.push_back({{tail, base, -1.5}, paired, rank, 5, 10, 20, limit});
           }

@@ -15,19 +15,28 @@ constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
 void move_columns(const std::byte* from, std::int64_t from_step, std::byte* to, std::int64_t to_step, std::size_t cols,
                   std::size_t size) {
   for (std::size_t j = 0; j < cols; ++j) {
-    std::memcpy(to + static_cast<std::int64_t>(j * size) * to_step, from + static_cast<std::int64_t>(j * size) * from_step, size);
+    std::memcpy(to + static_cast<std::int64_t>(j * size) * to_step,
+                from + static_cast<std::int64_t>(j * size) * from_step, size);
   }
 }
 
 template <class T>
 class Tile {
  public:
-  Tile(const MergedTensor& tensor, Tiles<T>& tiles, const Gains& gains, const MergeTarget& target, const TilePlace& place)
-      : tensor_(tensor), tiles_(tiles), gains_(gains), target_(target), place_(place), lattice_(tiles.lattice()),
-        base_(tensor.merge().base_dtype), dtype_(tensor.tensor().dtype) {
+  Tile(const MergedTensor& tensor, Tiles<T>& tiles, const Gains& gains, const MergeTarget& target,
+       const TilePlace& place)
+      : tensor_(tensor),
+        tiles_(tiles),
+        gains_(gains),
+        target_(target),
+        place_(place),
+        lattice_(tiles.lattice()),
+        base_(tensor.merge().base_dtype),
+        dtype_(tensor.tensor().dtype) {
     const std::int64_t row = lattice_.rows.first + (place.first + place.row) * lattice_.rows.step - target.area.row;
     const std::int64_t col = lattice_.cols.first +
-                             (place.panel * kWidth + static_cast<std::int64_t>(place.begin)) * lattice_.cols.step - target.area.col;
+                             (place.panel * kWidth + static_cast<std::int64_t>(place.begin)) * lattice_.cols.step -
+                             target.area.col;
     from_ = target.base.data + row * target.base.pitch + col * element_size(base_);
     to_ = target.out + row * target.out_pitch + col * element_size(dtype_);
   }
@@ -47,8 +56,12 @@ class Tile {
   }
 
  private:
-  const std::byte* from(std::size_t i) const { return from_ + static_cast<std::int64_t>(i) * lattice_.rows.step * target_.base.pitch; }
-  std::byte* to(std::size_t i) const { return to_ + static_cast<std::int64_t>(i) * lattice_.rows.step * target_.out_pitch; }
+  const std::byte* from(std::size_t i) const {
+    return from_ + static_cast<std::int64_t>(i) * lattice_.rows.step * target_.base.pitch;
+  }
+  std::byte* to(std::size_t i) const {
+    return to_ + static_cast<std::int64_t>(i) * lattice_.rows.step * target_.out_pitch;
+  }
   std::size_t cols() const { return place_.end - place_.begin; }
 
   double exact_at(double weight, std::size_t i, std::size_t j) const {
@@ -67,7 +80,8 @@ class Tile {
     }
     T before[kTileSize];
     if (guarded) std::copy_n(weights, place_.rows * kPanel, before);
-    tiles_.run(0, tiles_.program().steps.size(), tensor_.merge(), place_.row, place_.rows, place_.panel, gains_, weights);
+    tiles_.run(0, tiles_.program().steps.size(), tensor_.merge(), place_.row, place_.rows, place_.panel, gains_,
+               weights);
     for (std::size_t i = 0; guarded && i < place_.rows; ++i) {
       for (std::size_t j = place_.begin; j < place_.end; ++j) {
         T& value = weights[i * kPanel + j];
@@ -95,20 +109,23 @@ class Tile {
   }
 
   bool store_row(const T* values, std::byte* at) const {
-    const bool by_kernel = sizeof(T) == sizeof(float) ? dtype_ == Dtype::bf16 || dtype_ == Dtype::f16 || dtype_ == Dtype::f32
-                                                      : dtype_ == Dtype::f32 || dtype_ == Dtype::f64;
+    const bool by_kernel = sizeof(T) == sizeof(float)
+                               ? dtype_ == Dtype::bf16 || dtype_ == Dtype::f16 || dtype_ == Dtype::f32
+                               : dtype_ == Dtype::f32 || dtype_ == Dtype::f64;
     if (by_kernel) return store(dtype_, values, cols(), at);
     bool finite = true;
     for (std::size_t j = 0; j < cols(); ++j) {
       const auto value = static_cast<double>(values[j]);
-      finite &= store_element(dtype_, value, at + static_cast<std::int64_t>(j) * element_size(dtype_)) && std::isfinite(value);
+      finite &= store_element(dtype_, value, at + static_cast<std::int64_t>(j) * element_size(dtype_)) &&
+                std::isfinite(value);
     }
     return finite;
   }
 
   void exact_row(std::size_t i, double* exact) const {
     for (std::size_t j = 0; j < cols(); ++j) {
-      exact[j] = exact_at(load_element(base_, from(i) + static_cast<std::int64_t>(j) * lattice_.cols.step * element_size(base_)), i, j);
+      exact[j] = exact_at(
+          load_element(base_, from(i) + static_cast<std::int64_t>(j) * lattice_.cols.step * element_size(base_)), i, j);
     }
   }
 
@@ -132,7 +149,9 @@ bool merge_tile(const MergedTensor& tensor, Tiles<T>& tiles, const Gains& gains,
   return Tile<T>(tensor, tiles, gains, target, place).run(weights, error);
 }
 
-template bool merge_tile(const MergedTensor&, Tiles<float>&, const Gains&, const MergeTarget&, const TilePlace&, float*, MergeError&);
-template bool merge_tile(const MergedTensor&, Tiles<double>&, const Gains&, const MergeTarget&, const TilePlace&, double*, MergeError&);
+template bool merge_tile(const MergedTensor&, Tiles<float>&, const Gains&, const MergeTarget&, const TilePlace&, float*,
+                         MergeError&);
+template bool merge_tile(const MergedTensor&, Tiles<double>&, const Gains&, const MergeTarget&, const TilePlace&,
+                         double*, MergeError&);
 
 }  // namespace peft::execution

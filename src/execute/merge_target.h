@@ -14,8 +14,8 @@ struct MergeTarget {
   std::int64_t out_pitch = 0;
 };
 
-// One tile of an opened place: rows [row, row + rows) of those taken, the first of which is `first`; of the panel's columns
-// [begin, end). False when a result is not finite.
+// One tile of an opened place: rows [row, row + rows) of those taken, the first of which is `first`; of the panel's
+// columns [begin, end). False when a result is not finite.
 struct TilePlace {
   std::int64_t first = 0, row = 0;
   std::size_t rows = 0;

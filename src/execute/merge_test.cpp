@@ -52,12 +52,14 @@ double once(Dtype dtype, double value) {
   return load_element(dtype, bytes);
 }
 
-std::vector<double> values_of(const Plan& plan, const PlannedTensor& tensor, const std::vector<std::byte>& image, std::size_t t) {
+std::vector<double> values_of(const Plan& plan, const PlannedTensor& tensor, const std::vector<std::byte>& image,
+                              std::size_t t) {
   const FileWork work = make_work(plan, plan.files[0]);
   std::vector<double> values;
   const std::int64_t size = info(tensor.dtype).bits / 8;
   for (std::int64_t i = 0; i < tensor.rows * tensor.cols; ++i)
-    values.push_back(load_element(tensor.dtype, image.data() + work.layout.begin[t] + static_cast<std::uint64_t>(i * size)));
+    values.push_back(
+        load_element(tensor.dtype, image.data() + work.layout.begin[t] + static_cast<std::uint64_t>(i * size)));
   return values;
 }
 
@@ -98,8 +100,8 @@ std::vector<MergeCase> cases(MergeMode mode) {
 }
 
 std::string text(const MergeCase& c, int shape, std::uint32_t seed) {
-  return fmt::format("shape {}, seed {}, mode {}, source {}, base {}, out {}, adapter {}, {} adapters, dora {}", shape, seed,
-                     static_cast<int>(c.mode), info(c.source).name, info(c.base).name, info(c.out).name,
+  return fmt::format("shape {}, seed {}, mode {}, source {}, base {}, out {}, adapter {}, {} adapters, dora {}", shape,
+                     seed, static_cast<int>(c.mode), info(c.source).name, info(c.base).name, info(c.out).name,
                      info(c.adapter).name, c.adapters, c.dora);
 }
 
@@ -130,7 +132,8 @@ TEST(Merge, BestKeepsTheLastPlaceWhereTheSumCancels) {
   for (const Dtype dtype : {Dtype::bf16, Dtype::f16}) {
     for (int shape : {0, 1, 5}) {
       PlanBuilder builder(11);
-      const Plan plan = plan_of(builder, shape, 700, {.source = dtype, .base = dtype, .out = dtype, .base_sigma = 1, .delta_size = 3});
+      const Plan plan = plan_of(builder, shape, 700,
+                                {.source = dtype, .base = dtype, .out = dtype, .base_sigma = 1, .delta_size = 3});
       EXPECT_LE(compare(plan, image_of(plan, {}), true).most, 1) << info(dtype).name << " shape " << shape;
     }
   }
@@ -166,7 +169,8 @@ TEST(Merge, PeftModesOfDoraAreTheRoundingsOfPeftButForTheNorms) {
     for (const Dtype dtype : {Dtype::bf16, Dtype::f16, Dtype::f32}) {
       for (const int adapters : {1, 2, 3}) {
         PlanBuilder builder(static_cast<std::uint32_t>(shape));
-        const MergeCase c{.mode = MergeMode::peft, .source = dtype, .base = dtype, .out = dtype, .adapters = adapters, .dora = true};
+        const MergeCase c{
+            .mode = MergeMode::peft, .source = dtype, .base = dtype, .out = dtype, .adapters = adapters, .dora = true};
         const Plan plan = plan_of(builder, shape, 60, c);
         const Difference found = compare(plan, image_of(plan, {}), false, c.base_sigma);
         const double allowed = (dtype == Dtype::f32 ? 12 : 1) * adapters;
@@ -184,10 +188,12 @@ TEST(Merge, BytesDoNotDependOnHowTheFileIsCut) {
         const Plan plan = plan_of(builder, shape, 90, {.mode = mode, .adapters = 2, .dora = dora, .delta_size = 1});
         const auto whole = image_of(plan, cuts()[0]);
         for (const CutSizes& sizes : cuts()) {
-          EXPECT_TRUE(image_of(plan, sizes) == whole) << "shape " << shape << " mode " << static_cast<int>(mode) << " dora " << dora;
+          EXPECT_TRUE(image_of(plan, sizes) == whole)
+              << "shape " << shape << " mode " << static_cast<int>(mode) << " dora " << dora;
         }
         const auto in_memory = execute_in_memory(plan)[0];
-        EXPECT_EQ(std::memcmp(in_memory.data() + in_memory.size() - whole.size(), whole.data(), whole.size()), 0) << shape;
+        EXPECT_EQ(std::memcmp(in_memory.data() + in_memory.size() - whole.size(), whole.data(), whole.size()), 0)
+            << shape;
       }
     }
   }
@@ -207,8 +213,16 @@ TEST_P(MergeOnTarget, MakesTheSameBytes) {
     for (const Dtype base : {Dtype::bf16, Dtype::f16, Dtype::f32}) {
       for (const Dtype adapter : {Dtype::bf16, Dtype::f32}) {
         for (int shape = 0; shape < num_merge_shapes(); ++shape) {
-          MergeCase c{.mode = mode, .source = base, .base = base, .out = base, .adapter = adapter, .dora = shape % 2 == 1, .delta_size = 1};
-          if (base == Dtype::f32) c.base_sigma = adapter == Dtype::f32 ? 1e-30 : 1e-36, c.dora = false;  // products below the smallest normal number
+          MergeCase c{.mode = mode,
+                      .source = base,
+                      .base = base,
+                      .out = base,
+                      .adapter = adapter,
+                      .dora = shape % 2 == 1,
+                      .delta_size = 1};
+          if (base == Dtype::f32)
+            c.base_sigma = adapter == Dtype::f32 ? 1e-30 : 1e-36,
+            c.dora = false;  // products below the smallest normal number
           PlanBuilder builder(3);
           const Plan plan = plan_of(builder, shape, 80, c);
           use(0);
@@ -220,8 +234,8 @@ TEST_P(MergeOnTarget, MakesTheSameBytes) {
     }
   }
 }
-// A result between the limits that two orders of adding squares give: 1 + 2^-8, and 2^-24 more again and again, which is lost
-// one at a time and kept two at a time. The chain loses as much: mended or not, the element is another number.
+// A result between the limits that two orders of adding squares give: 1 + 2^-8, and 2^-24 more again and again, which
+// is lost one at a time and kept two at a time. The chain loses as much: mended or not, the element is another number.
 TEST_P(MergeOnTarget, MakesTheSameBytesAtTheLimitOfWhatIsMended) {
   constexpr std::int64_t kRank = 64, kCols = 64;
   std::vector<double> left(kRank, 0x1p-12), right(kRank * kCols, 0.0), weights(kCols, 0.0);
@@ -234,7 +248,8 @@ TEST_P(MergeOnTarget, MakesTheSameBytesAtTheLimitOfWhatIsMended) {
   }
   const float low = std::sqrt(one), high = std::sqrt(two), value = 1.25F * 0x1p-13F;
   ASSERT_LT(low, high);
-  // Column 5 is 1 + value in the chain. The first column has the panel's norm, built up until the limit is where it is wanted.
+  // Column 5 is 1 + value in the chain. The first column has the panel's norm, built up until the limit is where it is
+  // wanted.
   right[5] = 1, right[kCols + 5] = 0x1p-9 * 1.25, weights[5] = -1;
   for (std::size_t k = 2; k < kRank; ++k) right[k * kCols + 5] = 0x1p-13 * 1.75;
   double square = static_cast<double>(value) / 0x1p-13 / (0.5 * (static_cast<double>(low) + static_cast<double>(high)));
@@ -330,7 +345,9 @@ TEST(Merge, NoNumberIsAnError) {
       for (const double bad : {std::numeric_limits<double>::infinity(), std::nan("")}) {
         for (const int where : {0, 1, 2}) {
           PlanBuilder builder(1);
-          const Plan plan = plan_of(builder, 2, 30, {.mode = mode, .source = dtype, .base = dtype, .out = dtype, .adapter = dtype, .adapters = 2});
+          const Plan plan =
+              plan_of(builder, 2, 30,
+                      {.mode = mode, .source = dtype, .base = dtype, .out = dtype, .adapter = dtype, .adapters = 2});
           const PlannedTensor& tensor = plan.files[0].tensors[0];
           ASSERT_FALSE(tensor.merge->updates.empty());
           const Update& update = tensor.merge->updates[1];
@@ -353,7 +370,13 @@ TEST(Merge, NoNumberIsAnError) {
 TEST(Merge, OverflowIsAnError) {
   for (const MergeMode mode : {MergeMode::best, MergeMode::peft, MergeMode::peft_safe}) {
     PlanBuilder builder(1);
-    const Plan plan = plan_of(builder, 0, 40, {.mode = mode, .source = Dtype::f16, .base = Dtype::f16, .out = Dtype::f16, .base_sigma = 9000, .delta_size = 20});
+    const Plan plan = plan_of(builder, 0, 40,
+                              {.mode = mode,
+                               .source = Dtype::f16,
+                               .base = Dtype::f16,
+                               .out = Dtype::f16,
+                               .base_sigma = 9000,
+                               .delta_size = 20});
     std::string name;
     EXPECT_EQ(code_of(plan, name), ErrorCode::NUM_OVERFLOW);
     EXPECT_EQ(name, "w");

@@ -80,7 +80,8 @@ std::int64_t Tiles<T>::take_rows(std::int64_t first, std::int64_t count) {
     T* out = packed.left.resize(rows * packed.width());
     packed.left_norms.resize(rows);
     if (packed.paired) {
-      pair_left(packed.left_source, packed.sides.rank, first, rows, words(out), packed.left_norms.data(), packed.left_safe);
+      pair_left(packed.left_source, packed.sides.rank, first, rows, words(out), packed.left_norms.data(),
+                packed.left_safe);
     } else {
       pack_left(packed.left_source, packed.sides.rank, first, rows, out, packed.left_norms.data());
     }
@@ -98,7 +99,8 @@ const T* Tiles<T>::right_of(std::size_t n, std::int64_t panel) {
   if (all ? packed.is_packed[p] : packed.only_panel == panel) return right;
   if (packed.paired) {
     bool safe = true;
-    packed.right_norms[p] = pair_right(packed.right_source, packed.sides.rank, lattice_.cols.count, panel, words(right), safe);
+    packed.right_norms[p] =
+        pair_right(packed.right_source, packed.sides.rank, lattice_.cols.count, panel, words(right), safe);
     packed.right_safe[p] = safe;
   } else {
     packed.right_norms[p] = pack_right(packed.right_source, packed.sides.rank, lattice_.cols.count, panel, right);
@@ -132,8 +134,11 @@ std::optional<typename Tiles<T>::Factors> Tiles<T>::factors(std::int64_t row, st
     safe &= packed.right_safe[static_cast<std::size_t>(p)];
   }
   if (packed.paired && !safe) return std::nullopt;
-  return Factors{packed.paired, packed.width(), packed.left.get() + static_cast<std::size_t>(row) * packed.width(),
-                 right_of(0, panel), &packed.left_norms[static_cast<std::size_t>(row)],
+  return Factors{packed.paired,
+                 packed.width(),
+                 packed.left.get() + static_cast<std::size_t>(row) * packed.width(),
+                 right_of(0, panel),
+                 &packed.left_norms[static_cast<std::size_t>(row)],
                  &packed.right_norms[static_cast<std::size_t>(panel)]};
 }
 
@@ -144,8 +149,10 @@ void Tiles<T>::multiply_unpaired(Packed& packed, std::int64_t row, std::size_t r
   T* left = unpaired_.resize((rows + kPanel) * rank);
   T* panel = left + rows * rank;
   for (std::size_t k = 0; k < rank; ++k) {
-    for (std::size_t i = 0; i < rows; ++i) left[i * rank + k] = static_cast<T>(packed.left_at(static_cast<std::size_t>(row) + i, k));
-    for (std::size_t j = 0; j < kPanel; ++j) panel[k * kPanel + j] = static_cast<T>(element(packed.paired, right, k, kPanel, j));
+    for (std::size_t i = 0; i < rows; ++i)
+      left[i * rank + k] = static_cast<T>(packed.left_at(static_cast<std::size_t>(row) + i, k));
+    for (std::size_t j = 0; j < kPanel; ++j)
+      panel[k * kPanel + j] = static_cast<T>(element(packed.paired, right, k, kPanel, j));
   }
   multiply(left, rows, rank, panel, packed.tile.get());
 }
@@ -163,13 +170,14 @@ double Tiles<T>::Packed::left_at(std::size_t i, std::size_t k) const {
 template <class T>
 double Tiles<T>::gain_of(const Gains& gains, std::size_t gain, std::int64_t row, std::int64_t panel,
                          std::size_t col) const {
-  const std::int64_t out = lattice_.swapped ? std::min(panel * kWidth + static_cast<std::int64_t>(col), lattice_.cols.count - 1)
-                                            : first_row_ + row;
+  const std::int64_t out = lattice_.swapped
+                               ? std::min(panel * kWidth + static_cast<std::int64_t>(col), lattice_.cols.count - 1)
+                               : first_row_ + row;
   return gains.values[gain][static_cast<std::size_t>(out - gains.first)];
 }
 
-// The error of a chain in fp32 is below 2^-22 of the product of the norms, but for chains longer than any seen; half a last
-// place of a result is 2^-9 of it in bf16, 2^-12 in fp16.
+// The error of a chain in fp32 is below 2^-22 of the product of the norms, but for chains longer than any seen; half a
+// last place of a result is 2^-9 of it in bf16, 2^-12 in fp16.
 template <class T>
 float Tiles<T>::smallest_of_norms(std::size_t n, Dtype base) const {
   const float longer = std::max(1.0F, std::sqrt(static_cast<float>(packed_[n].sides.rank)) / 8);
@@ -190,7 +198,8 @@ void Tiles<T>::smallest(std::int64_t row, std::size_t rows, std::int64_t panel, 
     for (std::size_t i = 0; i < rows; ++i) {
       float most = 1;
       for (std::size_t col = 0; col < (lattice_.swapped ? kPanel : 1); ++col)
-        most = std::max(most, static_cast<float>(std::fabs(gain_of(gains, g, row + static_cast<std::int64_t>(i), panel, col))));
+        most = std::max(
+            most, static_cast<float>(std::fabs(gain_of(gains, g, row + static_cast<std::int64_t>(i), panel, col))));
       out[i] *= most;
     }
   }
@@ -207,10 +216,12 @@ double Tiles<T>::exact(double weight, std::int64_t row, std::int64_t panel, std:
   for (const Step& step : program_.steps) {
     if (step.kind == Step::Kind::measure) continue;
     const Packed& packed = packed_[step.update];
-    const T* right = packed.right.get() + (packed.is_packed.empty() ? 0 : static_cast<std::size_t>(panel) * packed.width() * kPanel);
+    const T* right =
+        packed.right.get() + (packed.is_packed.empty() ? 0 : static_cast<std::size_t>(panel) * packed.width() * kPanel);
     double sum = 0;
     for (std::size_t k = 0; k < static_cast<std::size_t>(packed.sides.rank); ++k) {
-      sum = std::fma(packed.left_at(static_cast<std::size_t>(row), k), element(packed.paired, right, k, kPanel, col), sum);
+      sum = std::fma(packed.left_at(static_cast<std::size_t>(row), k), element(packed.paired, right, k, kPanel, col),
+                     sum);
     }
     weight = std::fma(updates_[step.update]->scale, sum, weight);
     if (step.kind == Step::Kind::scale) weight *= gain_of(gains, step.gain, row, panel, col);
@@ -225,10 +236,12 @@ void Tiles<T>::scale_rows(const Step& step, const Merge& merge, std::int64_t row
   const T* d = packed_[step.update].tile.get();
   const auto factor = static_cast<T>(updates_[step.update]->scale);
   const bool out = step.kind == Step::Kind::take_out;
-  if (step.tail == Tail::fused) apply_tail({Tail::fused, merge.base_dtype, updates_[step.update]->scale}, d, weights, rows * kPanel);
+  if (step.tail == Tail::fused)
+    apply_tail({Tail::fused, merge.base_dtype, updates_[step.update]->scale}, d, weights, rows * kPanel);
   for (std::size_t i = 0; i < rows; ++i) {
     T gain[kPanel];
-    for (std::size_t j = 0; j < kPanel; ++j) gain[j] = static_cast<T>(gain_of(gains, step.gain, row + static_cast<std::int64_t>(i), panel, j));
+    for (std::size_t j = 0; j < kPanel; ++j)
+      gain[j] = static_cast<T>(gain_of(gains, step.gain, row + static_cast<std::int64_t>(i), panel, j));
     T* w = weights + i * kPanel;
     const T* delta = d + i * kPanel;
     for (std::size_t j = 0; j < kPanel; ++j) {
@@ -251,8 +264,8 @@ void Tiles<T>::run(std::size_t begin, std::size_t end, const Merge& merge, std::
     const Step& step = program_.steps[s];
     switch (step.kind) {
       case Step::Kind::add:
-        apply_tail({step.tail, merge.base_dtype, updates_[step.update]->scale}, packed_[step.update].tile.get(), weights,
-                   rows * kPanel);
+        apply_tail({step.tail, merge.base_dtype, updates_[step.update]->scale}, packed_[step.update].tile.get(),
+                   weights, rows * kPanel);
         break;
       case Step::Kind::scale:
       case Step::Kind::take_out:

@@ -50,7 +50,8 @@ class Tiles {
   // smallest() is this times the norms of a row and a panel, for one update without gains.
   float smallest_of_norms(std::size_t n, Dtype base) const;
   // For each row: below this magnitude fp32 may have lost the last place of a result.
-  void smallest(std::int64_t row, std::size_t rows, std::int64_t panel, Dtype base, const Gains& gains, float* out) const;
+  void smallest(std::int64_t row, std::size_t rows, std::int64_t panel, Dtype base, const Gains& gains,
+                float* out) const;
   // Whether all columns stay packed: if not, they are best taken panel by panel.
   bool keeps_all() const;
   // The exact sum for one element, in fp64.
@@ -65,13 +66,13 @@ class Tiles {
     FactorSource left_source, right_source;
     LineBuffer<T> left, right, tile;
     std::vector<float> left_norms, right_norms;
-    std::vector<bool> is_packed;      // each panel of `right`
-    std::int64_t only_panel = -1;     // where `right` holds one panel, as all are too much
-    bool paired = false;              // left and right are words of two elements (merge_pairs.h)
+    std::vector<bool> is_packed;   // each panel of `right`
+    std::int64_t only_panel = -1;  // where `right` holds one panel, as all are too much
+    bool paired = false;           // left and right are words of two elements (merge_pairs.h)
     bool left_safe = true;
-    std::vector<bool> right_safe;     // each panel
+    std::vector<bool> right_safe;  // each panel
 
-    std::size_t width() const;        // elements of T of a row of `left`; kPanel times as many of a panel of `right`
+    std::size_t width() const;  // elements of T of a row of `left`; kPanel times as many of a panel of `right`
     double left_at(std::size_t i, std::size_t k) const;
   };
   void multiply_unpaired(Packed& packed, std::int64_t row, std::size_t rows, const T* right);

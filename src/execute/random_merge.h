@@ -1,4 +1,5 @@
-// Plans of merges for tests, and an oracle that knows nothing of the machinery: plain loops in the words of the documentation.
+// Plans of merges for tests, and an oracle that knows nothing of the machinery: plain loops in the words of the
+// documentation.
 #pragma once
 
 #include <string>
@@ -18,7 +19,8 @@ struct MergeCase {
 
 // Adds a tensor of one of the shapes in which matrices lie in checkpoints, with its updates.
 int num_merge_shapes();
-void add_merge(PlanBuilder& builder, int shape, const std::string& name, std::int64_t size, const MergeCase& merge_case);
+void add_merge(PlanBuilder& builder, int shape, const std::string& name, std::int64_t size,
+               const MergeCase& merge_case);
 
 // The tensor's values as they must be. `exact`: not rounded, fp64 throughout, the formula of `best`.
 std::vector<double> oracle(const Plan& plan, const PlannedTensor& tensor, bool exact);

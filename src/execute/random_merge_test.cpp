@@ -22,7 +22,8 @@ Sizes sizes(PlanBuilder& b, std::int64_t size) {
 }
 
 // A pair of factors, stored in one of the ways that layouts store them.
-std::pair<View, View> factors(PlanBuilder& b, const MergeCase& c, std::int64_t out, std::int64_t in, std::int64_t rank) {
+std::pair<View, View> factors(PlanBuilder& b, const MergeCase& c, std::int64_t out, std::int64_t in,
+                              std::int64_t rank) {
   const double sigma = std::sqrt(c.base_sigma * c.delta_size / std::sqrt(static_cast<double>(rank)));
   View a, bb;
   switch (b.pick(0, 2)) {
@@ -52,19 +53,22 @@ void add_updates(PlanBuilder& b, const MergeCase& c, Merge& merge, const View& t
     update.adapter = static_cast<std::uint32_t>(n);
     // Near what the norms are, as trained ones.
     if (c.dora) {
-      const View of = b.normal(c.adapter, target.rows, 1, 0.3 * c.base_sigma * std::sqrt(static_cast<double>(target.cols)));
+      const View of =
+          b.normal(c.adapter, target.rows, 1, 0.3 * c.base_sigma * std::sqrt(static_cast<double>(target.cols)));
       update.magnitude = of;
     }
     merge.updates.push_back(update);
   }
 }
 
-PlannedTensor& tensor_of(PlanBuilder& b, const MergeCase& c, const std::string& name, std::int64_t rows, std::int64_t cols) {
+PlannedTensor& tensor_of(PlanBuilder& b, const MergeCase& c, const std::string& name, std::int64_t rows,
+                         std::int64_t cols) {
   PlannedTensor& tensor = b.output(name, c.out, rows, cols);
   std::int64_t row = 0;
   while (row < rows) {  // sometimes in several blocks, one of them transposed
     const std::int64_t some = b.chance(60) ? rows - row : b.pick(1, rows - row);
-    const View view = b.chance(80) ? b.normal(c.source, some, cols, c.base_sigma) : b.normal(c.source, cols, some, c.base_sigma).transposed();
+    const View view = b.chance(80) ? b.normal(c.source, some, cols, c.base_sigma)
+                                   : b.normal(c.source, cols, some, c.base_sigma).transposed();
     tensor.blocks.push_back({row, 0, 1, view, b.chance(90) ? 1.0 : 1.5});
     row += some;
   }
@@ -123,7 +127,8 @@ struct Shape {
   void (*add)(PlanBuilder&, const std::string&, std::int64_t, const MergeCase&, bool);
   bool flag;
 };
-constexpr Shape kShapes[] = {{single, false}, {single, true}, {fused, false}, {fused, true}, {fused_swapped, false}, {fused_swapped, true}, {bias, false}};
+constexpr Shape kShapes[] = {{single, false},        {single, true},        {fused, false}, {fused, true},
+                             {fused_swapped, false}, {fused_swapped, true}, {bias, false}};
 
 double rounded(Dtype dtype, double value) {
   std::byte bytes[8];
@@ -180,7 +185,8 @@ void exact_sum(const Plan& plan, Matrix& m) {
 // merge_and_unload: what the three statements of PEFT's merge do to a matrix.
 class LikePeft {
  public:
-  LikePeft(const Plan& plan, const Merge& merge, Matrix& m) : plan_(plan), merge_(merge), m_(m), norms_(m.updates.size()) {}
+  LikePeft(const Plan& plan, const Merge& merge, Matrix& m)
+      : plan_(plan), merge_(merge), m_(m), norms_(m.updates.size()) {}
   void run() {
     for (std::size_t n = 0; n < m_.updates.size(); ++n) {
       if (m_.updates[n]->magnitude) {
@@ -265,7 +271,8 @@ TEST(RandomMerge, EveryShapeMakesAValidPlan) {
 
 int num_merge_shapes() { return static_cast<int>(std::size(kShapes)); }
 
-void add_merge(PlanBuilder& builder, int shape, const std::string& name, std::int64_t size, const MergeCase& merge_case) {
+void add_merge(PlanBuilder& builder, int shape, const std::string& name, std::int64_t size,
+               const MergeCase& merge_case) {
   kShapes[shape].add(builder, name, size, merge_case, kShapes[shape].flag);
 }
 

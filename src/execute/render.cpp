@@ -19,7 +19,8 @@ constexpr std::size_t kMaxElement = 8;
 constexpr std::array<std::byte, kOutRows * kMaxElement> kZeros{};
 // Rows before conversion: enough to feed the kernel, little enough to stay in the second-level cache.
 constexpr std::int64_t kRawBytes = 128 * 1024;
-// What is dequantised at once. As many rows as mxfp4 has codes under one scale: where it is stored transposed they lie together.
+// What is dequantised at once. As many rows as mxfp4 has codes under one scale: where it is stored transposed they lie
+// together.
 constexpr std::int64_t kDecodedRows = 32, kDecodedCols = 256;
 
 // Where an operation writes: element (i, j) of its own rectangle at data + i * pitch + j * element size.
@@ -127,12 +128,14 @@ bool decode_and_convert(const Op& op, const Rectangle& part, Dtype dtype, const 
       scratch.decoded.resize(kDecodedRows * kDecodedCols);
       dequantise(op.codes, part.row + first, rows, part.col + col, cols, scratch.decoded.data(), kDecodedCols);
       for (std::int64_t i = 0; i < rows; ++i) {
-        const auto* from = reinterpret_cast<const std::byte*>(&scratch.decoded[static_cast<std::size_t>(i * kDecodedCols)]);
+        const auto* from =
+            reinterpret_cast<const std::byte*>(&scratch.decoded[static_cast<std::size_t>(i * kDecodedCols)]);
         std::byte* to = target.data + (first + i) * target.pitch + col * op.col_step * size;
         for (std::int64_t j = 0; op.col_step != 1 && j < cols; ++j) {
           if (!convert_row(Dtype::f32, from + j * 4, 1, 1, dtype, to + j * op.col_step * size)) return false;
         }
-        if (op.col_step == 1 && !convert_row(Dtype::f32, from, static_cast<std::size_t>(cols), 1, dtype, to)) return false;
+        if (op.col_step == 1 && !convert_row(Dtype::f32, from, static_cast<std::size_t>(cols), 1, dtype, to))
+          return false;
       }
     }
   }

@@ -10,8 +10,8 @@
 
 namespace peft::execution {
 
-// For each of the plan's files: its line in the journals, if they say that it is finished and the file in `folder` is as
-// they say. Files not in `wanted` are not looked at.
+// For each of the plan's files: its line in the journals, if they say that it is finished and the file in `folder` is
+// as they say. Files not in `wanted` are not looked at.
 std::vector<std::optional<FinishedFile>> find_finished(const Plan& plan, const std::vector<std::size_t>& wanted,
                                                        const std::string& folder,
                                                        const std::vector<FinishedFile>& journaled,

@@ -1,4 +1,5 @@
-// Finds what covers some of a tensor's rows without looking at everything: a tensor may have thousands of blocks and updates.
+// Finds what covers some of a tensor's rows without looking at everything: a tensor may have thousands of blocks and
+// updates.
 #pragma once
 
 #include <algorithm>

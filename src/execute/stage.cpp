@@ -72,7 +72,8 @@ std::byte* Stage::allocate(std::uint64_t bytes) {
 }
 
 // Joins what follows in the file, and what follows in memory too.
-void Stage::append(const FileWork& work, std::size_t t, std::uint64_t offset, const std::byte* data, std::uint64_t bytes) {
+void Stage::append(const FileWork& work, std::size_t t, std::uint64_t offset, const std::byte* data,
+                   std::uint64_t bytes) {
   if (work.tensor(t).must_be_finite) made_.push_back({t, data, bytes});
   if (num_runs_ == 0 || end_ != offset) {
     if (num_runs_ == runs_.size()) runs_.emplace_back();
@@ -94,7 +95,8 @@ void Stage::append_direct(const FileWork& work, const Piece& piece) {
   const PlannedTensor& tensor = work.tensor(piece.tensor);
   const std::uint64_t offset = work.layout.begin[piece.tensor];
   if (tensor.blocks.size() == 1) {
-    return append(work, piece.tensor, offset + piece.begin, first_byte(*work.plan, tensor.blocks[0].source) + piece.begin, piece.bytes());
+    return append(work, piece.tensor, offset + piece.begin,
+                  first_byte(*work.plan, tensor.blocks[0].source) + piece.begin, piece.bytes());
   }
   const std::uint64_t row_bytes = static_cast<std::uint64_t>(tensor.cols * element_size(tensor.dtype));
   const auto begin_of = [&](const Block& block) { return static_cast<std::uint64_t>(block.row) * row_bytes; };
@@ -105,14 +107,16 @@ void Stage::append_direct(const FileWork& work, const Piece& piece) {
                                     [&](const Block& b) { return end_of(b) <= piece.begin; });
   for (; block != tensor.blocks.end() && begin_of(*block) < piece.end; ++block) {
     const std::uint64_t begin = std::max(piece.begin, begin_of(*block)), end = std::min(piece.end, end_of(*block));
-    append(work, piece.tensor, offset + begin, first_byte(*work.plan, block->source) + (begin - begin_of(*block)), end - begin);
+    append(work, piece.tensor, offset + begin, first_byte(*work.plan, block->source) + (begin - begin_of(*block)),
+           end - begin);
   }
 }
 
 // Memory for `made`, which the piece is a part of.
 std::byte* Stage::append_staged(const FileWork& work, const Piece& piece, const Piece& made) {
   std::byte* out = allocate(made.bytes());
-  append(work, piece.tensor, work.layout.begin[piece.tensor] + piece.begin, out + (piece.begin - made.begin), piece.bytes());
+  append(work, piece.tensor, work.layout.begin[piece.tensor] + piece.begin, out + (piece.begin - made.begin),
+         piece.bytes());
   return out;
 }
 
@@ -130,8 +134,9 @@ void Stage::render_piece(const FileWork& work, const Piece& piece) {
   const PlannedTensor& tensor = work.tensor(piece.tensor);
   const Rectangle area = area_of(work, piece);
   const std::int64_t size = element_size(tensor.dtype), begin = (area.row * tensor.cols + area.col) * size;
-  std::byte* out = append_staged(work, piece, {piece.tensor, static_cast<std::uint64_t>(begin),
-                                               static_cast<std::uint64_t>(begin + area.rows * area.cols * size)});
+  std::byte* out = append_staged(work, piece,
+                                 {piece.tensor, static_cast<std::uint64_t>(begin),
+                                  static_cast<std::uint64_t>(begin + area.rows * area.cols * size)});
   if (tensor.merge) return merger_.render(*work.plan, tensor, work.is_wide(piece.tensor), area, out);
   if (!render(ops_of(work, piece.tensor), tensor.dtype, area, out, scratch_)) overflow(work, piece.tensor);
 }

@@ -36,7 +36,8 @@ class Stage {
     std::byte* out;
   };
   std::byte* allocate(std::uint64_t bytes);
-  void append(const FileWork& work, std::size_t tensor, std::uint64_t offset, const std::byte* data, std::uint64_t bytes);
+  void append(const FileWork& work, std::size_t tensor, std::uint64_t offset, const std::byte* data,
+              std::uint64_t bytes);
   void append_direct(const FileWork& work, const Piece& piece);
   std::byte* append_staged(const FileWork& work, const Piece& piece, const Piece& made);
   void render_piece(const FileWork& work, const Piece& piece);
@@ -52,7 +53,7 @@ class Stage {
   std::vector<Run> runs_;
   std::size_t num_runs_ = 0;
   std::uint64_t end_ = 0;  // of the last run, in the file
-  struct Made {  // bytes that are checked for NaN and infinity once they are there
+  struct Made {            // bytes that are checked for NaN and infinity once they are there
     std::size_t tensor;
     const std::byte* data;
     std::uint64_t bytes;

@@ -18,7 +18,7 @@ std::pair<std::uint64_t, std::uint64_t> bytes_of(const Plan& plan, const View& v
                                                  std::int64_t end, bool packed = false) {
   const TensorInfo& tensor = plan.sources[view.source]->tensors()[view.tensor];
   const std::int64_t size = element_size(tensor.dtype);
-  if (size == 0) return {tensor.begin, tensor.end};  // less than a byte: only ever copied whole
+  if (size == 0) return {tensor.begin, tensor.end};              // less than a byte: only ever copied whole
   const auto codes = static_cast<std::int64_t>(packed ? 2 : 1);  // of a byte
   const std::int64_t start = view.offset + begin * view.row_stride;
   const std::int64_t down = (end - begin - 1) * view.row_stride, across = (view.cols - 1) * view.col_stride;

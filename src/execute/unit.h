@@ -14,11 +14,11 @@ namespace peft::execution {
 
 // How a file is cut. The bytes written do not depend on it.
 struct CutSizes {
-  std::uint64_t staging = std::uint64_t{8} << 20;   // what one worker may use to stage output before it is written
+  std::uint64_t staging = std::uint64_t{8} << 20;  // what one worker may use to stage output before it is written
   // Bytes of a unit, which ends where a multiple of them does in the file: whole blocks are written with whole, large
   // pages. Rendered, they are still in the cache when they are hashed and written.
   std::uint64_t block = NewFile::kBlock;
-  std::uint64_t direct_run = 2048;                  // shorter runs of a source are cheaper to copy than to pass on
+  std::uint64_t direct_run = 2048;  // shorter runs of a source are cheaper to copy than to pass on
 };
 // Keeps the staging of all workers below 48 MiB.
 inline constexpr int kMaxWorkers = 24;

@@ -36,7 +36,8 @@ float mxfp4_value(unsigned code) {
 
 double value_at(const Plan& plan, const View& view, std::int64_t row, std::int64_t col) {
   const Dtype dtype = plan.sources[view.source]->tensors()[view.tensor].dtype;
-  const std::byte* element = first_byte(plan, view) + (row * view.row_stride + col * view.col_stride) * element_size(dtype);
+  const std::byte* element =
+      first_byte(plan, view) + (row * view.row_stride + col * view.col_stride) * element_size(dtype);
   if (dtype == Dtype::f8_e8m0) return e8m0_to_double(std::to_integer<std::uint8_t>(*element));
   return load_element(dtype, element);
 }

@@ -36,7 +36,8 @@ class Use {
     std::vector<bool> used(columns.size());
     for (std::int64_t e = 0; e < slot_.num_experts; ++e) {
       for (std::int64_t k = 0; k < slot_.rank; ++k) {
-        used[static_cast<std::size_t>(e * slot_.rank + k)] = columns[static_cast<std::size_t>(k * slot_.num_experts + e)];
+        used[static_cast<std::size_t>(e * slot_.rank + k)] =
+            columns[static_cast<std::size_t>(k * slot_.num_experts + e)];
       }
     }
     return used;
@@ -58,8 +59,8 @@ std::int64_t split_at(const std::vector<bool>& gate, const std::vector<bool>& up
     if (up[i]) first_up = std::min(first_up, k);
   }
   if (after_gate > first_up) return -1;
-  if (after_gate > 0 && first_up == rank) return rank;   // only gate
-  if (after_gate == 0 && first_up < rank) return 0;      // only up
+  if (after_gate > 0 && first_up == rank) return rank;  // only gate
+  if (after_gate == 0 && first_up < rank) return 0;     // only up
   const std::int64_t half = rank / 2;
   if (rank % 2 == 0 && after_gate <= half && half <= first_up) return half;
   return after_gate == 0 ? -1 : after_gate;
@@ -96,8 +97,10 @@ Components find_components(const Context& context, const FusedSlot& slot, const 
     const auto base = static_cast<std::size_t>(e * slot.rank);
     for (std::size_t p = 0; p < result.parts; ++p) {
       const bool gate = p == 0;
-      if (!result.block_diagonal) result.ranges.push_back(trim(0, slot.rank, used, base));
-      else result.ranges.push_back(gate ? trim(0, split, used, base) : trim(split, slot.rank, used, base));
+      if (!result.block_diagonal)
+        result.ranges.push_back(trim(0, slot.rank, used, base));
+      else
+        result.ranges.push_back(gate ? trim(0, split, used, base) : trim(split, slot.rank, used, base));
     }
   }
   return result;

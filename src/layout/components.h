@@ -14,7 +14,7 @@ struct ComponentRange {
 };
 
 struct Components {
-  std::vector<ComponentRange> ranges;   // [expert * parts + part]
+  std::vector<ComponentRange> ranges;  // [expert * parts + part]
   std::size_t parts = 1;
   bool block_diagonal = false;
   const ComponentRange& range(std::int64_t expert, std::size_t part) const {

@@ -46,7 +46,8 @@ void check_dtype(const Context& context, std::uint32_t index) {
     case Dtype::bf16:
     case Dtype::f16:
     case Dtype::f8_e4m3:
-    case Dtype::f8_e5m2: return;
+    case Dtype::f8_e5m2:
+      return;
     default:
       context.fail(ErrorCode::ST_DTYPE, index, "LoRA factors of this dtype cannot be read",
                    "F64, F32, BF16, F16, F8_E4M3 or F8_E5M2", std::string(context.tensor(index).dtype_name));
@@ -67,18 +68,19 @@ void check_weight_shape(const Context& context, const Slot& slot, const Pair& pa
                  "resize the model's embedding as it was when the adapter was trained");
   }
   const bool turned = pair.out == in && pair.in == out;
-  context.fail(ErrorCode::LO_SHAPE, slot.a, "the pair does not fit the model's weight",
-               fmt::format("A [r, {}], B [{}, r]", in, out),
-               fmt::format("A {}, B {}", shape_text(context.tensor(slot.a).shape), shape_text(context.tensor(slot.b).shape)),
-               turned ? "transposed it would fit: is fan_in_fan_out set wrongly?" : "is this the right base model?");
+  context.fail(
+      ErrorCode::LO_SHAPE, slot.a, "the pair does not fit the model's weight",
+      fmt::format("A [r, {}], B [{}, r]", in, out),
+      fmt::format("A {}, B {}", shape_text(context.tensor(slot.a).shape), shape_text(context.tensor(slot.b).shape)),
+      turned ? "transposed it would fit: is fan_in_fan_out set wrongly?" : "is this the right base model?");
 }
 
 // Whether any target_parameters entry names `parameter` (PEFT's suffix rule).
 bool targets_parameter(const AdapterConfig& config, const std::string& parameter) {
   if (!config.target_parameters) return false;
-  return std::any_of(config.target_parameters->begin(), config.target_parameters->end(), [&](const std::string& target) {
-    return parameter == target || parameter.ends_with("." + target);
-  });
+  return std::any_of(
+      config.target_parameters->begin(), config.target_parameters->end(),
+      [&](const std::string& target) { return parameter == target || parameter.ends_with("." + target); });
 }
 
 }  // namespace
@@ -121,8 +123,8 @@ void decode_dense(Context& context, const Slot& slot) {
   if (absent || (!v4 && !v5)) {
     for (const std::uint32_t part : {slot.a, slot.b, slot.b_bias, slot.magnitude}) {
       if (part == kNoTensor) continue;
-      context.unused.push_back({std::string(context.tensor(part).name), ErrorCode::LO_TARGET,
-                                "the model has no module " + module});
+      context.unused.push_back(
+          {std::string(context.tensor(part).name), ErrorCode::LO_TARGET, "the model has no module " + module});
     }
     return;
   }
@@ -147,13 +149,15 @@ void decode_per_expert(Context& context, const Slot& slot, const Model::Located&
   const std::int64_t in = down ? experts.intermediate : experts.hidden;
   const std::int64_t out = down ? experts.hidden : experts.intermediate;
   if ((in != 0 && in != pair.in) || (out != 0 && out != pair.out)) {
-    context.fail(ErrorCode::LO_SHAPE, slot.a, "the pair does not fit the expert's projection",
-                 fmt::format("A [r, {}], B [{}, r]", in, out),
-                 fmt::format("A {}, B {}", shape_text(context.tensor(slot.a).shape), shape_text(context.tensor(slot.b).shape)),
-                 "is this the right base model?");
+    context.fail(
+        ErrorCode::LO_SHAPE, slot.a, "the pair does not fit the expert's projection",
+        fmt::format("A [r, {}], B [{}, r]", in, out),
+        fmt::format("A {}, B {}", shape_text(context.tensor(slot.a).shape), shape_text(context.tensor(slot.b).shape)),
+        "is this the right base model?");
   }
   Factor factor;
-  factor.site = {experts.v5_module.empty() ? experts.v4_module : experts.v5_module, "", located.expert, located.projection};
+  factor.site = {experts.v5_module.empty() ? experts.v4_module : experts.v5_module, "", located.expert,
+                 located.projection};
   factor.out = pair.out, factor.in = pair.in, factor.rank = pair.rank;
   factor.scale = scale_of(context, slot.a, pair.rank, std::string(slot.module)).scale;
   factor.a = pair.a, factor.b = pair.b;

@@ -17,8 +17,8 @@ ExpertPair expert_pair(const FusedSlot& slot, const FusedForm& form, std::int64_
   const std::int64_t columns = slot.rank * slot.num_experts;
   const bool rank_major = form.packing == BPacking::rank_major;
   const View a{0, slot.slot->a, expert * slot.rank * slot.a_width, slot.rank, slot.a_width, slot.a_width, 1};
-  const View b{0,       slot.slot->b, rank_major ? expert : expert * slot.rank, slot.b_width, slot.rank,
-               columns, rank_major ? slot.num_experts : 1};
+  const View b{0,         slot.slot->b, rank_major ? expert : expert * slot.rank, slot.b_width,
+               slot.rank, columns,      rank_major ? slot.num_experts : 1};
   if (form.orientation == Orientation::natural) return {a, b};
   return {b.transposed(), a.transposed()};
 }
@@ -38,8 +38,10 @@ void add_factor(Context& context, const FusedSlot& slot, const ExpertPair& pair,
   Factor factor;
   factor.site.module = experts_module(*slot.experts);
   factor.site.expert = expert;
-  if (slot.parameter->projections.empty()) factor.site.parameter = slot.parameter->name;
-  else factor.site.projection = slot.parameter->projections[which];
+  if (slot.parameter->projections.empty())
+    factor.site.parameter = slot.parameter->name;
+  else
+    factor.site.projection = slot.parameter->projections[which];
   factor.a = pair.a.row_range(range.first, range.count);
   factor.b = rows_of(pair.b, *slot.parameter, which).col_range(range.first, range.count);
   factor.out = factor.b.rows, factor.in = factor.a.cols, factor.rank = range.count;
@@ -90,8 +92,10 @@ void decode_fused(Context& context, const std::vector<Slot>& slots, const std::v
     if (fused[i].stacked()) components[i] = find_components(context, fused[i], form);
   });
   for (std::size_t i = 0; i < fused.size(); ++i) {
-    if (fused[i].stacked()) decode_stack(context, fused[i], form, components[i]);
-    else decode_matrix(context, fused[i]);
+    if (fused[i].stacked())
+      decode_stack(context, fused[i], form, components[i]);
+    else
+      decode_matrix(context, fused[i]);
   }
 }
 

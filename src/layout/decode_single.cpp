@@ -35,10 +35,14 @@ void decode_single(Context& context, const Single& single) {
   const Key& key = single.key;
   const std::string name(context.tensor(single.tensor).name);
   std::optional<ExtraKind> kind;
-  if (key.kind == KeyKind::token_delta) kind = ExtraKind::token_delta;
-  else if (is_saved(context.adapter.config, key.module)) kind = ExtraKind::saved_module;
-  else if (key.suffix.ends_with("bias") && context.adapter.config.bias != "none") kind = ExtraKind::base_bias;
-  else if (key.suffix.ends_with("weight") && is_embedding(context.model, key.module)) kind = ExtraKind::saved_module;
+  if (key.kind == KeyKind::token_delta)
+    kind = ExtraKind::token_delta;
+  else if (is_saved(context.adapter.config, key.module))
+    kind = ExtraKind::saved_module;
+  else if (key.suffix.ends_with("bias") && context.adapter.config.bias != "none")
+    kind = ExtraKind::base_bias;
+  else if (key.suffix.ends_with("weight") && is_embedding(context.model, key.module))
+    kind = ExtraKind::saved_module;
   if (!kind) {
     const bool base = key.suffix == "weight" || key.suffix == "bias";
     context.unused.push_back({name, ErrorCode::LO_UNUSED,

@@ -13,7 +13,8 @@ Generation generation_of(Layout layout, const Model& model) {
   if (layout == Layout::peft_per_expert) return Generation::v4;
   if (layout != Layout::peft_fused_0_18 || model.base_is_v5_only) return Generation::v5;
   // PEFT 0.17 and 0.18 ran on transformers 4 where that generation had fused parameters (gpt_oss, llama4, ...).
-  const bool fused_in_v4 = std::any_of(model.experts.begin(), model.experts.end(), [](const Experts& e) { return !e.form->v4.empty(); });
+  const bool fused_in_v4 =
+      std::any_of(model.experts.begin(), model.experts.end(), [](const Experts& e) { return !e.form->v4.empty(); });
   return fused_in_v4 ? Generation::v4 : Generation::v5;
 }
 
@@ -31,13 +32,17 @@ Encoded Encoder::run() {
     std::size_t j = i;
     while (j < all.size() && all[j].site.module == all[i].site.module) ++j;
     const Group group(all.data() + i, j - i);
-    const bool on_experts = std::any_of(group.begin(), group.end(), [](const Factor& f) { return f.site.expert >= 0 || !f.site.parameter.empty(); });
-    if (on_experts) experts(group);
-    else for (const Factor& factor : group) dense(factor);
+    const bool on_experts = std::any_of(
+        group.begin(), group.end(), [](const Factor& f) { return f.site.expert >= 0 || !f.site.parameter.empty(); });
+    if (on_experts)
+      experts(group);
+    else
+      for (const Factor& factor : group) dense(factor);
     i = j;
   }
   for (const Extra& e : factors_.extras) extra(e);
-  for (const auto& [text, count] : steps_) result_.steps.push_back(count == 1 ? text : fmt::format("{} x {}", count, text));
+  for (const auto& [text, count] : steps_)
+    result_.steps.push_back(count == 1 ? text : fmt::format("{} x {}", count, text));
   return std::move(result_);
 }
 
@@ -63,7 +68,8 @@ void Encoder::experts(Group group) {
   const bool has_fused = !form.v5.empty() || !form.v4.empty();
   if (options_.to == Layout::peft_per_expert) return per_expert(experts, group);
   if (!has_fused) {
-    no_form(group.front().site.module, fmt::format("the experts of {} are modules of their own in every transformers version", model_.model_type),
+    no_form(group.front().site.module,
+            fmt::format("the experts of {} are modules of their own in every transformers version", model_.model_type),
             "keep the per-expert layout: PEFT on transformers 5 reads it");
   }
   fused(experts, group);
@@ -75,7 +81,13 @@ Dtype Encoder::dtype_of(const View& view) const {
 
 void Encoder::add_matrix(std::string name, const View& view) {
   const Dtype dtype = dtype_of(view);
-  add_tensor({std::move(name), options_.dtype.value_or(dtype), {view.rows, view.cols}, view.rows, view.cols, {{0, 0, 1, view, 1.0}}}, std::array{dtype});
+  add_tensor({std::move(name),
+              options_.dtype.value_or(dtype),
+              {view.rows, view.cols},
+              view.rows,
+              view.cols,
+              {{0, 0, 1, view, 1.0}}},
+             std::array{dtype});
 }
 
 void Encoder::add_whole(std::string name, const View& view) {
@@ -116,7 +128,8 @@ void Encoder::dense(const Factor& factor) {
   const bool router = file_ != nullptr && module != nullptr && module->class_name.ends_with("Router");
   const bool parameter = router || model_.kind(generation_, name) == ModuleKind::other;
   add_target(parameter ? name + ".weight" : name, parameter, factor.rank, factor.scale);
-  if (name != factor.site.module) step("renamed " + factor.site.module.substr(factor.site.module.rfind('.') + 1) + " pair (bit-exact)");
+  if (name != factor.site.module)
+    step("renamed " + factor.site.module.substr(factor.site.module.rfind('.') + 1) + " pair (bit-exact)");
 }
 
 void Encoder::extra(const Extra& extra) {
@@ -124,8 +137,9 @@ void Encoder::extra(const Extra& extra) {
   if (extra.site.expert >= 0) {
     const Experts& experts = *experts_.at(extra.site.module);
     if (options_.to != Layout::peft_per_expert && !(experts.form->v4.empty() && experts.form->v5.empty())) {
-      no_form(describe(extra.site), extra.kind == ExtraKind::magnitude ? "DoRA on experts does not exist for fused experts"
-                                                                      : extra.suffix + " of an expert does not exist for fused experts",
+      no_form(describe(extra.site),
+              extra.kind == ExtraKind::magnitude ? "DoRA on experts does not exist for fused experts"
+                                                 : extra.suffix + " of an expert does not exist for fused experts",
               "merge the adapter into the base model, or keep the per-expert layout");
     }
     name = experts.per_expert_module(extra.site.expert, extra.site.projection);

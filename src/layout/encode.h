@@ -13,7 +13,7 @@ namespace peft::layout {
 
 // A module or parameter the new config targets.
 struct TargetEntry {
-  std::string name;         // without base_model.model.
+  std::string name;  // without base_model.model.
   bool parameter = false;
   std::int64_t rank = 0;
   double scale = 1;
@@ -21,14 +21,14 @@ struct TargetEntry {
 
 struct EncodeOptions {
   Layout to = Layout::peft_fused;
-  std::optional<Dtype> dtype;      // cast everything
-  bool block_diagonal = false;     // keep gate and up apart even where they share A
+  std::optional<Dtype> dtype;   // cast everything
+  bool block_diagonal = false;  // keep gate and up apart even where they share A
 };
 
 struct Encoded {
-  std::vector<PlannedTensor> tensors;       // empty when there is no file (a config alone)
+  std::vector<PlannedTensor> tensors;  // empty when there is no file (a config alone)
   std::vector<TargetEntry> targets;
-  std::vector<std::string> saved_modules;   // modules carried whole, in the target's spelling
+  std::vector<std::string> saved_modules;  // modules carried whole, in the target's spelling
   Exactness exactness = Exactness::bit_exact;
   std::vector<std::string> steps, warnings;
 };

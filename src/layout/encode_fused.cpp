@@ -27,10 +27,14 @@ double common_scale(const std::vector<const Factor*>& factors) {
   std::vector<std::pair<double, int>> counts;
   for (const Factor* factor : factors) {
     auto at = std::find_if(counts.begin(), counts.end(), [&](const auto& c) { return c.first == factor->scale; });
-    if (at == counts.end()) counts.emplace_back(factor->scale, 1);
-    else ++at->second;
+    if (at == counts.end())
+      counts.emplace_back(factor->scale, 1);
+    else
+      ++at->second;
   }
-  return std::max_element(counts.begin(), counts.end(), [](const auto& x, const auto& y) { return x.second < y.second; })->first;
+  return std::max_element(counts.begin(), counts.end(),
+                          [](const auto& x, const auto& y) { return x.second < y.second; })
+      ->first;
 }
 
 // Puts natural blocks of one expert into the two tensors of a fused pair, whichever way round the layout has them.
@@ -41,17 +45,21 @@ class Placer {
 
   // `rank_at`: first of the fused components this block fills. `out_at`: first row of the natural B.
   void put_a(std::int64_t expert, std::int64_t rank_at, const View& view) {
-    if (natural_) stacked.push_back({expert * stack_.rank + rank_at, 0, 1, view, 1.0});
-    else columns.push_back({0, column(expert, rank_at), step(), view.transposed(), 1.0});
+    if (natural_)
+      stacked.push_back({expert * stack_.rank + rank_at, 0, 1, view, 1.0});
+    else
+      columns.push_back({0, column(expert, rank_at), step(), view.transposed(), 1.0});
   }
   void put_b(std::int64_t expert, std::int64_t rank_at, std::int64_t out_at, const View& view, double scale) {
-    if (natural_) columns.push_back({out_at, column(expert, rank_at), step(), view, scale});
-    else stacked.push_back({expert * stack_.rank + rank_at, out_at, 1, view.transposed(), scale});
+    if (natural_)
+      columns.push_back({out_at, column(expert, rank_at), step(), view, scale});
+    else
+      stacked.push_back({expert * stack_.rank + rank_at, out_at, 1, view.transposed(), scale});
   }
   std::int64_t stacked_width() const { return natural_ ? stack_.dims.in : stack_.dims.out; }
   std::int64_t columns_height() const { return natural_ ? stack_.dims.out : stack_.dims.in; }
 
-  std::vector<Block> stacked, columns;   // of lora_A and lora_B
+  std::vector<Block> stacked, columns;  // of lora_A and lora_B
 
  private:
   std::int64_t column(std::int64_t expert, std::int64_t rank_at) const {
@@ -73,10 +81,13 @@ Exactness exactness_of(const Stack& stack) {
   std::size_t count = 0;
   for (const Factor* factor : all_of(stack)) {
     ++count;
-    if (factor->scale != stack.scale) worst = std::max(worst, is_power_of_two(factor->scale / stack.scale) ? Exactness::value_exact : Exactness::rounded);
+    if (factor->scale != stack.scale)
+      worst =
+          std::max(worst, is_power_of_two(factor->scale / stack.scale) ? Exactness::value_exact : Exactness::rounded);
     if (factor->rank != stack.rank) worst = std::max(worst, Exactness::value_exact);
   }
-  if (count != stack.parts.size() * static_cast<std::size_t>(stack.experts)) worst = std::max(worst, Exactness::value_exact);
+  if (count != stack.parts.size() * static_cast<std::size_t>(stack.experts))
+    worst = std::max(worst, Exactness::value_exact);
   return worst;
 }
 
@@ -121,8 +132,9 @@ Stack collect(std::span<const Factor> group, const ExpertsForm::Fused& parameter
   for (const Factor& factor : group) {
     if (factor.site.expert < 0 || factor.site.expert >= experts) continue;
     for (std::size_t p = 0; p < parts; ++p) {
-      const bool mine = parameter.projections.empty() ? factor.site.parameter == parameter.name
-                                                      : factor.site.parameter.empty() && factor.site.projection == parameter.projections[p];
+      const bool mine = parameter.projections.empty()
+                            ? factor.site.parameter == parameter.name
+                            : factor.site.parameter.empty() && factor.site.projection == parameter.projections[p];
       if (mine) stack.parts[p][static_cast<std::size_t>(factor.site.expert)] = &factor;
     }
   }
@@ -178,7 +190,8 @@ void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parame
   std::vector<Dtype> dtypes;
   for (const Factor* factor : all_of(stack)) {
     for (const View* view : {&factor->a, &factor->b}) {
-      if (const Dtype d = dtype_of(*view); std::find(dtypes.begin(), dtypes.end(), d) == dtypes.end()) dtypes.push_back(d);
+      if (const Dtype d = dtype_of(*view); std::find(dtypes.begin(), dtypes.end(), d) == dtypes.end())
+        dtypes.push_back(d);
     }
   }
   Dtype dtype = dtypes.front();
@@ -186,18 +199,20 @@ void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parame
   dtype = options_.dtype.value_or(dtype);
   const std::int64_t components = stack.experts * stack.rank;
   const std::int64_t width = placer.stacked_width(), height = placer.columns_height();
-  add_tensor({key + ".lora_A.weight", dtype, {components, width}, components, width, std::move(placer.stacked)}, dtypes);
-  add_tensor({key + ".lora_B.weight", dtype, {height, components}, height, components, std::move(placer.columns)}, dtypes);
+  add_tensor({key + ".lora_A.weight", dtype, {components, width}, components, width, std::move(placer.stacked)},
+             dtypes);
+  add_tensor({key + ".lora_B.weight", dtype, {height, components}, height, components, std::move(placer.columns)},
+             dtypes);
   const Exactness exactness = exactness_of(stack);
   note(exactness);
   step(describe_step(parameter, stack, exactness));
 }
 
 // One parameter of the experts, if the group has factors for it; returns how many.
-std::size_t Encoder::fused_parameter(const std::string& module, const std::string& key, const ExpertsForm::Fused& parameter,
-                                     std::int64_t experts, Group group) {
+std::size_t Encoder::fused_parameter(const std::string& module, const std::string& key,
+                                     const ExpertsForm::Fused& parameter, std::int64_t experts, Group group) {
   const std::string name = module + "." + parameter.name;
-  if (parameter.dims.size() == 2) {   // one matrix, not a stack
+  if (parameter.dims.size() == 2) {  // one matrix, not a stack
     const auto matrix = std::find_if(group.begin(), group.end(), [&](const Factor& f) {
       return f.site.expert < 0 && f.site.parameter == parameter.name;
     });
@@ -212,8 +227,12 @@ std::size_t Encoder::fused_parameter(const std::string& module, const std::strin
   if (found == 0) return 0;
   measure(stack);
   if (parameter.interleaved && stack.parts.size() == 2 && file_ != nullptr) {
-    if (!stack.shared_a) no_form(module, "gate and up of this family alternate row by row, and the factors do not share A", "keep the layout of the file");
-    if (!all_join(stack, true)) no_form(module, "gate and up of this family alternate row by row, and do not lie so in the file", "keep the layout of the file");
+    if (!stack.shared_a)
+      no_form(module, "gate and up of this family alternate row by row, and the factors do not share A",
+              "keep the layout of the file");
+    if (!all_join(stack, true))
+      no_form(module, "gate and up of this family alternate row by row, and do not lie so in the file",
+              "keep the layout of the file");
   }
   add_stack(key, parameter, stack);
   add_target(name, true, stack.rank, stack.scale);
@@ -237,7 +256,8 @@ void Encoder::fused(const Experts& experts, Group group) {
     if (found != 0) ++depth[module];
   }
   if (used != group.size()) {
-    no_form(group.front().site.module, "some factors have no place in the family's fused parameters", "keep the layout of the file");
+    no_form(group.front().site.module, "some factors have no place in the family's fused parameters",
+            "keep the layout of the file");
   }
 }
 

@@ -16,7 +16,11 @@ namespace peft::layout {
 class Encoder {
  public:
   Encoder(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options)
-      : factors_(factors), model_(model), file_(file), options_(options), generation_(generation_of(options.to, model)) {
+      : factors_(factors),
+        model_(model),
+        file_(file),
+        options_(options),
+        generation_(generation_of(options.to, model)) {
     for (const Experts& experts : model.experts) {
       experts_.emplace(experts.v5_module.empty() ? experts.v4_module : experts.v5_module, &experts);
     }
@@ -26,7 +30,7 @@ class Encoder {
   Encoded run();
 
  private:
-  using Group = std::span<const Factor>;   // all factors of one module
+  using Group = std::span<const Factor>;  // all factors of one module
 
   // encode.cpp
   void dense(const Factor& factor);
@@ -47,8 +51,8 @@ class Encoder {
     return generation_ == Generation::v4 ? model_.rename(v5_module, Generation::v5, Generation::v4) : v5_module;
   }
   Dtype dtype_of(const View& view) const;
-  void add_matrix(std::string name, const View& view);   // a view as a tensor of its own
-  void add_whole(std::string name, const View& view);    // the tensor the view is of, in its own shape
+  void add_matrix(std::string name, const View& view);  // a view as a tensor of its own
+  void add_whole(std::string name, const View& view);   // the tensor the view is of, in its own shape
   void add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes);
   void add_target(std::string name, bool parameter, std::int64_t rank, double scale) {
     result_.targets.push_back({std::move(name), parameter, rank, scale});
@@ -64,7 +68,7 @@ class Encoder {
   Generation generation_;
   std::unordered_map<std::string, const Experts*> experts_;
   std::unordered_map<std::string, std::int64_t> counts_;
-  std::map<std::string, int> steps_;   // what was done, how often
+  std::map<std::string, int> steps_;  // what was done, how often
   Encoded result_;
 };
 

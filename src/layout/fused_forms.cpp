@@ -4,9 +4,12 @@ namespace peft::layout {
 
 bool swaps(Layout layout, const ExpertsForm::Fused& parameter) {
   switch (layout) {
-    case Layout::peft_fused_0_18: return false;
-    case Layout::peft_fused_0_19_0: return parameter.is_transposed.value_or(false);
-    default: return !parameter.is_transposed.value_or(false);
+    case Layout::peft_fused_0_18:
+      return false;
+    case Layout::peft_fused_0_19_0:
+      return parameter.is_transposed.value_or(false);
+    default:
+      return !parameter.is_transposed.value_or(false);
   }
 }
 

@@ -15,7 +15,8 @@ using Parameters = std::vector<const ExpertsForm::Fused*>;
 // The parameters that are registered on this very module, in order of registration.
 Parameters parameters_of(const Context& context, const Experts& experts, std::string_view module) {
   const bool v4_first = context.model.base_is_v4_only;
-  for (const auto g : v4_first ? std::array{Generation::v4, Generation::v5} : std::array{Generation::v5, Generation::v4}) {
+  for (const auto g :
+       v4_first ? std::array{Generation::v4, Generation::v5} : std::array{Generation::v5, Generation::v4}) {
     Parameters found;
     for (const auto& parameter : g == Generation::v4 ? experts.form->v4 : experts.form->v5) {
       if (experts.fused_module(g, parameter) == module) found.push_back(&parameter);
@@ -52,8 +53,8 @@ Parameters choose(const Context& context, const Experts& experts, const std::vec
     }
     if (targeted.size() == group.size()) return targeted;
     context.fail(ErrorCode::LO_SHAPE, outer.a, "the nesting of wrappers is not the one target_parameters gives",
-                 fmt::format("{} parameters of {}", targeted.size(), outer.module), fmt::format("{} pairs", group.size()),
-                 "is the config the one of this file?");
+                 fmt::format("{} parameters of {}", targeted.size(), outer.module),
+                 fmt::format("{} pairs", group.size()), "is the config the one of this file?");
   }
   // No target_parameters (NeMo, hand-made files): every choice in order of registration whose shapes fit.
   std::vector<Parameters> choices;
@@ -69,11 +70,13 @@ Parameters choose(const Context& context, const Experts& experts, const std::vec
   if (choices.size() == 1) return choices.front();
   std::string names;
   for (const auto& choice : choices) names += (names.empty() ? "" : " or ") + choice.front()->name;
-  context.fail(choices.empty() ? ErrorCode::LO_SHAPE : ErrorCode::LO_LAYOUT, outer.a,
-               choices.empty() ? "no parameter of the experts has this shape" : "the file does not say which parameter this is",
-               choices.empty() ? std::string("shapes of the model's parameters") : names,
-               fmt::format("A {}, B {}", shape_text(context.tensor(outer.a).shape), shape_text(context.tensor(outer.b).shape)),
-               choices.empty() ? "is this the right base model?" : "add target_parameters to adapter_config.json, or give --base");
+  context.fail(
+      choices.empty() ? ErrorCode::LO_SHAPE : ErrorCode::LO_LAYOUT, outer.a,
+      choices.empty() ? "no parameter of the experts has this shape" : "the file does not say which parameter this is",
+      choices.empty() ? std::string("shapes of the model's parameters") : names,
+      fmt::format("A {}, B {}", shape_text(context.tensor(outer.a).shape), shape_text(context.tensor(outer.b).shape)),
+      choices.empty() ? "is this the right base model?"
+                      : "add target_parameters to adapter_config.json, or give --base");
 }
 
 // Number of experts and rank: rows of A are experts x rank.
@@ -119,12 +122,12 @@ std::vector<FusedSlot> assign_parameters(const Context& context, const std::vect
     for (; j < slots.size() && slots[j].module == slots[i].module; ++j) group.push_back(&slots[j]);
     const Experts& experts = *located[i].experts;
     for (const Slot* slot : group) {
-      pair_of(context, *slot);   // dtypes and shapes
+      pair_of(context, *slot);  // dtypes and shapes
       if (slot->magnitude == kNoTensor && slot->b_bias == kNoTensor) continue;
       context.fail(ErrorCode::CF_UNSUP, slot->a, "DoRA and lora_bias do not exist on parameters");
     }
     const Parameters chosen = located[i].fused != nullptr && group.size() == 1 ? Parameters{located[i].fused}
-                                                                              : choose(context, experts, group);
+                                                                               : choose(context, experts, group);
     for (std::size_t k = 0; k < group.size(); ++k) {
       FusedSlot fused{group[k], &experts, chosen[k], std::string(group[k]->module) + "." + chosen[k]->name};
       count_experts(context, fused);

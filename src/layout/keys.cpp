@@ -61,8 +61,7 @@ int strip_base_layers(std::string_view& module) {
 
 Key parse_key(std::string_view tensor_name) {
   Key key;
-  const std::string_view name =
-      tensor_name.starts_with(kPrefix) ? tensor_name.substr(kPrefix.size()) : tensor_name;
+  const std::string_view name = tensor_name.starts_with(kPrefix) ? tensor_name.substr(kPrefix.size()) : tensor_name;
   // The marker is the last segment, or stands before ".weight" / ".bias", with an adapter's name between at most.
   std::string_view module = name;
   const std::string_view last = pop_segment(module);

@@ -7,15 +7,21 @@
 namespace peft::layout {
 
 enum class KeyKind : std::uint8_t {
-  lora_a, lora_b, lora_b_bias, embedding_a, embedding_b, magnitude, token_delta,
-  other_lora,   // something else that begins with lora_, or belongs to another method
-  plain,        // a weight or bias of the module itself
+  lora_a,
+  lora_b,
+  lora_b_bias,
+  embedding_a,
+  embedding_b,
+  magnitude,
+  token_delta,
+  other_lora,  // something else that begins with lora_, or belongs to another method
+  plain,       // a weight or bias of the module itself
 };
 
 struct Key {
-  std::string_view module;   // without base_model.model. and without base_layer
-  std::string_view suffix;   // what follows the module, as written on disk: "lora_A.weight", "base_layer.bias"
-  int depth = 0;             // how many base_layer. stand between module and LoRA: PEFT's nested parameter wrappers
+  std::string_view module;  // without base_model.model. and without base_layer
+  std::string_view suffix;  // what follows the module, as written on disk: "lora_A.weight", "base_layer.bias"
+  int depth = 0;            // how many base_layer. stand between module and LoRA: PEFT's nested parameter wrappers
   KeyKind kind = KeyKind::plain;
 };
 

@@ -71,13 +71,15 @@ std::optional<Orientation> decide_by_shapes(Context& context, const std::vector<
     decided = seen;
   }
   if (decided) {
-    context.reading.evidence.push_back(fmt::format("{}: {} by its shapes{}", shapes_of(context, *witness), word(*decided),
-                                                   *decided == Orientation::natural ? ", lora_A has the input width"
-                                                                                    : ", lora_A has the output width"));
+    context.reading.evidence.push_back(fmt::format(
+        "{}: {} by its shapes{}", shapes_of(context, *witness), word(*decided),
+        *decided == Orientation::natural ? ", lora_A has the input width" : ", lora_A has the output width"));
     return decided;
   }
   decided = sibling_vote(slots);
-  if (decided) context.reading.evidence.push_back(fmt::format("gate_up_proj and down_proj share the hidden size: {}", word(*decided)));
+  if (decided)
+    context.reading.evidence.push_back(
+        fmt::format("gate_up_proj and down_proj share the hidden size: {}", word(*decided)));
   return decided;
 }
 
@@ -86,19 +88,22 @@ std::optional<Orientation> decide_by_shapes(Context& context, const std::vector<
 const ExpertsForm::Fused& as_written(const FusedSlot& slot, Layout layout) {
   if (layout == Layout::peft_fused_0_18) return *slot.parameter;
   for (const auto& parameter : slot.experts->form->v5) {
-    if (parameter.name == slot.parameter->name && parameter.projections == slot.parameter->projections) return parameter;
+    if (parameter.name == slot.parameter->name && parameter.projections == slot.parameter->projections)
+      return parameter;
   }
   return *slot.parameter;
 }
 
 // The square parameter alone: PEFT's version says which rule it followed, the family how the parameter lies.
-Orientation decide_by_version(Context& context, const FusedSlot& slot, Layout by_version, const std::string& version_evidence) {
+Orientation decide_by_version(Context& context, const FusedSlot& slot, Layout by_version,
+                              const std::string& version_evidence) {
   const ExpertsForm& form = *slot.experts->form;
   std::optional<Orientation> seen;
   for (const auto* list : {&form.v5, &form.v4}) {
     for (const auto& parameter : *list) {
       if (parameter.name != slot.parameter->name || parameter.projections != slot.parameter->projections) continue;
-      // PEFT 0.19.1 and later ran on transformers 5, 0.17 mostly on 4; only a parameter that was turned in between leaves a doubt.
+      // PEFT 0.19.1 and later ran on transformers 5, 0.17 mostly on 4; only a parameter that was turned in between
+      // leaves a doubt.
       if (list == &form.v4 && by_version != Layout::peft_fused_0_18) continue;
       if (list == &form.v4 && context.model.base_is_v5_only) continue;
       if (list == &form.v5 && context.model.base_is_v4_only && by_version == Layout::peft_fused_0_18) continue;
@@ -106,17 +111,21 @@ Orientation decide_by_version(Context& context, const FusedSlot& slot, Layout by
       if (seen && *seen != o) {
         context.fail(ErrorCode::LO_LAYOUT, slot.slot->a,
                      "square, and stored the other way round in transformers 4 and 5: the file fits both",
-                     "--orientation out-in or in-out", shapes_of(context, slot), "or give --base with the checkpoint it was trained on");
+                     "--orientation out-in or in-out", shapes_of(context, slot),
+                     "or give --base with the checkpoint it was trained on");
       }
       seen = o;
     }
   }
   const Orientation decided = seen.value_or(orientation_of(by_version, as_written(slot, by_version)));
-  context.reading.evidence.push_back(fmt::format("{} is square; {}: {}", shapes_of(context, slot), version_evidence, word(decided)));
-  const bool doubtful = by_version == Layout::peft_fused && slot.parameter->is_transposed.value_or(false) && !form.v4.empty();
+  context.reading.evidence.push_back(
+      fmt::format("{} is square; {}: {}", shapes_of(context, slot), version_evidence, word(decided)));
+  const bool doubtful =
+      by_version == Layout::peft_fused && slot.parameter->is_transposed.value_or(false) && !form.v4.empty();
   if (doubtful) {
     context.reading.factors.warnings.push_back(
-        "the only expert tensor is square: read as written on transformers 5. PEFT >= 0.19.1 on transformers 4 writes the "
+        "the only expert tensor is square: read as written on transformers 5. PEFT >= 0.19.1 on transformers 4 writes "
+        "the "
         "same shapes the other way round; --orientation decides");
   }
   return decided;
@@ -129,24 +138,30 @@ BPacking decide_packing(Context& context, const std::vector<FusedSlot>& slots) {
   if (!packing && options.layout == Layout::unsloth_grouped) packing = BPacking::grouped_by_expert;
   if (!packing && !marker.empty()) {
     if (marker != "grouped_by_expert" && marker != "rank_major") {
-      throw Error(ErrorCode::LO_LAYOUT, {.file = context.adapter.config.file, .tensor = "lora_B_layout",
-                                         .problem = "unknown packing of lora_B", .expected = "rank_major or grouped_by_expert", .got = marker});
+      throw Error(ErrorCode::LO_LAYOUT, {.file = context.adapter.config.file,
+                                         .tensor = "lora_B_layout",
+                                         .problem = "unknown packing of lora_B",
+                                         .expected = "rank_major or grouped_by_expert",
+                                         .got = marker});
     }
     packing = marker == "grouped_by_expert" ? BPacking::grouped_by_expert : BPacking::rank_major;
     context.reading.evidence.push_back("lora_B_layout = " + marker);
   }
-  const bool same = std::all_of(slots.begin(), slots.end(), [](const FusedSlot& s) { return s.num_experts <= 1 || s.rank == 1; });
+  const bool same =
+      std::all_of(slots.begin(), slots.end(), [](const FusedSlot& s) { return s.num_experts <= 1 || s.rank == 1; });
   const bool hints = context.adapter.config.base_model_name_or_path.value_or("").starts_with("unsloth/");
   if (!packing && !same && hints) {
     context.reading.factors.warnings.push_back(
-        "the base model's name points to Unsloth, whose versions of February to September 2026 grouped lora_B by expert "
+        "the base model's name points to Unsloth, whose versions of February to September 2026 grouped lora_B by "
+        "expert "
         "without marking it; read as PEFT writes it, --b-packing grouped-by-expert reads it the other way");
   }
   return packing.value_or(BPacking::rank_major);
 }
 
 // The layout's name: of those that write this orientation, the one of the stated version.
-Layout name_layout(Context& context, const std::vector<FusedSlot>& slots, Orientation o, BPacking packing, Layout by_version) {
+Layout name_layout(Context& context, const std::vector<FusedSlot>& slots, Orientation o, BPacking packing,
+                   Layout by_version) {
   if (packing == BPacking::grouped_by_expert) return Layout::unsloth_grouped;
   const auto writes = [&](Layout layout) {
     return std::all_of(slots.begin(), slots.end(), [&](const FusedSlot& slot) {
@@ -156,9 +171,9 @@ Layout name_layout(Context& context, const std::vector<FusedSlot>& slots, Orient
   if (writes(by_version)) return by_version;
   for (const Layout layout : {Layout::peft_fused_0_18, Layout::peft_fused_0_19_0, Layout::peft_fused}) {
     if (!writes(layout)) continue;
-    context.reading.anomalies.push_back(
-        fmt::format("peft_version claims a generation that writes {}, the tensors are {}: PEFT refuses or misreads this file",
-                    info(by_version).name, info(layout).name));
+    context.reading.anomalies.push_back(fmt::format(
+        "peft_version claims a generation that writes {}, the tensors are {}: PEFT refuses or misreads this file",
+        info(by_version).name, info(layout).name));
     return layout;
   }
   return by_version;
@@ -177,11 +192,14 @@ FusedForm decide_form(Context& context, const std::vector<FusedSlot>& slots) {
   auto decided = decide_by_shapes(context, slots);
   const auto& options = context.options;
   std::optional<Orientation> asked;
-  if (!options.orientation.empty()) asked = named_orientation(options.orientation, *square->parameter);
-  else if (options.layout && *options.layout != Layout::peft_per_expert) asked = orientation_of(*options.layout, as_written(*square, *options.layout));
+  if (!options.orientation.empty())
+    asked = named_orientation(options.orientation, *square->parameter);
+  else if (options.layout && *options.layout != Layout::peft_per_expert)
+    asked = orientation_of(*options.layout, as_written(*square, *options.layout));
   if (decided && asked && *decided != *asked) {
-    context.fail(ErrorCode::LO_LAYOUT, square->slot->a, "the shapes contradict the layout or orientation that was asked for",
-                 std::string(word(*asked)), shapes_of(context, *square) + ": " + std::string(word(*decided)));
+    context.fail(ErrorCode::LO_LAYOUT, square->slot->a,
+                 "the shapes contradict the layout or orientation that was asked for", std::string(word(*asked)),
+                 shapes_of(context, *square) + ": " + std::string(word(*decided)));
   }
   if (!decided) decided = asked;
   if (!decided) decided = decide_by_version(context, *square, by_version, version_evidence);

@@ -1,4 +1,5 @@
-// Which way round the pairs of a fused file are: decided by shapes, else by siblings, else by PEFT's version and family.
+// Which way round the pairs of a fused file are: decided by shapes, else by siblings, else by PEFT's version and
+// family.
 #pragma once
 
 #include <vector>
@@ -13,7 +14,8 @@ struct FusedForm {
   Orientation orientation = Orientation::natural;
 };
 
-// Adds its evidence to the reading. Throws LO_LAYOUT where the file contradicts itself or the options, or leaves it open.
+// Adds its evidence to the reading. Throws LO_LAYOUT where the file contradicts itself or the options, or leaves it
+// open.
 FusedForm decide_form(Context& context, const std::vector<FusedSlot>& slots);
 
 }  // namespace peft::layout

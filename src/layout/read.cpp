@@ -24,7 +24,7 @@ std::optional<Model::Located> locate(Context& context, const Slot& slot) {
       if (part == layout::kNoTensor) continue;
       context.unused.push_back({std::string(context.tensor(part).name), ErrorCode::LO_EXPERT, error.detail().problem});
     }
-    return Model::Located{};   // experts == nullptr: dealt with
+    return Model::Located{};  // experts == nullptr: dealt with
   }
 }
 
@@ -33,8 +33,10 @@ bool refuse_experts(Context& context, const Slot& slot) {
   const Model& model = context.model;
   const std::string module = std::string(slot.module) + ".";
   const bool known = model.v4 || model.v5;
-  const bool has = model.has(Generation::v4, slot.module).value_or(false) || model.has(Generation::v5, slot.module).value_or(false);
-  if (!known || has || !model.experts.empty() || (slot.depth == 0 && module.find(".experts.") == std::string::npos)) return false;
+  const bool has =
+      model.has(Generation::v4, slot.module).value_or(false) || model.has(Generation::v5, slot.module).value_or(false);
+  if (!known || has || !model.experts.empty() || (slot.depth == 0 && module.find(".experts.") == std::string::npos))
+    return false;
   for (const std::uint32_t part : {slot.a, slot.b, slot.b_bias, slot.magnitude}) {
     if (part == layout::kNoTensor) continue;
     context.unused.push_back({std::string(context.tensor(part).name), ErrorCode::LO_TARGET,
@@ -71,13 +73,15 @@ void check_asked_layout(const Context& context, bool per_expert, bool fused) {
   const auto& asked = context.options.layout;
   if (!asked || (!per_expert && !fused)) return;
   if ((*asked == Layout::peft_per_expert) == per_expert) return;
-  throw Error(ErrorCode::LO_LAYOUT, {.file = context.adapter.weights->path(),
-                                     .problem = "the file is not in the layout that was named",
-                                     .expected = std::string(info(*asked).name),
-                                     .got = per_expert ? "one pair per expert and projection" : "pairs that hold all experts"});
+  throw Error(ErrorCode::LO_LAYOUT,
+              {.file = context.adapter.weights->path(),
+               .problem = "the file is not in the layout that was named",
+               .expected = std::string(info(*asked).name),
+               .got = per_expert ? "one pair per expert and projection" : "pairs that hold all experts"});
 }
 
-// Most files come in order: then nothing is moved. Else their places are sorted, as factors are large, and each moves once.
+// Most files come in order: then nothing is moved. Else their places are sorted, as factors are large, and each moves
+// once.
 template <class List, class Less>
 void sort_if_needed(List& list, const Less& less) {
   if (std::is_sorted(list.begin(), list.end(), less)) return;
@@ -101,7 +105,8 @@ void sort_factors(Factors& factors) {
   sort_if_needed(counts, [](const ExpertCount& x, const ExpertCount& y) {
     return x.module != y.module ? natural_less(x.module, y.module) : x.count > y.count;
   });
-  counts.erase(std::unique(counts.begin(), counts.end(), [](const ExpertCount& x, const ExpertCount& y) { return x.module == y.module; }),
+  counts.erase(std::unique(counts.begin(), counts.end(),
+                           [](const ExpertCount& x, const ExpertCount& y) { return x.module == y.module; }),
                counts.end());
 }
 
@@ -109,16 +114,22 @@ void warn_of_config(Context& context) {
   const AdapterConfig& config = context.adapter.config;
   auto& warnings = context.reading.factors.warnings;
   const auto& extras = context.reading.factors.extras;
-  const bool biases = std::any_of(extras.begin(), extras.end(), [](const Extra& e) { return e.kind == ExtraKind::base_bias; });
+  const bool biases =
+      std::any_of(extras.begin(), extras.end(), [](const Extra& e) { return e.kind == ExtraKind::base_bias; });
   if (config.bias != "none" && !biases) {
-    warnings.push_back(fmt::format("bias = {}, but the file holds no bias: PEFT before 0.21 trained them and did not save them; "
-                                   "nothing can bring them back", config.bias));
+    warnings.push_back(
+        fmt::format("bias = {}, but the file holds no bias: PEFT before 0.21 trained them and did not save them; "
+                    "nothing can bring them back",
+                    config.bias));
   }
-  for (const auto& key : config.unknown) warnings.push_back("unknown config key " + key + ": kept as it is; PEFT ignores it");
+  for (const auto& key : config.unknown)
+    warnings.push_back("unknown config key " + key + ": kept as it is; PEFT ignores it");
   const std::string& init = config.init_lora_weights;
   if (init.starts_with("pissa") || init == "olora" || init == "loftq" || init == "corda" || init == "lora_ga") {
-    warnings.push_back(fmt::format("init_lora_weights = {} changed the base model: the factors belong to the changed base, not to "
-                                   "the original one", init));
+    warnings.push_back(
+        fmt::format("init_lora_weights = {} changed the base model: the factors belong to the changed base, not to "
+                    "the original one",
+                    init));
   }
 }
 
@@ -158,17 +169,19 @@ Reading read(const Adapter& adapter, const Model& model, const ReadOptions& opti
   layout::decode_fused(context, fused, fused_at);
   for (const auto& single : found.singles) layout::decode_single(context, single);
   reading.has_experts = per_expert || !fused.empty();
-  if (per_expert) reading.evidence.insert(reading.evidence.begin(), "every expert and projection has a pair of its own");
+  if (per_expert)
+    reading.evidence.insert(reading.evidence.begin(), "every expert and projection has a pair of its own");
 
   for (const auto& unused : found.unused) reading.unused.push_back(unused.name + ": " + unused.reason);
   layout::refuse_unused(found.unused, adapter, options.ignore_unused);
   if (reading.factors.factors.empty() && reading.factors.extras.empty()) {
     const auto tensors = adapter.weights->tensors();
-    throw Error(ErrorCode::LO_NONE, {.file = adapter.weights->path(),
-                                     .problem = "no LoRA tensor that fits the model",
-                                     .expected = "names such as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
-                                     .got = tensors.empty() ? "an empty file" : std::string(tensors.front().name),
-                                     .hint = "is this the right base model? See --base and --family"});
+    throw Error(ErrorCode::LO_NONE,
+                {.file = adapter.weights->path(),
+                 .problem = "no LoRA tensor that fits the model",
+                 .expected = "names such as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+                 .got = tensors.empty() ? "an empty file" : std::string(tensors.front().name),
+                 .hint = "is this the right base model? See --base and --family"});
   }
   sort_factors(reading.factors);
   warn_of_config(context);

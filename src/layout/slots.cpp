@@ -12,28 +12,34 @@ bool is_single(KeyKind kind) { return kind == KeyKind::plain || kind == KeyKind:
 std::uint32_t* part_of(Slot& slot, KeyKind kind) {
   switch (kind) {
     case KeyKind::lora_a:
-    case KeyKind::embedding_a: return &slot.a;
+    case KeyKind::embedding_a:
+      return &slot.a;
     case KeyKind::lora_b:
-    case KeyKind::embedding_b: return &slot.b;
-    case KeyKind::lora_b_bias: return &slot.b_bias;
-    case KeyKind::magnitude: return &slot.magnitude;
-    default: return nullptr;
+    case KeyKind::embedding_b:
+      return &slot.b;
+    case KeyKind::lora_b_bias:
+      return &slot.b_bias;
+    case KeyKind::magnitude:
+      return &slot.magnitude;
+    default:
+      return nullptr;
   }
 }
 
 [[noreturn]] void refuse_suffix(const Adapter& adapter, std::string_view name) {
-  throw Error(ErrorCode::LO_SUFFIX, {.file = adapter.weights->path(),
-                                     .tensor = std::string(name),
-                                     .problem = "this kind of tensor is not LoRA as peft.cpp knows it",
-                                     .expected = "lora_A, lora_B, lora_embedding_A/B, lora_magnitude_vector, lora_B.bias",
-                                     .hint = "LyCORIS, KaSA and other methods must be merged by the program that made them"});
+  throw Error(ErrorCode::LO_SUFFIX,
+              {.file = adapter.weights->path(),
+               .tensor = std::string(name),
+               .problem = "this kind of tensor is not LoRA as peft.cpp knows it",
+               .expected = "lora_A, lora_B, lora_embedding_A/B, lora_magnitude_vector, lora_B.bias",
+               .hint = "LyCORIS, KaSA and other methods must be merged by the program that made them"});
 }
 
 std::string partner(std::string_view name) {
   std::string other(name);
-  for (const auto& [from, to] : {std::pair{"lora_A", "lora_B"}, std::pair{"lora_B", "lora_A"},
-                                 std::pair{"lora_embedding_A", "lora_embedding_B"},
-                                 std::pair{"lora_embedding_B", "lora_embedding_A"}}) {
+  for (const auto& [from, to] :
+       {std::pair{"lora_A", "lora_B"}, std::pair{"lora_B", "lora_A"}, std::pair{"lora_embedding_A", "lora_embedding_B"},
+        std::pair{"lora_embedding_B", "lora_embedding_A"}}) {
     if (const auto at = other.rfind(std::string(".") + from); at != std::string::npos) {
       return other.replace(at + 1, std::string_view(from).size(), to);
     }
@@ -143,8 +149,10 @@ Slots collect_slots(const Adapter& adapter, bool ignore_unused) {
     }
   }
   for (const Slot& slot : pairs.finish()) {
-    if (slot.a == kNoTensor || slot.b == kNoTensor) check_pair(slot, adapter, ignore_unused, result);
-    else result.slots.push_back(slot);
+    if (slot.a == kNoTensor || slot.b == kNoTensor)
+      check_pair(slot, adapter, ignore_unused, result);
+    else
+      result.slots.push_back(slot);
   }
   return result;
 }
@@ -156,12 +164,12 @@ void refuse_unused(const std::vector<Unused>& unused, const Adapter& adapter, bo
   for (std::size_t i = 0; i < std::min(unused.size(), kListed); ++i) names += (i == 0 ? "" : ", ") + unused[i].name;
   if (unused.size() > kListed) names += " and " + std::to_string(unused.size() - kListed) + " more";
   const Unused& first = unused.front();
-  throw Error(first.code, {.file = adapter.weights->path(),
-                           .tensor = first.name,
-                           .problem = std::to_string(unused.size()) +
-                                      (unused.size() == 1 ? " tensor belongs" : " tensors belong") +
-                                      " to nothing (" + first.reason + "): " + names,
-                           .hint = "is this the right base model? --ignore-unused goes on without them"});
+  throw Error(first.code,
+              {.file = adapter.weights->path(),
+               .tensor = first.name,
+               .problem = std::to_string(unused.size()) + (unused.size() == 1 ? " tensor belongs" : " tensors belong") +
+                          " to nothing (" + first.reason + "): " + names,
+               .hint = "is this the right base model? --ignore-unused goes on without them"});
 }
 
 }  // namespace peft::layout

@@ -17,8 +17,8 @@ inline constexpr std::uint32_t kNoTensor = 0xffffffff;
 
 // One LoRA pair of the file, and where it sits.
 struct Slot {
-  std::string_view module;    // as the file spells it
-  int depth = 0;              // nesting of parameter wrappers
+  std::string_view module;  // as the file spells it
+  int depth = 0;            // nesting of parameter wrappers
   bool embedding = false;
   std::uint32_t a = kNoTensor, b = kNoTensor, b_bias = kNoTensor, magnitude = kNoTensor;
 };
@@ -37,7 +37,7 @@ struct Unused {
 };
 
 struct Slots {
-  std::vector<Slot> slots;      // in natural order of module, innermost wrapper first
+  std::vector<Slot> slots;  // in natural order of module, innermost wrapper first
   std::vector<Single> singles;
   std::vector<Unused> unused;
 };

@@ -11,12 +11,12 @@ namespace peft::layout {
 struct Stack {
   std::vector<std::vector<const Factor*>> parts;
   std::int64_t experts = 0;
-  std::vector<std::int64_t> ranks;     // of each part: the largest of its experts
-  std::int64_t rank = 0;               // of the fused pair
+  std::vector<std::int64_t> ranks;  // of each part: the largest of its experts
+  std::int64_t rank = 0;            // of the fused pair
   bool shared_a = false;
   double scale = 1;
-  Dims dims;                           // natural widths of the fused matrix
-  std::vector<std::int64_t> out;       // rows of each part
+  Dims dims;                      // natural widths of the fused matrix
+  std::vector<std::int64_t> out;  // rows of each part
 };
 
 }  // namespace peft::layout

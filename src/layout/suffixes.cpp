@@ -20,7 +20,8 @@ std::string_view suffix(std::string_view name, int segments) {
 
 }  // namespace
 
-std::vector<std::string> shortest_suffixes(const std::vector<std::string_view>& wanted, const std::vector<std::string_view>& all) {
+std::vector<std::string> shortest_suffixes(const std::vector<std::string_view>& wanted,
+                                           const std::vector<std::string_view>& all) {
   const std::unordered_set<std::string_view> wanted_set(wanted.begin(), wanted.end());
   std::unordered_set<std::string> result;
   std::vector<std::string_view> open = wanted;
@@ -34,8 +35,10 @@ std::vector<std::string> shortest_suffixes(const std::vector<std::string_view>& 
     std::vector<std::string_view> rest;
     for (const auto name : open) {
       const auto tail = suffix(name, segments);
-      if (clean[tail] || tail == name) result.emplace(tail);
-      else rest.push_back(name);
+      if (clean[tail] || tail == name)
+        result.emplace(tail);
+      else
+        rest.push_back(name);
     }
     open = std::move(rest);
   }
@@ -58,8 +61,10 @@ std::vector<NamedValue> shortest_patterns(const std::vector<NamedValue>& values,
     std::unordered_set<std::string_view> taken;
     for (const auto* value : open) {
       const auto tail = suffix(value->name, segments);
-      if (!uniform[tail].second && tail != value->name) rest.push_back(value);
-      else if (value->value != otherwise && taken.insert(tail).second) result.push_back({tail, value->value});
+      if (!uniform[tail].second && tail != value->name)
+        rest.push_back(value);
+      else if (value->value != otherwise && taken.insert(tail).second)
+        result.push_back({tail, value->value});
     }
     open = std::move(rest);
   }

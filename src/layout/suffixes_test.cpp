@@ -16,7 +16,8 @@ TEST(Suffixes, LeafWhereAllOfThemAreWanted) {
 }
 
 TEST(Suffixes, LongerWhereANamesakeIsNotWanted) {
-  EXPECT_EQ(shortest_suffixes({"l.0.mlp.gate", "l.1.mlp.gate"}, {"l.0.mlp.gate", "l.1.mlp.gate", "l.0.shared.gate"}), Names{"mlp.gate"});
+  EXPECT_EQ(shortest_suffixes({"l.0.mlp.gate", "l.1.mlp.gate"}, {"l.0.mlp.gate", "l.1.mlp.gate", "l.0.shared.gate"}),
+            Names{"mlp.gate"});
 }
 
 TEST(Suffixes, WholeNameWhereOneLayerIsLeftOut) {
@@ -38,7 +39,8 @@ TEST(Patterns, NeverTwoThatMatchOneName) {
   const auto patterns = shortest_patterns({{"l.0.q", 2}, {"l.1.q", 3}, {"l.2.q", 3}, {"m.2.q", 5}}, 1);
   for (const std::string name : {"l.0.q", "l.1.q", "l.2.q", "m.2.q"}) {
     int matching = 0;
-    for (const auto& pattern : patterns) matching += name == pattern.name || name.ends_with("." + std::string(pattern.name)) ? 1 : 0;
+    for (const auto& pattern : patterns)
+      matching += name == pattern.name || name.ends_with("." + std::string(pattern.name)) ? 1 : 0;
     EXPECT_EQ(matching, 1) << name;
   }
 }

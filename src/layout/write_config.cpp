@@ -14,7 +14,7 @@
 namespace peft::layout {
 namespace {
 
-constexpr std::string_view kOldDropout = "peft_cpp_lora_dropout";   // what lora_dropout was before it had to be 0
+constexpr std::string_view kOldDropout = "peft_cpp_lora_dropout";  // what lora_dropout was before it had to be 0
 
 double scale_of_alpha(double alpha, std::int64_t rank, bool use_rslora) {
   const auto r = static_cast<double>(rank);
@@ -54,7 +54,8 @@ std::vector<std::string_view> names_of(const Encoded& encoded, bool parameters) 
 }
 
 // Short names where the model's tree shows that they mean the same, full names otherwise.
-std::vector<std::string> target_list(const std::vector<std::string_view>& names, const std::optional<ModuleTree>& tree, bool parameters) {
+std::vector<std::string> target_list(const std::vector<std::string_view>& names, const std::optional<ModuleTree>& tree,
+                                     bool parameters) {
   if (!tree || names.empty()) {
     std::vector<std::string> list(names.begin(), names.end());
     std::sort(list.begin(), list.end());
@@ -70,11 +71,15 @@ double most_common(const std::vector<double>& values, double preferred) {
   for (const double value : values) {
     if (value == preferred) return preferred;
     auto at = std::find_if(counts.begin(), counts.end(), [&](const auto& c) { return c.first == value; });
-    if (at == counts.end()) counts.emplace_back(value, 1);
-    else ++at->second;
+    if (at == counts.end())
+      counts.emplace_back(value, 1);
+    else
+      ++at->second;
   }
   if (counts.empty()) return preferred;
-  return std::max_element(counts.begin(), counts.end(), [](const auto& x, const auto& y) { return x.second < y.second; })->first;
+  return std::max_element(counts.begin(), counts.end(),
+                          [](const auto& x, const auto& y) { return x.second < y.second; })
+      ->first;
 }
 
 Number number(double value) { return {value, value == std::floor(value) && std::abs(value) < 1e15}; }
@@ -98,8 +103,10 @@ void write_ranks(AdapterConfig& config, const Encoded& encoded) {
   if (alpha != config.lora_alpha.value) config.lora_alpha = number(alpha);
   config.rank_pattern.clear();
   config.alpha_pattern.clear();
-  for (const auto& [name, value] : shortest_patterns(ranks, rank)) config.rank_pattern.emplace_back(name, number(value));
-  for (const auto& [name, value] : shortest_patterns(alphas, alpha)) config.alpha_pattern.emplace_back(name, number(value));
+  for (const auto& [name, value] : shortest_patterns(ranks, rank))
+    config.rank_pattern.emplace_back(name, number(value));
+  for (const auto& [name, value] : shortest_patterns(alphas, alpha))
+    config.alpha_pattern.emplace_back(name, number(value));
 }
 
 // Entries of modules_to_save that no longer end a saved module's name are replaced by that module's own last segment.
@@ -118,7 +125,8 @@ void write_saved_modules(AdapterConfig& config, const Encoded& encoded) {
     const bool covered = std::any_of(entries.begin(), entries.end(), [&](const std::string& e) {
       return module.ends_with(e) || module.find(e + ".") != std::string::npos;
     });
-    if (!covered && entries.size() < config.modules_to_save->size()) entries.push_back(module.substr(module.rfind('.') + 1));
+    if (!covered && entries.size() < config.modules_to_save->size())
+      entries.push_back(module.substr(module.rfind('.') + 1));
   }
   std::sort(entries.begin(), entries.end());
   entries.erase(std::unique(entries.begin(), entries.end()), entries.end());
@@ -127,8 +135,10 @@ void write_saved_modules(AdapterConfig& config, const Encoded& encoded) {
 
 void write_dropout(AdapterConfig& config, bool parameters, std::vector<std::string>& warnings) {
   if (parameters && config.lora_dropout != 0) {
-    warnings.push_back(fmt::format("lora_dropout {} is written as 0.0: PEFT refuses any other value on parameters. It plays no part in "
-                                   "inference; the old value is kept as {}", config.lora_dropout, kOldDropout));
+    warnings.push_back(fmt::format(
+        "lora_dropout {} is written as 0.0: PEFT refuses any other value on parameters. It plays no part in "
+        "inference; the old value is kept as {}",
+        config.lora_dropout, kOldDropout));
     config.set(kOldDropout, fmt::format("{}", config.lora_dropout));
     config.lora_dropout = 0;
   } else if (const std::string old = config.value(kOldDropout); !parameters && !old.empty()) {
@@ -140,9 +150,12 @@ void write_dropout(AdapterConfig& config, bool parameters, std::vector<std::stri
 AdapterConfig::Version version_of(Layout layout) {
   switch (layout) {
     case Layout::peft_per_expert:
-    case Layout::peft_fused_0_18: return {0, 18, 1};
-    case Layout::peft_fused_0_19_0: return {0, 19, 0};
-    default: return {0, 21, 2};
+    case Layout::peft_fused_0_18:
+      return {0, 18, 1};
+    case Layout::peft_fused_0_19_0:
+      return {0, 19, 0};
+    default:
+      return {0, 21, 2};
   }
 }
 
@@ -173,12 +186,13 @@ AdapterConfig write_config(const AdapterConfig& source, const Encoded& encoded, 
   const Generation g = generation_of(to, model);
   const auto modules = names_of(encoded, false), parameters = names_of(encoded, true);
   if (!parameters.empty() && (config.use_dora || config.lora_bias)) {
-    throw Error(ErrorCode::LO_NO_FORM, {.file = source.file,
-                                        .tensor = std::string(*std::min_element(parameters.begin(), parameters.end())),
-                                        .problem = config.use_dora ? "DoRA does not exist on parameters: PEFT refuses the whole adapter"
-                                                                   : "lora_bias does not exist on parameters: PEFT refuses the whole adapter",
-                                        .expected = "something that " + std::string(info(to).name) + " can hold",
-                                        .hint = "merge the adapter into the base model, or keep the per-expert layout"});
+    throw Error(ErrorCode::LO_NO_FORM,
+                {.file = source.file,
+                 .tensor = std::string(*std::min_element(parameters.begin(), parameters.end())),
+                 .problem = config.use_dora ? "DoRA does not exist on parameters: PEFT refuses the whole adapter"
+                                            : "lora_bias does not exist on parameters: PEFT refuses the whole adapter",
+                 .expected = "something that " + std::string(info(to).name) + " can hold",
+                 .hint = "merge the adapter into the base model, or keep the per-expert layout"});
   }
   config.target_modules = target_list(modules, model.tree(g), false);
   const auto parameter_list = target_list(parameters, model.tree(g), true);

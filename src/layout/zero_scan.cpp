@@ -10,16 +10,22 @@ namespace {
 std::uint64_t value_mask(Dtype dtype) {
   switch (dtype) {
     case Dtype::f16:
-    case Dtype::bf16: return 0x7fff7fff7fff7fffULL;
-    case Dtype::f32: return 0x7fffffff7fffffffULL;
-    case Dtype::f64: return 0x7fffffffffffffffULL;
+    case Dtype::bf16:
+      return 0x7fff7fff7fff7fffULL;
+    case Dtype::f32:
+      return 0x7fffffff7fffffffULL;
+    case Dtype::f64:
+      return 0x7fffffffffffffffULL;
     case Dtype::f8_e4m3:
-    case Dtype::f8_e5m2: return 0x7f7f7f7f7f7f7f7fULL;
-    default: return ~0ULL;
+    case Dtype::f8_e5m2:
+      return 0x7f7f7f7f7f7f7f7fULL;
+    default:
+      return ~0ULL;
   }
 }
 
-// Rows ahead of the one that is looked at. They lie apart, so that the processor does not see by itself what comes next.
+// Rows ahead of the one that is looked at. They lie apart, so that the processor does not see by itself what comes
+// next.
 constexpr std::int64_t kRowsAhead = 4;
 
 // `mask` repeats with the element size and `data` begins on an element, so words and tail see the right bits.
@@ -30,7 +36,8 @@ bool any_nonzero(const std::byte* data, std::size_t size, std::uint64_t mask, st
     __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(data) + at + ahead), 0, 2);
     std::uint64_t words[8];
     std::memcpy(words, data + at, 64);
-    if (((words[0] | words[1] | words[2] | words[3] | words[4] | words[5] | words[6] | words[7]) & mask) != 0) return true;
+    if (((words[0] | words[1] | words[2] | words[3] | words[4] | words[5] | words[6] | words[7]) & mask) != 0)
+      return true;
   }
   for (; at < size; at += 8) {
     std::uint64_t word = 0;
@@ -48,8 +55,10 @@ std::vector<Run> unused_runs(const std::vector<bool>& used) {
   std::vector<Run> runs;
   for (std::int64_t c = 0, n = static_cast<std::int64_t>(used.size()); c < n; ++c) {
     if (used[static_cast<std::size_t>(c)]) continue;
-    if (!runs.empty() && runs.back().end == c) ++runs.back().end;
-    else runs.push_back({c, c + 1});
+    if (!runs.empty() && runs.back().end == c)
+      ++runs.back().end;
+    else
+      runs.push_back({c, c + 1});
   }
   return runs;
 }
@@ -57,7 +66,9 @@ std::vector<Run> unused_runs(const std::vector<bool>& used) {
 class Rows {
  public:
   explicit Rows(const StoredMatrix& matrix)
-      : matrix_(matrix), element_(static_cast<std::size_t>(info(matrix.dtype).bits) / 8), mask_(value_mask(matrix.dtype)) {}
+      : matrix_(matrix),
+        element_(static_cast<std::size_t>(info(matrix.dtype).bits) / 8),
+        mask_(value_mask(matrix.dtype)) {}
 
   bool nonzero(std::int64_t row, std::int64_t begin, std::int64_t end) const {
     const auto first = static_cast<std::size_t>(row * matrix_.cols + begin) * element_;

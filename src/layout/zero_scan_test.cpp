@@ -12,7 +12,8 @@ namespace {
 TEST(ZeroScan, AgreesWithALoopOverElements) {
   std::mt19937 random(7);
   for (int round = 0; round < 400; ++round) {
-    const std::int64_t rows = 1 + static_cast<std::int64_t>(random() % 13), cols = 1 + static_cast<std::int64_t>(random() % 70);
+    const std::int64_t rows = 1 + static_cast<std::int64_t>(random() % 13),
+                       cols = 1 + static_cast<std::int64_t>(random() % 70);
     const bool wide = random() % 2 == 0;
     const std::size_t size = wide ? 4 : 2, shift = random() % 9;
     std::vector<std::byte> bytes(shift + static_cast<std::size_t>(rows * cols) * size);

@@ -39,7 +39,8 @@ void prune_by_magnitude(Dense& m, double density) {
   std::transform(m.values.begin(), m.values.end(), magnitudes.begin(), [](double v) { return std::abs(v); });
   std::nth_element(magnitudes.begin(), magnitudes.begin() + (keep - 1), magnitudes.end(), std::greater<>());
   const double least = magnitudes[static_cast<std::size_t>(keep - 1)];
-  std::int64_t of_least = keep - std::count_if(m.values.begin(), m.values.end(), [least](double v) { return std::abs(v) > least; });
+  std::int64_t of_least =
+      keep - std::count_if(m.values.begin(), m.values.end(), [least](double v) { return std::abs(v) > least; });
   for (std::int64_t i = 0; i < m.rows; ++i) {
     for (std::int64_t j = 0; j < m.cols; ++j) {
       double& v = m.at(i, j);

@@ -3,7 +3,8 @@
 // linear           sum of w_i x_i
 // magnitude_prune  the same, of each x_i only the int(density * n) elements of the largest magnitude
 // dare_linear      the same, of each x_i a random part, divided by density
-// ties             pruned by magnitude; then each element takes the sign that the pruned x_i (without weights) elect, and
+// ties             pruned by magnitude; then each element takes the sign that the pruned x_i (without weights) elect,
+// and
 //                  is the mean of w_i x_i over those that have it
 // dare_ties        the same after random pruning
 #pragma once
@@ -20,9 +21,9 @@ namespace peft::low_rank {
 enum class Operator : std::uint8_t { linear, magnitude_prune, dare_linear, ties, dare_ties };
 
 struct OperatorOptions {
-  double density = 1;                // 0 to 1: the part that is kept
-  bool majority_by_count = false;    // the sign most matrices have; else the sign of their sum
-  std::uint64_t seed = 0;            // of random pruning
+  double density = 1;              // 0 to 1: the part that is kept
+  bool majority_by_count = false;  // the sign most matrices have; else the sign of their sum
+  std::uint64_t seed = 0;          // of random pruning
 };
 
 // Keeps the int(density * n) elements of the largest magnitude; of equal ones the first, row by row.

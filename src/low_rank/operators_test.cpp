@@ -38,8 +38,8 @@ TEST(Operators, of_equal_magnitudes_the_first_row_by_row) {
   EXPECT_EQ(m.at(1, 1), 0);
 }
 
-// Worked by hand, as PEFT's ties(): signs elected by the pruned values without weights, zero votes for plus; the mean of the
-// weighted values that have the sign; pruned ones do not count.
+// Worked by hand, as PEFT's ties(): signs elected by the pruned values without weights, zero votes for plus; the mean
+// of the weighted values that have the sign; pruned ones do not count.
 TEST(Operators, ties_by_hand) {
   const std::vector<Dense> matrices = {row({4, 1, -2, 3}), row({-1, 2, -4, -3}), row({-2, 0.1, 3, 0.2})};
   const std::vector<double> weights = {1, 2, 10};

@@ -521,19 +521,24 @@ TEST(FromConfig, LayersWithoutExpertsHaveTheirMlp) {
   for (const auto& [type, linears] : (model::load_table())->dense_layers) {
     SCOPED_TRACE(type);
     const bool is_llama = type.starts_with("llama4");
-    const std::string text = is_llama ? R"("num_hidden_layers": 2, "moe_layers": [1], "interleave_moe_layer_step": 1, "num_local_experts": 4,)"
-                                      : R"("num_hidden_layers": 2, "mlp_only_layers": [0], "decoder_sparse_step": 1, "first_k_dense_replace": 1, "num_experts": 4,
+    const std::string text =
+        is_llama
+            ? R"("num_hidden_layers": 2, "moe_layers": [1], "interleave_moe_layer_step": 1, "num_local_experts": 4,)"
+            : R"("num_hidden_layers": 2, "mlp_only_layers": [0], "decoder_sparse_step": 1, "first_k_dense_replace": 1, "num_experts": 4,
                                            "num_local_experts": 4, "n_routed_experts": 4,)";
-    const std::string sizes = R"("hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_attention_heads": 4, "vocab_size": 64)";
+    const std::string sizes =
+        R"("hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_attention_heads": 4, "vocab_size": 64)";
     const bool composite = type == "qwen3_vl_moe" || type == "llama4" || type == "qwen3_omni_moe_thinker";
     const std::string body = text + sizes;
     const std::string config = composite ? R"("text_config": {)" + body + "}" : body;
-    const Model model = describe({.base = scratch_file("layers.json", R"({"model_type": ")" + type + R"(", )" + config + "}")});
+    const Model model =
+        describe({.base = scratch_file("layers.json", R"({"model_type": ")" + type + R"(", )" + config + "}")});
     for (const auto& tree : {model.v4, model.v5}) {
       if (!tree) continue;
       std::vector<std::string> found;
       for (const Module& module : tree->modules) {
-        if (module.name.ends_with("mlp.gate_proj") || module.name.ends_with("feed_forward.gate_proj")) found.push_back(module.name);
+        if (module.name.ends_with("mlp.gate_proj") || module.name.ends_with("feed_forward.gate_proj"))
+          found.push_back(module.name);
         if (found.size() == 1 && found.back() == module.name && !is_llama) {
           EXPECT_EQ(module.weight, (std::vector<std::int64_t>{48, 32}));
         }

@@ -53,7 +53,8 @@ void read_parts(Family& family, const std::string& scope, const Json& step) {
     const std::string pattern = from[i].get<std::string>();
     const std::string mark = mark_of(step, i, from.size());
     const bool stacks = pattern.find('*') != std::string::npos || from[i] == step.at("to");
-    if (!mark.empty() && !stacks) family.part_rules.push_back({pattern + "$", step.at("to").get<std::string>() + mark, scope});
+    if (!mark.empty() && !stacks)
+      family.part_rules.push_back({pattern + "$", step.at("to").get<std::string>() + mark, scope});
   }
 }
 

@@ -191,7 +191,8 @@ void read_rows(const Json& json, Shared& shared, Table& table, std::string& at) 
     table.families.erase(name);
     table.dense[name] = read_dense(name, family);
   }
-  for (const auto& [type, linears] : section("dense_layers").items()) table.dense_layers[at = type] = read_dense_linears(linears);
+  for (const auto& [type, linears] : section("dense_layers").items())
+    table.dense_layers[at = type] = read_dense_linears(linears);
   for (const auto& [type, parts] : section("module_rules").items()) {
     for (const auto& [part, rules] : parts.items()) {
       table.module_rules.push_back({type, at = part, rules.get<std::vector<std::string>>()});

@@ -78,9 +78,10 @@ struct Family {
   std::vector<Renaming> renamings;
   std::vector<NameRule> name_rules;  // from names in a checkpoint to those of v5, applied in order
   std::vector<NameRule> part_rules;  // then one of these: a tensor that is a part of a v5 parameter, or lies otherwise
-  std::vector<std::pair<std::string, std::string>> optional_prefixes;  // "model.", "language_model.": the text class has no second
+  std::vector<std::pair<std::string, std::string>>
+      optional_prefixes;             // "model.", "language_model.": the text class has no second
   std::vector<std::string> ignored;  // regular expressions: tensors that the class has no place for, and does not mind
-  std::string peft_config;  // PEFT's own conversion table; "" none
+  std::string peft_config;           // PEFT's own conversion table; "" none
 
   Family() = default;
   Family(const Family&) = delete;  // kinds point into v4 and v5

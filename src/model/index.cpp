@@ -86,8 +86,9 @@ void add_dense_layers(Index& index, const Family& family) {
     if (!family.generation(g)) continue;
     for (const ExpertsRow& row : family.generation(g)->experts) {
       for (const DenseLinear& linear : found->second)
-        add_known(g == Generation::v4 ? index.known_v4 : index.known_v5,
-                  {PathTemplate(row.block + "." + linear.path), linear.kind, linear.class_name, linear.dims, nullptr, true});
+        add_known(
+            g == Generation::v4 ? index.known_v4 : index.known_v5,
+            {PathTemplate(row.block + "." + linear.path), linear.kind, linear.class_name, linear.dims, nullptr, true});
     }
   }
 }

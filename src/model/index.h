@@ -32,7 +32,7 @@ struct Model::Index {
     std::string class_name;
     std::vector<std::string> dims;           // formulas, where the table has them
     const model::ExpertsRow* row = nullptr;  // of routers and shared experts: whose names the formulas use
-    bool dense_layers = false;              // only in layers without experts
+    bool dense_layers = false;               // only in layers without experts
   };
   using KnownMap = std::unordered_map<std::string, std::vector<KnownModule>>;
 

@@ -15,9 +15,7 @@ namespace {
 // "layers.2" before "layers.10".
 struct NaturalLess {
   using is_transparent = void;
-  bool operator()(std::string_view a, std::string_view b) const {
-    return natural_less(a, b);
-  }
+  bool operator()(std::string_view a, std::string_view b) const { return natural_less(a, b); }
 };
 
 using Tensors = std::vector<std::pair<std::string, const TensorInfo*>>;  // parameter name, tensor

@@ -7,8 +7,8 @@
 namespace peft::nn {
 namespace {
 
-// Scores of this many elements are held at once; more queries are taken block by block. On a CPU 1 MiB, which stays in the
-// cache; the earlier queries' blocks also leave out the later keys.
+// Scores of this many elements are held at once; more queries are taken block by block. On a CPU 1 MiB, which stays in
+// the cache; the earlier queries' blocks also leave out the later keys.
 constexpr std::int64_t kScoresOfCpu = std::int64_t{1} << 18, kScores = std::int64_t{1} << 23;
 
 // Appends to a buffer that doubles when it is full; returns all tokens so far.
@@ -37,7 +37,7 @@ Tensor probabilities(const Tensor& scores, const Plain* sinks, std::int64_t grou
 }
 
 struct Block {
-  std::int64_t first = 0, count = 0;   // queries
+  std::int64_t first = 0, count = 0;  // queries
 };
 
 class Mixer {
@@ -49,7 +49,9 @@ class Mixer {
   Tensor run() {
     const std::int64_t tokens = pass_.tokens, width = k_.size(2) * q_.size(0) * q_.size(1);
     const std::int64_t scores = q_.is_cpu() ? kScoresOfCpu : kScores;
-    const std::int64_t step = pass_.recording() ? tokens : std::clamp<std::int64_t>(scores / width, std::min<std::int64_t>(16, tokens), tokens);
+    const std::int64_t step =
+        pass_.recording() ? tokens
+                          : std::clamp<std::int64_t>(scores / width, std::min<std::int64_t>(16, tokens), tokens);
     if (step >= tokens) return block({0, tokens});
     std::vector<Tensor> parts;
     for (std::int64_t first = 0; first < tokens; first += step) {
@@ -63,7 +65,8 @@ class Mixer {
     const std::int64_t sequences = q_.size(0), dim = q_.size(3), window = layer_.kind.window;
     // Keys that no query of the block sees are left out.
     const std::int64_t end = pass_.recording() ? k_.size(2) : pass_.past + b.first + b.count;
-    const std::int64_t begin = pass_.recording() || window == 0 ? 0 : std::max<std::int64_t>(0, pass_.past + b.first - window + 1);
+    const std::int64_t begin =
+        pass_.recording() || window == 0 ? 0 : std::max<std::int64_t>(0, pass_.past + b.first - window + 1);
     const Tensor k = k_.narrow(2, begin, end - begin), v = v_.narrow(2, begin, end - begin);
     const Tensor q = q_.narrow(2, b.first, b.count).reshape({sequences, kv_heads_, groups_ * b.count, dim});
     Tensor scores = at::matmul(q, k.transpose(2, 3));
@@ -91,7 +94,7 @@ Tensor run_attention(Pass& pass, const Layer& layer, const Tensor& x) {
   const Attention& a = *layer.attention;
   const std::int64_t rows = pass.sequences * pass.tokens, dim = config.head_dim;
   Tensor q = a.q->forward(x, pass.context), gate;
-  if (config.family->output_gate) {   // each head's output holds q and gate
+  if (config.family->output_gate) {  // each head's output holds q and gate
     const Tensor both = q.view({rows, config.heads, 2 * dim});
     q = both.narrow(2, 0, dim), gate = both.narrow(2, dim, dim).reshape({rows, config.heads * dim});
   }

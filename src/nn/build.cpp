@@ -8,7 +8,9 @@ namespace {
 class Builder {
  public:
   explicit Builder(CausalLM::Impl& model)
-      : model_(model), config_(model.config), family_(*model.config.family),
+      : model_(model),
+        config_(model.config),
+        family_(*model.config.family),
         options_(at::TensorOptions().dtype(model.dtype).device(model.device)) {}
 
   void build() {
@@ -59,10 +61,14 @@ class Builder {
   Layer layer(const std::string& path, const LayerConfig& kind) {
     Layer layer;
     layer.kind = kind;
-    if (kind.linear_attention) layer.delta = delta_net(path + ".linear_attn");
-    else layer.attention = attention(path + ".self_attn");
-    if (kind.moe) layer.moe = moe(path + ".mlp");
-    else layer.mlp = mlp(path + ".mlp", config_.intermediate, config_.mlp_bias);
+    if (kind.linear_attention)
+      layer.delta = delta_net(path + ".linear_attn");
+    else
+      layer.attention = attention(path + ".self_attn");
+    if (kind.moe)
+      layer.moe = moe(path + ".mlp");
+    else
+      layer.mlp = mlp(path + ".mlp", config_.intermediate, config_.mlp_bias);
     layer.input_norm = norm(path + ".input_layernorm", config_.hidden);
     layer.post_norm = norm(path + ".post_attention_layernorm", config_.hidden);
     return layer;
@@ -156,7 +162,8 @@ class Builder {
 void use_huge_pages(const Modules& modules) {
   for (const auto& module : modules.all()) {
     for (const Slot& slot : module->slots) {
-      if (slot.tensor->defined() && slot.tensor->is_cpu()) advise_huge_pages(slot.tensor->mutable_data_ptr(), slot.tensor->nbytes());
+      if (slot.tensor->defined() && slot.tensor->is_cpu())
+        advise_huge_pages(slot.tensor->mutable_data_ptr(), slot.tensor->nbytes());
     }
   }
 }

@@ -43,14 +43,16 @@ void read_attention(const Reader& config, ModelConfig& model) {
 std::string_view default_kind(const Reader& config, const FamilyParts& family, std::int64_t layer) {
   const bool used = config.flag("use_sliding_window", false);
   switch (family.windows) {
-    case Windows::layer_types_alternate: return layer % 2 == 0 ? kSliding : kFull;
+    case Windows::layer_types_alternate:
+      return layer % 2 == 0 ? kSliding : kFull;
     case Windows::layer_types_alternate_if_used:
       return used && layer % 2 == 0 && layer < config.whole("max_window_layers", 28) ? kSliding : kFull;
     case Windows::layer_types_from_max:
       return used && config.has("sliding_window") && layer >= config.whole("max_window_layers", 28) ? kSliding : kFull;
     case Windows::none:
     case Windows::all:
-    case Windows::all_if_used: break;
+    case Windows::all_if_used:
+      break;
   }
   if (!family.linear_attention) return kFull;
   const std::int64_t interval = config.size_or("full_attention_interval", 4);
@@ -77,7 +79,8 @@ void read_layers(const Reader& config, ModelConfig& model) {
   const std::int64_t count = config.size("num_hidden_layers", kMaxLayers);
   const std::vector<std::string> types = config.texts("layer_types");
   if (!types.empty() && static_cast<std::int64_t>(types.size()) != count) {
-    config.fail("layer_types", "must name every layer", std::to_string(count) + " entries", std::to_string(types.size()));
+    config.fail("layer_types", "must name every layer", std::to_string(count) + " entries",
+                std::to_string(types.size()));
   }
   for (std::int64_t i = 0; i < count; ++i) {
     const std::string_view kind = types.empty() ? default_kind(config, *model.family, i) : std::string_view(types[i]);
@@ -119,10 +122,14 @@ void read_linear_attention(const Reader& config, ModelConfig& model) {
 }
 
 VisionConfig read_vision(const Reader& config) {
-  return {.depth = config.size("depth", kMaxLayers), .hidden = config.size("hidden_size"),
-          .intermediate = config.size("intermediate_size"), .channels = config.size("in_channels"),
-          .out_hidden = config.size("out_hidden_size"), .positions = config.size("num_position_embeddings"),
-          .patch = config.size("patch_size"), .temporal_patch = config.size("temporal_patch_size"),
+  return {.depth = config.size("depth", kMaxLayers),
+          .hidden = config.size("hidden_size"),
+          .intermediate = config.size("intermediate_size"),
+          .channels = config.size("in_channels"),
+          .out_hidden = config.size("out_hidden_size"),
+          .positions = config.size("num_position_embeddings"),
+          .patch = config.size("patch_size"),
+          .temporal_patch = config.size("temporal_patch_size"),
           .merge = config.size("spatial_merge_size")};
 }
 
@@ -150,8 +157,11 @@ ModelConfig parse_config(const std::string& text, const std::string& file) {
   if (model.family == nullptr) {
     std::string known;
     for (const FamilyParts& f : family_parts()) known += (known.empty() ? "" : ", ") + std::string(f.model_type);
-    throw Error(ErrorCode::MD_FAMILY, {.file = file, .tensor = "model_type", .problem = "models of this type do not run here",
-                                       .expected = known, .got = type});
+    throw Error(ErrorCode::MD_FAMILY, {.file = file,
+                                       .tensor = "model_type",
+                                       .problem = "models of this type do not run here",
+                                       .expected = known,
+                                       .got = type});
   }
   read_top(top, model);
   const Reader config = model.family->section.empty() ? top : top.section(std::string(model.family->section).c_str());
@@ -161,7 +171,8 @@ ModelConfig parse_config(const std::string& text, const std::string& file) {
   model.initializer_range = config.number("initializer_range", 0.02);
   model.activation = config.activation("hidden_act");
   model.tied = top.flag("tie_word_embeddings", config.flag("tie_word_embeddings", false));
-  model.dtype = config.text("dtype", config.text("torch_dtype", top.text("dtype", top.text("torch_dtype", "").c_str()).c_str()).c_str());
+  model.dtype = config.text(
+      "dtype", config.text("torch_dtype", top.text("dtype", top.text("torch_dtype", "").c_str()).c_str()).c_str());
   read_attention(config, model);
   read_layers(config, model);
   bool any_dense = false;

@@ -12,7 +12,7 @@ namespace peft::nn {
 
 // Which parameters "rope_parameters" gives (transformers 5), or rope_theta and rope_scaling (transformers 4).
 struct RopeConfig {
-  std::string type = "default";   // default, linear, llama3, yarn
+  std::string type = "default";  // default, linear, llama3, yarn
   double theta = 10000, partial = 1;
   double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
   double original_max_position = 0;
@@ -25,7 +25,7 @@ enum class Activation : std::uint8_t { silu, gelu, gelu_tanh, relu };
 
 struct LayerConfig {
   bool linear_attention = false, moe = false;
-  std::int64_t window = 0;        // 0: sees everything before it
+  std::int64_t window = 0;  // 0: sees everything before it
 };
 
 struct LinearAttentionConfig {
@@ -49,13 +49,13 @@ struct VisionConfig {
 
 struct ModelConfig {
   const FamilyParts* family = nullptr;
-  std::string file, text;                  // config.json: its path and content
-  std::string model_type;                  // "qwen3_5_moe"
-  std::string architecture;                // "Qwen3_5MoeForCausalLM", the first of architectures; "" none
-  std::int64_t vocab = 0, hidden = 0, intermediate = 0;   // intermediate: of dense layers; 0 where there are none
+  std::string file, text;                                // config.json: its path and content
+  std::string model_type;                                // "qwen3_5_moe"
+  std::string architecture;                              // "Qwen3_5MoeForCausalLM", the first of architectures; "" none
+  std::int64_t vocab = 0, hidden = 0, intermediate = 0;  // intermediate: of dense layers; 0 where there are none
   std::int64_t heads = 0, kv_heads = 0, head_dim = 0;
   double eps = 1e-6, initializer_range = 0.02;
-  double attention_dropout = 0;            // not implemented: training with it is refused
+  double attention_dropout = 0;  // not implemented: training with it is refused
   bool qkv_bias = false, o_bias = false, mlp_bias = false, tied = false;
   Activation activation = Activation::silu;
   RopeConfig rope;

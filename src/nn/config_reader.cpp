@@ -10,8 +10,8 @@ namespace peft::nn {
 namespace {
 
 constexpr std::pair<std::string_view, Activation> kActivations[] = {
-    {"silu", Activation::silu}, {"swish", Activation::silu},
-    {"gelu", Activation::gelu}, {"gelu_pytorch_tanh", Activation::gelu_tanh},
+    {"silu", Activation::silu},          {"swish", Activation::silu},
+    {"gelu", Activation::gelu},          {"gelu_pytorch_tanh", Activation::gelu_tanh},
     {"gelu_new", Activation::gelu_tanh}, {"relu", Activation::relu}};
 
 constexpr std::string_view kRopeTypes[] = {"default", "linear", "llama3", "yarn"};
@@ -77,7 +77,8 @@ double Reader::number(const char* key, double fallback) const { return has(key) 
 double Reader::needed_number(const char* key) const {
   const Json* value = find(key);
   const bool good = value != nullptr && value->is_number() && std::isfinite(value->get<double>());
-  if (!good) fail(key, value == nullptr ? "the config lacks a key that the model needs" : "not a number", "a number", show(key));
+  if (!good)
+    fail(key, value == nullptr ? "the config lacks a key that the model needs" : "not a number", "a number", show(key));
   return value->get<double>();
 }
 
@@ -121,7 +122,8 @@ std::vector<std::string> Reader::texts(const char* key) const {
 
 Reader Reader::section(const char* key) const {
   const Json* value = find(key);
-  if (value == nullptr || !value->is_object()) fail(key, "the config lacks a section that the model needs", "an object", show(key));
+  if (value == nullptr || !value->is_object())
+    fail(key, "the config lacks a section that the model needs", "an object", show(key));
   Reader reader;
   reader.json_ = *value, reader.file_ = file_, reader.path_ = path_ + key + ".";
   return reader;
@@ -154,7 +156,8 @@ void Reader::read_scaling(const Reader& source, RopeConfig& rope) const {
   rope.truncate = source.flag("truncate", true);
   const bool positive = rope.factor > 0 && rope.theta > 1 && rope.partial > 0 && rope.partial <= 1 &&
                         rope.original_max_position >= 0 && rope.high_freq_factor > rope.low_freq_factor;
-  if (!positive) source.fail("rope_type", "rotary parameters that make no sense", "positive numbers", source.json_.dump());
+  if (!positive)
+    source.fail("rope_type", "rotary parameters that make no sense", "positive numbers", source.json_.dump());
 }
 
 RopeConfig Reader::rope(double default_theta, double default_partial, std::int64_t head_dim) const {
@@ -164,7 +167,8 @@ RopeConfig Reader::rope(double default_theta, double default_partial, std::int64
   const Reader source = has(key) ? section(key) : empty;
   RopeConfig rope;
   rope.type = source.text("rope_type", source.text("type", "default").c_str());
-  if (rope.type == "mrope") rope.type = "default";   // what transformers makes of it: sections beside the default frequencies
+  if (rope.type == "mrope")
+    rope.type = "default";  // what transformers makes of it: sections beside the default frequencies
   if (std::find(std::begin(kRopeTypes), std::end(kRopeTypes), rope.type) == std::end(kRopeTypes)) {
     fail(key, "a kind of rotary embedding that is not implemented", "default, linear, llama3 or yarn", rope.type);
   }

@@ -22,18 +22,18 @@ class Reader {
   static std::string read(const std::string& file);
   static Reader parse(const std::string& text, const std::string& file);
 
-  bool has(const char* key) const;                                  // present and not null
-  std::int64_t size(const char* key, std::int64_t limit = kMaxSize) const;             // positive; an error when absent
+  bool has(const char* key) const;                                          // present and not null
+  std::int64_t size(const char* key, std::int64_t limit = kMaxSize) const;  // positive; an error when absent
   std::int64_t size_or(const char* key, std::int64_t fallback) const;
-  std::int64_t size_of(std::initializer_list<const char*> keys, std::int64_t limit) const;   // one of the spellings
+  std::int64_t size_of(std::initializer_list<const char*> keys, std::int64_t limit) const;  // one of the spellings
   std::int64_t whole(const char* key, std::int64_t fallback) const;
   double number(const char* key, double fallback) const;
   double needed_number(const char* key) const;
   bool flag(const char* key, bool fallback) const;
   std::string text(const char* key, const char* fallback) const;
-  std::vector<std::int64_t> list(const char* key) const;            // empty when absent
+  std::vector<std::int64_t> list(const char* key) const;  // empty when absent
   std::vector<std::string> texts(const char* key) const;
-  Reader section(const char* key) const;                            // an error when absent
+  Reader section(const char* key) const;  // an error when absent
   Activation activation(const char* key) const;
   RopeConfig rope(double default_theta, double default_partial, std::int64_t head_dim) const;
 
@@ -45,7 +45,7 @@ class Reader {
   const Json* find(const char* key) const;
   void read_scaling(const Reader& source, RopeConfig& rope) const;
   Json json_;
-  std::string file_, path_;   // path_: "text_config."
+  std::string file_, path_;  // path_: "text_config."
 };
 
 }  // namespace peft::nn

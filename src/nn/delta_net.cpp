@@ -36,7 +36,8 @@ Tensor padded(const Tensor& x, std::int64_t extra, std::int64_t after) {
 // Many tokens. Inside a chunk the updates are one triangular system; between chunks the state goes on.
 Tensor chunked(const Rule& rule, Tensor& state) {
   const std::int64_t sequences = rule.q.size(0), heads = rule.q.size(1), tokens = rule.q.size(2);
-  const std::int64_t chunk = std::min(kChunk, tokens), chunks = (tokens + chunk - 1) / chunk, extra = chunks * chunk - tokens;
+  const std::int64_t chunk = std::min(kChunk, tokens), chunks = (tokens + chunk - 1) / chunk,
+                     extra = chunks * chunk - tokens;
   const auto cut = [&](const Tensor& x) {
     return padded(x, extra, 1).reshape({sequences, heads, chunks, chunk, x.size(3)});
   };
@@ -68,12 +69,14 @@ Tensor chunked(const Rule& rule, Tensor& state) {
 // Causal convolution over the last inputs, one filter for each channel; x [sequences, channels, tokens].
 Tensor convolve(const Tensor& x, const Tensor& weight, Tensor* remembered, Activation activation) {
   const std::int64_t before = weight.size(2) - 1;
-  Tensor state = remembered != nullptr && remembered->defined() ? *remembered
-                                                                 : at::zeros({x.size(0), x.size(1), before}, x.options());
+  Tensor state = remembered != nullptr && remembered->defined()
+                     ? *remembered
+                     : at::zeros({x.size(0), x.size(1), before}, x.options());
   const Tensor all = at::cat({state, x}, 2);
   if (remembered != nullptr) *remembered = all.narrow(2, all.size(2) - before, before).contiguous();
   if (x.size(2) == 1) return activate((all * weight.squeeze(1)).sum(2, true), activation);
-  return activate(at::conv1d(all, weight, {}, at::IntArrayRef{1}, at::IntArrayRef{0}, at::IntArrayRef{1}, x.size(1)), activation);
+  return activate(at::conv1d(all, weight, {}, at::IntArrayRef{1}, at::IntArrayRef{0}, at::IntArrayRef{1}, x.size(1)),
+                  activation);
 }
 
 Tensor heads_first(const Tensor& x, std::int64_t first, std::int64_t heads, std::int64_t dim, at::ScalarType dtype) {
@@ -90,7 +93,7 @@ Tensor run_delta_net(Pass& pass, const Layer& layer, const Tensor& input) {
   const std::int64_t B = pass.sequences, T = pass.tokens;
   const at::ScalarType wide = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   Tensor x = input;
-  if (pass.padding.defined()) {   // padding leaves no trace in the states
+  if (pass.padding.defined()) {  // padding leaves no trace in the states
     x = x * pass.padding.narrow(1, pass.past, T).reshape({B * T, 1}).to(x.scalar_type());
   }
   LayerCache* cache = pass.cache == nullptr ? nullptr : &pass.cache->layers[static_cast<std::size_t>(pass.layer)];
@@ -98,7 +101,8 @@ Tensor run_delta_net(Pass& pass, const Layer& layer, const Tensor& input) {
   const Tensor z = d.z->forward(x, pass.context);
   const Tensor b = d.b->forward(x, pass.context).view({B, T, l.value_heads});
   const Tensor a = d.a->forward(x, pass.context).view({B, T, l.value_heads});
-  const Tensor conv = convolve(qkv.transpose(1, 2), d.conv->first, cache == nullptr ? nullptr : &cache->conv, config.activation);
+  const Tensor conv =
+      convolve(qkv.transpose(1, 2), d.conv->first, cache == nullptr ? nullptr : &cache->conv, config.activation);
   const Tensor mixed = conv.transpose(1, 2);
   const Tensor strength = b.sigmoid();
   const Tensor decay = d.self->second.to(wide).exp().neg() * at::softplus(a.to(wide) + d.self->first);
@@ -111,8 +115,8 @@ Tensor run_delta_net(Pass& pass, const Layer& layer, const Tensor& input) {
   Tensor q = unit(heads_first(mixed, 0, l.key_heads, l.key_dim, wide)) * scale;
   Tensor k = unit(heads_first(mixed, l.key_size(), l.key_heads, l.key_dim, wide));
   if (repeat > 1) q = q.repeat_interleave(repeat, 1), k = k.repeat_interleave(repeat, 1);
-  const Rule rule{q, k, heads_first(mixed, 2 * l.key_size(), l.value_heads, l.value_dim, wide),
-                  decay.transpose(1, 2), strength.transpose(1, 2).to(wide)};
+  const Rule rule{q, k, heads_first(mixed, 2 * l.key_size(), l.value_heads, l.value_dim, wide), decay.transpose(1, 2),
+                  strength.transpose(1, 2).to(wide)};
   Tensor state = cache != nullptr && cache->state.defined()
                      ? cache->state
                      : at::zeros({B, l.value_heads, l.key_dim, l.value_dim}, input.options().dtype(wide));

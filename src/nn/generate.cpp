@@ -14,10 +14,13 @@ namespace {
 
 void check(const GenerateOptions& options) {
   const auto fail = [](const char* what, const char* expected, double got) {
-    throw Error(ErrorCode::USAGE, {.tensor = what, .problem = "an option that cannot be", .expected = expected, .got = std::to_string(got)});
+    throw Error(
+        ErrorCode::USAGE,
+        {.tensor = what, .problem = "an option that cannot be", .expected = expected, .got = std::to_string(got)});
   };
   if (options.max_new_tokens < 1) fail("max_new_tokens", "at least 1", static_cast<double>(options.max_new_tokens));
-  if (!(options.temperature >= 0) || std::isinf(options.temperature)) fail("temperature", "0 or more", options.temperature);
+  if (!(options.temperature >= 0) || std::isinf(options.temperature))
+    fail("temperature", "0 or more", options.temperature);
   if (options.top_k < 0) fail("top_k", "0 or more", static_cast<double>(options.top_k));
   if (!(options.top_p > 0 && options.top_p <= 1)) fail("top_p", "above 0, at most 1", options.top_p);
 }
@@ -33,7 +36,7 @@ Tensor limited(const Tensor& logits, const GenerateOptions& options) {
   if (options.top_p < 1) {
     const auto [sorted, order] = scores.sort(-1, true);
     const Tensor p = at::softmax(sorted, -1);
-    const Tensor out = (p.cumsum(-1) - p).ge(options.top_p);   // what comes before already has top_p; the first stays
+    const Tensor out = (p.cumsum(-1) - p).ge(options.top_p);  // what comes before already has top_p; the first stays
     scores = scores.scatter(1, order, sorted.masked_fill(out, none));
   }
   return scores;
@@ -42,7 +45,9 @@ Tensor limited(const Tensor& logits, const GenerateOptions& options) {
 class Generator {
  public:
   Generator(const CausalLM& model, const GenerateOptions& options, const Context& context)
-      : model_(model), options_(options), context_(context),
+      : model_(model),
+        options_(options),
+        context_(context),
         random_(at::make_generator<at::CPUGeneratorImpl>(options.seed)) {}
 
   std::vector<std::vector<std::int64_t>> run(const Tensor& ids, const Tensor& mask) {
@@ -50,8 +55,11 @@ class Generator {
     Tensor next_ids = ids;
     Tensor positions = (mask_.cumsum(1) - 1).clamp_min(0);
     for (std::int64_t i = 0; i < options_.max_new_tokens; ++i) {
-      const ForwardInput input{.ids = next_ids, .mask = padded_ ? mask_ : Tensor(), .positions = positions,
-                               .cache = cache_.get(), .logits_to_keep = 1};
+      const ForwardInput input{.ids = next_ids,
+                               .mask = padded_ ? mask_ : Tensor(),
+                               .positions = positions,
+                               .cache = cache_.get(),
+                               .logits_to_keep = 1};
       const Tensor logits = model_.forward(input, context_).logits.select(1, -1).to(at::kCPU);
       if (options_.on_logits) options_.on_logits(logits);
       if (!take(choose(logits))) break;
@@ -64,7 +72,7 @@ class Generator {
 
  private:
   void start(const Tensor& ids, const Tensor& mask) {
-    if (!ids.defined() || ids.dim() != 2) return;   // the forward pass says what is wrong
+    if (!ids.defined() || ids.dim() != 2) return;  // the forward pass says what is wrong
     mask_ = mask.defined() ? mask.to(at::kCPU).to(at::kLong) : at::ones(ids.sizes(), at::kLong);
     padded_ = mask.defined() && mask_.ne(1).any().item<bool>();
     const auto rows = static_cast<std::size_t>(ids.size(0));
@@ -81,7 +89,8 @@ class Generator {
 
   // Keeps a step's tokens; false when all sequences have ended or the caller wants no more.
   bool take(const Tensor& chosen) {
-    const std::int64_t padding = options_.pad_token_id.value_or(options_.eos_token_ids.empty() ? 0 : options_.eos_token_ids.front());
+    const std::int64_t padding =
+        options_.pad_token_id.value_or(options_.eos_token_ids.empty() ? 0 : options_.eos_token_ids.front());
     for (std::size_t row = 0; row < out_.size(); ++row) {
       last_[row] = done_[row] ? padding : chosen.const_data_ptr<std::int64_t>()[row];
       out_[row].push_back(last_[row]);

@@ -21,7 +21,7 @@ bool has_kernel(const Tensor& x, const Tensor& weight) {
 }
 
 struct Matvec {
-  const Tensor& weight;              // its last two dimensions are [out, in]
+  const Tensor& weight;  // its last two dimensions are [out, in]
   std::int64_t out, in, stride;
   explicit Matvec(const Tensor& w) : weight(w), out(w.size(-2)), in(w.size(-1)), stride(w.stride(-2)) {}
 
@@ -42,7 +42,7 @@ Tensor few_rows(const Tensor& x, const Tensor& weight, const std::vector<std::in
   const Matvec matvec(weight);
   const auto rows = static_cast<std::int64_t>(offsets.size());
   const Tensor wide = x.to(at::kFloat), in = wide.stride(1) == 1 ? wide : wide.contiguous();
-  const std::int64_t x_stride = in.stride(0);   // 0 where all rows are the same
+  const std::int64_t x_stride = in.stride(0);  // 0 where all rows are the same
   Tensor y = at::empty({rows, matvec.out}, in.options());
   const float* from = in.const_data_ptr<float>();
   float* to = y.mutable_data_ptr<float>();
@@ -134,7 +134,7 @@ ExpertGroups group_on_device(const Tensor& indices, std::int64_t num_experts) {
   groups.token = groups.choice.floor_divide(groups.top_k);
   const Tensor ends = at::bincount(flat, {}, num_experts).cumsum(0);
   groups.ends = ends.to(at::kInt);
-  const Tensor host = ends.cpu();   // the one wait for the device
+  const Tensor host = ends.cpu();  // the one wait for the device
   std::int64_t before = 0;
   for (std::int64_t e = 0; e < num_experts; ++e) {
     const std::int64_t end = host.const_data_ptr<std::int64_t>()[e];
@@ -167,7 +167,8 @@ Tensor grouped_linear(const Tensor& x, const Tensor& weight, const ExpertGroups&
   }
   std::vector<std::int64_t> offsets;
   for (std::size_t i = 0; i < groups.hit.size(); ++i) {
-    offsets.insert(offsets.end(), static_cast<std::size_t>(groups.begin[i + 1] - groups.begin[i]), groups.hit[i] * weight.stride(0));
+    offsets.insert(offsets.end(), static_cast<std::size_t>(groups.begin[i + 1] - groups.begin[i]),
+                   groups.hit[i] * weight.stride(0));
   }
   return few_rows(x, weight, offsets);
 }

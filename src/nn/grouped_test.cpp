@@ -10,7 +10,8 @@ namespace {
 struct Case {
   std::int64_t tokens, top_k, experts, in, out;
 };
-constexpr Case kCases[] = {{1, 1, 1, 3, 5}, {1, 4, 9, 33, 70}, {7, 2, 5, 16, 8}, {40, 3, 64, 20, 24}, {5, 8, 8, 130, 3}, {64, 2, 3, 9, 31}};
+constexpr Case kCases[] = {{1, 1, 1, 3, 5},     {1, 4, 9, 33, 70}, {7, 2, 5, 16, 8},
+                           {40, 3, 64, 20, 24}, {5, 8, 8, 130, 3}, {64, 2, 3, 9, 31}};
 
 Tensor by_hand(const Tensor& x, const Tensor& weight, const ExpertGroups& groups) {
   return at::matmul(weight.index_select(0, groups.expert), x.unsqueeze(2)).squeeze(2);
@@ -43,7 +44,9 @@ TEST_P(Grouped, IsTheProductOfEachRowWithItsMatrix) {
   at::NoGradGuard no_gradients;
   const Tensor expected = by_hand(x_, weight_, groups_);
   const double peak = expected.abs().max().item<double>();
-  const auto difference = [&](const Tensor& got) { return (got.to(at::kDouble) - expected).abs().max().item<double>() / peak; };
+  const auto difference = [&](const Tensor& got) {
+    return (got.to(at::kDouble) - expected).abs().max().item<double>() / peak;
+  };
   EXPECT_LE(difference(grouped_linear(x_, weight_, groups_)), 1e-13);
   EXPECT_LE(difference(grouped_linear(x_.to(at::kFloat), weight_.to(at::kFloat), groups_)), 1e-5);
   EXPECT_LE(difference(grouped_linear(x_.to(at::kBFloat16), weight_.to(at::kBFloat16), groups_)), 3e-2);

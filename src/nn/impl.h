@@ -16,11 +16,11 @@ namespace peft::nn {
 
 struct Attention {
   Linear *q = nullptr, *k = nullptr, *v = nullptr, *o = nullptr;
-  Plain *q_norm = nullptr, *k_norm = nullptr;   // null: none
-  Plain* sinks = nullptr;                       // null: none
+  Plain *q_norm = nullptr, *k_norm = nullptr;  // null: none
+  Plain* sinks = nullptr;                      // null: none
 };
 struct DeltaNet {
-  Plain* self = nullptr;                        // dt_bias, A_log
+  Plain* self = nullptr;  // dt_bias, A_log
   Plain *conv = nullptr, *norm = nullptr;
   Linear *qkv = nullptr, *z = nullptr, *b = nullptr, *a = nullptr, *out = nullptr;
 };
@@ -35,9 +35,9 @@ struct Moe {
 };
 struct Layer {
   LayerConfig kind;
-  std::optional<Attention> attention;           // or
+  std::optional<Attention> attention;  // or
   std::optional<DeltaNet> delta;
-  std::optional<Mlp> mlp;                       // or
+  std::optional<Mlp> mlp;  // or
   std::optional<Moe> moe;
   Plain *input_norm = nullptr, *post_norm = nullptr;
 };
@@ -64,8 +64,8 @@ void build_vision(Modules& modules, const VisionConfig& vision, at::TensorOption
 
 // What a layer remembers of the tokens before.
 struct LayerCache {
-  Tensor keys, values;                          // [sequences, heads, capacity, head dim]
-  Tensor conv, state;                           // [sequences, channels, kernel - 1]; [sequences, heads, key dim, value dim] fp32
+  Tensor keys, values;  // [sequences, heads, capacity, head dim]
+  Tensor conv, state;   // [sequences, channels, kernel - 1]; [sequences, heads, key dim, value dim] fp32
 };
 struct Cache {
   std::vector<LayerCache> layers;
@@ -77,18 +77,18 @@ struct Pass {
   const Context& context;
   std::int64_t sequences = 0, tokens = 0, past = 0;
   Cache* cache = nullptr;
-  bool inference = false;                       // no gradients: results may be written in place
-  Tensor cos{}, sin{};                          // [1 or sequences, tokens, 1, rotary / 2], fp32
-  Tensor padding{};                             // [sequences, past + tokens] bool, true: real; undefined: all real
-  std::map<std::int64_t, Tensor> masks{};       // by window: of all queries at once
+  bool inference = false;                  // no gradients: results may be written in place
+  Tensor cos{}, sin{};                     // [1 or sequences, tokens, 1, rotary / 2], fp32
+  Tensor padding{};                        // [sequences, past + tokens] bool, true: real; undefined: all real
+  std::map<std::int64_t, Tensor> masks{};  // by window: of all queries at once
   std::int64_t layer = 0;
-  std::vector<Tensor> router_logits{};          // of each layer with experts
+  std::vector<Tensor> router_logits{};  // of each layer with experts
   bool want_router_logits = false;
-  Tensor expert_rows{};                         // of the layer before: memory that is used again
+  Tensor expert_rows{};  // of the layer before: memory that is used again
 
   bool recording() const { return context.recorder != nullptr; }
-  void record(const char* name, const Tensor& value) const;         // "layers.N.NAME"
-  void record_top(const char* name, const Tensor& value) const;     // NAME
+  void record(const char* name, const Tensor& value) const;      // "layers.N.NAME"
+  void record_top(const char* name, const Tensor& value) const;  // NAME
 };
 
 Tensor run_attention(Pass& pass, const Layer& layer, const Tensor& x);
@@ -106,8 +106,8 @@ void set_rotary(Pass& pass, const Tensor& positions);
 Tensor rotate(const Pass& pass, const Tensor& x);
 // Which keys a block of queries may see; positions in the cache count from 0.
 struct Sight {
-  std::int64_t first = 0, count = 0;            // queries of this pass
-  std::int64_t begin = 0, end = 0;              // keys
+  std::int64_t first = 0, count = 0;  // queries of this pass
+  std::int64_t begin = 0, end = 0;    // keys
 };
 // What is added to scores, [1 or sequences, 1, 1, queries, keys]; undefined: nothing is hidden.
 Tensor mask_of(Pass& pass, std::int64_t window, const Sight& sight);

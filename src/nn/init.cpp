@@ -10,10 +10,13 @@ bool is_norm(const Module& module) { return module.class_name.find("Norm") != st
 
 void init_slot(const CausalLM::Impl& model, const Module& module, const Slot& slot, at::Generator& generator) {
   Tensor& tensor = *slot.tensor;
-  const bool zero_centred = model.config.family->norms == Norms::zero_centred && module.class_name.ends_with("MoeRMSNorm");
+  const bool zero_centred =
+      model.config.family->norms == Norms::zero_centred && module.class_name.ends_with("MoeRMSNorm");
   if (slot.name == "bias" || slot.name.ends_with("_bias")) {
-    if (slot.name == "dt_bias") tensor.fill_(1);
-    else tensor.zero_();
+    if (slot.name == "dt_bias")
+      tensor.fill_(1);
+    else
+      tensor.zero_();
   } else if (is_norm(module)) {
     tensor.fill_(zero_centred ? 0 : 1);
   } else if (slot.name == "A_log") {

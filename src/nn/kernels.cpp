@@ -37,15 +37,18 @@ struct BF16 {
   }
 };
 
-// Rows are short streams, which the machine's own prefetcher finds too late: every line is asked for so many bytes ahead.
+// Rows are short streams, which the machine's own prefetcher finds too late: every line is asked for so many bytes
+// ahead.
 constexpr std::uintptr_t kAhead = 8192;
 HWY_INLINE void ask_ahead(const void* data) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(data) + kAhead));  // NOLINT: never read
+  __builtin_prefetch(
+      reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(data) + kAhead));  // NOLINT: never read
 }
 
 // kRows dot products side by side: x is loaded once for all of them. Two sums a row hide the latency of the adds.
 template <class Type, int kRows>
-HWY_INLINE void dot_rows(const typename Type::Element* w, std::size_t stride, std::size_t cols, const float* x, float* y) {
+HWY_INLINE void dot_rows(const typename Type::Element* w, std::size_t stride, std::size_t cols, const float* x,
+                         float* y) {
   const D d;
   const std::size_t n = hn::Lanes(d);
   V even[kRows], odd[kRows];

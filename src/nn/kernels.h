@@ -17,7 +17,8 @@ void matvec_bf16(const std::uint16_t* w, std::int64_t stride, std::int64_t rows,
 void rms_norm(const float* x, std::int64_t stride, const float* w, float offset, double eps, std::int64_t rows,
               std::int64_t cols, float* out);
 
-// Rotates one head: out[i] = x[i] * cos[i] - x[half + i] * sin[i], out[half + i] = x[half + i] * cos[i] + x[i] * sin[i].
+// Rotates one head: out[i] = x[i] * cos[i] - x[half + i] * sin[i], out[half + i] = x[half + i] * cos[i] + x[i] *
+// sin[i].
 void rotate(const float* x, const float* cos, const float* sin, std::int64_t half, float* out);
 
 }  // namespace peft::nn::kernels

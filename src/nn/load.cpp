@@ -16,13 +16,16 @@ struct DtypePair {
   Dtype core;
   std::string_view name;
 };
-constexpr DtypePair kDtypes[] = {{at::kFloat, Dtype::f32, "float32"}, {at::kBFloat16, Dtype::bf16, "bfloat16"},
-                                 {at::kHalf, Dtype::f16, "float16"}, {at::kDouble, Dtype::f64, "float64"}};
+constexpr DtypePair kDtypes[] = {{at::kFloat, Dtype::f32, "float32"},
+                                 {at::kBFloat16, Dtype::bf16, "bfloat16"},
+                                 {at::kHalf, Dtype::f16, "float16"},
+                                 {at::kDouble, Dtype::f64, "float64"}};
 
 Dtype core_dtype(at::ScalarType dtype) {
   for (const DtypePair& pair : kDtypes)
     if (pair.torch == dtype) return pair.core;
-  throw Error(ErrorCode::USAGE, {.problem = "models cannot have this dtype", .expected = "float32, bfloat16, float16 or float64",
+  throw Error(ErrorCode::USAGE, {.problem = "models cannot have this dtype",
+                                 .expected = "float32, bfloat16, float16 or float64",
                                  .got = at::toString(dtype)});
 }
 
@@ -31,8 +34,11 @@ at::ScalarType dtype_of(const std::optional<at::ScalarType>& wanted, const Model
   if (config.dtype.empty()) return at::kFloat;
   for (const DtypePair& pair : kDtypes)
     if (pair.name == config.dtype) return pair.torch;
-  throw Error(ErrorCode::MD_FORM, {.file = config.file, .tensor = "dtype", .problem = "a dtype that models cannot have here",
-                                   .expected = "float32, bfloat16, float16 or float64", .got = config.dtype});
+  throw Error(ErrorCode::MD_FORM, {.file = config.file,
+                                   .tensor = "dtype",
+                                   .problem = "a dtype that models cannot have here",
+                                   .expected = "float32, bfloat16, float16 or float64",
+                                   .got = config.dtype});
 }
 
 at::Device device_of(const std::string& name) {
@@ -40,12 +46,19 @@ at::Device device_of(const std::string& name) {
   try {
     device = at::Device(name);
   } catch (const c10::Error&) {
-    throw Error(ErrorCode::USAGE, {.tensor = "device", .problem = "not a device", .expected = "cpu, cuda or cuda:N", .got = name});
+    throw Error(ErrorCode::USAGE,
+                {.tensor = "device", .problem = "not a device", .expected = "cpu, cuda or cuda:N", .got = name});
   }
   const bool known = device.is_cpu() || device.is_cuda() || device.is_meta();
-  if (!known) throw Error(ErrorCode::USAGE, {.tensor = "device", .problem = "not a device that models run on", .expected = "cpu, cuda or cuda:N", .got = name});
+  if (!known)
+    throw Error(ErrorCode::USAGE, {.tensor = "device",
+                                   .problem = "not a device that models run on",
+                                   .expected = "cpu, cuda or cuda:N",
+                                   .got = name});
   if (device.is_cuda() && !at::hasCUDA()) {
-    throw Error(ErrorCode::USAGE, {.tensor = "device", .problem = "this libtorch or this machine has no CUDA", .expected = "cpu", .got = name});
+    throw Error(
+        ErrorCode::USAGE,
+        {.tensor = "device", .problem = "this libtorch or this machine has no CUDA", .expected = "cpu", .got = name});
   }
   return device;
 }
@@ -59,20 +72,24 @@ std::string listed(const std::vector<std::string>& names) {
 }
 
 void check_complete(const std::string& folder, const ModelConfig& config, Loading& loading) {
-  if (config.tied) std::erase(loading.unexpected, "lm_head.weight");   // the embedding under its second name
+  if (config.tied) std::erase(loading.unexpected, "lm_head.weight");  // the embedding under its second name
   if (!loading.missing.empty()) {
-    throw Error(ErrorCode::MD_WEIGHTS, {.file = folder, .tensor = loading.missing.front(),
-                                        .problem = "the checkpoint lacks tensors of the model: " + listed(loading.missing),
-                                        .expected = "every parameter of " + config.model_type,
-                                        .got = std::to_string(loading.missing.size()) + " missing",
-                                        .hint = "do config.json and the weights belong together?"});
+    throw Error(ErrorCode::MD_WEIGHTS,
+                {.file = folder,
+                 .tensor = loading.missing.front(),
+                 .problem = "the checkpoint lacks tensors of the model: " + listed(loading.missing),
+                 .expected = "every parameter of " + config.model_type,
+                 .got = std::to_string(loading.missing.size()) + " missing",
+                 .hint = "do config.json and the weights belong together?"});
   }
   if (!loading.unexpected.empty()) {
-    throw Error(ErrorCode::MD_WEIGHTS, {.file = folder, .tensor = loading.unexpected.front(),
-                                        .problem = "the checkpoint has tensors that the model does not have: " + listed(loading.unexpected),
-                                        .expected = "only parameters of " + config.model_type,
-                                        .got = std::to_string(loading.unexpected.size()) + " unexpected",
-                                        .hint = "do config.json and the weights belong together?"});
+    throw Error(ErrorCode::MD_WEIGHTS,
+                {.file = folder,
+                 .tensor = loading.unexpected.front(),
+                 .problem = "the checkpoint has tensors that the model does not have: " + listed(loading.unexpected),
+                 .expected = "only parameters of " + config.model_type,
+                 .got = std::to_string(loading.unexpected.size()) + " unexpected",
+                 .hint = "do config.json and the weights belong together?"});
   }
 }
 
@@ -132,7 +149,8 @@ std::shared_ptr<CausalLM> init_model(const std::string& path, const InitOptions&
   ModelConfig config = read_config(path);
   const at::ScalarType dtype = dtype_of(options.dtype, config);
   const at::Device device = device_of(options.device);
-  auto model = std::make_shared<CausalLM>(build_model(std::move(config), dtype, device.is_meta() ? device : at::Device(at::kCPU)));
+  auto model = std::make_shared<CausalLM>(
+      build_model(std::move(config), dtype, device.is_meta() ? device : at::Device(at::kCPU)));
   model->impl().folder = path;
   if (device.is_meta()) return model;
   init_weights(model->impl(), options.seed);

@@ -58,7 +58,8 @@ Tensor checked_mask(const Tensor& mask, std::int64_t sequences, std::int64_t len
     refuse("mask", "does not fit the ids", shape_text({sequences, length}), shape_text(mask.sizes()));
   }
   const Tensor host = mask.to(at::kCPU).to(at::kLong);
-  if (host.ne(0).logical_and(host.ne(1)).any().item<bool>()) refuse("mask", "holds something else than 0 and 1", "0 or 1", "other numbers");
+  if (host.ne(0).logical_and(host.ne(1)).any().item<bool>())
+    refuse("mask", "holds something else than 0 and 1", "0 or 1", "other numbers");
   if (host.eq(1).all().item<bool>()) return {};
   return host.eq(1).to(device);
 }
@@ -66,7 +67,8 @@ Tensor checked_mask(const Tensor& mask, std::int64_t sequences, std::int64_t len
 void set_adapters(Context& context, std::int64_t sequences, std::int64_t tokens, at::Device device) {
   if (context.adapter_of_sequence.empty()) return;
   if (static_cast<std::int64_t>(context.adapter_of_sequence.size()) != sequences) {
-    refuse("adapters", "one is needed for each sequence", std::to_string(sequences), std::to_string(context.adapter_of_sequence.size()));
+    refuse("adapters", "one is needed for each sequence", std::to_string(sequences),
+           std::to_string(context.adapter_of_sequence.size()));
   }
   context.adapter_of_row = at::tensor(context.adapter_of_sequence, at::kLong).repeat_interleave(tokens).to(device);
 }
@@ -74,7 +76,9 @@ void set_adapters(Context& context, std::int64_t sequences, std::int64_t tokens,
 Tensor run_layer(Pass& pass, const Layer& layer, const Tensor& x) {
   const ModelConfig& config = pass.model.config;
   const Norms norms = config.family->norms;
-  const auto add = [&pass](const Tensor& a, Tensor b) { return pass.inference && !pass.recording() ? b.add_(a) : a + b; };
+  const auto add = [&pass](const Tensor& a, Tensor b) {
+    return pass.inference && !pass.recording() ? b.add_(a) : a + b;
+  };
   const Tensor in = rms_norm(x, layer.input_norm->first, config.eps, norms);
   pass.record("attn_in", in);
   const Tensor mixed = layer.delta ? run_delta_net(pass, layer, in) : run_attention(pass, layer, in);
@@ -94,9 +98,12 @@ Tensor last_rows(const Pass& pass, const Tensor& x, std::int64_t keep, Context& 
   if (keep == 0 || keep >= pass.tokens) return x;
   const std::int64_t first = pass.tokens - keep;
   if (context.adapter_of_row.defined()) {
-    context.adapter_of_row = context.adapter_of_row.view({pass.sequences, pass.tokens}).narrow(1, first, keep).reshape({-1});
+    context.adapter_of_row =
+        context.adapter_of_row.view({pass.sequences, pass.tokens}).narrow(1, first, keep).reshape({-1});
   }
-  return x.view({pass.sequences, pass.tokens, x.size(1)}).narrow(1, first, keep).reshape({pass.sequences * keep, x.size(1)});
+  return x.view({pass.sequences, pass.tokens, x.size(1)})
+      .narrow(1, first, keep)
+      .reshape({pass.sequences * keep, x.size(1)});
 }
 
 ForwardOutput run(const CausalLM::Impl& model, const ForwardInput& input, Context context) {
@@ -154,10 +161,11 @@ ForwardOutput CausalLM::forward(const ForwardInput& input, const Context& contex
   if (input.cache == nullptr) return run(*impl_, input, context);
   const std::int64_t sequences = input.ids.size(0);
   if (input.cache->length > 0 && input.cache->sequences != sequences) {
-    refuse("cache", "holds another number of sequences", std::to_string(input.cache->sequences), std::to_string(sequences));
+    refuse("cache", "holds another number of sequences", std::to_string(input.cache->sequences),
+           std::to_string(sequences));
   }
   input.cache->sequences = sequences;
-  at::NoGradGuard no_gradients;   // a cache is written in place
+  at::NoGradGuard no_gradients;  // a cache is written in place
   return run(*impl_, input, context);
 }
 
@@ -184,7 +192,8 @@ ModuleTree CausalLM::tree() const {
     if (weight != nullptr) entry.weight = weight->sizes().vec();
     tree.modules.push_back(std::move(entry));
     if (module->kind != ModuleKind::other) continue;
-    for (const Slot& slot : module->slots) tree.parameters.push_back({module->name, slot.name, slot.tensor->sizes().vec()});
+    for (const Slot& slot : module->slots)
+      tree.parameters.push_back({module->name, slot.name, slot.tensor->sizes().vec()});
   }
   tree.input_embedding = impl_->embed->name;
   tree.output_embedding = impl_->lm_head->name;

@@ -24,12 +24,12 @@ using Recorder = std::function<void(const std::string& name, const Tensor& value
 
 // What one forward pass knows beside its rows.
 struct Context {
-  bool training = false;                       // dropout is on
+  bool training = false;  // dropout is on
   // Mixed batches: which adapter each row uses (the adapter's own numbering; -1: none). Undefined: every row uses the
   // active ones. The vector says it for each sequence of the batch.
   // Callers fill in adapter_of_sequence; forward() makes adapter_of_row of it.
   std::vector<std::int64_t> adapter_of_sequence{};
-  Tensor adapter_of_row{};                     // [rows] int64, on the model's device
+  Tensor adapter_of_row{};  // [rows] int64, on the model's device
   const Recorder* recorder = nullptr;
 };
 
@@ -46,44 +46,44 @@ struct LinearAdapter {
 };
 struct EmbeddingAdapter {
   virtual ~EmbeddingAdapter() = default;
-  virtual Tensor forward(const Embedding& base, const Tensor& ids, const Context& context) = 0;   // ids [rows] int64
+  virtual Tensor forward(const Embedding& base, const Tensor& ids, const Context& context) = 0;  // ids [rows] int64
 };
 // Of one fused expert parameter. Rows are sorted by expert; row j is token groups.token[j], at expert groups.expert[j].
 struct ExpertAdapter {
   virtual ~ExpertAdapter() = default;
-  // base_out [M, out] + what the adapter adds for x [M, in]. The features of base_out lie as in the parameter (all gate,
-  // then all up; interleaved where the class interleaves), the expert's bias is not added yet. base_out is the callee's:
-  // it may be changed in place when gradients are off.
+  // base_out [M, out] + what the adapter adds for x [M, in]. The features of base_out lie as in the parameter (all
+  // gate, then all up; interleaved where the class interleaves), the expert's bias is not added yet. base_out is the
+  // callee's: it may be changed in place when gradients are off.
   virtual Tensor apply(const Tensor& base_out, const Tensor& x, const ExpertGroups& groups, const Context& context) = 0;
 };
 
 // A tensor of a module, by its name inside the module. The module owns it.
 struct Slot {
-  std::string name;                            // "weight", "gate_up_proj"
+  std::string name;  // "weight", "gate_up_proj"
   Tensor* tensor = nullptr;
 };
 
 struct Module {
-  std::string name;                            // "model.layers.0.self_attn.q_proj", as transformers 5 says it
-  std::string class_name;                      // "Linear", "MixtralExperts"
+  std::string name;        // "model.layers.0.self_attn.q_proj", as transformers 5 says it
+  std::string class_name;  // "Linear", "MixtralExperts"
   ModuleKind kind = ModuleKind::other;
-  std::vector<Slot> slots;                     // in registration order
+  std::vector<Slot> slots;  // in registration order
   virtual ~Module() = default;
   Tensor* find(std::string_view parameter) const;
 };
 
 // torch.nn.Linear; also a router, which is the same arithmetic on parameters of its own class (kind `other`).
 struct Linear : Module {
-  Tensor weight, bias;                         // [out, in]; [out] or undefined
+  Tensor weight, bias;  // [out, in]; [out] or undefined
   std::shared_ptr<LinearAdapter> adapter;
   std::int64_t in() const { return weight.size(1); }
   std::int64_t out() const { return weight.size(0); }
-  Tensor compute(const Tensor& x) const;       // without adapter
+  Tensor compute(const Tensor& x) const;  // without adapter
   Tensor forward(const Tensor& x, const Context& context) const;
 };
 
 struct Embedding : Module {
-  Tensor weight;                               // [vocabulary, features]
+  Tensor weight;  // [vocabulary, features]
   std::shared_ptr<EmbeddingAdapter> adapter;
   Tensor compute(const Tensor& ids) const;
   Tensor forward(const Tensor& ids, const Context& context) const;
@@ -92,11 +92,11 @@ struct Embedding : Module {
 // Rows by expert: a token that chose k experts has k rows.
 struct ExpertGroups {
   std::int64_t tokens = 0, top_k = 0;
-  Tensor token{};                              // [M] int64: the token of each sorted row
-  Tensor expert{};                             // [M] int64: its expert, ascending
-  Tensor choice{};                             // [M] int64: token * k + slot, where the row stood before sorting
-  Tensor inverse{};                            // [M] int64: the sorted row of token * k + slot
-  Tensor ends{};                               // [E] int32: where each expert's rows end, as at::_grouped_mm takes it
+  Tensor token{};    // [M] int64: the token of each sorted row
+  Tensor expert{};   // [M] int64: its expert, ascending
+  Tensor choice{};   // [M] int64: token * k + slot, where the row stood before sorting
+  Tensor inverse{};  // [M] int64: the sorted row of token * k + slot
+  Tensor ends{};     // [E] int32: where each expert's rows end, as at::_grouped_mm takes it
   // The experts that got rows, and where their rows begin; begin has one more entry, M.
   std::vector<std::int64_t> hit{}, begin{};
   std::int64_t rows() const { return begin.empty() ? 0 : begin.back(); }
@@ -112,12 +112,12 @@ struct Experts : Module {
   // A parameter [E, out, in] (or [E, in, out]) with its bias [E, out] and its hook.
   struct Matrix {
     Tensor weight, bias;
-    bool in_out = false;                       // stored [E, in, out]
+    bool in_out = false;  // stored [E, in, out]
     std::shared_ptr<ExpertAdapter> adapter;
-    Tensor natural() const { return in_out ? weight.transpose(1, 2) : weight; }   // [E, out, in], a view
+    Tensor natural() const { return in_out ? weight.transpose(1, 2) : weight; }  // [E, out, in], a view
   };
   Matrix gate_up, down;
-  bool interleaved = false;                    // rows gate, up, gate, up ...; else all gate, then all up
+  bool interleaved = false;  // rows gate, up, gate, up ...; else all gate, then all up
   std::int64_t num_experts() const { return gate_up.weight.size(0); }
   // A matrix's forward pass: base, adapter, bias.
   Tensor project(const Matrix& matrix, const Tensor& x, const ExpertGroups& groups, const Context& context) const;
@@ -132,9 +132,11 @@ struct Plain : Module {
 class Modules {
  public:
   const std::vector<std::unique_ptr<Module>>& all() const { return all_; }
-  Module* find(std::string_view name) const;                    // null when absent
+  Module* find(std::string_view name) const;  // null when absent
   template <class T>
-  T* find(std::string_view name) const { return dynamic_cast<T*>(find(name)); }
+  T* find(std::string_view name) const {
+    return dynamic_cast<T*>(find(name));
+  }
   // The tensor of a full parameter name ("model.layers.0.mlp.experts.gate_up_proj"); null when absent.
   Tensor* find_parameter(std::string_view full_name) const;
 

@@ -7,7 +7,7 @@ namespace peft::nn {
 namespace {
 
 struct Routing {
-  Tensor weights, indices;   // [rows, k]
+  Tensor weights, indices;  // [rows, k]
 };
 
 Routing route(Pass& pass, const Moe& moe, const Tensor& x) {
@@ -46,8 +46,8 @@ Tensor gate_of(const Pass& pass, const Experts& experts, const Tensor& gate_up) 
   return (up + 1) * (gate * at::sigmoid(gate * config.moe.swiglu_alpha));
 }
 
-// So many rows are taken at once without gradients on a CPU: what lies between two products stays in the cache, and is not
-// fresh memory from the system in every layer.
+// So many rows are taken at once without gradients on a CPU: what lies between two products stays in the cache, and is
+// not fresh memory from the system in every layer.
 constexpr std::int64_t kRowsAtOnce = 512;
 
 Tensor rows_through(const Pass& pass, const Experts& experts, const Tensor& x, const ExpertGroups& groups) {
@@ -62,7 +62,8 @@ ExpertGroups part_of(const ExpertGroups& groups, std::size_t first, std::size_t 
   ExpertGroups part{.tokens = groups.tokens, .top_k = groups.top_k};
   part.token = groups.token.narrow(0, start, rows), part.expert = groups.expert.narrow(0, start, rows);
   part.choice = groups.choice.narrow(0, start, rows);
-  part.hit.assign(groups.hit.begin() + static_cast<std::ptrdiff_t>(first), groups.hit.begin() + static_cast<std::ptrdiff_t>(last));
+  part.hit.assign(groups.hit.begin() + static_cast<std::ptrdiff_t>(first),
+                  groups.hit.begin() + static_cast<std::ptrdiff_t>(last));
   for (std::size_t i = first; i <= last; ++i) part.begin.push_back(groups.begin[i] - start);
   return part;
 }
@@ -76,9 +77,11 @@ Tensor through_experts(Pass& pass, const Experts& experts, const Tensor& x, cons
   if (!in_parts(pass, x, groups)) return rows_through(pass, experts, x, groups);
   Tensor& y = pass.expert_rows;
   for (std::size_t first = 0, last = 0; first < groups.hit.size(); first = last) {
-    while (last < groups.hit.size() && (last == first || groups.begin[last + 1] - groups.begin[first] <= kRowsAtOnce)) ++last;
+    while (last < groups.hit.size() && (last == first || groups.begin[last + 1] - groups.begin[first] <= kRowsAtOnce))
+      ++last;
     const Tensor part = rows_through(pass, experts, x, part_of(groups, first, last));
-    if (!y.defined() || y.size(0) != groups.rows() || y.size(1) != part.size(1)) y = at::empty({groups.rows(), part.size(1)}, part.options());
+    if (!y.defined() || y.size(0) != groups.rows() || y.size(1) != part.size(1))
+      y = at::empty({groups.rows(), part.size(1)}, part.options());
     y.narrow(0, groups.begin[first], part.size(0)).copy_(part);
   }
   return y;
@@ -90,7 +93,8 @@ Tensor combine(const Pass& pass, const Tensor& y, const Routing& routing, const 
   if (groups.tokens == 1) return at::mm(weights.view({-1}).index_select(0, groups.choice).unsqueeze(0), y);
   const auto sums = [&](std::int64_t first, std::int64_t tokens) {
     const Tensor rows = y.index_select(0, groups.inverse.narrow(0, first * groups.top_k, tokens * groups.top_k));
-    return at::bmm(weights.narrow(0, first, tokens).unsqueeze(1), rows.view({tokens, groups.top_k, y.size(1)})).squeeze(1);
+    return at::bmm(weights.narrow(0, first, tokens).unsqueeze(1), rows.view({tokens, groups.top_k, y.size(1)}))
+        .squeeze(1);
   };
   if (!in_parts(pass, y, groups)) return sums(0, groups.tokens);
   Tensor out = at::empty({groups.tokens, y.size(1)}, y.options());

@@ -30,19 +30,26 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, Norms kind) {
   const Tensor value = wide ? x : x.to(at::kFloat);
   const Tensor scaled = value * at::rsqrt(value.square().mean({-1}, true) + eps);
   switch (kind) {
-    case Norms::plain: return weight * scaled.to(x.scalar_type());
-    case Norms::zero_centred: return (scaled * (weight.to(scaled.scalar_type()) + 1)).to(x.scalar_type());
-    case Norms::fp32_weight: return (weight.to(scaled.scalar_type()) * scaled).to(x.scalar_type());
+    case Norms::plain:
+      return weight * scaled.to(x.scalar_type());
+    case Norms::zero_centred:
+      return (scaled * (weight.to(scaled.scalar_type()) + 1)).to(x.scalar_type());
+    case Norms::fp32_weight:
+      return (weight.to(scaled.scalar_type()) * scaled).to(x.scalar_type());
   }
   return {};
 }
 
 Tensor activate(const Tensor& x, Activation activation) {
   switch (activation) {
-    case Activation::silu: return at::silu(x);
-    case Activation::gelu: return at::gelu(x, "none");
-    case Activation::gelu_tanh: return at::gelu(x, "tanh");
-    case Activation::relu: return at::relu(x);
+    case Activation::silu:
+      return at::silu(x);
+    case Activation::gelu:
+      return at::gelu(x, "none");
+    case Activation::gelu_tanh:
+      return at::gelu(x, "tanh");
+    case Activation::relu:
+      return at::relu(x);
   }
   return {};
 }
@@ -100,13 +107,15 @@ Tensor rotate(const Pass& pass, const Tensor& x) {
 }
 
 Tensor mask_of(Pass& pass, std::int64_t window, const Sight& sight) {
-  const std::int64_t first = pass.past + sight.first, end = first + sight.count;   // queries, counted with what is cached
+  const std::int64_t first = pass.past + sight.first,
+                     end = first + sight.count;  // queries, counted with what is cached
   const bool windowed = window != 0 && end - sight.begin > window;
-  if (sight.count == 1 && !pass.padding.defined() && !windowed) return {};   // sees all of these keys
+  if (sight.count == 1 && !pass.padding.defined() && !windowed) return {};  // sees all of these keys
   const bool whole = sight.count == pass.tokens;
   if (whole && pass.masks.contains(window)) return pass.masks[window];
   const auto options = at::TensorOptions().device(pass.model.device).dtype(at::kLong);
-  const Tensor query = at::arange(first, end, options).unsqueeze(1), key = at::arange(sight.begin, sight.end, options).unsqueeze(0);
+  const Tensor query = at::arange(first, end, options).unsqueeze(1),
+               key = at::arange(sight.begin, sight.end, options).unsqueeze(0);
   Tensor seen = key.le(query);
   if (windowed) seen = seen.logical_and(key.gt(query - window));
   const std::int64_t keys = sight.end - sight.begin;

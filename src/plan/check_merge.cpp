@@ -20,9 +20,10 @@ Lattice check_update(const TensorScope& scope, const Update& update) {
   const View& target = update.target;
   const bool has_b = update.b.rows != 0;
   if (has_b) check_factor(scope, update.b, "an update's B");
-  scope.require(update.a.cols == target.cols && (!has_b || (update.b.rows == target.rows && update.b.cols == update.a.rows)),
-                "an update's factors do not make its matrix", "[{}, {}] x [{}, {}] for [{}, {}]", update.b.rows,
-                update.b.cols, update.a.rows, update.a.cols, target.rows, target.cols);
+  scope.require(
+      update.a.cols == target.cols && (!has_b || (update.b.rows == target.rows && update.b.cols == update.a.rows)),
+      "an update's factors do not make its matrix", "[{}, {}] x [{}, {}] for [{}, {}]", update.b.rows, update.b.cols,
+      update.a.rows, update.a.cols, target.rows, target.cols);
   scope.require(std::isfinite(update.scale) && std::isfinite(static_cast<float>(update.scale)),
                 "an update's scale is not finite in fp32", "{}", update.scale);
   if (update.magnitude) {
@@ -73,9 +74,10 @@ void check_scales(const TensorScope& scope, const Block& block) {
   scope.require(scales.width > 0 && count % scales.width == 0 && scales.cell_rows > 0 && scales.cell_cols > 0,
                 "a quantised block's codes are no matrix", "{} codes, {} columns", count, scales.width);
   const std::int64_t rows = count / scales.width;
-  scope.require(scales.grid.rows > (rows - 1) / scales.cell_rows && scales.grid.cols > (scales.width - 1) / scales.cell_cols,
-                "a quantised block has codes without a scale", "[{}, {}] codes, [{}, {}] scales for {} x {} each", rows,
-                scales.width, scales.grid.rows, scales.grid.cols, scales.cell_rows, scales.cell_cols);
+  scope.require(
+      scales.grid.rows > (rows - 1) / scales.cell_rows && scales.grid.cols > (scales.width - 1) / scales.cell_cols,
+      "a quantised block has codes without a scale", "[{}, {}] codes, [{}, {}] scales for {} x {} each", rows,
+      scales.width, scales.grid.rows, scales.grid.cols, scales.cell_rows, scales.cell_cols);
   scope.check_bounds(block.source, count, "a block's source");
   scope.require(block.scale == 1, "a quantised block has a scale of its own", "{}", block.scale);
 }

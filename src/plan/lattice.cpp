@@ -43,7 +43,8 @@ bool meet(const Steps& a, const Steps& b) {
 }
 
 std::optional<Lattice> lattice_of(const PlannedTensor& tensor, const View& target) {
-  if (tensor.rows < 1 || tensor.cols < 1 || target.rows < 1 || target.cols < 1 || target.offset < 0) return std::nullopt;
+  if (tensor.rows < 1 || tensor.cols < 1 || target.rows < 1 || target.cols < 1 || target.offset < 0)
+    return std::nullopt;
   const std::int64_t row = target.offset / tensor.cols, col = target.offset % tensor.cols;
   if (row >= tensor.rows) return std::nullopt;
   const auto natural_rows = down(row, target.rows, target.row_stride, tensor.rows, tensor.cols);

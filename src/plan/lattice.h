@@ -22,7 +22,8 @@ struct Lattice {
   bool operator==(const Lattice&) const = default;
 };
 
-// Nothing when the target leaves the tensor, or does not walk along its rows with one index and its columns with the other.
+// Nothing when the target leaves the tensor, or does not walk along its rows with one index and its columns with the
+// other.
 std::optional<Lattice> lattice_of(const PlannedTensor& tensor, const View& target);
 
 }  // namespace peft::plan

@@ -22,7 +22,8 @@ const TensorInfo& TensorScope::source_of(const View& view, std::string_view what
              view.source);
   const auto tensors = plan_.sources[view.source]->tensors();
   require_of(what, view.tensor < tensors.size(), "'s tensor does not exist", "{}", view.tensor);
-  require_of(what, info(tensors[view.tensor].dtype).bits > 0, " has no known dtype", "{}", tensors[view.tensor].dtype_name);
+  require_of(what, info(tensors[view.tensor].dtype).bits > 0, " has no known dtype", "{}",
+             tensors[view.tensor].dtype_name);
   return tensors[view.tensor];
 }
 

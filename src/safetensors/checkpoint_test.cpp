@@ -20,7 +20,9 @@ struct BadIndex {
   std::vector<std::string> parts;
 };
 
-std::string mapped_to(std::string_view json_value) { return R"({"metadata":{"total_size":4},"weight_map":{"w":)" + std::string(json_value) + "}}"; }
+std::string mapped_to(std::string_view json_value) {
+  return R"({"metadata":{"total_size":4},"weight_map":{"w":)" + std::string(json_value) + "}}";
+}
 
 std::vector<BadIndex> bad_indexes() {
   std::vector<BadIndex> rows = {
@@ -34,14 +36,22 @@ std::vector<BadIndex> bad_indexes() {
       {"40 weight_map null", R"({"weight_map":null})", IX_FORM, {"weight_map", "null"}},
       {"41 value not a string", mapped_to("3"), IX_FORM, {"\"w\"", "an integer"}},
       {"41 value null", mapped_to("null"), IX_FORM, {"\"w\"", "null"}},
-      {"49 tensor twice", R"({"weight_map":{"w":"a.safetensors","w":"b.safetensors"}})", ST_DUP, {"\"w\" appears twice"}},
-      {"49 tensor twice, escaped", R"({"weight_map":{"w":"a.safetensors","\u0077":"a.safetensors"}})", ST_DUP, {"\"w\""}},
+      {"49 tensor twice",
+       R"({"weight_map":{"w":"a.safetensors","w":"b.safetensors"}})",
+       ST_DUP,
+       {"\"w\" appears twice"}},
+      {"49 tensor twice, escaped",
+       R"({"weight_map":{"w":"a.safetensors","\u0077":"a.safetensors"}})",
+       ST_DUP,
+       {"\"w\""}},
       {"49 weight_map twice", R"({"weight_map":{},"weight_map":{}})", ST_DUP, {"\"weight_map\""}},
       {"not UTF-8", "{\"weight_map\":{\"\xff\":\"a\"}}", ST_UTF8, {"0xff at offset 16 of the index"}},
       {"nested deeply", R"({"weight_map":{},"x":)" + std::string(100'000, '['), ST_DEPTH, {"of the index"}},
   };
-  for (const char* name : {"../x.safetensors", "/etc/passwd", "a/../../b.safetensors", "a/b.safetensors", R"(C:\\x.safetensors)", R"(..\\x.safetensors)", "C:x.safetensors", "",
-                           ".", "..", ".safetensors", ".hidden.safetensors", "model.bin", R"(a\u0000.safetensors)", R"(a\u001b.safetensors)", R"(a\u202e.safetensors)", R"(a\n.safetensors)"}) {
+  for (const char* name :
+       {"../x.safetensors", "/etc/passwd", "a/../../b.safetensors", "a/b.safetensors", R"(C:\\x.safetensors)",
+        R"(..\\x.safetensors)", "C:x.safetensors", "", ".", "..", ".safetensors", ".hidden.safetensors", "model.bin",
+        R"(a\u0000.safetensors)", R"(a\u001b.safetensors)", R"(a\u202e.safetensors)", R"(a\n.safetensors)"}) {
     rows.push_back({name, mapped_to("\"" + std::string(name) + "\""), IX_PATH, {"\"w\"", "plain file name"}});
   }
   rows.push_back({"42 long name", mapped_to("\"" + std::string(250, 'n') + ".safetensors\""), IX_PATH, {"\"w\""}});
@@ -53,7 +63,8 @@ TEST(ShardIndex, BadOnesAreRefused) {
     SCOPED_TRACE(row.what);
     auto parts = row.parts;
     parts.emplace_back("folder/model.safetensors.index.json");
-    expect_error(error_of([&] { parse_shard_index(row.text, "folder/model.safetensors.index.json"); }), row.code, parts);
+    expect_error(error_of([&] { parse_shard_index(row.text, "folder/model.safetensors.index.json"); }), row.code,
+                 parts);
   }
 }
 
@@ -148,8 +159,10 @@ TEST_F(CheckpointTest, Row45TensorInAnotherShard) {
 
 TEST_F(CheckpointTest, Row46TensorsThatOnlyOneSideKnows) {
   index(R"("wa":"a.safetensors","mtp.fc.weight":"b.safetensors")");
-  EXPECT_NE(notes().find("1 tensors that no shard has, first \"mtp.fc.weight\" in b.safetensors"), std::string::npos) << notes();
-  EXPECT_NE(notes().find("1 tensors that the index does not name, first \"wb\" in b.safetensors"), std::string::npos) << notes();
+  EXPECT_NE(notes().find("1 tensors that no shard has, first \"mtp.fc.weight\" in b.safetensors"), std::string::npos)
+      << notes();
+  EXPECT_NE(notes().find("1 tensors that the index does not name, first \"wb\" in b.safetensors"), std::string::npos)
+      << notes();
 }
 
 TEST_F(CheckpointTest, Row47TensorInTwoShards) {
@@ -185,7 +198,8 @@ TEST_F(CheckpointTest, FoldersWithoutWeights) {
   folder_.write("pytorch_model.bin", "x");
   expect_error(error(), E_PICKLE, {"pytorch_model.bin"});
   expect_error(error_of([&] { Checkpoint::open(folder_ / "none"); }), IO_OPEN, {"none", "No such file"});
-  expect_error(error_of([&] { Checkpoint::open(folder_ / "a.safetensors"); }), IO_KIND, {"a.safetensors", "not a folder"});
+  expect_error(error_of([&] { Checkpoint::open(folder_ / "a.safetensors"); }), IO_KIND,
+               {"a.safetensors", "not a folder"});
 }
 
 }  // namespace

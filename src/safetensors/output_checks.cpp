@@ -46,7 +46,8 @@ bool shares_a_file(const fs::path& out, const fs::path& input) {
   std::error_code error;
   if (fs::hard_link_count(input, error) < 2 || error) return false;
   const auto names = names_in(out.string(), kMaxCounted);
-  return names && std::any_of(names->begin(), names->end(), [&](const auto& name) { return same_file(out / name, input); });
+  return names &&
+         std::any_of(names->begin(), names->end(), [&](const auto& name) { return same_file(out / name, input); });
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 // A folder of output files that appears complete or not at all.
 //
 // Everything is written to OUT.partial-peft beside OUT (staging_folder.h), synced, and renamed in one step. Whatever
-// goes wrong before that, OUT is as it was. The staging folder is removed then, or kept with the files that are complete
-// for a later run. The folder of a run that was killed is removed, or gone on with, by the next.
+// goes wrong before that, OUT is as it was. The staging folder is removed then, or kept with the files that are
+// complete for a later run. The folder of a run that was killed is removed, or gone on with, by the next.
 #pragma once
 
 #include <sys/uio.h>

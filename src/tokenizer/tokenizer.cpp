@@ -93,7 +93,8 @@ struct Tokenizer::Process {
     std::fwrite(line.data(), 1, line.size(), to);
     std::fflush(to);  // a helper that is gone shows in its answer
     Json reply = answer();
-    if (reply.contains("error")) fail({.file = file, .problem = "the tokenizer refuses", .got = reply["error"].get<std::string>()});
+    if (reply.contains("error"))
+      fail({.file = file, .problem = "the tokenizer refuses", .got = reply["error"].get<std::string>()});
     return reply;
   }
 };
@@ -101,7 +102,9 @@ struct Tokenizer::Process {
 Tokenizer::Tokenizer(const std::string& folder) : process_(std::make_unique<Process>()) {
   process_->file = (fs::path(folder) / "tokenizer.json").string();
   if (!fs::exists(process_->file)) {
-    fail({.file = process_->file, .problem = "the base model has no tokenizer.json", .hint = "give token ids with --ids"});
+    fail({.file = process_->file,
+          .problem = "the base model has no tokenizer.json",
+          .hint = "give token ids with --ids"});
   }
   std::string tried;
   for (const auto& python : pythons()) {

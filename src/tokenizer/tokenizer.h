@@ -1,5 +1,5 @@
-// Text to token ids and back, by a tokenizer.json. The `tokenizers` package of Hugging Face does it, in a Python process
-// of its own: the ids are those of the programs that trained the model, whatever the file holds.
+// Text to token ids and back, by a tokenizer.json. The `tokenizers` package of Hugging Face does it, in a Python
+// process of its own: the ids are those of the programs that trained the model, whatever the file holds.
 #pragma once
 
 #include <cstdint>
@@ -26,20 +26,21 @@ class Tokenizer {
   std::unique_ptr<Process> process_;
 };
 
-// The text of a growing list of ids, piece by piece: what is not complete yet (half a character) is held back until it is.
+// The text of a growing list of ids, piece by piece: what is not complete yet (half a character) is held back until it
+// is.
 class TextStream {
  public:
   explicit TextStream(Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
-  std::string add(std::int64_t id);   // what can be printed now; may be empty
-  std::string finish();               // what was held back
-  const std::string& text() const { return text_; }   // all of it, as the tokenizer decodes the whole list
+  std::string add(std::int64_t id);                  // what can be printed now; may be empty
+  std::string finish();                              // what was held back
+  const std::string& text() const { return text_; }  // all of it, as the tokenizer decodes the whole list
 
  private:
   std::string rest_after(std::size_t end);
   Tokenizer& tokenizer_;
   std::vector<std::int64_t> ids_;
   std::string text_;
-  std::size_t printed_ = 0;           // bytes of text_ that were given out
+  std::size_t printed_ = 0;  // bytes of text_ that were given out
 };
 
 }  // namespace peft

@@ -22,7 +22,8 @@ const std::string kGolden = (testing::golden_root() / "tokenizer/").string();
 // Sets a variable of the environment while it lives.
 class Variable {
  public:
-  Variable(const char* name, const std::string& value) : name_(name), old_(getenv(name) == nullptr ? "" : getenv(name)) {
+  Variable(const char* name, const std::string& value)
+      : name_(name), old_(getenv(name) == nullptr ? "" : getenv(name)) {
     setenv(name, value.c_str(), 1);
   }
   ~Variable() { old_.empty() ? unsetenv(name_) : setenv(name_, old_.c_str(), 1); }

@@ -91,8 +91,8 @@ bool cut_at_end(std::vector<std::int64_t>& row, const std::vector<std::int64_t>&
   return true;
 }
 
-cli::Json to_json(const std::vector<std::vector<std::int64_t>>& rows, const std::vector<bool>& ended, const Prompt& prompt,
-                  const std::optional<std::string>& text, double seconds) {
+cli::Json to_json(const std::vector<std::vector<std::int64_t>>& rows, const std::vector<bool>& ended,
+                  const Prompt& prompt, const std::optional<std::string>& text, double seconds) {
   cli::Json result = {{"prompt_ids", prompt.ids}, {"new_tokens", rows}, {"seconds", cli::number(seconds)}};
   cli::Json why = cli::Json::array();
   for (const bool end : ended) why.push_back(end ? "eos" : "length");
@@ -134,6 +134,8 @@ int run_generate(const cli::GenerateCommand& command) {
 
 namespace peft::cli {
 
-int run(const GenerateCommand& command) { return torch_cli::run_guarded<GenerateCommand, torch_cli::run_generate>(command); }
+int run(const GenerateCommand& command) {
+  return torch_cli::run_guarded<GenerateCommand, torch_cli::run_generate>(command);
+}
 
 }  // namespace peft::cli

@@ -30,7 +30,8 @@ std::vector<std::vector<Likely>> likeliest(const at::Tensor& logits, const cli::
     while (!mask.empty() && mask[static_cast<std::size_t>(row)][static_cast<std::size_t>(last)] == 0) --last;
     const auto [values, ids] = logits[row][last].topk(std::min(kShown, logits.size(2)));
     auto& list = rows.emplace_back();
-    for (std::int64_t i = 0; i < ids.size(0); ++i) list.push_back({ids[i].item<std::int64_t>(), values[i].item<double>()});
+    for (std::int64_t i = 0; i < ids.size(0); ++i)
+      list.push_back({ids[i].item<std::int64_t>(), values[i].item<double>()});
   }
   return rows;
 }
@@ -49,7 +50,8 @@ void print(const std::vector<std::vector<Likely>>& rows) {
   cli::Table table({{"row", cli::Align::right}, {"likeliest next tokens (logit)"}});
   for (std::size_t row = 0; row < rows.size(); ++row) {
     std::string text;
-    for (const auto& token : rows[row]) text += fmt::format("{}{} ({:.4f})", text.empty() ? "" : "  ", token.id, token.logit);
+    for (const auto& token : rows[row])
+      text += fmt::format("{}{} ({:.4f})", text.empty() ? "" : "  ", token.id, token.logit);
     table.add({std::to_string(row + 1), text});
   }
   cli::write_out(table.render());
@@ -61,7 +63,8 @@ int run_logits(const cli::LogitsCommand& command) {
   const RunningModel model = load(command.model);
   const at::Device device = model.base->device();
   const auto start = std::chrono::steady_clock::now();
-  const at::Tensor logits = model.logits(tensor_of(ids, device), tensor_of(mask, device)).to(at::kCPU, at::kFloat).contiguous();
+  const at::Tensor logits =
+      model.logits(tensor_of(ids, device), tensor_of(mask, device)).to(at::kCPU, at::kFloat).contiguous();
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (!command.out.empty()) write_tensor(command.out, "logits", logits, command.overwrite);
   const auto next = likeliest(logits, mask);
@@ -74,8 +77,8 @@ int run_logits(const cli::LogitsCommand& command) {
   }
   print(next);
   if (!command.out.empty()) {
-    cli::write_out(fmt::format("logits F32 {} in {}: {}\n", cli::shape_text(logits.sizes().vec()), cli::human_seconds(seconds),
-                               printable(command.out)));
+    cli::write_out(fmt::format("logits F32 {} in {}: {}\n", cli::shape_text(logits.sizes().vec()),
+                               cli::human_seconds(seconds), printable(command.out)));
   }
   return 0;
 }

@@ -57,7 +57,8 @@ std::pair<std::string, std::string> place_of(std::string key) {
 }
 
 // Where on disk -> the parameter of the model that it is on. Experts have wrappers ("….experts.base_layer").
-std::map<std::string, std::string> parameters_by_place(const nn::CausalLM& base, const nn::PeftModel& lora, const std::string& adapter) {
+std::map<std::string, std::string> parameters_by_place(const nn::CausalLM& base, const nn::PeftModel& lora,
+                                                       const std::string& adapter) {
   const ModuleTree tree = base.tree();
   const Model model = describe({.base = base.folder()});
   std::map<std::string, std::string> names;

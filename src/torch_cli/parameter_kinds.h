@@ -11,11 +11,11 @@
 namespace peft::torch_cli {
 
 struct ParameterKind {
-  std::string name;                        // "model.layers.*.self_attn.q_proj.weight"
-  std::uint64_t count = 0;                 // how many there are
-  std::string shapes;                      // "[64, 64]", or two when layers differ: "[64, 64], [128, 64]"
+  std::string name;         // "model.layers.*.self_attn.q_proj.weight"
+  std::uint64_t count = 0;  // how many there are
+  std::string shapes;       // "[64, 64]", or two when layers differ: "[64, 64], [128, 64]"
   std::uint64_t parameters = 0;
-  std::string adapter_shapes;              // "lora_A [8, 64]  lora_B [64, 8]", as they are on disk
+  std::string adapter_shapes;  // "lora_A [8, 64]  lora_B [64, 8]", as they are on disk
   std::uint64_t adapter_parameters = 0;
 };
 

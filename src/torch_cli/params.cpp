@@ -35,7 +35,8 @@ std::unique_ptr<nn::PeftModel> adapters_on(std::shared_ptr<nn::CausalLM> base, c
   if (flags.adapters.empty()) return nullptr;
   if (const std::string first = resolve_path(flags.adapters.front()); fs::is_regular_file(first)) {
     if (flags.adapters.size() > 1) {
-      throw Error(ErrorCode::USAGE, {.problem = "an adapter_config.json is given with another adapter", .hint = "give one config, or folders"});
+      throw Error(ErrorCode::USAGE, {.problem = "an adapter_config.json is given with another adapter",
+                                     .hint = "give one config, or folders"});
     }
     return adapter_of_config(std::move(base), first);
   }
@@ -47,17 +48,26 @@ std::unique_ptr<nn::PeftModel> adapters_on(std::shared_ptr<nn::CausalLM> base, c
   return lora;
 }
 
-cli::Json to_json(const std::vector<ParameterKind>& kinds, std::int64_t trainable, std::int64_t all, const std::string& line) {
+cli::Json to_json(const std::vector<ParameterKind>& kinds, std::int64_t trainable, std::int64_t all,
+                  const std::string& line) {
   cli::Json list = cli::Json::array();
   for (const auto& kind : kinds) {
-    list.push_back({{"name", kind.name}, {"count", kind.count}, {"shapes", kind.shapes}, {"parameters", kind.parameters},
-                    {"adapter_shapes", kind.adapter_shapes}, {"adapter_parameters", kind.adapter_parameters}});
+    list.push_back({{"name", kind.name},
+                    {"count", kind.count},
+                    {"shapes", kind.shapes},
+                    {"parameters", kind.parameters},
+                    {"adapter_shapes", kind.adapter_shapes},
+                    {"adapter_parameters", kind.adapter_parameters}});
   }
   return {{"line", line}, {"trainable_params", trainable}, {"all_params", all}, {"kinds", list}};
 }
 
 void print(const std::vector<ParameterKind>& kinds, const std::string& line) {
-  cli::Table table({{"parameter"}, {"count", cli::Align::right}, {"shape"}, {"parameters", cli::Align::right}, {"LoRA"},
+  cli::Table table({{"parameter"},
+                    {"count", cli::Align::right},
+                    {"shape"},
+                    {"parameters", cli::Align::right},
+                    {"LoRA"},
                     {"LoRA parameters", cli::Align::right}});
   for (const auto& kind : kinds) {
     table.add({kind.name, cli::grouped(kind.count), kind.shapes, cli::grouped(kind.parameters), kind.adapter_shapes,

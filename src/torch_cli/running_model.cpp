@@ -15,10 +15,14 @@ namespace {
 std::optional<at::ScalarType> scalar_type(const std::string& name) {
   if (name.empty()) return std::nullopt;
   switch (cli::parse_dtype_flag("--dtype", name)) {
-    case Dtype::f16: return at::kHalf;
-    case Dtype::bf16: return at::kBFloat16;
-    case Dtype::f64: return at::kDouble;
-    default: return at::kFloat;
+    case Dtype::f16:
+      return at::kHalf;
+    case Dtype::bf16:
+      return at::kBFloat16;
+    case Dtype::f64:
+      return at::kDouble;
+    default:
+      return at::kFloat;
   }
 }
 
@@ -32,7 +36,8 @@ void check_device(const std::string& name) {
     if (device.is_cpu()) return;
     if (!device.is_cuda()) refuse("--device is not one that models run on here");
     if (!at::hasCUDA()) refuse("--device: this libtorch has no CUDA, or the machine has no such GPU");
-    if (device.has_index() && device.index() >= at::detail::getCUDAHooks().deviceCount()) refuse("--device: there is no such GPU");
+    if (device.has_index() && device.index() >= at::detail::getCUDAHooks().deviceCount())
+      refuse("--device: there is no such GPU");
   } catch (const c10::Error&) {
     refuse("--device is not a device");
   }
@@ -101,13 +106,15 @@ int guarded(int (*verb)(const void*), const void* command) {
   try {
     return verb(command);
   } catch (const c10::OutOfMemoryError&) {
-    throw Error(ErrorCode::OUT_SPACE, {.problem = "the device is out of memory", .hint = "a narrower --dtype, or fewer tokens"});
+    throw Error(ErrorCode::OUT_SPACE,
+                {.problem = "the device is out of memory", .hint = "a narrower --dtype, or fewer tokens"});
   } catch (const c10::Error& error) {
     const std::string text = error.what_without_backtrace();
     if (text.find("DefaultCPUAllocator") != std::string::npos) {
       throw Error(ErrorCode::OUT_SPACE, {.problem = "out of memory", .hint = "a narrower --dtype, or fewer tokens"});
     }
-    throw Error(ErrorCode::INTERNAL, {.problem = "libtorch: " + text, .hint = "please report this, with the command line"});
+    throw Error(ErrorCode::INTERNAL,
+                {.problem = "libtorch: " + text, .hint = "please report this, with the command line"});
   }
 }
 

@@ -13,7 +13,7 @@ namespace peft::torch_cli {
 
 struct RunningModel {
   std::shared_ptr<nn::CausalLM> base;
-  std::unique_ptr<nn::PeftModel> lora;   // null: the base alone
+  std::unique_ptr<nn::PeftModel> lora;  // null: the base alone
   at::Tensor logits(const at::Tensor& ids, const at::Tensor& mask) const;
   std::vector<std::vector<std::int64_t>> generate(const at::Tensor& ids, const at::Tensor& mask,
                                                   const nn::GenerateOptions& options) const;

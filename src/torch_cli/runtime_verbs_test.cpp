@@ -1,13 +1,12 @@
 // peft logits, generate and params as a user runs them, on the golden data.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-
-#include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "peft/safetensors.h"
 #include "support/golden.h"
@@ -78,16 +77,27 @@ TEST_P(Logits, are_those_of_transformers_and_peft) {
   const TemporaryFolder folder;
   for (const char* model_key : {"model", "model_v4"}) {
     // The repository's own selection has the second form of some models only.
-    if (json[model_key].is_null() || !std::filesystem::exists(root("models/" + json[model_key].get<std::string>()))) continue;
+    if (json[model_key].is_null() || !std::filesystem::exists(root("models/" + json[model_key].get<std::string>())))
+      continue;
     for (const char* kind : {"base", "lora"}) {
       const std::string out = folder / (std::string(model_key) + kind);
-      std::vector<std::string> arguments = {"logits", "--base", root("models/" + json[model_key].get<std::string>()), "--ids",
-                                            rows_text(json["input_ids"]), "--mask", rows_text(json["attention_mask"]), "--dtype",
-                                            "F32", "--out", out};
-      if (kind == std::string("lora")) arguments.insert(arguments.end(), {"--adapter", root("runtime/" + GetParam() + "/adapter")});
+      std::vector<std::string> arguments = {"logits",
+                                            "--base",
+                                            root("models/" + json[model_key].get<std::string>()),
+                                            "--ids",
+                                            rows_text(json["input_ids"]),
+                                            "--mask",
+                                            rows_text(json["attention_mask"]),
+                                            "--dtype",
+                                            "F32",
+                                            "--out",
+                                            out};
+      if (kind == std::string("lora"))
+        arguments.insert(arguments.end(), {"--adapter", root("runtime/" + GetParam() + "/adapter")});
       const ProgramResult result = peft(arguments);
       ASSERT_EQ(result.exit_code, 0) << result.err;
-      const auto wanted = read_f32(root("runtime/" + GetParam() + "/" + json["expect"][kind].get<std::string>()), "logits");
+      const auto wanted =
+          read_f32(root("runtime/" + GetParam() + "/" + json["expect"][kind].get<std::string>()), "logits");
       EXPECT_LE(difference(read_f32(out, "logits"), wanted, json["attention_mask"]),
                 json["expect"]["tolerance"]["fp32"][kind]["abs"].get<double>())
           << model_key << " " << kind;
@@ -102,11 +112,21 @@ class Generate : public ::testing::TestWithParam<std::string> {};
 TEST_P(Generate, gives_the_tokens_of_transformers) {
   const Json json = read_json(root("generate/" + GetParam() + "/case.json"));
   for (const auto& [name, expect] : json["expect"].items()) {
-    std::vector<std::string> arguments = {"generate", "--base", root("models/" + json["model"].get<std::string>()), "--ids",
-                                          rows_text(expect["input_ids"]), "--mask", rows_text(expect["attention_mask"]),
-                                          "--max-new-tokens", std::to_string(expect["new_tokens"][0].size()), "--ignore-eos",
-                                          "--dtype", "F32", "--json"};
-    if (name.starts_with("lora")) arguments.insert(arguments.end(), {"--adapter", root(json["adapter"].get<std::string>())});
+    std::vector<std::string> arguments = {"generate",
+                                          "--base",
+                                          root("models/" + json["model"].get<std::string>()),
+                                          "--ids",
+                                          rows_text(expect["input_ids"]),
+                                          "--mask",
+                                          rows_text(expect["attention_mask"]),
+                                          "--max-new-tokens",
+                                          std::to_string(expect["new_tokens"][0].size()),
+                                          "--ignore-eos",
+                                          "--dtype",
+                                          "F32",
+                                          "--json"};
+    if (name.starts_with("lora"))
+      arguments.insert(arguments.end(), {"--adapter", root(json["adapter"].get<std::string>())});
     const ProgramResult result = peft(arguments);
     ASSERT_EQ(result.exit_code, 0) << result.err << result.out;
     EXPECT_EQ(Json::parse(result.out)["new_tokens"], expect["new_tokens"]) << name;
@@ -122,7 +142,8 @@ TEST(Params, prints_the_line_of_peft_for_models_of_full_size) {
     Json json = read_json(root("shapes/" + name + "/expected/config_after.json"));
     json["peft_type"] = "LORA";
     write_file(config, json.dump());
-    const ProgramResult result = peft({"params", "--base", root("shapes/" + name + "/base"), "--adapter", config, "--json"});
+    const ProgramResult result =
+        peft({"params", "--base", root("shapes/" + name + "/base"), "--adapter", config, "--json"});
     ASSERT_EQ(result.exit_code, 0) << result.err << result.out;
     const auto line = read_json(root("shapes/" + name + "/case.json"))["trainable_line"].get<std::string>();
     const auto got = Json::parse(result.out);
@@ -144,9 +165,13 @@ class Prompt : public ::testing::Test {
     Json vocabulary;
     for (int i = 0; i < 300; ++i) vocabulary["w" + std::to_string(i)] = i;
     const Json model = {{"type", "WordLevel"}, {"vocab", vocabulary}, {"unk_token", "w0"}};
-    const Json tokenizer = {{"version", "1.0"}, {"added_tokens", Json::array()}, {"normalizer", nullptr},
-                            {"pre_tokenizer", {{"type", "WhitespaceSplit"}}}, {"post_processor", nullptr},
-                            {"decoder", nullptr}, {"model", model}};
+    const Json tokenizer = {{"version", "1.0"},
+                            {"added_tokens", Json::array()},
+                            {"normalizer", nullptr},
+                            {"pre_tokenizer", {{"type", "WhitespaceSplit"}}},
+                            {"post_processor", nullptr},
+                            {"decoder", nullptr},
+                            {"model", model}};
     write_file(folder_.path() / "tokenizer.json", tokenizer.dump());
   }
   std::vector<std::string> arguments(const std::string& prompt) const {
@@ -163,7 +188,8 @@ TEST_F(Prompt, text_goes_in_and_comes_out) {
   const Json json = Json::parse(peft(with_json).out);
   EXPECT_EQ(json["prompt_ids"], Json({{5, 6, 7}}));
   EXPECT_EQ(json["text"].get<std::string>() + "\n", text.out);
-  const ProgramResult ids = peft({"generate", "--base", folder_.path().string(), "--ids", "5,6,7", "--max-new-tokens", "5", "--ignore-eos"});
+  const ProgramResult ids =
+      peft({"generate", "--base", folder_.path().string(), "--ids", "5,6,7", "--max-new-tokens", "5", "--ignore-eos"});
   EXPECT_EQ(ids.out, fmt::format("{}\n", fmt::join(json["new_tokens"][0].get<std::vector<int>>(), " ")));
 }
 
@@ -219,7 +245,8 @@ TEST(Runtime, what_is_wrong_is_one_error) {
   };
   for (const auto& line : lines) {
     const ProgramResult result = peft(line.arguments);
-    EXPECT_EQ(result.exit_code, line.exit_code) << fmt::format("{}", fmt::join(line.arguments, " ")) << "\n" << result.err;
+    EXPECT_EQ(result.exit_code, line.exit_code) << fmt::format("{}", fmt::join(line.arguments, " ")) << "\n"
+                                                << result.err;
     EXPECT_THAT(result.err, HasSubstr(line.text)) << fmt::format("{}", fmt::join(line.arguments, " "));
     EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
     EXPECT_EQ(result.out, "");

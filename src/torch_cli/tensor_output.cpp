@@ -21,7 +21,8 @@ namespace {
 namespace fs = std::filesystem;
 
 [[noreturn]] void exists(const std::string& path) {
-  throw Error(ErrorCode::OUT_EXISTS, {.file = path, .problem = "the output exists", .hint = "choose another path, or --overwrite"});
+  throw Error(ErrorCode::OUT_EXISTS,
+              {.file = path, .problem = "the output exists", .hint = "choose another path, or --overwrite"});
 }
 
 // The rename itself must reach the disk, too.
@@ -47,10 +48,12 @@ void move_into_place(const std::string& from, const std::string& to, bool overwr
 
 void require_free(const std::string& path, bool overwrite) {
   const fs::file_status status = fs::symlink_status(path);
-  if (fs::is_directory(status)) throw Error(ErrorCode::IO_KIND, {.file = path, .problem = "a folder, where a file is to be written"});
+  if (fs::is_directory(status))
+    throw Error(ErrorCode::IO_KIND, {.file = path, .problem = "a folder, where a file is to be written"});
   if (fs::exists(status) && !overwrite) exists(path);
   const fs::path folder = fs::absolute(path).parent_path();
-  if (!fs::is_directory(folder)) throw Error(ErrorCode::IO_WRITE, {.file = path, .problem = "the folder it is to stand in does not exist"});
+  if (!fs::is_directory(folder))
+    throw Error(ErrorCode::IO_WRITE, {.file = path, .problem = "the folder it is to stand in does not exist"});
 }
 
 void write_tensor(const std::string& path, const std::string& name, const at::Tensor& tensor, bool overwrite) {

@@ -14,7 +14,8 @@ struct Reason {
   const char* why;
 };
 constexpr Reason kReasons[] = {
-    {ExtraKind::magnitude, "DoRA adapters have no weighted sum: each scales the rows of W + delta to magnitudes of its own"},
+    {ExtraKind::magnitude,
+     "DoRA adapters have no weighted sum: each scales the rows of W + delta to magnitudes of its own"},
     {ExtraKind::lora_bias, "lora_bias has no place beside several deltas that are scaled apart"},
     {ExtraKind::token_delta, "trained tokens replace rows of the embedding: they have no weighted sum"},
 };
@@ -56,7 +57,8 @@ std::vector<Carried> carry_all(const Input& input) {
   return carried;
 }
 
-std::vector<Carried> carry_for_combination(std::span<const Input> inputs, AdapterConfig& config, std::vector<std::string>& notes) {
+std::vector<Carried> carry_for_combination(std::span<const Input> inputs, AdapterConfig& config,
+                                           std::vector<std::string>& notes) {
   std::vector<Carried> carried;
   std::map<std::pair<Site, std::string>, std::size_t> owner;
   config.modules_to_save.reset();
@@ -72,7 +74,8 @@ std::vector<Carried> carry_for_combination(std::span<const Input> inputs, Adapte
       }
       carried.push_back(carry(*input.adapter.weights, input.adapter.weights->tensors()[extra.tensor], extra));
       adopt(config, input.adapter.config);
-      notes.push_back(tensor_name(input, extra) + " is carried whole, without a weight: only " + input.adapter.folder + " has it");
+      notes.push_back(tensor_name(input, extra) + " is carried whole, without a weight: only " + input.adapter.folder +
+                      " has it");
     }
   }
   return carried;

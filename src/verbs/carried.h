@@ -1,8 +1,8 @@
 // Tensors that go along whole beside the factors of a new adapter.
 #pragma once
 
-#include "verbs/new_adapter.h"
 #include "peft/verbs.h"
+#include "verbs/new_adapter.h"
 
 namespace peft::verbs {
 
@@ -11,7 +11,8 @@ std::vector<Carried> carry_all(const Input& input);
 
 // Of several adapters: saved modules and biases of the base that only one of them has. Throws CF_UNSUP for what has no
 // sum (DoRA, lora_bias, trained tokens, one module saved by two). `config` gets what belongs to them.
-std::vector<Carried> carry_for_combination(std::span<const Input> inputs, AdapterConfig& config, std::vector<std::string>& notes);
+std::vector<Carried> carry_for_combination(std::span<const Input> inputs, AdapterConfig& config,
+                                           std::vector<std::string>& notes);
 
 Carried carry(const TensorFile& file, const TensorInfo& tensor, const Extra& extra);
 

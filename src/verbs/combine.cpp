@@ -16,9 +16,17 @@ namespace {
 
 using verbs::InputUnit;
 
-constexpr std::array<std::string_view, 11> kTypes = {
-    "linear", "cat", "svd", "ties", "dare_linear", "dare_ties", "magnitude_prune",
-    "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd"};
+constexpr std::array<std::string_view, 11> kTypes = {"linear",
+                                                     "cat",
+                                                     "svd",
+                                                     "ties",
+                                                     "dare_linear",
+                                                     "dare_ties",
+                                                     "magnitude_prune",
+                                                     "ties_svd",
+                                                     "dare_linear_svd",
+                                                     "dare_ties_svd",
+                                                     "magnitude_prune_svd"};
 
 bool cuts(CombineType type) { return kTypes[static_cast<std::size_t>(type)].ends_with("svd"); }
 bool prunes(CombineType type) { return type > CombineType::svd; }
@@ -29,11 +37,16 @@ void check_options(std::span<const WeightedAdapter> adapters, const CombineOptio
     throw Error(ErrorCode::USAGE, {.problem = std::move(problem), .hint = std::move(hint)});
   };
   if (adapters.empty()) usage("no adapter is given", "peft combine --help");
-  if (prunes(options.type) && !options.density) usage("type " + type + " needs --density", "the part of the elements that is kept: --density 0.5");
-  if (!prunes(options.type) && options.density) usage("type " + type + " prunes nothing: --density has no meaning", "leave it out, or another --type");
-  if (options.density && !(*options.density >= 0 && *options.density <= 1)) usage("--density is a number from 0 to 1", "--density 0.5");
-  if (options.density && *options.density == 0 && options.type != CombineType::ties) usage("--density 0 keeps nothing", "--density 0.5");
-  if (!cuts(options.type) && options.svd_rank != 0) usage("type " + type + " cuts no rank: --svd-rank has no meaning", "a type that ends in svd");
+  if (prunes(options.type) && !options.density)
+    usage("type " + type + " needs --density", "the part of the elements that is kept: --density 0.5");
+  if (!prunes(options.type) && options.density)
+    usage("type " + type + " prunes nothing: --density has no meaning", "leave it out, or another --type");
+  if (options.density && !(*options.density >= 0 && *options.density <= 1))
+    usage("--density is a number from 0 to 1", "--density 0.5");
+  if (options.density && *options.density == 0 && options.type != CombineType::ties)
+    usage("--density 0 keeps nothing", "--density 0.5");
+  if (!cuts(options.type) && options.svd_rank != 0)
+    usage("type " + type + " cuts no rank: --svd-rank has no meaning", "a type that ends in svd");
 }
 
 std::vector<Input> load_all(std::span<const WeightedAdapter> adapters, const InputOptions& options) {
@@ -82,9 +95,12 @@ std::vector<ExpertCount> expert_counts(std::span<const Input> inputs) {
   std::vector<ExpertCount> counts;
   for (const Input& input : inputs) {
     for (const ExpertCount& count : input.reading.factors.expert_counts) {
-      const auto at = std::find_if(counts.begin(), counts.end(), [&](const ExpertCount& c) { return c.module == count.module; });
-      if (at == counts.end()) counts.push_back(count);
-      else at->count = std::max(at->count, count.count);
+      const auto at =
+          std::find_if(counts.begin(), counts.end(), [&](const ExpertCount& c) { return c.module == count.module; });
+      if (at == counts.end())
+        counts.push_back(count);
+      else
+        at->count = std::max(at->count, count.count);
     }
   }
   return counts;
@@ -96,7 +112,8 @@ void warn_of_bases(std::span<const Input> inputs, std::vector<std::string>& warn
     if (const auto& base = input.adapter.config.base_model_name_or_path) bases.insert(*base);
     for (const auto& text : input.reading.factors.warnings) warnings.push_back(input.adapter.folder + ": " + text);
   }
-  if (bases.size() > 1) warnings.push_back(fmt::format("the adapters name {} base models: {}", bases.size(), fmt::join(bases, ", ")));
+  if (bases.size() > 1)
+    warnings.push_back(fmt::format("the adapters name {} base models: {}", bases.size(), fmt::join(bases, ", ")));
 }
 
 struct Job {
@@ -105,11 +122,12 @@ struct Job {
   std::optional<Layout> to;
   std::optional<Dtype> dtype;
   int threads = 0;
-  bool carry_all = false;       // one adapter's extras belong to its result as they are
+  bool carry_all = false;  // one adapter's extras belong to its result as they are
 };
 
 // Each unit on its own, as many at a time as fit into two gigabytes.
-std::vector<verbs::CombinedUnit> compute(std::span<const InputUnit> units, std::span<const Input> inputs, const Job& job, Dtype dtype) {
+std::vector<verbs::CombinedUnit> compute(std::span<const InputUnit> units, std::span<const Input> inputs,
+                                         const Job& job, Dtype dtype) {
   std::uint64_t largest = 1;
   for (const InputUnit& unit : units) largest = std::max(largest, memory_of(unit, job.rule));
   const auto fit = static_cast<int>(std::clamp<std::uint64_t>((std::uint64_t{2} << 30) / largest, 1, kMaxThreads));
@@ -128,7 +146,8 @@ LowRankResult run(std::span<const Input> inputs, const Job& job) {
   made.expert_counts = expert_counts(inputs);
   AdapterConfig config = inputs.front().adapter.config;
   LowRankResult result;
-  made.carried = job.carry_all ? verbs::carry_all(inputs.front()) : verbs::carry_for_combination(inputs, config, result.notes);
+  made.carried =
+      job.carry_all ? verbs::carry_all(inputs.front()) : verbs::carry_for_combination(inputs, config, result.notes);
   const auto units = verbs::units_of(inputs, first.model, to);
   auto done = compute(units, inputs, job, made.dtype);
   for (std::size_t i = 0; i < units.size(); ++i) {
@@ -164,8 +183,14 @@ std::optional<CombineType> parse_combine_type(std::string_view name) {
   return static_cast<CombineType>(at - kTypes.begin());
 }
 
-LowRankResult plan_combine(std::span<const Input> inputs, std::span<const double> weights, const CombineOptions& options) {
-  Job job{.weights = {weights.begin(), weights.end()}, .rule = verbs::rule_of(options.type), .to = options.to, .dtype = options.dtype, .threads = options.threads, .carry_all = false};
+LowRankResult plan_combine(std::span<const Input> inputs, std::span<const double> weights,
+                           const CombineOptions& options) {
+  Job job{.weights = {weights.begin(), weights.end()},
+          .rule = verbs::rule_of(options.type),
+          .to = options.to,
+          .dtype = options.dtype,
+          .threads = options.threads,
+          .carry_all = false};
   job.rule.options = {options.density.value_or(1), options.majority_by_count, options.seed};
   if (cuts(options.type)) job.rule.most = options.svd_rank != 0 ? options.svd_rank : largest_rank(inputs);
   return run(inputs, job);
@@ -183,7 +208,12 @@ LowRankResult plan_resize(const std::string& adapter, const ResizeOptions& optio
   if (options.rank < 1) throw Error(ErrorCode::USAGE, {.problem = "--rank is a positive number", .hint = "--rank 8"});
   const std::array<WeightedAdapter, 1> only = {WeightedAdapter{adapter, 1}};
   const std::vector<Input> inputs = load_all(only, options.input);
-  Job job{.weights = {1}, .rule = verbs::rule_of(CombineType::svd), .to = options.to, .dtype = options.dtype, .threads = options.threads, .carry_all = true};
+  Job job{.weights = {1},
+          .rule = verbs::rule_of(CombineType::svd),
+          .to = options.to,
+          .dtype = options.dtype,
+          .threads = options.threads,
+          .carry_all = true};
   job.rule.most = options.rank;
   return run(inputs, job);
 }

@@ -32,7 +32,8 @@ std::vector<Term> terms_of(const InputUnit& unit, std::span<const Input> inputs,
 }
 
 double norm_of(const Term& term) {
-  return std::abs(term.weight * term.factors.scale) * low_rank::product_norm(term.factors.values.b, term.factors.values.a);
+  return std::abs(term.weight * term.factors.scale) *
+         low_rank::product_norm(term.factors.values.b, term.factors.values.a);
 }
 
 // The weighted sum as one pair: B's side by side, scale and weight in them.
@@ -53,12 +54,13 @@ void require_one_rank(const InputUnit& unit, const std::vector<Term>& terms, std
   for (const Term& term : terms) {
     const std::int64_t rank = term.factors.values.a.cols, first = terms.front().factors.values.a.cols;
     if (rank == first) continue;
-    throw Error(ErrorCode::LO_RANK, {.file = inputs[term.which].adapter.weights->path(),
-                                     .tensor = unit.unit.name(),
-                                     .problem = "this type adds lora_A to lora_A element by element, and the ranks differ",
-                                     .expected = fmt::format("rank {}, as in the first adapter", first),
-                                     .got = fmt::format("rank {}", rank),
-                                     .hint = "the same type with _svd, or linear, cat, svd"});
+    throw Error(ErrorCode::LO_RANK,
+                {.file = inputs[term.which].adapter.weights->path(),
+                 .tensor = unit.unit.name(),
+                 .problem = "this type adds lora_A to lora_A element by element, and the ranks differ",
+                 .expected = fmt::format("rank {}, as in the first adapter", first),
+                 .got = fmt::format("rank {}", rank),
+                 .hint = "the same type with _svd, or linear, cat, svd"});
   }
 }
 
@@ -99,7 +101,8 @@ low_rank::Factors cut(low_rank::Spectrum spectrum, std::int64_t most) {
 }
 
 // `largest`: norm of the largest term. A sum far below it is what rounding left of terms that cancel.
-CombinedUnit from_factors(const InputUnit& unit, const low_rank::Factors& wanted, bool as_they_are, std::int64_t most, Dtype dtype, double largest) {
+CombinedUnit from_factors(const InputUnit& unit, const low_rank::Factors& wanted, bool as_they_are, std::int64_t most,
+                          Dtype dtype, double largest) {
   CombinedUnit result;
   if (wanted.a.cols == 0) return result;
   result.norm = low_rank::product_norm(wanted.b, wanted.a);
@@ -124,17 +127,28 @@ CombinedUnit from_update(const InputUnit& unit, Dense wanted, std::int64_t most,
 CombineRule rule_of(CombineType type) {
   using On = CombineRule::On;
   switch (type) {
-    case CombineType::linear: return {};
-    case CombineType::cat: return {.on = On::sum, .op = Operator::linear, .options = {}, .side_by_side = true, .most = 0};
-    case CombineType::svd: return {};
-    case CombineType::ties: return {On::factors, Operator::ties, {}, false, 0};
-    case CombineType::dare_linear: return {On::factors, Operator::dare_linear, {}, false, 0};
-    case CombineType::dare_ties: return {On::factors, Operator::dare_ties, {}, false, 0};
-    case CombineType::magnitude_prune: return {On::factors, Operator::magnitude_prune, {}, false, 0};
-    case CombineType::ties_svd: return {On::updates, Operator::ties, {}, false, 0};
-    case CombineType::dare_linear_svd: return {On::updates, Operator::dare_linear, {}, false, 0};
-    case CombineType::dare_ties_svd: return {On::updates, Operator::dare_ties, {}, false, 0};
-    case CombineType::magnitude_prune_svd: return {On::updates, Operator::magnitude_prune, {}, false, 0};
+    case CombineType::linear:
+      return {};
+    case CombineType::cat:
+      return {.on = On::sum, .op = Operator::linear, .options = {}, .side_by_side = true, .most = 0};
+    case CombineType::svd:
+      return {};
+    case CombineType::ties:
+      return {On::factors, Operator::ties, {}, false, 0};
+    case CombineType::dare_linear:
+      return {On::factors, Operator::dare_linear, {}, false, 0};
+    case CombineType::dare_ties:
+      return {On::factors, Operator::dare_ties, {}, false, 0};
+    case CombineType::magnitude_prune:
+      return {On::factors, Operator::magnitude_prune, {}, false, 0};
+    case CombineType::ties_svd:
+      return {On::updates, Operator::ties, {}, false, 0};
+    case CombineType::dare_linear_svd:
+      return {On::updates, Operator::dare_linear, {}, false, 0};
+    case CombineType::dare_ties_svd:
+      return {On::updates, Operator::dare_ties, {}, false, 0};
+    case CombineType::magnitude_prune_svd:
+      return {On::updates, Operator::magnitude_prune, {}, false, 0};
   }
   return {};
 }

@@ -8,18 +8,18 @@
 namespace peft::verbs {
 
 struct CombineRule {
-  enum class On : std::uint8_t { sum, factors, updates };   // what the operator works on
+  enum class On : std::uint8_t { sum, factors, updates };  // what the operator works on
   On on = On::sum;
   low_rank::Operator op = low_rank::Operator::linear;
   low_rank::OperatorOptions options;
-  bool side_by_side = false;            // sum: keep the factors as they are
-  std::int64_t most = 0;                // the rank to cut to; 0: none
+  bool side_by_side = false;  // sum: keep the factors as they are
+  std::int64_t most = 0;      // the rank to cut to; 0: none
 };
 CombineRule rule_of(CombineType type);
 
 struct CombinedUnit {
-  std::optional<StoredPair> pair;       // absent: the result is zero
-  double norm = 0, error = 0;           // of what was asked for, and of what is stored minus that
+  std::optional<StoredPair> pair;  // absent: the result is zero
+  double norm = 0, error = 0;      // of what was asked for, and of what is stored minus that
 };
 // Throws LO_RANK where factors of different ranks are to be added element by element.
 CombinedUnit combine_unit(const InputUnit& unit, std::span<const Input> inputs, std::span<const double> weights,

@@ -34,10 +34,13 @@ Consumer peft_now(const ConsumerFacts& f) {
   }
   if (f.use_dora) return verdict(kName, kRefuses, "DoRA does not exist on fused experts");
   if (f.dropout) return verdict(kName, kRefuses, "lora_dropout is not 0");
-  if (f.peft_config.empty()) return verdict(kName, kWrong, "tensors of this model type are converted, the config is not: experts are dropped");
+  if (f.peft_config.empty())
+    return verdict(kName, kWrong, "tensors of this model type are converted, the config is not: experts are dropped");
   if (f.gate != f.up) return verdict(kName, kRefuses, "gate without up, or up without gate");
-  if (f.gate && !f.down) return verdict(kName, kWrong, "keys for a wrapper that does not exist; only a warning about missing keys");
-  if (f.missing_experts || f.unequal_expert_ranks) return verdict(kName, kRefuses, "experts with different ranks, or none");
+  if (f.gate && !f.down)
+    return verdict(kName, kWrong, "keys for a wrapper that does not exist; only a warning about missing keys");
+  if (f.missing_experts || f.unequal_expert_ranks)
+    return verdict(kName, kRefuses, "experts with different ranks, or none");
   if (f.use_rslora) return verdict(kName, kWrong, "gate and up become sqrt(2) too strong");
   if (f.unequal_expert_scales) return verdict(kName, kWrong, "alpha patterns of experts are lost");
   return verdict(kName, kRight);
@@ -54,9 +57,11 @@ Consumer peft_old(const ConsumerFacts& f) {
 Consumer vllm(const ConsumerFacts& f, bool mixed) {
   const std::string_view name = mixed ? "vLLM 0.32, enable_mixed_moe_lora_format" : "vLLM 0.32";
   if (!f.has_experts || !fused(f)) return verdict(name, kRight);
-  if (f.model_type == "mixtral") return verdict(name, kWrong, "experts are looked for under block_sparse_moe: their LoRA is dropped");
+  if (f.model_type == "mixtral")
+    return verdict(name, kWrong, "experts are looked for under block_sparse_moe: their LoRA is dropped");
   if (f.layout == Layout::unsloth_grouped) return verdict(name, kWrong, "the packing of lora_B is not looked at");
-  if (f.reversed_for_peft && f.model_type != "llama4") return verdict(name, kRefuses, "sizes do not fit: the pairs are the other way round");
+  if (f.reversed_for_peft && f.model_type != "llama4")
+    return verdict(name, kRefuses, "sizes do not fit: the pairs are the other way round");
   const bool needs_flag = f.model_type != "gpt_oss";
   if (needs_flag && !mixed) return verdict(name, kRefuses, "asks for enable_mixed_moe_lora_format");
   if (!(f.gate && f.up && f.down)) return verdict(name, kRefuses, "needs gate_up_proj and down_proj both");
@@ -84,7 +89,8 @@ ConsumerFacts consumer_facts(const Input& input) {
   f.use_rslora = config.use_rslora, f.use_dora = config.use_dora, f.dropout = config.lora_dropout != 0;
   f.alpha_pattern = !config.alpha_pattern.empty();
   for (const Experts& experts : input.model.experts) f.fused_in_v4 = f.fused_in_v4 || !experts.form->v4.empty();
-  static const std::set<std::string, std::less<>> kProjections = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"};
+  static const std::set<std::string, std::less<>> kProjections = {"gate", "gate_proj", "up_proj", "down_proj",
+                                                                  "w1",   "w2",        "w3"};
   std::map<Projection, std::set<std::int64_t>> ranks;
   std::map<Projection, std::set<double>> scales;
   std::map<std::string, std::map<Projection, std::int64_t>> counts;
@@ -102,25 +108,30 @@ ConsumerFacts consumer_facts(const Input& input) {
     scales[factor.site.projection].insert(factor.scale);
     ++counts[factor.site.module][factor.site.projection];
   }
-  for (const auto& [projection, values] : ranks) f.unequal_expert_ranks |= values.size() > 1 || (*values.begin()) != config.r;
+  for (const auto& [projection, values] : ranks)
+    f.unequal_expert_ranks |= values.size() > 1 || (*values.begin()) != config.r;
   std::set<double> all_scales;
   for (const auto& [projection, values] : scales) all_scales.insert(values.begin(), values.end());
   f.unequal_expert_scales = all_scales.size() > 1;
   for (const Experts& experts : input.model.experts) {
     const auto at = counts.find(layout::experts_module(experts));
     if (at == counts.end()) continue;
-    for (const auto& [projection, count] : at->second) f.missing_experts |= experts.num_experts != 0 && count != experts.num_experts;
+    for (const auto& [projection, count] : at->second)
+      f.missing_experts |= experts.num_experts != 0 && count != experts.num_experts;
   }
   if (fused(f)) {
     for (const Experts& experts : input.model.experts) {
       for (const auto& parameter : experts.form->v5) {
         if (parameter.projections.empty()) continue;
-        const bool same = layout::orientation_of(f.layout, parameter) == layout::orientation_of(Layout::peft_fused, parameter);
+        const bool same =
+            layout::orientation_of(f.layout, parameter) == layout::orientation_of(Layout::peft_fused, parameter);
         const auto dims = layout::natural_dims(experts, parameter);
         const bool adapted = parameter.projections.front() == Projection::down ? f.down : f.gate || f.up;
         f.reversed_for_peft |= !same;
-        if (adapted && !same && dims.in != dims.out) f.reversed_square = false;
-        else if (adapted && !same) f.reversed_square = true;
+        if (adapted && !same && dims.in != dims.out)
+          f.reversed_square = false;
+        else if (adapted && !same)
+          f.reversed_square = true;
       }
       break;
     }
@@ -129,7 +140,11 @@ ConsumerFacts consumer_facts(const Input& input) {
 }
 
 std::vector<InspectReport::Consumer> consumer_verdicts(const ConsumerFacts& facts) {
-  return {peft_now(facts), peft_old(facts), vllm(facts, false), vllm(facts, true), llama_cpp(facts),
+  return {peft_now(facts),
+          peft_old(facts),
+          vllm(facts, false),
+          vllm(facts, true),
+          llama_cpp(facts),
           verdict("MLX-LM 0.32", kRefuses, "reads its own format only (adapters.safetensors, num_layers)")};
 }
 

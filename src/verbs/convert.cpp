@@ -35,15 +35,19 @@ std::vector<PlannedTensor> copies(const Input& input) {
 }
 
 // Names of dense modules that PEFT's own migration takes for experts (peft issue 3711).
-void warn_of_namesakes(const layout::Encoded& encoded, const Model& model, Layout to, std::vector<std::string>& warnings) {
+void warn_of_namesakes(const layout::Encoded& encoded, const Model& model, Layout to,
+                       std::vector<std::string>& warnings) {
   if (to == Layout::peft_per_expert || model.peft_config.empty()) return;
   for (const auto& target : encoded.targets) {
     if (target.parameter) continue;
     const std::string leaf = target.name.substr(target.name.rfind('.') + 1);
-    static const std::set<std::string, std::less<>> kRewritten = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"};
+    static const std::set<std::string, std::less<>> kRewritten = {"gate", "gate_proj", "up_proj", "down_proj",
+                                                                  "w1",   "w2",        "w3"};
     if (kRewritten.count(leaf) == 0) continue;
-    warnings.push_back(fmt::format("{} is named as an expert's projection: PEFT up to 0.21.2 rewrites such targets while loading, even in a "
-                                   "right config, and drops their LoRA without a word (peft issue 3711)", target.name));
+    warnings.push_back(fmt::format(
+        "{} is named as an expert's projection: PEFT up to 0.21.2 rewrites such targets while loading, even in a "
+        "right config, and drops their LoRA without a word (peft issue 3711)",
+        target.name));
     return;
   }
 }
@@ -88,12 +92,13 @@ bool keeps_everything(const Input& input, const layout::Encoded& encoded, const 
   // Nothing but dense modules, and none of them is called or owned differently in the target. What a pattern or PEFT's
   // defaults select depends on the modules of the generation, so such configs of MoE models are spelled out.
   const AdapterConfig& config = input.adapter.config;
-  const bool plain_list = std::holds_alternative<std::vector<std::string>>(config.target_modules) && !config.layers_to_transform &&
-                          std::holds_alternative<std::monostate>(config.exclude_modules);
+  const bool plain_list = std::holds_alternative<std::vector<std::string>>(config.target_modules) &&
+                          !config.layers_to_transform && std::holds_alternative<std::monostate>(config.exclude_modules);
   // A router is a parameter in transformers 5 and a module in 4, often under one name.
   const bool owns_parameters = config.target_parameters && !config.target_parameters->empty();
   if ((!plain_list || owns_parameters) && !input.model.experts.empty()) return false;
-  const bool parameters = std::any_of(encoded.targets.begin(), encoded.targets.end(), [](const auto& t) { return t.parameter; });
+  const bool parameters =
+      std::any_of(encoded.targets.begin(), encoded.targets.end(), [](const auto& t) { return t.parameter; });
   return encoded.steps.empty() && !parameters;
 }
 
@@ -120,20 +125,24 @@ Plan plan_convert(const Input& input, const ConvertOptions& options) {
   Plan plan;
   plan.warnings = input.reading.factors.warnings;
   const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal};
-  layout::Encoded encoded = layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
+  layout::Encoded encoded =
+      layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
   if (keeps_everything(input, encoded, options)) {
     plan.files.push_back({std::string(kWeights), copies(input)});
     plan.texts.emplace_back(kConfig, input.adapter.config.dump());
-    plan.steps.push_back(input.reading.has_experts ? "already in this layout: copied as it is (bit-exact)"
-                                                   : "nothing in this adapter differs between the layouts: copied as it is (bit-exact)");
+    plan.steps.push_back(input.reading.has_experts
+                             ? "already in this layout: copied as it is (bit-exact)"
+                             : "nothing in this adapter differs between the layouts: copied as it is (bit-exact)");
     finish(plan, input);
     return plan;
   }
   if (input.model.num_experts_assumed) {
-    plan.warnings.push_back("the number of experts is taken from the file (highest index + 1); --base or --num-experts would confirm it");
+    plan.warnings.push_back(
+        "the number of experts is taken from the file (highest index + 1); --base or --num-experts would confirm it");
   }
   warn_of_namesakes(encoded, input.model, options.to, plan.warnings);
-  const AdapterConfig config = layout::write_config(input.adapter.config, encoded, input.model, options.to, plan.warnings);
+  const AdapterConfig config =
+      layout::write_config(input.adapter.config, encoded, input.model, options.to, plan.warnings);
   plan.exactness = encoded.exactness;
   plan.steps = std::move(encoded.steps);
   plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());

@@ -21,23 +21,28 @@ namespace {
 
 bool names_parameter(const std::vector<std::string>& targets, const ModuleTree& tree) {
   const auto matches = [&](const std::string& name) {
-    return std::any_of(targets.begin(), targets.end(), [&](const std::string& t) { return name == t || name.ends_with("." + t); });
+    return std::any_of(targets.begin(), targets.end(),
+                       [&](const std::string& t) { return name == t || name.ends_with("." + t); });
   };
-  return std::any_of(tree.parameters.begin(), tree.parameters.end(), [&](const Parameter& p) { return matches(p.full_name()); }) ||
-         std::any_of(tree.modules.begin(), tree.modules.end(), [&](const Module& m) { return matches(m.name + ".weight"); });
+  return std::any_of(tree.parameters.begin(), tree.parameters.end(),
+                     [&](const Parameter& p) { return matches(p.full_name()); }) ||
+         std::any_of(tree.modules.begin(), tree.modules.end(),
+                     [&](const Module& m) { return matches(m.name + ".weight"); });
 }
 
 // The tree a v4 config was made on. Types that transformers 4 does not have are named there as checkpoints name them.
 std::optional<ModuleTree> tree_of_v4(const Model& model) {
   if (model.v4 || !model.v5) return model.v4;
-  const bool on_disk = std::any_of(model.experts.begin(), model.experts.end(), [](const Experts& e) { return e.form->per_expert_on_disk_only; });
+  const bool on_disk = std::any_of(model.experts.begin(), model.experts.end(),
+                                   [](const Experts& e) { return e.form->per_expert_on_disk_only; });
   if (!on_disk) return std::nullopt;
   ModuleTree tree = model::rename_tree(model, *model.v5, Generation::v5, Generation::v4);
   // Routers became classes of their own with the fused experts; before that they were nn.Linear.
   for (Module& module : tree.modules) {
     for (const Experts& experts : model.experts) {
       const std::string block = experts.v5_module.substr(0, experts.v5_module.rfind('.') + 1);
-      const bool router = module.kind == ModuleKind::other && module.weight.size() == 2 && module.weight[0] == experts.num_experts;
+      const bool router =
+          module.kind == ModuleKind::other && module.weight.size() == 2 && module.weight[0] == experts.num_experts;
       if (router && module.name.starts_with(block)) module.kind = ModuleKind::linear;
     }
   }
@@ -55,9 +60,12 @@ Generation generation_of(const AdapterConfig& config, const Model& model, const 
   // PEFT 0.19 and later run on both: names that only v4 has decide.
   const auto* list = std::get_if<std::vector<std::string>>(&config.target_modules);
   const auto has = [](const ModuleTree& tree, const std::string& name) {
-    return std::any_of(tree.modules.begin(), tree.modules.end(), [&](const Module& m) { return m.name == name || m.name.ends_with("." + name); });
+    return std::any_of(tree.modules.begin(), tree.modules.end(),
+                       [&](const Module& m) { return m.name == name || m.name.ends_with("." + name); });
   };
-  const bool only_v4 = list != nullptr && std::any_of(list->begin(), list->end(), [&](const std::string& name) { return has(*v4, name) && !has(*model.v5, name); });
+  const bool only_v4 = list != nullptr && std::any_of(list->begin(), list->end(), [&](const std::string& name) {
+                         return has(*v4, name) && !has(*model.v5, name);
+                       });
   return only_v4 ? Generation::v4 : Generation::v5;
 }
 
@@ -69,17 +77,18 @@ class VirtualFactors {
     const std::string module = target.parameter ? target.name.substr(0, target.name.rfind('.')) : target.name;
     const auto located = model_.locate(module);
     if (located && located->experts != nullptr && located->expert >= 0) {
-      add_factor(target, {layout::experts_module(*located->experts), "", located->expert, located->projection}, fresh_view(), dims(target));
+      add_factor(target, {layout::experts_module(*located->experts), "", located->expert, located->projection},
+                 fresh_view(), dims(target));
     } else if (located && located->experts != nullptr) {
       add_stack(target, *located->experts, target.name.substr(target.name.rfind('.') + 1), module);
     } else {
-      add_factor(target, {model_.rename(module, Generation::v4, Generation::v5), "", -1, Projection::none}, fresh_view(), dims(target));
+      add_factor(target, {model_.rename(module, Generation::v4, Generation::v5), "", -1, Projection::none},
+                 fresh_view(), dims(target));
     }
   }
   Factors take() {
-    std::stable_sort(factors_.factors.begin(), factors_.factors.end(), [](const Factor& x, const Factor& y) {
-      return natural_less(x.site.module, y.site.module);
-    });
+    std::stable_sort(factors_.factors.begin(), factors_.factors.end(),
+                     [](const Factor& x, const Factor& y) { return natural_less(x.site.module, y.site.module); });
     return std::move(factors_);
   }
 
@@ -93,7 +102,8 @@ class VirtualFactors {
   View fresh_view() { return {0, next_++, 0, 0, 0, 0, 0}; }
 
   void add_factor(const Target& target, Site site, const View& a, const Dims& dims) {
-    factors_.factors.push_back({std::move(site), FactorKind::linear, dims.out, dims.in, target.rank, target.scaling, a, fresh_view()});
+    factors_.factors.push_back(
+        {std::move(site), FactorKind::linear, dims.out, dims.in, target.rank, target.scaling, a, fresh_view()});
   }
   void add_stack(const Target& target, const Experts& experts, const std::string& name, const std::string& module) {
     const auto& list = generation_ == Generation::v4 ? experts.form->v4 : experts.form->v5;
@@ -101,7 +111,8 @@ class VirtualFactors {
       return p.name == name && experts.fused_module(generation_, p) == module;
     });
     if (parameter == list.end()) {
-      throw Error(ErrorCode::LO_TARGET, {.tensor = target.name, .problem = "the family table has no such parameter of the experts"});
+      throw Error(ErrorCode::LO_TARGET,
+                  {.tensor = target.name, .problem = "the family table has no such parameter of the experts"});
     }
     const std::string& place = layout::experts_module(experts);
     const Dims whole = layout::natural_dims(experts, *parameter);
@@ -116,8 +127,10 @@ class VirtualFactors {
       const View shared = fresh_view();
       for (std::size_t p = 0; p < static_cast<std::size_t>(parts); ++p) {
         Site site{place, "", e, Projection::none};
-        if (parameter->projections.empty()) site.parameter = name;
-        else site.projection = parameter->projections[p];
+        if (parameter->projections.empty())
+          site.parameter = name;
+        else
+          site.projection = parameter->projections[p];
         add_factor(target, std::move(site), shared, {whole.out / parts, whole.in});
       }
     }
@@ -131,22 +144,24 @@ class VirtualFactors {
 
 bool is_fused(Layout layout) { return layout != Layout::peft_per_expert; }
 
-AdapterConfig write_converted(const AdapterConfig& config, const Model& model, Generation from, const ResolvedTargets& resolved,
-                              const layout::EncodeOptions& options, std::vector<std::string>& warnings) {
+AdapterConfig write_converted(const AdapterConfig& config, const Model& model, Generation from,
+                              const ResolvedTargets& resolved, const layout::EncodeOptions& options,
+                              std::vector<std::string>& warnings) {
   VirtualFactors virtual_factors(model, from);
   for (const Target& target : resolved.targets) virtual_factors.add(target);
   const Factors factors = virtual_factors.take();
   layout::Encoded encoded = layout::encode(factors, model, nullptr, options);
   for (const std::string& module : resolved.modules_to_save) {
     const bool turn = from == Generation::v4 && is_fused(options.to);
-    encoded.saved_modules.push_back(turn ? model.rename(module, Generation::v4, Generation::v5)
-                                         : is_fused(options.to) ? module : model.rename(module, Generation::v5, Generation::v4));
+    encoded.saved_modules.push_back(turn                   ? model.rename(module, Generation::v4, Generation::v5)
+                                    : is_fused(options.to) ? module
+                                                           : model.rename(module, Generation::v5, Generation::v4));
   }
   return layout::write_config(config, encoded, model, options.to, warnings);
 }
 
-// Whether a name in a list can mean a module that only v4 has; a pattern can mean any. Experts are most of a v4 tree, so
-// this is asked before anything is resolved on it.
+// Whether a name in a list can mean a module that only v4 has; a pattern can mean any. Experts are most of a v4 tree,
+// so this is asked before anything is resolved on it.
 bool may_name_v4_only(const AdapterConfig& config, const ModuleTree& tree, const Model& model) {
   const auto* list = std::get_if<std::vector<std::string>>(&config.target_modules);
   if (list == nullptr) return true;
@@ -159,13 +174,15 @@ bool may_name_v4_only(const AdapterConfig& config, const ModuleTree& tree, const
   });
 }
 
-// What v4 targets on `tree` name, when that includes experts or routers; nothing when they name neither, or nothing at all.
-std::optional<ResolvedTargets> targets_among_experts(const AdapterConfig& config, const ModuleTree& tree, const Model& model) {
+// What v4 targets on `tree` name, when that includes experts or routers; nothing when they name neither, or nothing at
+// all.
+std::optional<ResolvedTargets> targets_among_experts(const AdapterConfig& config, const ModuleTree& tree,
+                                                     const Model& model) {
   ResolvedTargets resolved;
   try {
     resolved = resolve_targets(config, tree, model, Generation::v4);
   } catch (const Error& error) {
-    if (error.code() == ErrorCode::CF_TARGET) return std::nullopt;   // names of v5, or wrong there as well
+    if (error.code() == ErrorCode::CF_TARGET) return std::nullopt;  // names of v5, or wrong there as well
     throw;
   }
   const bool any = std::ranges::any_of(resolved.targets, [&](const Target& target) {
@@ -193,29 +210,41 @@ void require_whole(const std::vector<Target>& targets, const Model& model) {
     if (found == counts.end()) continue;
     auto& of = found->second;
     if (of.contains(Projection::gate) != of.contains(Projection::up)) {
-      throw Error(ErrorCode::CF_TARGET, {.tensor = module, .problem = "gate and up are one parameter here, and only one of them is a target",
-                                         .expected = "both or neither", .got = "ValueError", .hint = "name both in target_modules"});
+      throw Error(ErrorCode::CF_TARGET,
+                  {.tensor = module,
+                   .problem = "gate and up are one parameter here, and only one of them is a target",
+                   .expected = "both or neither",
+                   .got = "ValueError",
+                   .hint = "name both in target_modules"});
     }
     for (const auto& [projection, count] : of) {
       if (count == experts.num_experts) continue;
-      throw Error(ErrorCode::CF_TARGET, {.tensor = module, .problem = fmt::format("only {} of {} experts are targets, and they are one parameter here", count, experts.num_experts),
-                                         .expected = "all experts of a layer", .got = "ValueError", .hint = "name the projection without an expert's number"});
+      throw Error(ErrorCode::CF_TARGET,
+                  {.tensor = module,
+                   .problem = fmt::format("only {} of {} experts are targets, and they are one parameter here", count,
+                                          experts.num_experts),
+                   .expected = "all experts of a layer",
+                   .got = "ValueError",
+                   .hint = "name the projection without an expert's number"});
     }
   }
 }
 
 }  // namespace
 
-std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, const Model& model, std::vector<std::string>& warnings) {
+std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, const Model& model,
+                                                std::vector<std::string>& warnings) {
   const auto v4 = tree_of_v4(model);
   const bool named = !std::holds_alternative<std::monostate>(config.target_modules);
-  if (!named || !v4 || !model.v5 || model.peft_config.empty() || !may_name_v4_only(config, *v4, model)) return std::nullopt;
+  if (!named || !v4 || !model.v5 || model.peft_config.empty() || !may_name_v4_only(config, *v4, model))
+    return std::nullopt;
   AdapterConfig modules = config;
   modules.target_parameters.reset();
   const auto resolved = targets_among_experts(modules, *v4, model);
   if (!resolved) return std::nullopt;
   require_whole(resolved->targets, model);
-  AdapterConfig after = write_converted(modules, model, Generation::v4, *resolved, {Layout::peft_fused, std::nullopt, true}, warnings);
+  AdapterConfig after =
+      write_converted(modules, model, Generation::v4, *resolved, {Layout::peft_fused, std::nullopt, true}, warnings);
   // What a parameter cannot have is refused later, as for any target_parameters.
   after.lora_dropout = config.lora_dropout, after.use_dora = config.use_dora, after.lora_bias = config.lora_bias;
   if (config.target_parameters) {
@@ -230,13 +259,17 @@ std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, con
 
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options) {
   const AdapterConfig config = AdapterConfig::read(path);
-  const Model model = describe({resolve_path(options.input.base), options.input.family, options.input.families_file,
-                                options.input.num_experts, {}});
+  const Model model = describe({resolve_path(options.input.base),
+                                options.input.family,
+                                options.input.families_file,
+                                options.input.num_experts,
+                                {}});
   const auto v4 = tree_of_v4(model);
   const Generation from = generation_of(config, model, v4);
   const auto& tree = from == Generation::v4 ? v4 : model.v5;
   if (!tree) {
-    throw Error(ErrorCode::MD_NEEDED, {.file = path, .problem = "a config alone does not say what it targets",
+    throw Error(ErrorCode::MD_NEEDED, {.file = path,
+                                       .problem = "a config alone does not say what it targets",
                                        .hint = "give the model (its config.json is enough) with --base"});
   }
   const auto version = config.likely_version().first;
@@ -244,7 +277,9 @@ ConfigConversion convert_config(const std::string& path, const ConvertOptions& o
   ConfigConversion result;
   result.warnings = resolved.warnings;
   result.before = config.json;
-  result.after = write_converted(config, model, from, resolved, {options.to, options.dtype, options.block_diagonal}, result.warnings).dump();
+  result.after = write_converted(config, model, from, resolved, {options.to, options.dtype, options.block_diagonal},
+                                 result.warnings)
+                     .dump();
   return result;
 }
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <set>
 
-#include "base/thread_pool.h"
 #include "adapter/site_order.h"
+#include "base/thread_pool.h"
 #include "model/path.h"
 #include "peft/error.h"
 #include "peft/low_rank.h"
@@ -23,10 +23,12 @@ class Extraction {
  public:
   explicit Extraction(const ExtractOptions& options)
       : options_(options),
-        model_(describe({.base = resolve_path(options.base), .family = options.family, .families_file = options.families_file})),
+        model_(describe(
+            {.base = resolve_path(options.base), .family = options.family, .families_file = options.families_file})),
         base_(model_, options.base, options.open),
         finetuned_(model_, options.finetuned, options.open),
-        to_(options.to.value_or(base_.fused || finetuned_.fused || model_.experts.empty() ? Layout::peft_fused : Layout::peft_per_expert)) {}
+        to_(options.to.value_or(base_.fused || finetuned_.fused || model_.experts.empty() ? Layout::peft_fused
+                                                                                          : Layout::peft_per_expert)) {}
 
   LowRankResult run();
 
@@ -48,8 +50,8 @@ class Extraction {
   WeightsOf base_, finetuned_;
   Layout to_;
   std::vector<UnitWeights> units_;
-  std::vector<std::string> changed_, unmatched_;   // what LoRA cannot hold; what only one model has
-  std::set<std::string> saved_, entries_;          // modules carried whole, and the options that name them
+  std::vector<std::string> changed_, unmatched_;  // what LoRA cannot hold; what only one model has
+  std::set<std::string> saved_, entries_;         // modules carried whole, and the options that name them
   std::set<std::string> saved_modules_;
   bool any_linear_ = false, any_conv1d_ = false;
   verbs::NewAdapter made_;
@@ -129,12 +131,15 @@ void Extraction::pair_others() {
     }
     if (verbs::same_bytes(base_, *before, finetuned_, *after)) continue;
     const bool same_values = before->out == after->out && before->in == after->in &&
-                             adapter::is_floating(base_.info(*before).dtype) && adapter::is_floating(finetuned_.info(*after).dtype) &&
+                             adapter::is_floating(base_.info(*before).dtype) &&
+                             adapter::is_floating(finetuned_.info(*after).dtype) &&
                              base_.info(*before).dtype != finetuned_.info(*after).dtype &&
                              base_.read(*before, 0, before->in).values == finetuned_.read(*after, 0, after->in).values;
     if (same_values) continue;
-    if (is_saved(other.module)) saved_.insert(other.module);
-    else changed_.push_back(other.module + "." + other.parameter);
+    if (is_saved(other.module))
+      saved_.insert(other.module);
+    else
+      changed_.push_back(other.module + "." + other.parameter);
   }
   for (const WeightsOf::Other& other : finetuned_.others) {
     if (!base_.weights.find(other.module, other.parameter)) missing(finetuned_, other.module + "." + other.parameter);
@@ -155,32 +160,39 @@ void Extraction::save_module(const std::string& module) {
 std::string listed(const std::vector<std::string>& names) {
   constexpr std::size_t kShown = 8;
   const std::size_t shown = std::min(names.size(), kShown);
-  std::string text = fmt::format("{}", fmt::join(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(shown), ", "));
+  std::string text =
+      fmt::format("{}", fmt::join(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(shown), ", "));
   if (names.size() > shown) text += fmt::format(" and {} more", names.size() - shown);
   return text;
 }
 
 void Extraction::complain() {
   if (options_.ignore_unused) {
-    if (!changed_.empty()) result_.notes.push_back(fmt::format("{} tensors changed that LoRA cannot hold, and are not in the result: {}", changed_.size(), listed(changed_)));
-    if (!unmatched_.empty()) result_.notes.push_back(fmt::format("{} tensors are in one of the models only: {}", unmatched_.size(), listed(unmatched_)));
+    if (!changed_.empty())
+      result_.notes.push_back(fmt::format("{} tensors changed that LoRA cannot hold, and are not in the result: {}",
+                                          changed_.size(), listed(changed_)));
+    if (!unmatched_.empty())
+      result_.notes.push_back(
+          fmt::format("{} tensors are in one of the models only: {}", unmatched_.size(), listed(unmatched_)));
     return;
   }
   if (!unmatched_.empty()) {
-    throw Error(ErrorCode::LO_NO_FORM, {.file = options_.finetuned,
-                                        .tensor = unmatched_.front(),
-                                        .problem = "the two models do not have the same tensors",
-                                        .expected = "the same names and modules, in any form",
-                                        .got = fmt::format("{} in one of them only: {}", unmatched_.size(), listed(unmatched_)),
-                                        .hint = "--ignore-unused goes on without them"});
+    throw Error(ErrorCode::LO_NO_FORM,
+                {.file = options_.finetuned,
+                 .tensor = unmatched_.front(),
+                 .problem = "the two models do not have the same tensors",
+                 .expected = "the same names and modules, in any form",
+                 .got = fmt::format("{} in one of them only: {}", unmatched_.size(), listed(unmatched_)),
+                 .hint = "--ignore-unused goes on without them"});
   }
   if (changed_.empty()) return;
-  throw Error(ErrorCode::LO_NO_FORM, {.file = options_.finetuned,
-                                      .tensor = changed_.front(),
-                                      .problem = fmt::format("{} tensors changed that LoRA cannot hold", changed_.size()),
-                                      .expected = "changes of matrices alone",
-                                      .got = listed(changed_),
-                                      .hint = "--modules-to-save NAME carries a module whole; --ignore-unused leaves them out"});
+  throw Error(ErrorCode::LO_NO_FORM,
+              {.file = options_.finetuned,
+               .tensor = changed_.front(),
+               .problem = fmt::format("{} tensors changed that LoRA cannot hold", changed_.size()),
+               .expected = "changes of matrices alone",
+               .got = listed(changed_),
+               .hint = "--modules-to-save NAME carries a module whole; --ignore-unused leaves them out"});
 }
 
 void Extraction::compute() {
@@ -229,10 +241,13 @@ LowRankResult Extraction::run() {
   compute();
   verbs::summarise(result_);
   if (made_.entries.empty() && made_.carried.empty()) {
-    throw Error(ErrorCode::LO_NONE, {.file = options_.finetuned, .problem = "no weight differs from the base model: there is no adapter to write"});
+    throw Error(ErrorCode::LO_NONE, {.file = options_.finetuned,
+                                     .problem = "no weight differs from the base model: there is no adapter to write"});
   }
   for (const Experts& experts : model_.experts) {
-    if (experts.num_experts > 0) made_.expert_counts.push_back({experts.v5_module.empty() ? experts.v4_module : experts.v5_module, experts.num_experts});
+    if (experts.num_experts > 0)
+      made_.expert_counts.push_back(
+          {experts.v5_module.empty() ? experts.v4_module : experts.v5_module, experts.num_experts});
   }
   result_.plan = made_.plan(config(), model_, to_);
   result_.plan.exactness = Exactness::lossy;

@@ -19,12 +19,12 @@ constexpr double kMargin = 1.05;        // over the expected norm of the noise, 
 // The difference, and what is known about the roundings in it.
 struct Difference {
   Dense values;
-  bool explained = true;                 // every element is within the rounding of a cast
-  std::vector<double> row_noise, col_noise;   // variances, summed
+  bool explained = true;                     // every element is within the rounding of a cast
+  std::vector<double> row_noise, col_noise;  // variances, summed
 };
 
-void add_columns(Difference& difference, const UnitWeights& weights, std::size_t site, const Dense& before, const Dense& after,
-                 std::int64_t first, Dtype base_dtype, Dtype dtype) {
+void add_columns(Difference& difference, const UnitWeights& weights, std::size_t site, const Dense& before,
+                 const Dense& after, std::int64_t first, Dtype base_dtype, Dtype dtype) {
   const Precision precision = precision_of(dtype);
   const bool narrower = precision.bits < precision_of(base_dtype).bits;
   const std::int64_t row0 = weights.unit.first_row(site), step = weights.unit.row_step();
@@ -32,7 +32,8 @@ void add_columns(Difference& difference, const UnitWeights& weights, std::size_t
     for (std::int64_t i = 0; i < before.rows; ++i) {
       const double delta = after.at(i, j) - before.at(i, j), ulp = last_place(precision, after.at(i, j));
       if (!std::isfinite(delta)) {
-        throw Error(ErrorCode::NUM_NONFINITE, {.tensor = weights.unit.name(), .problem = "NaN or infinity in one of the models"});
+        throw Error(ErrorCode::NUM_NONFINITE,
+                    {.tensor = weights.unit.name(), .problem = "NaN or infinity in one of the models"});
       }
       const std::int64_t row = row0 + i * step;
       difference.values.at(row, first + j) = delta;
@@ -44,7 +45,9 @@ void add_columns(Difference& difference, const UnitWeights& weights, std::size_t
 }
 
 // Of the values: codes and scales make numbers of fp32, which whoever wrote the other model has rounded.
-Dtype value_dtype(const WeightsOf& side, const Weight& weight) { return weight.parts.front().scales ? Dtype::f32 : side.info(weight).dtype; }
+Dtype value_dtype(const WeightsOf& side, const Weight& weight) {
+  return weight.parts.front().scales ? Dtype::f32 : side.info(weight).dtype;
+}
 
 Difference read_difference(const UnitWeights& weights, const WeightsOf& base, const WeightsOf& finetuned) {
   const std::int64_t rows = weights.unit.rows();
@@ -64,19 +67,23 @@ Difference read_difference(const UnitWeights& weights, const WeightsOf& base, co
 // What the roundings of the fine-tuned weights add to singular values: a matrix of independent errors has a norm of at
 // most its largest row's plus its largest column's (Bandeira and van Handel).
 double noise_floor(const Difference& difference) {
-  const auto largest = [](const std::vector<double>& sums) { return std::sqrt(*std::max_element(sums.begin(), sums.end())); };
+  const auto largest = [](const std::vector<double>& sums) {
+    return std::sqrt(*std::max_element(sums.begin(), sums.end()));
+  };
   return kMargin * (largest(difference.row_noise) + largest(difference.col_noise));
 }
 
 }  // namespace
 
-ExtractedUnit extract_unit(const UnitWeights& weights, const WeightsOf& base, const WeightsOf& finetuned, std::int64_t rank, Dtype dtype) {
+ExtractedUnit extract_unit(const UnitWeights& weights, const WeightsOf& base, const WeightsOf& finetuned,
+                           std::int64_t rank, Dtype dtype) {
   Difference difference = read_difference(weights, base, finetuned);
   ExtractedUnit result;
   if (difference.explained) return result;
   result.norm = low_rank::norm(difference.values);
   low_rank::Spectrum spectrum = low_rank::spectrum_of(difference.values, rank);
-  const std::int64_t kept = std::max<std::int64_t>(1, low_rank::numerical_rank(spectrum, rank, noise_floor(difference)));
+  const std::int64_t kept =
+      std::max<std::int64_t>(1, low_rank::numerical_rank(spectrum, rank, noise_floor(difference)));
   result.pair = store(weights.unit, low_rank::split(std::move(spectrum), kept), dtype);
   result.error = low_rank::residual_norm(difference.values, result.pair->values);
   return result;

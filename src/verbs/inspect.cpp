@@ -17,8 +17,10 @@ namespace {
 std::string producer(const AdapterConfig& config) {
   const auto [version, evidence] = config.likely_version();
   std::string text = fmt::format("PEFT {}.{}.{} ({})", version.major, version.minor, version.patch, evidence);
-  if (!config.lora_B_layout.empty()) text += ", marked by Unsloth";
-  else if (config.base_model_name_or_path.value_or("").starts_with("unsloth/")) text += ", base model from Unsloth";
+  if (!config.lora_B_layout.empty())
+    text += ", marked by Unsloth";
+  else if (config.base_model_name_or_path.value_or("").starts_with("unsloth/"))
+    text += ", base model from Unsloth";
   return text;
 }
 
@@ -35,7 +37,8 @@ void check_config(const Input& input, InspectReport& report) {
   const AdapterConfig& config = input.adapter.config;
   const bool fused = input.reading.layout != Layout::peft_per_expert;
   const Generation g = input.reading.has_experts && !fused ? Generation::v4 : Generation::v5;
-  const auto& tree = input.model.tree(g) ? input.model.tree(g) : input.model.tree(g == Generation::v4 ? Generation::v5 : Generation::v4);
+  const auto& tree = input.model.tree(g) ? input.model.tree(g)
+                                         : input.model.tree(g == Generation::v4 ? Generation::v5 : Generation::v4);
   if (!tree) return;
   ResolvedTargets resolved;
   try {
@@ -46,7 +49,8 @@ void check_config(const Input& input, InspectReport& report) {
   }
   report.warnings.insert(report.warnings.end(), resolved.warnings.begin(), resolved.warnings.end());
   std::set<std::string> present;
-  for (const TensorInfo& tensor : input.adapter.weights->tensors()) present.insert(std::string(layout::parse_key(tensor.name).module));
+  for (const TensorInfo& tensor : input.adapter.weights->tensors())
+    present.insert(std::string(layout::parse_key(tensor.name).module));
   std::size_t random = 0;
   std::string example;
   for (const Target& target : resolved.targets) {
@@ -56,15 +60,17 @@ void check_config(const Input& input, InspectReport& report) {
     if (example.empty()) example = target.name;
   }
   if (random != 0) {
-    report.anomalies.push_back(fmt::format("the config targets {} modules or parameters that the file has no tensors for ({}): PEFT gives them {}",
-                                           random, example, config.init_lora_weights == "false" ? "random values that change the model" : "untrained values"));
+    report.anomalies.push_back(fmt::format(
+        "the config targets {} modules or parameters that the file has no tensors for ({}): PEFT gives them {}", random,
+        example, config.init_lora_weights == "false" ? "random values that change the model" : "untrained values"));
   }
 }
 
 void fill_decoded(const Input& input, InspectReport& report) {
   const Reading& reading = input.reading;
   const bool fused = reading.has_experts && reading.layout != Layout::peft_per_expert;
-  report.layout = reading.has_experts ? std::string(info(reading.layout).name) : "dense (no experts; the same in every layout)";
+  report.layout =
+      reading.has_experts ? std::string(info(reading.layout).name) : "dense (no experts; the same in every layout)";
   report.evidence = reading.evidence;
   report.anomalies = reading.anomalies;
   report.warnings = reading.factors.warnings;
@@ -78,18 +84,24 @@ void fill_decoded(const Input& input, InspectReport& report) {
   }
   report.num_layers = static_cast<std::int64_t>(blocks.size());
   report.num_experts = highest + 1;
-  for (const ExpertCount& count : reading.factors.expert_counts) report.num_experts = std::max(report.num_experts, count.count);
-  for (const Experts& experts : input.model.experts) report.num_experts = std::max(report.num_experts, experts.num_experts);
+  for (const ExpertCount& count : reading.factors.expert_counts)
+    report.num_experts = std::max(report.num_experts, count.count);
+  for (const Experts& experts : input.model.experts)
+    report.num_experts = std::max(report.num_experts, experts.num_experts);
   if (fused) {
     bool reversed = false;
     for (const Factor& factor : reading.factors.factors) {
-      if (factor.site.expert >= 0) reversed = layout::parse_key(input.adapter.weights->tensors()[factor.a.tensor].name).kind == layout::KeyKind::lora_b;
+      if (factor.site.expert >= 0)
+        reversed =
+            layout::parse_key(input.adapter.weights->tensors()[factor.a.tensor].name).kind == layout::KeyKind::lora_b;
     }
     report.orientation = reversed ? "reversed: lora_A has the output width" : "natural: lora_A has the input width";
-    report.b_packing = reading.layout == Layout::unsloth_grouped ? "grouped by expert: column e * r + k" : "rank-major: column k * E + e";
+    report.b_packing = reading.layout == Layout::unsloth_grouped ? "grouped by expert: column e * r + k"
+                                                                 : "rank-major: column k * E + e";
   }
   report.ranks = verbs::describe_ranks(input);
-  for (auto& sentence : verbs::value_anomalies(input.adapter, reading.factors)) report.anomalies.push_back(std::move(sentence));
+  for (auto& sentence : verbs::value_anomalies(input.adapter, reading.factors))
+    report.anomalies.push_back(std::move(sentence));
   report.consumers = verbs::consumer_verdicts(verbs::consumer_facts(input));
 }
 
@@ -122,7 +134,8 @@ InspectReport inspect(const std::string& path, const InputOptions& options) {
     report.parameters += count;
   }
   report.tensors = verbs::describe_tensors(input, decoded);
-  for (const auto& key : input.adapter.config.unknown) report.anomalies.push_back("unknown config key " + key + ": PEFT ignores it");
+  for (const auto& key : input.adapter.config.unknown)
+    report.anomalies.push_back("unknown config key " + key + ": PEFT ignores it");
   if (decoded) {
     auto unknown = std::move(report.anomalies);
     fill_decoded(input, report);

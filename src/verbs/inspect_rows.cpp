@@ -25,8 +25,8 @@ std::string width_name(std::int64_t width, const Experts* experts) {
 struct TensorUse {
   const Factor* factor = nullptr;
   const Extra* extra = nullptr;
-  bool is_a = false;           // lora_A on disk
-  std::int64_t experts = 0;    // of a stacked tensor
+  bool is_a = false;         // lora_A on disk
+  std::int64_t experts = 0;  // of a stacked tensor
 };
 
 class Meanings {
@@ -34,7 +34,8 @@ class Meanings {
   explicit Meanings(const Input& input) : input_(input) {
     const Factors& factors = input.reading.factors;
     for (const ExpertCount& count : factors.expert_counts) counts_[count.module] = count.count;
-    for (const Experts& experts : input.model.experts) by_module_[experts.v5_module.empty() ? experts.v4_module : experts.v5_module] = &experts;
+    for (const Experts& experts : input.model.experts)
+      by_module_[experts.v5_module.empty() ? experts.v4_module : experts.v5_module] = &experts;
     for (const Factor& factor : factors.factors) {
       for (const auto tensor : {factor.a.tensor, factor.b.tensor}) uses_[tensor].factor = &factor;
     }
@@ -47,7 +48,8 @@ class Meanings {
     if (at->second.extra != nullptr) return extra_meaning(*at->second.extra);
     const Factor& factor = *at->second.factor;
     const TensorInfo& tensor = input_.adapter.weights->tensors()[index];
-    const bool stored_a = layout::parse_key(tensor.name).kind == layout::KeyKind::lora_a || layout::parse_key(tensor.name).kind == layout::KeyKind::embedding_a;
+    const bool stored_a = layout::parse_key(tensor.name).kind == layout::KeyKind::lora_a ||
+                          layout::parse_key(tensor.name).kind == layout::KeyKind::embedding_a;
     const Experts* experts = factor.site.expert >= 0 ? find(factor.site.module) : nullptr;
     const bool stacked = factor.site.expert >= 0 && input_.reading.layout != Layout::peft_per_expert;
     if (!stacked || tensor.shape.size() != 2) {
@@ -60,9 +62,12 @@ class Meanings {
     const bool reversed = stored_a != (factor.a.tensor == index);
     const std::string stack = fmt::format("rank {} × experts {}", rank, count);
     const std::string width_text = width_name(width, experts);
-    std::string text = stored_a ? fmt::format("[{}, {}]", stack, width_text) : fmt::format("[{}, {}]", width_text, stack);
-    if (reversed) text += fmt::format(" reversed: should be {}", stored_a ? fmt::format("[{}, {}]", stack, width_name(other_width(factor, index), experts))
-                                                                          : fmt::format("[{}, {}]", width_name(other_width(factor, index), experts), stack));
+    std::string text =
+        stored_a ? fmt::format("[{}, {}]", stack, width_text) : fmt::format("[{}, {}]", width_text, stack);
+    if (reversed)
+      text += fmt::format(" reversed: should be {}",
+                          stored_a ? fmt::format("[{}, {}]", stack, width_name(other_width(factor, index), experts))
+                                   : fmt::format("[{}, {}]", width_name(other_width(factor, index), experts), stack));
     return text;
   }
 
@@ -80,11 +85,16 @@ class Meanings {
   }
   static std::string extra_meaning(const Extra& extra) {
     switch (extra.kind) {
-      case ExtraKind::magnitude: return "DoRA magnitude, one per output";
-      case ExtraKind::lora_bias: return "bias of lora_B";
-      case ExtraKind::saved_module: return "the module itself, saved whole";
-      case ExtraKind::token_delta: return "new rows of the embedding, one per token index";
-      case ExtraKind::base_bias: return "trained bias of the base model";
+      case ExtraKind::magnitude:
+        return "DoRA magnitude, one per output";
+      case ExtraKind::lora_bias:
+        return "bias of lora_B";
+      case ExtraKind::saved_module:
+        return "the module itself, saved whole";
+      case ExtraKind::token_delta:
+        return "new rows of the embedding, one per token index";
+      case ExtraKind::base_bias:
+        return "trained bias of the base model";
     }
     return {};
   }

@@ -46,7 +46,8 @@ Input load(const std::string& path, const InputOptions& options) {
   if (options.base.empty()) {
     open_adapter();
     describe_options.names = module_paths(input.adapter);
-    describe_options.names.insert(describe_options.names.end(), options.further_names.begin(), options.further_names.end());
+    describe_options.names.insert(describe_options.names.end(), options.further_names.begin(),
+                                  options.further_names.end());
     input.model = describe(describe_options);
   } else {
     both(thread_count(options.read.threads), open_adapter, [&] {

@@ -8,6 +8,6 @@ namespace peft::verbs {
 
 // `error` is ||stored - wanted||, `norm` ||wanted||. Rank 0: the matrix came out as zero and is left out.
 void record(LowRankResult& result, const Unit& unit, std::int64_t rank, double norm, double error);
-void summarise(LowRankResult& result);   // worst and mean
+void summarise(LowRankResult& result);  // worst and mean
 
 }  // namespace peft::verbs

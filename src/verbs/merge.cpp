@@ -29,7 +29,8 @@ std::string parent_of(const std::string& name) {
 
 void check_options(const MergeOptions& options) {
   if (options.base.empty() || options.adapters.empty()) {
-    throw Error(ErrorCode::USAGE, {.problem = "a merge needs a base and at least one adapter", .hint = "--base DIR --adapter DIR"});
+    throw Error(ErrorCode::USAGE,
+                {.problem = "a merge needs a base and at least one adapter", .hint = "--base DIR --adapter DIR"});
   }
   if (options.max_shard_size && *options.max_shard_size == 0) {
     throw Error(ErrorCode::USAGE, {.problem = "--max-shard-size is not a size", .got = "0"});
@@ -41,16 +42,17 @@ Checkpoint open_base(const std::string& folder) {
   std::error_code error;
   if (!std::filesystem::is_directory(folder, error)) {
     const bool exists = std::filesystem::exists(folder, error);
-    throw Error(exists ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN, {.file = folder,
-                                                                   .problem = exists ? "the base is not a folder" : "there is no such folder",
-                                                                   .expected = "a model folder with config.json and *.safetensors"});
+    throw Error(exists ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
+                {.file = folder,
+                 .problem = exists ? "the base is not a folder" : "there is no such folder",
+                 .expected = "a model folder with config.json and *.safetensors"});
   }
   return Checkpoint::open(folder);
 }
 
 // What stays quantised, and what no longer is, in the words that config.json uses.
-void describe_quantization(const std::vector<QuantizedTensor>& quantized, const std::set<OutTensors::Number>& keep, const Model& model,
-                           merging::FileFacts& facts) {
+void describe_quantization(const std::vector<QuantizedTensor>& quantized, const std::set<OutTensors::Number>& keep,
+                           const Model& model, merging::FileFacts& facts) {
   std::set<std::string> modules;
   for (const QuantizedTensor& tensor : quantized) {
     if (keep.contains({tensor.codes.view.source, tensor.codes.view.tensor})) {
@@ -60,7 +62,8 @@ void describe_quantization(const std::vector<QuantizedTensor>& quantized, const 
     const std::string module = parent_of(tensor.name);
     modules.insert(module);
     try {  // a loader that fuses experts asks for the module of all of them
-      if (const auto located = model.locate(module); located && located->expert >= 0) modules.insert(located->experts->v5_module);
+      if (const auto located = model.locate(module); located && located->expert >= 0)
+        modules.insert(located->experts->v5_module);
     } catch (const Error&) {
       continue;
     }
@@ -84,7 +87,8 @@ void estimate(MergePlan& merge) {
     for (const PlannedTensor& tensor : file.tensors) {
       if (!tensor.merge) continue;
       for (const Update& update : tensor.merge->updates) {
-        operations += 2.0 * static_cast<double>(update.target.rows) * static_cast<double>(update.target.cols) * static_cast<double>(update.a.rows);
+        operations += 2.0 * static_cast<double>(update.target.rows) * static_cast<double>(update.target.cols) *
+                      static_cast<double>(update.a.rows);
       }
     }
     const FileLayout layout = layout_file(file);
@@ -97,10 +101,12 @@ void estimate(MergePlan& merge) {
     plan.peak_memory += source->data_offset();
   }
   plan.peak_memory += kBuffers;
-  merge.seconds_estimate = static_cast<double>(plan.bytes_out) / kCopySpeed + operations / kRate / std::max(1, thread_count(0));
+  merge.seconds_estimate =
+      static_cast<double>(plan.bytes_out) / kCopySpeed + operations / kRate / std::max(1, thread_count(0));
 }
 
-std::uint64_t quantized_growth(const std::vector<QuantizedTensor>& quantized, const Checkpoint& checkpoint, const OutTensors& tensors) {
+std::uint64_t quantized_growth(const std::vector<QuantizedTensor>& quantized, const Checkpoint& checkpoint,
+                               const OutTensors& tensors) {
   std::uint64_t before = 0, after = 0;
   for (const QuantizedTensor& tensor : quantized) {
     before += checkpoint.files()[tensor.codes.view.source]->tensors()[tensor.codes.view.tensor].bytes();
@@ -110,7 +116,8 @@ std::uint64_t quantized_growth(const std::vector<QuantizedTensor>& quantized, co
 }
 
 // Everything by its kind, in words.
-void describe_steps(const OutTensors& tensors, const std::vector<MergeAdapter>& adapters, const MergeOptions& options, MergePlan& merge) {
+void describe_steps(const OutTensors& tensors, const std::vector<MergeAdapter>& adapters, const MergeOptions& options,
+                    MergePlan& merge) {
   std::map<std::string, std::size_t> rules;
   for (const OutTensor& tensor : tensors.all()) {
     merge.changed += tensor.parts.empty() ? 0 : 1;
@@ -120,10 +127,12 @@ void describe_steps(const OutTensors& tensors, const std::vector<MergeAdapter>& 
   }
   auto& steps = merge.plan.steps;
   for (std::size_t i = 0; i < adapters.size(); ++i) {
-    steps.push_back(fmt::format("adapter {}: {} ({}), weight {}, {} matrices", i + 1, adapters[i].adapter.folder, info(adapters[i].reading.layout).name,
-                                adapters[i].weight, adapters[i].reading.factors.factors.size()));
+    steps.push_back(fmt::format("adapter {}: {} ({}), weight {}, {} matrices", i + 1, adapters[i].adapter.folder,
+                                info(adapters[i].reading.layout).name, adapters[i].weight,
+                                adapters[i].reading.factors.factors.size()));
   }
-  for (const auto& [rule, count] : rules) steps.push_back(fmt::format("{}: {} updates (mode {})", rule, count, name(options.mode)));
+  for (const auto& [rule, count] : rules)
+    steps.push_back(fmt::format("{}: {} updates (mode {})", rule, count, name(options.mode)));
   steps.push_back(fmt::format("{} tensors change, {} are copied{}", merge.changed, merge.copied,
                               merge.dequantized > 0 ? fmt::format(", {} of them dequantised", merge.dequantized) : ""));
 }
@@ -131,7 +140,8 @@ void describe_steps(const OutTensors& tensors, const std::vector<MergeAdapter>& 
 Exactness exactness_of(const OutTensors& tensors, MergeMode mode) {
   Exactness worst = Exactness::bit_exact;
   for (const OutTensor& tensor : tensors.all()) {
-    const bool computed = std::any_of(tensor.parts.begin(), tensor.parts.end(), [](const MergedPart& part) { return part.update >= 0; });
+    const bool computed =
+        std::any_of(tensor.parts.begin(), tensor.parts.end(), [](const MergedPart& part) { return part.update >= 0; });
     const Exactness here = computed && mode == MergeMode::fast ? Exactness::lossy
                            : tensor.is_copy                    ? Exactness::bit_exact
                                                                : Exactness::rounded;
@@ -144,8 +154,10 @@ void warn(const std::vector<MergeAdapter>& adapters, MergePlan& merge) {
   auto& warnings = merge.plan.warnings;
   std::size_t factors = 0;
   for (const MergeAdapter& adapter : adapters) {
-    for (const std::string& warning : adapter.reading.factors.warnings) warnings.push_back(adapter.adapter.folder + ": " + warning);
-    for (const std::string& anomaly : adapter.reading.anomalies) warnings.push_back(adapter.adapter.folder + ": " + anomaly);
+    for (const std::string& warning : adapter.reading.factors.warnings)
+      warnings.push_back(adapter.adapter.folder + ": " + warning);
+    for (const std::string& anomaly : adapter.reading.anomalies)
+      warnings.push_back(adapter.adapter.folder + ": " + anomaly);
     merge.zero_deltas.insert(merge.zero_deltas.end(), adapter.zero.begin(), adapter.zero.end());
     merge.layouts.emplace_back(info(adapter.reading.layout).name);
     merge.digests.push_back(adapter.digest);
@@ -160,9 +172,10 @@ void warn(const std::vector<MergeAdapter>& adapters, MergePlan& merge) {
   }
   constexpr std::size_t kShown = 5;
   std::string names;
-  for (std::size_t i = 0; i < std::min(kShown, merge.zero_deltas.size()); ++i) names += (i > 0 ? ", " : "") + merge.zero_deltas[i];
-  warnings.push_back(fmt::format("{} of {} deltas are zero and change nothing: {}{}", merge.zero_deltas.size(), factors, names,
-                                 merge.zero_deltas.size() > kShown ? ", ..." : ""));
+  for (std::size_t i = 0; i < std::min(kShown, merge.zero_deltas.size()); ++i)
+    names += (i > 0 ? ", " : "") + merge.zero_deltas[i];
+  warnings.push_back(fmt::format("{} of {} deltas are zero and change nothing: {}{}", merge.zero_deltas.size(), factors,
+                                 names, merge.zero_deltas.size() > kShown ? ", ..." : ""));
 }
 
 }  // namespace
@@ -172,7 +185,8 @@ MergePlan plan_merge(const MergeOptions& given) {
   check_options(options);
   options.base = resolve_path(options.base);
   const Checkpoint checkpoint = open_base(options.base);
-  const Model model = describe({options.base, options.input.family, options.input.families_file, options.input.num_experts, {}});
+  const Model model =
+      describe({options.base, options.input.family, options.input.families_file, options.input.num_experts, {}});
   const auto& files = checkpoint.files();
   const auto adapters = merging::open_adapters(options, model, static_cast<std::uint32_t>(files.size()));
   if (!options.allow_repeat) merging::refuse_repeats(adapters, files);
@@ -199,9 +213,10 @@ MergePlan plan_merge(const MergeOptions& given) {
   describe_steps(tensors, adapters, options, merge);
   if (merge.dequantized > 0) {
     if (!options.keep_quantized) merging::refuse_unread_codes(base, quantized);
-    merge.plan.warnings.push_back(fmt::format("the base is quantised: {} tensors are written in bf16, {:.1f} times their bytes{}", merge.dequantized,
-                                              static_cast<double>(quantized_growth(quantized, checkpoint, tensors)) / 10,
-                                              options.keep_quantized ? "" : " (--keep-quantized leaves those that no adapter touches)"));
+    merge.plan.warnings.push_back(
+        fmt::format("the base is quantised: {} tensors are written in bf16, {:.1f} times their bytes{}",
+                    merge.dequantized, static_cast<double>(quantized_growth(quantized, checkpoint, tensors)) / 10,
+                    options.keep_quantized ? "" : " (--keep-quantized leaves those that no adapter touches)"));
   }
   merging::write_files(base, tensors.all(), facts, merge);
   estimate(merge);

@@ -18,7 +18,8 @@ using config::Json;
 
 // Inits after which the base is another one: the adapter alone is not the whole change.
 bool changes_base(const std::string& init) {
-  return init.starts_with("pissa") || init.starts_with("olora") || init == "loftq" || init.starts_with("corda") || init == "lora_ga";
+  return init.starts_with("pissa") || init.starts_with("olora") || init == "loftq" || init.starts_with("corda") ||
+         init == "lora_ga";
 }
 
 void refuse_changed_base(const Adapter& adapter, bool base_is_residual) {
@@ -68,12 +69,14 @@ std::vector<std::string> zero_factors(const MergeAdapter& adapter) {
   const TensorFile& file = *adapter.adapter.weights;
   std::set<std::string> with_bias;
   for (const Extra& extra : adapter.reading.factors.extras) {
-    if (extra.kind == ExtraKind::lora_bias || extra.kind == ExtraKind::magnitude) with_bias.insert(describe(extra.site));
+    if (extra.kind == ExtraKind::lora_bias || extra.kind == ExtraKind::magnitude)
+      with_bias.insert(describe(extra.site));
   }
   for (const Factor& factor : adapter.reading.factors.factors) {
     const std::string site = describe(factor.site);
     if (with_bias.contains(site)) continue;
-    const bool nothing = factor.scale * adapter.weight == 0 || all_of(adapter::zero_cols(adapter::bind(file, factor.b))) ||
+    const bool nothing = factor.scale * adapter.weight == 0 ||
+                         all_of(adapter::zero_cols(adapter::bind(file, factor.b))) ||
                          all_of(adapter::zero_rows(adapter::bind(file, factor.a)));
     if (nothing) zero.push_back(site);
   }
@@ -129,7 +132,8 @@ void refuse_repeats(const std::vector<MergeAdapter>& adapters,
     if (!twice && !held.contains(adapter.digest)) continue;
     throw Error(ErrorCode::LO_REPEAT,
                 {.file = adapter.adapter.folder,
-                 .problem = twice ? "the same adapter is given twice" : "the base already holds this adapter: merged again it would count twice",
+                 .problem = twice ? "the same adapter is given twice"
+                                  : "the base already holds this adapter: merged again it would count twice",
                  .got = adapter.digest,
                  .hint = "--allow-repeat adds it all the same"});
   }

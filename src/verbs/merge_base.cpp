@@ -17,8 +17,9 @@ const ModuleTree* tree_of(const Model& model) {
 }
 
 // Tensors under which GPTQ, AWQ, bitsandbytes, compressed-tensors and others keep a packed weight.
-constexpr const char* kPacked[] = {"qweight", "weight_packed", "weight.absmax", "weight_scale", "weight_scale_2", "SCB",
-                                   "weight_quantizer._scale", "trellis", "codes"};
+constexpr const char* kPacked[] = {"qweight",        "weight_packed", "weight.absmax",           "weight_scale",
+                                   "weight_scale_2", "SCB",           "weight_quantizer._scale", "trellis",
+                                   "codes"};
 
 std::string tensor_name(const MergeAdapter& adapter, std::uint32_t tensor) {
   return std::string(adapter.adapter.weights->tensors()[tensor].name);
@@ -66,12 +67,12 @@ void Base::no_target(const MergeAdapter& adapter, std::uint32_t tensor, const Si
                                       .hint = "merge into the model it was quantised from, then quantise again"});
   }
   const auto near = weights.near(site.module);
-  throw Error(ErrorCode::LO_TARGET,
-              {.file = adapter.adapter.weights->path(),
-               .tensor = tensor_name(adapter, tensor),
-               .problem = "the base has no tensor for " + describe(site),
-               .expected = near.empty() ? std::string("a module of the base") : fmt::format("one like {}", fmt::join(near, ", ")),
-               .hint = "is this the right base model?"});
+  throw Error(ErrorCode::LO_TARGET, {.file = adapter.adapter.weights->path(),
+                                     .tensor = tensor_name(adapter, tensor),
+                                     .problem = "the base has no tensor for " + describe(site),
+                                     .expected = near.empty() ? std::string("a module of the base")
+                                                              : fmt::format("one like {}", fmt::join(near, ", ")),
+                                     .hint = "is this the right base model?"});
 }
 
 // The tensor can be computed with: floats of 16 bits and more, or codes whose scales are known.
@@ -79,13 +80,14 @@ void Base::require_readable(const MergeAdapter& adapter, const Site& site, const
   for (const WeightPart& part : weight.parts) {
     const TensorInfo& tensor = checkpoint.files()[part.view.source]->tensors()[part.view.tensor];
     if (part.scales || plan::is_plain_float(tensor.dtype)) continue;
-    throw Error(ErrorCode::LO_QUANT, {.file = checkpoint.files()[part.view.source]->path(),
-                                      .tensor = part.name,
-                                      .problem = "the weight is packed in a form that merging does not read (wanted by " +
-                                                 adapter.adapter.folder + " for " + describe(site) + ")",
-                                      .expected = "BF16, F16, F32, MXFP4 or block FP8 (weight_scale_inv)",
-                                      .got = std::string(tensor.dtype_name),
-                                      .hint = "merge into the model it was quantised from, then quantise again"});
+    throw Error(ErrorCode::LO_QUANT,
+                {.file = checkpoint.files()[part.view.source]->path(),
+                 .tensor = part.name,
+                 .problem = "the weight is packed in a form that merging does not read (wanted by " +
+                            adapter.adapter.folder + " for " + describe(site) + ")",
+                 .expected = "BF16, F16, F32, MXFP4 or block FP8 (weight_scale_inv)",
+                 .got = std::string(tensor.dtype_name),
+                 .hint = "merge into the model it was quantised from, then quantise again"});
   }
 }
 
@@ -104,7 +106,8 @@ Weight Base::weight_of(const MergeAdapter& adapter, const Factor& factor) const 
   require_readable(adapter, factor.site, *found);
   if (found->out == factor.out && found->in == factor.in) return *found;
   const bool fits_turned = found->out == factor.in && found->in == factor.out;
-  const bool may_turn = factor.kind == FactorKind::embedding || (!factor.site.parameter.empty() && found->parts.size() == 1);
+  const bool may_turn =
+      factor.kind == FactorKind::embedding || (!factor.site.parameter.empty() && found->parts.size() == 1);
   if (fits_turned && may_turn) {
     std::swap(found->out, found->in);
     for (WeightPart& part : found->parts) part.view = part.view.transposed();
@@ -114,7 +117,8 @@ Weight Base::weight_of(const MergeAdapter& adapter, const Factor& factor) const 
   throw Error(vocabulary ? ErrorCode::LO_VOCAB : ErrorCode::LO_SHAPE,
               {.file = adapter.adapter.weights->path(),
                .tensor = tensor_name(adapter, factor.b.tensor),
-               .problem = vocabulary ? "the base's embedding has another number of rows" : "the update does not fit the base's weight",
+               .problem = vocabulary ? "the base's embedding has another number of rows"
+                                     : "the update does not fit the base's weight",
                .expected = fmt::format("[{}, {}] for {}", found->out, found->in, stored_shape(*this, *found)),
                .got = fmt::format("[{}, {}]", factor.out, factor.in),
                .hint = vocabulary    ? "resize the base's embedding as it was when the adapter was trained"
@@ -139,7 +143,8 @@ Weight Base::place_of(const MergeAdapter& adapter, const Extra& extra) const {
     const std::string whole = extra.site.module + "." + own_suffix(extra);
     const auto dot = whole.rfind('.');
     found = weights.find(whole.substr(0, dot), whole.substr(dot + 1));
-    if (!found && is_tied() && extra.site.module == output_module()) found = weights.find(input_module(), own_suffix(extra));
+    if (!found && is_tied() && extra.site.module == output_module())
+      found = weights.find(input_module(), own_suffix(extra));
   }
   if (!found) no_target(adapter, extra.tensor, extra.site);
   require_readable(adapter, extra.site, *found);
@@ -188,13 +193,16 @@ void refuse_unread_codes(const Base& base, const std::vector<QuantizedTensor>& q
   for (const Checkpoint::Entry& entry : base.checkpoint.tensors()) {
     const TensorFile& file = *base.checkpoint.files()[entry.file];
     const bool codes = plan::is_float(entry.tensor->dtype) && info(entry.tensor->dtype).bits == 8;
-    if (!codes || read.contains({entry.file, static_cast<std::uint32_t>(entry.tensor - file.tensors().data())})) continue;
-    throw Error(ErrorCode::LO_QUANT, {.file = file.path(),
-                                      .tensor = std::string(entry.tensor->name),
-                                      .problem = "the tensor is quantised in a form that merging does not read, and the others are not any more",
-                                      .expected = "block FP8 (weight_scale_inv, in cells of weight_block_size)",
-                                      .got = fmt::format("{} [{}]", entry.tensor->dtype_name, fmt::join(entry.tensor->shape, ", ")),
-                                      .hint = "--keep-quantized leaves what no adapter touches"});
+    if (!codes || read.contains({entry.file, static_cast<std::uint32_t>(entry.tensor - file.tensors().data())}))
+      continue;
+    throw Error(
+        ErrorCode::LO_QUANT,
+        {.file = file.path(),
+         .tensor = std::string(entry.tensor->name),
+         .problem = "the tensor is quantised in a form that merging does not read, and the others are not any more",
+         .expected = "block FP8 (weight_scale_inv, in cells of weight_block_size)",
+         .got = fmt::format("{} [{}]", entry.tensor->dtype_name, fmt::join(entry.tensor->shape, ", ")),
+         .hint = "--keep-quantized leaves what no adapter touches"});
   }
 }
 

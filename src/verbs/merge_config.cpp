@@ -14,8 +14,8 @@ namespace {
 
 using config::Json;
 
-constexpr std::array<std::pair<Dtype, const char*>, 4> kTorchNames = {{
-    {Dtype::bf16, "bfloat16"}, {Dtype::f16, "float16"}, {Dtype::f32, "float32"}, {Dtype::f64, "float64"}}};
+constexpr std::array<std::pair<Dtype, const char*>, 4> kTorchNames = {
+    {{Dtype::bf16, "bfloat16"}, {Dtype::f16, "float16"}, {Dtype::f32, "float32"}, {Dtype::f64, "float64"}}};
 
 std::string torch_name(Dtype dtype) {
   for (const auto& [known, name] : kTorchNames) {
@@ -32,7 +32,8 @@ bool set_where_present(Json& config, const std::string& key, const Json& value, 
     config[key] = value;
   }
   for (auto& [name, section] : config.items()) {
-    if (section.is_object() && name != "quantization_config") changed = set_where_present(section, key, value, false) || changed;
+    if (section.is_object() && name != "quantization_config")
+      changed = set_where_present(section, key, value, false) || changed;
   }
   return changed;
 }
@@ -41,12 +42,14 @@ bool set_dtype(Json& config, Dtype dtype) {
   const Json value = torch_name(dtype);
   const bool any = config.contains("dtype") || config.contains("torch_dtype");
   bool changed = false;
-  for (const char* key : {"dtype", "torch_dtype"}) changed = set_where_present(config, key, value, !any && std::string(key) == "dtype") || changed;
+  for (const char* key : {"dtype", "torch_dtype"})
+    changed = set_where_present(config, key, value, !any && std::string(key) == "dtype") || changed;
   return changed;
 }
 
 // Methods whose config can name modules that are not quantised, and the key it does so by.
-constexpr std::array<std::pair<const char*, const char*>, 2> kExceptions = {{{"fp8", "modules_to_not_convert"}, {"mxfp4", "modules_to_not_convert"}}};
+constexpr std::array<std::pair<const char*, const char*>, 2> kExceptions = {
+    {{"fp8", "modules_to_not_convert"}, {"mxfp4", "modules_to_not_convert"}}};
 
 void name_exceptions(Json& quantization, const ConfigChange& change, const std::string& path) {
   const std::string method = quantization.value("quant_method", std::string());
@@ -59,12 +62,13 @@ void name_exceptions(Json& quantization, const ConfigChange& change, const std::
     quantization[key] = std::move(list);
     return;
   }
-  throw Error(ErrorCode::LO_QUANT, {.file = path,
-                                    .tensor = "quantization_config",
-                                    .problem = "no config of this method can say that some modules are quantised and others not",
-                                    .expected = "quant_method fp8 or mxfp4",
-                                    .got = method.empty() ? "none" : method,
-                                    .hint = "leave --keep-quantized out"});
+  throw Error(ErrorCode::LO_QUANT,
+              {.file = path,
+               .tensor = "quantization_config",
+               .problem = "no config of this method can say that some modules are quantised and others not",
+               .expected = "quant_method fp8 or mxfp4",
+               .got = method.empty() ? "none" : method,
+               .hint = "leave --keep-quantized out"});
 }
 
 bool set_quantization(Json& config, const ConfigChange& change, const std::string& path) {
@@ -72,8 +76,10 @@ bool set_quantization(Json& config, const ConfigChange& change, const std::strin
   bool changed = false;
   for (const char* key : {"quantization_config", "compression_config"}) {
     if (!config.contains(key)) continue;
-    if (change.kept.empty()) config.erase(key);
-    else name_exceptions(config.at(key), change, path);
+    if (change.kept.empty())
+      config.erase(key);
+    else
+      name_exceptions(config.at(key), change, path);
     changed = true;
   }
   return changed;
@@ -85,14 +91,16 @@ std::uint64_t elements(const PlannedTensor& tensor) {
 
 }  // namespace
 
-std::optional<std::string> changed_config(const std::string& path, const ConfigChange& change, std::vector<std::string>& warnings) {
+std::optional<std::string> changed_config(const std::string& path, const ConfigChange& change,
+                                          std::vector<std::string>& warnings) {
   const std::string text = config::read_text_file(path, ErrorCode::MD_FORM);
   Json json = config::parse_json(text, path, ErrorCode::MD_FORM);
   bool changed = false;
   if (change.untied) {
     changed = set_where_present(json, "tie_word_embeddings", false, true);
-    warnings.push_back("input and output embedding were one tensor and only one of them changes: the output embedding is "
-                       "written out, and config.json says tie_word_embeddings = false");
+    warnings.push_back(
+        "input and output embedding were one tensor and only one of them changes: the output embedding is "
+        "written out, and config.json says tie_word_embeddings = false");
   }
   if (change.dtype) changed = set_dtype(json, *change.dtype) || changed;
   changed = set_quantization(json, change, path) || changed;
@@ -101,7 +109,9 @@ std::optional<std::string> changed_config(const std::string& path, const ConfigC
 }
 
 std::string index_text(const std::string& base_index, const std::vector<PlannedFile>& files) {
-  Json index = base_index.empty() ? Json::object() : config::parse_json(config::read_text_file(base_index, ErrorCode::IX_FORM), base_index, ErrorCode::IX_FORM);
+  Json index = base_index.empty() ? Json::object()
+                                  : config::parse_json(config::read_text_file(base_index, ErrorCode::IX_FORM),
+                                                       base_index, ErrorCode::IX_FORM);
   std::map<std::string, std::string> places;
   std::uint64_t bytes = 0, parameters = 0;
   for (const PlannedFile& file : files) {
@@ -111,7 +121,8 @@ std::string index_text(const std::string& base_index, const std::vector<PlannedF
       parameters += elements(tensor);
     }
   }
-  Json metadata = index.contains("metadata") && index.at("metadata").is_object() ? index.at("metadata") : Json::object();
+  Json metadata =
+      index.contains("metadata") && index.at("metadata").is_object() ? index.at("metadata") : Json::object();
   if (metadata.contains("total_parameters")) metadata["total_parameters"] = parameters;
   metadata["total_size"] = bytes;
   Json map = Json::object();

@@ -24,7 +24,7 @@ std::uint64_t bytes_of(const PlannedTensor& tensor) {
 
 struct Shard {
   std::string name;
-  std::uint32_t like = 0;             // the base's file whose metadata it takes
+  std::uint32_t like = 0;  // the base's file whose metadata it takes
   std::vector<std::size_t> tensors;
 };
 
@@ -68,21 +68,24 @@ std::vector<Shard> new_shards(const std::vector<OutTensor>& tensors, std::uint64
   if (!current.tensors.empty()) shards.push_back(std::move(current));
   std::erase_if(shards, [](const Shard& shard) { return shard.tensors.empty(); });
   for (std::size_t i = 0; i < shards.size(); ++i) {
-    shards[i].name = shards.size() == 1 ? "model.safetensors" : fmt::format("model-{:05d}-of-{:05d}.safetensors", i + 1, shards.size());
+    shards[i].name = shards.size() == 1 ? "model.safetensors"
+                                        : fmt::format("model-{:05d}-of-{:05d}.safetensors", i + 1, shards.size());
   }
   return shards;
 }
 
 bool is_weights(const fs::path& path) {
-  static constexpr std::array<std::string_view, 12> kEndings = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf",
-                                                                ".h5", ".msgpack", ".onnx", ".onnx_data", ".npz", ".index.json"};
+  static constexpr std::array<std::string_view, 12> kEndings = {".safetensors", ".bin",       ".pt",  ".pth",
+                                                                ".ckpt",        ".gguf",      ".h5",  ".msgpack",
+                                                                ".onnx",        ".onnx_data", ".npz", ".index.json"};
   const std::string name = path.filename().string();
   return std::any_of(kEndings.begin(), kEndings.end(), [&](std::string_view ending) { return name.ends_with(ending); });
 }
 
 // All files beside the weights: tokenizer, generation config, chat templates, code. A folder that holds weights is
 // another form of the model ("original", "onnx") and stays behind.
-void add_copies(const fs::path& folder, const std::string& prefix, int depth, std::vector<std::pair<std::string, std::string>>& copies) {
+void add_copies(const fs::path& folder, const std::string& prefix, int depth,
+                std::vector<std::pair<std::string, std::string>>& copies) {
   constexpr int kDepth = 4;
   std::error_code error;
   std::vector<fs::directory_entry> entries(fs::directory_iterator(folder, error), fs::directory_iterator{});
@@ -94,7 +97,8 @@ void add_copies(const fs::path& folder, const std::string& prefix, int depth, st
     if (name.starts_with(".") || name == "__pycache__") continue;
     if (entry.is_directory(error) && depth < kDepth) {
       add_copies(entry.path(), prefix + name + "/", depth + 1, copies);
-    } else if (entry.is_regular_file(error) && !is_weights(entry.path()) && !(prefix.empty() && name == "config.json")) {
+    } else if (entry.is_regular_file(error) && !is_weights(entry.path()) &&
+               !(prefix.empty() && name == "config.json")) {
       copies.emplace_back(prefix + name, entry.path().string());
     }
   }
@@ -106,8 +110,10 @@ void add_texts(const Base& base, const FileFacts& facts, const std::vector<Shard
   const ConfigChange change{facts.untied, facts.dequantized, facts.kept_quantized, !facts.dequantized.empty(),
                             base.options.out_dtype ? base.options.out_dtype : base.options.base_dtype};
   const auto config = changed_config((folder / "config.json").string(), change, plan.warnings);
-  if (config) plan.texts.emplace_back("config.json", *config);
-  else plan.copies.emplace_back("config.json", (folder / "config.json").string());
+  if (config)
+    plan.texts.emplace_back("config.json", *config);
+  else
+    plan.copies.emplace_back("config.json", (folder / "config.json").string());
   const fs::path index = folder / "model.safetensors.index.json";
   std::error_code error;
   const bool had_index = fs::exists(index, error);
@@ -119,7 +125,8 @@ void add_texts(const Base& base, const FileFacts& facts, const std::vector<Shard
 
 void write_files(const Base& base, std::vector<OutTensor>& tensors, const FileFacts& facts, MergePlan& result) {
   Plan& plan = result.plan;
-  const auto shards = base.options.max_shard_size ? new_shards(tensors, *base.options.max_shard_size) : own_shards(base, tensors);
+  const auto shards =
+      base.options.max_shard_size ? new_shards(tensors, *base.options.max_shard_size) : own_shards(base, tensors);
   for (const Shard& shard : shards) {
     PlannedFile file;
     file.name = shard.name;

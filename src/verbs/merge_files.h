@@ -10,9 +10,9 @@ namespace peft::merging {
 
 struct FileFacts {
   bool untied = false;
-  std::vector<std::string> kept_quantized;      // names of codes that stay; empty: nothing is quantised any more
-  std::vector<std::string> dequantized;         // modules and parameters that no longer are
-  std::string record;                           // of merged adapters, for the metadata
+  std::vector<std::string> kept_quantized;  // names of codes that stay; empty: nothing is quantised any more
+  std::vector<std::string> dequantized;     // modules and parameters that no longer are
+  std::string record;                       // of merged adapters, for the metadata
 };
 // Moves the tensors into the plan's files and adds texts and copies. Parts get their place in the plan.
 void write_files(const Base& base, std::vector<OutTensor>& tensors, const FileFacts& facts, MergePlan& result);

@@ -72,7 +72,9 @@ std::uint64_t parse_size(std::string_view text) {
   double value = 0;
   constexpr double kLargest = 1e18;
   if (!parse_number(digits, value) || value <= 0 || value * static_cast<double>(unit) > kLargest) {
-    throw Error(ErrorCode::USAGE, {.problem = "not a size", .expected = "a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 5GB", .got = std::string(text)});
+    throw Error(ErrorCode::USAGE, {.problem = "not a size",
+                                   .expected = "a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB, such as 5GB",
+                                   .got = std::string(text)});
   }
   return static_cast<std::uint64_t>(value * static_cast<double>(unit));
 }

@@ -27,7 +27,8 @@ std::vector<std::string> other_types(const std::string& type, const std::string&
 
 bool knows(const Model& base, const std::string& module) {
   if (base.has(Generation::v5, module).value_or(false) || base.has(Generation::v4, module).value_or(false)) return true;
-  return std::any_of(base.experts.begin(), base.experts.end(), [&](const Experts& e) { return e.v5_module == module || e.v4_module == module; });
+  return std::any_of(base.experts.begin(), base.experts.end(),
+                     [&](const Experts& e) { return e.v5_module == module || e.v4_module == module; });
 }
 
 class Renaming {
@@ -66,10 +67,14 @@ std::optional<Reading> read_as_other_class(const Adapter& adapter, const Model& 
   const Renaming renaming(base);
   for (const std::string& type : other_types(base.model_type, options.input.families_file)) {
     try {
-      const Model other = describe({.family = type, .families_file = options.input.families_file, .num_experts = experts, .names = {modules.begin(), modules.end()}});
+      const Model other = describe({.family = type,
+                                    .families_file = options.input.families_file,
+                                    .num_experts = experts,
+                                    .names = {modules.begin(), modules.end()}});
       Reading reading = read(adapter, other, options.input.read);
       if (!renaming.rename(reading.factors)) continue;
-      reading.factors.warnings.push_back("its modules are named as in " + type + ", another class of the base's family: the same layers");
+      reading.factors.warnings.push_back("its modules are named as in " + type +
+                                         ", another class of the base's family: the same layers");
       return reading;
     } catch (const Error&) {
       continue;  // the caller has the error of the base's own class

@@ -13,17 +13,20 @@ std::int64_t product(std::span<const std::int64_t> shape) {
   return result;
 }
 
-// The kernel of a convolution is [out, in, height, width], and its delta [out, the rest]: that is the matrix to see it as.
+// The kernel of a convolution is [out, in, height, width], and its delta [out, the rest]: that is the matrix to see it
+// as.
 void see_as(const View& target, PlannedTensor& planned) {
   const bool whole = target.offset == 0 && target.col_stride == 1 && target.row_stride == target.cols &&
                      target.rows * target.cols == planned.rows * planned.cols;
   if (!whole || planned.shape.size() < 3 || target.rows != planned.shape.front()) return;
   for (const Block& block : planned.blocks) {
     const View& view = block.source;
-    if (view.rows != planned.rows || view.cols != planned.cols || view.row_stride != view.cols || view.col_stride != 1) return;
+    if (view.rows != planned.rows || view.cols != planned.cols || view.row_stride != view.cols || view.col_stride != 1)
+      return;
   }
   planned.rows = target.rows, planned.cols = target.cols;
-  for (Block& block : planned.blocks) block.source.rows = target.rows, block.source.cols = block.source.row_stride = target.cols;
+  for (Block& block : planned.blocks)
+    block.source.rows = target.rows, block.source.cols = block.source.row_stride = target.cols;
 }
 
 // Strides and offsets of stored matrices [rows, cols] where each of them lies transposed.
@@ -74,7 +77,8 @@ OutTensors::OutTensors(const Checkpoint& checkpoint, const std::vector<Quantized
   }
 }
 
-// The dtype a tensor is written in. Where the base is cast to something narrower than that first, an empty merge says so.
+// The dtype a tensor is written in. Where the base is cast to something narrower than that first, an empty merge says
+// so.
 void OutTensors::cast(OutTensor& tensor, Dtype stored) const {
   if (!tensor.dequantized && !plan::is_plain_float(stored)) return;
   tensor.computed = options_.base_dtype.value_or(tensor.dequantized ? Dtype::bf16 : stored);

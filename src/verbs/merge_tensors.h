@@ -1,4 +1,5 @@
-// The tensors of a merged model, before they are put into files: what each one holds, and where a base tensor lies in it.
+// The tensors of a merged model, before they are put into files: what each one holds, and where a base tensor lies in
+// it.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +15,11 @@ namespace peft::merging {
 
 struct OutTensor {
   PlannedTensor planned;
-  std::uint32_t file = 0;             // of the checkpoint: where its bytes come from
-  std::int64_t matrix_rows = 0, matrix_cols = 0;   // of one stored matrix, where the tensor holds them turned; else 0
-  Dtype computed = Dtype::bf16;       // what its values are cast to before anything is added
+  std::uint32_t file = 0;                         // of the checkpoint: where its bytes come from
+  std::int64_t matrix_rows = 0, matrix_cols = 0;  // of one stored matrix, where the tensor holds them turned; else 0
+  Dtype computed = Dtype::bf16;                   // what its values are cast to before anything is added
   bool dequantized = false;
-  bool is_copy = true;                // nothing is computed or replaced in it
+  bool is_copy = true;  // nothing is computed or replaced in it
   std::vector<MergedPart> parts;
 };
 
@@ -31,7 +32,7 @@ class OutTensors {
 
   struct Place {
     std::size_t tensor = 0;
-    View view;                        // in elements of the planned tensor
+    View view;  // in elements of the planned tensor
   };
   Place place(const WeightPart& part) const;
   // A further tensor with the values of another one: a tied output that becomes its own.

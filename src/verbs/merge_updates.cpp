@@ -20,7 +20,8 @@ std::int64_t elements(const TensorInfo& tensor) {
 
 class Updates {
  public:
-  Updates(const Base& base, OutTensors& tensors) : base_(base), tensors_(tensors), says_tied_(base.says_tied()), tied_(base.is_tied()) {}
+  Updates(const Base& base, OutTensors& tensors)
+      : base_(base), tensors_(tensors), says_tied_(base.says_tied()), tied_(base.is_tied()) {}
 
   void add(const MergeAdapter& adapter, std::uint32_t number) {
     adapter_ = &adapter;
@@ -93,7 +94,8 @@ class Updates {
   // Where merge_and_unload() rounds the delta before it adds it: parameters and embeddings always, the rest when safe.
   bool rounds_delta(const std::string& rule, bool own_tensor) const {
     if (rule == "embedding" || rule == "parameter") return true;
-    const bool wraps_parameter = rule == "expert" && !(own_tensor && adapter_->reading.layout == Layout::peft_per_expert);
+    const bool wraps_parameter =
+        rule == "expert" && !(own_tensor && adapter_->reading.layout == Layout::peft_per_expert);
     return wraps_parameter || base_.options.mode == MergeMode::peft_safe;
   }
 
@@ -174,11 +176,16 @@ class Updates {
     const TensorInfo& tensor = info_of(extra.tensor);
     const OutTensor& out = tensors_.all()[at.tensor];
     if (!std::ranges::equal(tensor.shape, out.planned.shape)) {
-      const bool rows = tensor.shape.size() == 2 && out.planned.shape.size() == 2 && tensor.shape[1] == out.planned.shape[1];
-      fail(extra.tensor, rows ? "the saved module has another number of rows than the base's" : "the saved tensor does not fit the base's",
-           rows ? ErrorCode::LO_VOCAB : ErrorCode::LO_SHAPE, fmt::format("{} [{}]", out.planned.name, fmt::join(out.planned.shape, ", ")),
+      const bool rows =
+          tensor.shape.size() == 2 && out.planned.shape.size() == 2 && tensor.shape[1] == out.planned.shape[1];
+      fail(extra.tensor,
+           rows ? "the saved module has another number of rows than the base's"
+                : "the saved tensor does not fit the base's",
+           rows ? ErrorCode::LO_VOCAB : ErrorCode::LO_SHAPE,
+           fmt::format("{} [{}]", out.planned.name, fmt::join(out.planned.shape, ", ")),
            fmt::format("[{}]", fmt::join(tensor.shape, ", ")),
-           rows ? "resize the base's embedding as it was when the adapter was trained" : "is this the right base model?");
+           rows ? "resize the base's embedding as it was when the adapter was trained"
+                : "is this the right base model?");
     }
     const bool below = own_suffix(extra) != extra.suffix;  // what LoRA is added to: the updates stay
     if (!below && out.planned.merge && !out.planned.merge->updates.empty()) {
@@ -186,7 +193,8 @@ class Updates {
     }
     claim(at.tensor, -1, extra);
     const View source{adapter_->source, extra.tensor, 0, out.planned.rows, out.planned.cols, out.planned.cols, 1};
-    tensors_.replace(at.tensor, source, below, part_of(extra.site, extra.kind == ExtraKind::base_bias ? "bias saved" : "saved"));
+    tensors_.replace(at.tensor, source, below,
+                     part_of(extra.site, extra.kind == ExtraKind::base_bias ? "bias saved" : "saved"));
   }
 
   const std::vector<std::int64_t>& token_ids(const Extra& extra) const {
@@ -222,8 +230,8 @@ class Updates {
     const auto shape = info_of(extra.tensor).shape;
     const std::int64_t rows = tensors_.all()[at.tensor].planned.rows, cols = tensors_.all()[at.tensor].planned.cols;
     if (shape.size() != 2 || shape[0] != static_cast<std::int64_t>(ids.size()) || shape[1] != cols) {
-      fail(extra.tensor, "the rows do not fit the embedding", ErrorCode::LO_SHAPE, fmt::format("[{}, {}]", ids.size(), cols),
-           fmt::format("[{}]", fmt::join(shape, ", ")));
+      fail(extra.tensor, "the rows do not fit the embedding", ErrorCode::LO_SHAPE,
+           fmt::format("[{}, {}]", ids.size(), cols), fmt::format("[{}]", fmt::join(shape, ", ")));
     }
     const auto twin = twin_of(at.tensor, extra.site);
     for (std::size_t i = 0; i < ids.size(); ++i) {

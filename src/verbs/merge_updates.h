@@ -22,8 +22,8 @@ struct Base {
   const Checkpoint& checkpoint;
   const Weights& weights;
 
-  bool says_tied() const;           // input and output embedding are one parameter, by the config
-  bool is_tied() const;             // the output has no tensor of its own
+  bool says_tied() const;  // input and output embedding are one parameter, by the config
+  bool is_tied() const;    // the output has no tensor of its own
   std::string output_module() const;
   std::string input_module() const;
   // Throws LO_TARGET, LO_QUANT, LO_SHAPE, LO_VOCAB: what is wrong between a factor and the base.

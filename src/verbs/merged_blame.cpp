@@ -8,14 +8,15 @@
 namespace peft::verbs {
 namespace {
 
-constexpr double kClose = 0.03;   // of a factor, or of a residual: what counts as the same
+constexpr double kClose = 0.03;  // of a factor, or of a residual: what counts as the same
 
 double root_ratio(double x, double y) { return y > 0 ? std::sqrt(std::max(0.0, x) / y) : 0; }
 
 MergedDifference changed(const MatrixSums& sums, MergedDifference difference) {
   difference.kind = "changed";
   difference.relative = root_ratio(sums.error, sums.base);
-  difference.what = fmt::format("{} of {} elements are not those of the base, and no adapter touches them", sums.bounds.beyond, sums.elements);
+  difference.what = fmt::format("{} of {} elements are not those of the base, and no adapter touches them",
+                                sums.bounds.beyond, sums.elements);
   return difference;
 }
 
@@ -54,11 +55,13 @@ std::optional<MergedDifference> blame(const MatrixSums& sums, const std::string&
   const double explained = kClose * std::max(1.0, std::abs(factor)) + 2 * root_ratio(sums.noise, sums.delta);
   if (residual > explained) {
     difference.kind = "different";
-    difference.what = fmt::format("something else was added: {:.3g} of the delta's norm away from it", difference.relative);
+    difference.what =
+        fmt::format("something else was added: {:.3g} of the delta's norm away from it", difference.relative);
   } else if (std::abs(factor - 1) <= std::max(kClose, blur)) {
     difference.kind = "different";
-    difference.what = fmt::format("{} of {} elements are further from the exact sum than rounding explains, the worst {:.3g} last places",
-                                  sums.bounds.beyond, sums.elements, sums.worst_places);
+    difference.what = fmt::format(
+        "{} of {} elements are further from the exact sum than rounding explains, the worst {:.3g} last places",
+        sums.bounds.beyond, sums.elements, sums.worst_places);
   } else {
     difference.kind = std::abs(factor) < std::max(kClose, blur) ? "not_merged" : "scaled";
     difference.what = factor_text(factor);

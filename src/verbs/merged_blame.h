@@ -14,9 +14,9 @@ struct MatrixSums {
   std::string site;
   std::uint64_t elements = 0;
   MergeBounds bounds;
-  double base = 0, change = 0, delta = 0, product = 0;   // ||base||^2, ||D||^2, ||Delta||^2, <D, Delta>
-  double error = 0, noise = 0;                           // ||merged - expected||^2; what one rounding each makes of it
-  std::uint64_t unchanged = 0;                           // elements that are those of the base
+  double base = 0, change = 0, delta = 0, product = 0;  // ||base||^2, ||D||^2, ||Delta||^2, <D, Delta>
+  double error = 0, noise = 0;                          // ||merged - expected||^2; what one rounding each makes of it
+  std::uint64_t unchanged = 0;                          // elements that are those of the base
   double worst_places = 0;
 };
 
@@ -26,6 +26,6 @@ std::optional<MergedDifference> blame(const MatrixSums& sums, const std::string&
 // The multiples of several deltas that explain D best: gram[i][j] = <Delta_i, Delta_j>, right[i] = <D, Delta_i>.
 // Empty where the deltas do not tell.
 std::vector<double> solve(std::vector<std::vector<double>> gram, std::vector<double> right);
-std::string factor_text(double factor);   // "not merged", "merged twice", "merged 0.5 times"
+std::string factor_text(double factor);  // "not merged", "merged twice", "merged 0.5 times"
 
 }  // namespace peft::verbs

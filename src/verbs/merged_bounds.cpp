@@ -19,7 +19,8 @@ std::vector<double> row_norms(const Plan& plan, const View& view, std::int64_t r
   const low_rank::Dense values = low_rank::read(adapter::bind(*plan.sources[view.source], view));
   std::fill(norms.begin(), norms.end(), 0.0);
   for (std::int64_t j = 0; j < values.cols; ++j) {
-    for (std::int64_t i = 0; i < values.rows; ++i) norms[static_cast<std::size_t>(i)] += values.at(i, j) * values.at(i, j);
+    for (std::int64_t i = 0; i < values.rows; ++i)
+      norms[static_cast<std::size_t>(i)] += values.at(i, j) * values.at(i, j);
   }
   for (double& norm : norms) norm = std::sqrt(norm);
   return norms;
@@ -64,7 +65,8 @@ Judge::Judge(Dtype result, Dtype base, const SlackOf& slack)
       coarse_(precision_of(base).bits < precision_of(result).bits ? precision_of(base) : precision_of(result)),
       narrowed_(precision_of(result).bits < precision_of(base).bits),
       // Two DoRA adapters in PEFT: the first is taken out, put back and followed by the second.
-      times_(static_cast<double>(std::max<std::size_t>(1, slack.adapters())) * (slack.dora() && slack.adapters() > 1 ? 4 : 1)),
+      times_(static_cast<double>(std::max<std::size_t>(1, slack.adapters())) *
+             (slack.dora() && slack.adapters() > 1 ? 4 : 1)),
       relative_(precision_of(result).bits < 24 || slack.dora() ? (slack.dora() ? 16 : 1) * kFloatRounding : 0) {}
 
 Fit Judge::judge(double base, double expected, double merged, double slack, double delta_bound) const {
@@ -75,9 +77,10 @@ Fit Judge::judge(double base, double expected, double merged, double slack, doub
   const double lost = slack + relative_ * (largest + std::abs(base));
   if (distance <= half + lost) return Fit::one_rounding;
   const double delta = times_ > 1 ? delta_bound : std::abs(expected - base);
-  const double reached = times_ > 1 ? std::max(largest, std::abs(base)) + delta_bound : std::max(largest, std::abs(base));
+  const double reached =
+      times_ > 1 ? std::max(largest, std::abs(base)) + delta_bound : std::max(largest, std::abs(base));
   double allowed = lost + times_ * (last_place(coarse_, reached) + last_place(coarse_, delta)) / 2;
-  if (narrowed_) allowed += last_place(result_, base) / 2;   // the base was cast before
+  if (narrowed_) allowed += last_place(result_, base) / 2;  // the base was cast before
   return distance <= allowed ? Fit::two_roundings : Fit::beyond;
 }
 

@@ -11,7 +11,7 @@
 namespace peft::verbs {
 namespace {
 
-constexpr std::int64_t kElements = 1 << 18;   // of a chunk
+constexpr std::int64_t kElements = 1 << 18;  // of a chunk
 
 // The tensor is a source's tensor as it is, and the merged model has the same bytes.
 bool same_copy(const ExpectedTensor& expected, const MergedModel& merged, const Counterpart& counterpart) {
@@ -21,8 +21,9 @@ bool same_copy(const ExpectedTensor& expected, const MergedModel& merged, const 
   const View& view = block.source;
   const TensorFile& file = *expected.merge->plan.sources[view.source];
   const TensorInfo& source = file.tensors()[view.tensor];
-  const bool whole = block.scale == 1 && !block.scales && source.dtype == planned.dtype && view.offset == 0 && view.rows == planned.rows &&
-                     view.cols == planned.cols && (view.rows <= 1 || view.row_stride == view.cols) && (view.cols <= 1 || view.col_stride == 1);
+  const bool whole = block.scale == 1 && !block.scales && source.dtype == planned.dtype && view.offset == 0 &&
+                     view.rows == planned.rows && view.cols == planned.cols &&
+                     (view.rows <= 1 || view.row_stride == view.cols) && (view.cols <= 1 || view.col_stride == 1);
   if (!whole) return false;
   const auto found = merged.bytes(counterpart, planned), wanted = file.bytes(source);
   return found.size() == wanted.size() && std::memcmp(found.data(), wanted.data(), found.size()) == 0;
@@ -30,10 +31,18 @@ bool same_copy(const ExpectedTensor& expected, const MergedModel& merged, const 
 
 void count(MergeBounds& bounds, Fit fit) {
   switch (fit) {
-    case Fit::exact: ++bounds.exact; break;
-    case Fit::one_rounding: ++bounds.one_rounding; break;
-    case Fit::two_roundings: ++bounds.two_roundings; break;
-    case Fit::beyond: ++bounds.beyond; break;
+    case Fit::exact:
+      ++bounds.exact;
+      break;
+    case Fit::one_rounding:
+      ++bounds.one_rounding;
+      break;
+    case Fit::two_roundings:
+      ++bounds.two_roundings;
+      break;
+    case Fit::beyond:
+      ++bounds.beyond;
+      break;
   }
 }
 
@@ -55,7 +64,8 @@ class Comparison {
 
   std::vector<MatrixSums> run() {
     const std::int64_t rows = std::max<std::int64_t>(1, kElements / std::max<std::int64_t>(1, planned_.cols));
-    for (std::int64_t first = 0; first < planned_.rows; first += rows) chunk(first, std::min(rows, planned_.rows - first));
+    for (std::int64_t first = 0; first < planned_.rows; first += rows)
+      chunk(first, std::min(rows, planned_.rows - first));
     return std::move(sums_);
   }
 
@@ -67,7 +77,8 @@ class Comparison {
     group_.assign(base.size(), static_cast<std::uint32_t>(expected_.sites.size()));
     for (std::size_t s = 0; s < expected_.sites.size(); ++s) {
       visit_runs(expected_.sites[s].second, planned_.cols, first, rows, [&](const Run& run) {
-        for (std::int64_t n = 0; n < run.count; ++n) group_[static_cast<std::size_t>(run.at + n * run.step)] = static_cast<std::uint32_t>(s);
+        for (std::int64_t n = 0; n < run.count; ++n)
+          group_[static_cast<std::size_t>(run.at + n * run.step)] = static_cast<std::uint32_t>(s);
       });
     }
     for (std::size_t i = 0; i < base.size(); ++i) {
@@ -78,7 +89,8 @@ class Comparison {
   void add(MatrixSums& sums, double base, double wanted, double found, double slack, double delta_bound) {
     ++sums.elements;
     if (!std::isfinite(found)) {
-      if (std::bit_cast<std::uint64_t>(found) == std::bit_cast<std::uint64_t>(wanted)) return count(sums.bounds, Fit::exact);
+      if (std::bit_cast<std::uint64_t>(found) == std::bit_cast<std::uint64_t>(wanted))
+        return count(sums.bounds, Fit::exact);
       return count(sums.bounds, Fit::beyond);
     }
     count(sums.bounds, judge_.judge(base, wanted, found, slack, delta_bound));
@@ -109,7 +121,8 @@ class Comparison {
 };
 
 const ExpectedTensor* named(const std::vector<ExpectedTensor>& tensors, const std::string& name) {
-  const auto at = std::find_if(tensors.begin(), tensors.end(), [&](const ExpectedTensor& t) { return t.planned().name == name; });
+  const auto at =
+      std::find_if(tensors.begin(), tensors.end(), [&](const ExpectedTensor& t) { return t.planned().name == name; });
   return at == tensors.end() ? nullptr : &*at;
 }
 
@@ -129,16 +142,19 @@ std::vector<ExpectedTensor> expected_tensors(const MergePlan& merge) {
     tensor.replaced |= part.update < 0;
     if (part.update < 0) continue;
     const View& target = tensor.planned().merge->updates[static_cast<std::size_t>(part.update)].target;
-    const bool known = std::any_of(tensor.sites.begin(), tensor.sites.end(), [&](const auto& site) { return site.second == target; });
+    const bool known =
+        std::any_of(tensor.sites.begin(), tensor.sites.end(), [&](const auto& site) { return site.second == target; });
     if (!known) tensor.sites.emplace_back(part.site, target);
   }
   return tensors;
 }
 
-std::vector<MatrixSums> compare_tensor(const ExpectedTensor& expected, const MergedModel& merged, const Counterpart& counterpart) {
+std::vector<MatrixSums> compare_tensor(const ExpectedTensor& expected, const MergedModel& merged,
+                                       const Counterpart& counterpart) {
   const PlannedTensor& planned = expected.planned();
   if (same_copy(expected, merged, counterpart)) return {};
-  if (!adapter::is_floating(counterpart.dtype) || !adapter::is_floating(planned.dtype)) {  // numbers that nothing is computed with
+  if (!adapter::is_floating(counterpart.dtype) ||
+      !adapter::is_floating(planned.dtype)) {  // numbers that nothing is computed with
     MatrixSums sums;
     sums.elements = sums.bounds.beyond = static_cast<std::uint64_t>(planned.rows * planned.cols);
     return {sums};
@@ -147,9 +163,11 @@ std::vector<MatrixSums> compare_tensor(const ExpectedTensor& expected, const Mer
 }
 
 std::vector<double> factors_of(const std::string& tensor, const std::string& site, std::span<const MergePlan> alone,
-                               const ExpectedTensor& expected, const MergedModel& merged, const Counterpart& counterpart) {
+                               const ExpectedTensor& expected, const MergedModel& merged,
+                               const Counterpart& counterpart) {
   const PlannedTensor& planned = expected.planned();
-  const auto place = std::find_if(expected.sites.begin(), expected.sites.end(), [&](const auto& s) { return s.first == site; });
+  const auto place =
+      std::find_if(expected.sites.begin(), expected.sites.end(), [&](const auto& s) { return s.first == site; });
   if (place == expected.sites.end()) return {};
   const std::size_t n = alone.size();
   std::vector<std::vector<double>> gram(n, std::vector<double>(n));

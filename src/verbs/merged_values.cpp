@@ -18,7 +18,8 @@ bool is_scale(std::string_view name) { return name.ends_with("_scale_inv") || na
 
 }  // namespace
 
-MergedModel::MergedModel(const Model& model, const std::string& base, const std::string& merged, const OpenOptions& options)
+MergedModel::MergedModel(const Model& model, const std::string& base, const std::string& merged,
+                         const OpenOptions& options)
     : base_(model, base, options), merged_(model, merged, options) {
   sources_.sources = merged_.checkpoint.files();
   for (QuantizedTensor& tensor : merged_.weights.quantized()) {
@@ -33,7 +34,8 @@ MergedModel::MergedModel(const Model& model, const std::string& base, const std:
   }
   for (const WeightsOf::Other& other : base_.others) {
     const auto weight = base_.weights.find(other.module, other.parameter);
-    if (weight) places_[weight->parts.front().name].push_back({{}, other.module, other.parameter, weight->parts.front().view});
+    if (weight)
+      places_[weight->parts.front().name].push_back({{}, other.module, other.parameter, weight->parts.front().view});
   }
 }
 
@@ -45,7 +47,8 @@ Counterpart MergedModel::find(const PlannedTensor& tensor) const {
     result.direct = entry - all.data();
     result.dtype = entry->tensor->dtype;
     const auto codes = codes_.find(tensor.name);
-    if (codes != codes_.end() && tensor.dtype != result.dtype) result.codes = &codes->second, result.dtype = Dtype::bf16;
+    if (codes != codes_.end() && tensor.dtype != result.dtype)
+      result.codes = &codes->second, result.dtype = Dtype::bf16;
     return result;
   }
   const auto at = places_.find(tensor.name);
@@ -54,7 +57,8 @@ Counterpart MergedModel::find(const PlannedTensor& tensor) const {
     return result;
   }
   for (const Where& where : at->second) {
-    auto found = where.parameter.empty() ? merged_.weights.find(where.site) : merged_.weights.find(where.module, where.parameter);
+    auto found = where.parameter.empty() ? merged_.weights.find(where.site)
+                                         : merged_.weights.find(where.module, where.parameter);
     const std::string name = where.parameter.empty() ? describe(where.site) : where.module + "." + where.parameter;
     const bool fits = found && found->out * found->in == where.view.rows * where.view.cols;
     if (fits && where.parameter.empty() && found->out != where.view.rows) found.reset();
@@ -74,8 +78,8 @@ double MergedModel::dequantised(const WeightPart& part, std::int64_t row, std::i
   return execution::rounded_to(Dtype::bf16, execution::value_at(sources_, block, row, col));
 }
 
-void MergedModel::read(const Counterpart& counterpart, const PlannedTensor& tensor, std::int64_t first, std::int64_t count,
-                       std::vector<double>& values, std::vector<char>& known) const {
+void MergedModel::read(const Counterpart& counterpart, const PlannedTensor& tensor, std::int64_t first,
+                       std::int64_t count, std::vector<double>& values, std::vector<char>& known) const {
   const auto size = static_cast<std::size_t>(count * tensor.cols);
   values.assign(size, 0);
   known.assign(size, counterpart.direct >= 0 ? 1 : 0);
@@ -96,7 +100,8 @@ void MergedModel::read(const Counterpart& counterpart, const PlannedTensor& tens
   for (const Counterpart::Piece& piece : counterpart.pieces) {
     for (const WeightPart& part : piece.found.parts) {
       const adapter::Matrix matrix = adapter::bind(*merged_.checkpoint.files()[part.view.source], part.view);
-      const View place = piece.found.out == piece.place.rows ? piece.place.row_range(part.row, part.view.rows) : piece.place;
+      const View place =
+          piece.found.out == piece.place.rows ? piece.place.row_range(part.row, part.view.rows) : piece.place;
       std::vector<double> run_values;
       visit_runs(place, tensor.cols, first, count, [&](const Run& run) {
         run_values.resize(static_cast<std::size_t>(run.count));
@@ -105,7 +110,8 @@ void MergedModel::read(const Counterpart& counterpart, const PlannedTensor& tens
         if (!part.scales) adapter::read(line, run_values);
         for (std::int64_t n = 0; part.scales && n < run.count; ++n) {
           const auto at = static_cast<std::size_t>(n);
-          run_values[at] = run.along_row ? dequantised(part, run.line, run.begin + n) : dequantised(part, run.begin + n, run.line);
+          run_values[at] =
+              run.along_row ? dequantised(part, run.line, run.begin + n) : dequantised(part, run.begin + n, run.line);
         }
         for (std::int64_t n = 0; n < run.count; ++n) {
           const auto at = static_cast<std::size_t>(run.at + n * run.step);

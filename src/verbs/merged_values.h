@@ -15,9 +15,9 @@ namespace peft::verbs {
 
 // A run of a view's elements that lie one after the other, `step` apart, in some rows of a tensor.
 struct Run {
-  bool along_row = true;      // of the view: row `line`, columns [begin, begin + count); else column `line`, rows ...
+  bool along_row = true;  // of the view: row `line`, columns [begin, begin + count); else column `line`, rows ...
   std::int64_t line = 0, begin = 0, count = 0;
-  std::int64_t at = 0, step = 1;   // index of the first one, counted from the first of the rows
+  std::int64_t at = 0, step = 1;  // index of the first one, counted from the first of the rows
 };
 
 // Visits the elements of a view that lie in rows [first, first + count) of a tensor with `cols` columns.
@@ -29,7 +29,9 @@ void visit_runs(const View& view, std::int64_t cols, std::int64_t first, std::in
   const std::int64_t outer_stride = std::max<std::int64_t>(1, by_rows ? view.row_stride : view.col_stride);
   const std::int64_t stride = std::max<std::int64_t>(1, by_rows ? view.col_stride : view.row_stride);
   const std::int64_t begin = first * cols, end = (first + count) * cols;
-  const auto steps_to = [](std::int64_t distance, std::int64_t step) { return distance <= 0 ? 0 : (distance + step - 1) / step; };
+  const auto steps_to = [](std::int64_t distance, std::int64_t step) {
+    return distance <= 0 ? 0 : (distance + step - 1) / step;
+  };
   const std::int64_t last = std::min(outer, steps_to(end - view.offset, outer_stride));
   for (std::int64_t o = steps_to(begin - (inner - 1) * stride - view.offset, outer_stride); o < last; ++o) {
     const std::int64_t at = view.offset + o * outer_stride;
@@ -50,8 +52,8 @@ struct Counterpart {
     std::string site;
   };
   std::vector<Piece> pieces;
-  std::vector<std::string> missing;   // of the pieces
-  Dtype dtype = Dtype::f32;           // of the merged values
+  std::vector<std::string> missing;  // of the pieces
+  Dtype dtype = Dtype::f32;          // of the merged values
 };
 
 class MergedModel {
@@ -60,8 +62,8 @@ class MergedModel {
 
   Counterpart find(const PlannedTensor& tensor) const;
   // Values of rows [first, first + count) of the expected tensor; known[i] is false where the model has none.
-  void read(const Counterpart& counterpart, const PlannedTensor& tensor, std::int64_t first, std::int64_t count, std::vector<double>& values,
-            std::vector<char>& known) const;
+  void read(const Counterpart& counterpart, const PlannedTensor& tensor, std::int64_t first, std::int64_t count,
+            std::vector<double>& values, std::vector<char>& known) const;
   // Bytes of a tensor that has the same name and dtype; empty otherwise.
   std::span<const std::byte> bytes(const Counterpart& counterpart, const PlannedTensor& tensor) const;
   // Tensors that belong to nothing that was expected.
@@ -70,16 +72,16 @@ class MergedModel {
 
  private:
   struct Where {
-    Site site;                        // or, without one, a parameter
+    Site site;  // or, without one, a parameter
     std::string module, parameter;
     View view;
   };
   double dequantised(const WeightPart& part, std::int64_t row, std::int64_t col) const;
 
   WeightsOf base_, merged_;
-  Plan sources_;                                            // the merged model's files, to read codes and scales through
-  std::map<std::string, WeightPart, std::less<>> codes_;    // of the merged model, by tensor
-  std::map<std::string, std::vector<Where>, std::less<>> places_;   // by tensor of the base
+  Plan sources_;                                          // the merged model's files, to read codes and scales through
+  std::map<std::string, WeightPart, std::less<>> codes_;  // of the merged model, by tensor
+  std::map<std::string, std::vector<Where>, std::less<>> places_;  // by tensor of the base
 };
 
 }  // namespace peft::verbs

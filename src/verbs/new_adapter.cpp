@@ -7,9 +7,9 @@
 #include <map>
 #include <numeric>
 
+#include "adapter/site_order.h"
 #include "execute/element.h"
 #include "layout/encode.h"
-#include "adapter/site_order.h"
 #include "layout/write_config.h"
 #include "peft/error.h"
 
@@ -53,7 +53,8 @@ class ImageBuilder {
     image->bytes.resize(layout.file_bytes());
     std::memcpy(image->bytes.data(), layout.head.data(), layout.head.size());
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
-      std::copy(bytes_[i]->begin(), bytes_[i]->end(), image->bytes.begin() + static_cast<std::ptrdiff_t>(layout.head.size() + layout.begin[i]));
+      std::copy(bytes_[i]->begin(), bytes_[i]->end(),
+                image->bytes.begin() + static_cast<std::ptrdiff_t>(layout.head.size() + layout.begin[i]));
       std::vector<std::byte>().swap(*bytes_[i]);  // each byte is held once
     }
     image->file = TensorFile::parse(image->bytes, "the new factors");
@@ -134,7 +135,8 @@ Plan NewAdapter::plan(const AdapterConfig& config, const Model& model, Layout to
   peft::Factors factors;
   factors.expert_counts = expert_counts;
   for (std::size_t i = 0; i < entries.size(); ++i) {
-    add_factors(entries[i], index_of(*file, fmt::format("{}.a", i)), index_of(*file, fmt::format("{}.b", i)), factors.factors);
+    add_factors(entries[i], index_of(*file, fmt::format("{}.a", i)), index_of(*file, fmt::format("{}.b", i)),
+                factors.factors);
   }
   std::stable_sort(factors.factors.begin(), factors.factors.end(),
                    [](const Factor& x, const Factor& y) { return site_less(x.site, y.site); });

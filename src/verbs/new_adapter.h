@@ -17,7 +17,7 @@ namespace peft::verbs {
 // row in turns where the family stores them so).
 struct Unit {
   std::vector<Site> sites;
-  std::vector<std::int64_t> out;      // rows of each
+  std::vector<std::int64_t> out;  // rows of each
   FactorKind kind = FactorKind::linear;
   bool interleaved = false;
 
@@ -25,21 +25,21 @@ struct Unit {
   // Rows of the unit's B that are the i-th site's: first, and step.
   std::int64_t first_row(std::size_t i) const;
   std::int64_t row_step() const { return interleaved ? static_cast<std::int64_t>(sites.size()) : 1; }
-  std::string name() const;           // "model.layers.0.mlp.experts.7.gate+up"
+  std::string name() const;  // "model.layers.0.mlp.experts.7.gate+up"
 };
 
 // One unit's factors, rounded.
 struct StoredPair {
   std::int64_t in = 0, rank = 0;
-  std::vector<std::byte> a, b;        // [rank, in], [rows, rank]
-  low_rank::Factors values;           // what the bytes say
+  std::vector<std::byte> a, b;  // [rank, in], [rows, rank]
+  low_rank::Factors values;     // what the bytes say
 };
 // Throws NUM_OVERFLOW naming the unit.
 StoredPair store(const Unit& unit, const low_rank::Factors& factors, Dtype dtype);
 
 // A tensor that is carried along whole.
 struct Carried {
-  Extra extra;                        // its `tensor` is set by NewAdapter
+  Extra extra;  // its `tensor` is set by NewAdapter
   Dtype dtype = Dtype::f32;
   std::vector<std::int64_t> shape;
   std::vector<std::byte> bytes;
@@ -50,7 +50,7 @@ struct NewAdapter {
     Unit unit;
     StoredPair pair;
   };
-  std::vector<Entry> entries;         // in natural order of their sites
+  std::vector<Entry> entries;  // in natural order of their sites
   std::vector<Carried> carried;
   std::vector<ExpertCount> expert_counts;
   Dtype dtype = Dtype::f32;

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "execute/value.h"
 #include "adapter/site_order.h"
+#include "execute/value.h"
 #include "weights/tensor_names.h"
 
 namespace peft::verbs {
@@ -14,7 +14,8 @@ constexpr std::string_view kScaleEndings[] = {"_scale_inv", "_scales"};
 constexpr std::string_view kBlocks = "_blocks";
 
 bool is_scale(std::string_view parameter) {
-  return std::any_of(std::begin(kScaleEndings), std::end(kScaleEndings), [&](std::string_view end) { return parameter.ends_with(end); });
+  return std::any_of(std::begin(kScaleEndings), std::end(kScaleEndings),
+                     [&](std::string_view end) { return parameter.ends_with(end); });
 }
 
 const Experts* experts_of(const Model& model, const std::string& module) {
@@ -58,7 +59,8 @@ WeightsOf::WeightsOf(const Model& model, const std::string& folder, const OpenOp
     const auto projections = experts == nullptr ? std::vector<Projection>() : projections_of(*experts, name.parameter);
     for (const Projection projection : projections) {
       fused = true;
-      for (std::int64_t e = 0; e < shape[0]; ++e) sites.push_back({peft::weights::experts_module(*experts), "", e, projection});
+      for (std::int64_t e = 0; e < shape[0]; ++e)
+        sites.push_back({peft::weights::experts_module(*experts), "", e, projection});
     }
     if (!projections.empty()) continue;
     if (name.parameter == "weight" && shape.size() == 2 && name.expert < 0) {
@@ -88,7 +90,8 @@ low_rank::Dense WeightsOf::read(const Weight& weight, std::int64_t first, std::i
       if (sources.sources.empty()) sources.sources = checkpoint.files();
       const Block block{0, 0, 1, part.view, 1, part.scales};
       for (std::int64_t j = 0; j < count; ++j) {
-        for (std::int64_t i = 0; i < part.view.rows; ++i) values.at(i, j) = execution::value_at(sources, block, i, first + j);
+        for (std::int64_t i = 0; i < part.view.rows; ++i)
+          values.at(i, j) = execution::value_at(sources, block, i, first + j);
       }
     } else {
       values = low_rank::read(adapter::bind(*checkpoint.files()[part.view.source], part.view.col_range(first, count)));

@@ -19,12 +19,12 @@ class WeightsOf {
 
   // A tensor that is no matrix LoRA could sit on: a norm, a bias.
   struct Other {
-    std::string module, parameter;   // in the spelling of transformers 5
-    std::size_t tensor = 0;          // in checkpoint.tensors()
+    std::string module, parameter;  // in the spelling of transformers 5
+    std::size_t tensor = 0;         // in checkpoint.tensors()
   };
-  std::vector<Site> sites;           // in natural order
-  std::vector<Other> others;         // sorted
-  bool fused = false;                // experts lie stacked
+  std::vector<Site> sites;    // in natural order
+  std::vector<Other> others;  // sorted
+  bool fused = false;         // experts lie stacked
 
   const TensorInfo& info(const Weight& weight) const;
   // Rows [0, out) and columns [first, first + count) in fp64, dequantised.

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <map>
 
+#include "adapter/site_order.h"
 #include "layout/encode.h"
 #include "layout/fused_forms.h"
-#include "adapter/site_order.h"
 #include "layout/same_values.h"
 #include "peft/error.h"
 
@@ -52,7 +52,8 @@ Found collect(std::span<const Input> inputs) {
 }
 
 // In every adapter that has one of them: both, and lora_A is the same.
-bool share_a(std::span<const Input> inputs, const std::vector<const Factor*>& gate, const std::vector<const Factor*>& up) {
+bool share_a(std::span<const Input> inputs, const std::vector<const Factor*>& gate,
+             const std::vector<const Factor*>& up) {
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (gate[i] == nullptr && up[i] == nullptr) continue;
     if (gate[i] == nullptr || up[i] == nullptr) return false;
@@ -72,7 +73,8 @@ void add_site(InputUnit& unit, const Site& site, const std::vector<const Factor*
 }
 
 // Rows of `part` to their places in the unit's b, from column `col` on.
-void put_rows(low_rank::Dense& b, const low_rank::Dense& part, double scale, std::int64_t first, std::int64_t step, std::int64_t col) {
+void put_rows(low_rank::Dense& b, const low_rank::Dense& part, double scale, std::int64_t first, std::int64_t step,
+              std::int64_t col) {
   for (std::int64_t k = 0; k < part.cols; ++k) {
     for (std::int64_t i = 0; i < part.rows; ++i) b.at(first + i * step, col + k) = part.at(i, k) * scale;
   }

@@ -18,7 +18,7 @@ using verbs::ExpectedTensor;
 using verbs::MatrixSums;
 
 constexpr std::size_t kReported = 100;
-constexpr std::size_t kExplained = 20;   // differences whose adapters are told apart: each reads the matrix again
+constexpr std::size_t kExplained = 20;  // differences whose adapters are told apart: each reads the matrix again
 
 class Check {
  public:
@@ -26,7 +26,8 @@ class Check {
       : options_(options),
         plan_(plan_merge(options.merge)),
         expected_(verbs::expected_tensors(plan_)),
-        model_(describe({.base = resolve_path(options.merge.base), .family = options.merge.input.family,
+        model_(describe({.base = resolve_path(options.merge.base),
+                         .family = options.merge.input.family,
                          .families_file = options.merge.input.families_file})),
         merged_(model_, options.merge.base, options.merged, options.merge.input.open) {}
 
@@ -43,7 +44,8 @@ class Check {
     for (const std::string& name : merged_.extra(counterparts_)) extra(name);
     report_.same = report_.num_differences == 0;
     report_.bound = bound();
-    for (const auto& site : plan_.zero_deltas) report_.notes.push_back(site + ": the delta is zero, nothing can be seen of it");
+    for (const auto& site : plan_.zero_deltas)
+      report_.notes.push_back(site + ": the delta is zero, nothing can be seen of it");
     return std::move(report_);
   }
 
@@ -59,7 +61,12 @@ class Check {
     ++report_.tensors;
     (planned.merge ? report_.changed : report_.copied) += 1;
     for (const std::string& name : counterparts_[i].missing) {
-      add({.tensor = name, .kind = "missing", .what = "the merged model has no such tensor, or in another shape", .factor = 0, .relative = 0, .elements = 0});
+      add({.tensor = name,
+           .kind = "missing",
+           .what = "the merged model has no such tensor, or in another shape",
+           .factor = 0,
+           .relative = 0,
+           .elements = 0});
     }
     for (const MatrixSums& sums : sums_[i]) {
       if (sums.elements == 0) continue;
@@ -68,7 +75,9 @@ class Check {
       if (!difference) continue;
       if (difference->kind == "changed" && expected.replaced) {
         difference->kind = "different";
-        difference->what = fmt::format("{} of {} elements are not those that an adapter puts in the place of the base's", sums.bounds.beyond, sums.elements);
+        difference->what =
+            fmt::format("{} of {} elements are not those that an adapter puts in the place of the base's",
+                        sums.bounds.beyond, sums.elements);
       }
       if (!sums.site.empty()) explain(i, *difference);
       add(std::move(*difference));
@@ -96,7 +105,8 @@ class Check {
         alone_.push_back(plan_merge(one));
       }
     }
-    const auto factors = verbs::factors_of(expected_[i].planned().name, difference.tensor, alone_, expected_[i], merged_, counterparts_[i]);
+    const auto factors = verbs::factors_of(expected_[i].planned().name, difference.tensor, alone_, expected_[i],
+                                           merged_, counterparts_[i]);
     if (factors.empty()) return;
     difference.what += "; taken apart:";
     for (std::size_t a = 0; a < factors.size(); ++a) {
@@ -119,17 +129,26 @@ class Check {
         }
       }
     }
-    add({.tensor = name, .kind = "extra", .what = "neither the base nor an adapter has it", .factor = 0, .relative = 0, .elements = 0});
+    add({.tensor = name,
+         .kind = "extra",
+         .what = "neither the base nor an adapter has it",
+         .factor = 0,
+         .relative = 0,
+         .elements = 0});
   }
 
   std::string bound() const {
     std::set<std::string> dtypes;
     for (std::size_t i = 0; i < expected_.size(); ++i) {
-      if (expected_[i].planned().merge && counterparts_[i].missing.empty()) dtypes.emplace(info(counterparts_[i].dtype).name);
+      if (expected_[i].planned().merge && counterparts_[i].missing.empty())
+        dtypes.emplace(info(counterparts_[i].dtype).name);
     }
-    std::string text = fmt::format("half a last place of {}, and what a sum of the adapters' ranks in F32 may lose", fmt::join(dtypes, ", "));
+    std::string text = fmt::format("half a last place of {}, and what a sum of the adapters' ranks in F32 may lose",
+                                   fmt::join(dtypes, ", "));
     if (report_.bounds.two_roundings > 0) {
-      text += "; or, as tools do that round the delta too or store after each adapter, half a last place for each such rounding";
+      text +=
+          "; or, as tools do that round the delta too or store after each adapter, half a last place for each such "
+          "rounding";
     }
     return text;
   }
@@ -158,7 +177,7 @@ bool has_quantized(const std::string& folder, const OpenOptions& options) {
 
 VerifyMergedReport verify_merged(const VerifyMergedOptions& options) {
   VerifyMergedOptions used = options;
-  used.merge.allow_repeat = true;   // this is about the result, not about the base's past
+  used.merge.allow_repeat = true;  // this is about the result, not about the base's past
   used.merge.keep_quantized = has_quantized(options.merged, options.merge.input.open);
   return Check(used).run();
 }

@@ -11,7 +11,7 @@ using weights::TensorName;
 
 namespace {
 
-constexpr std::int64_t kGroup = 32;        // values under one scale of mxfp4
+constexpr std::int64_t kGroup = 32;  // values under one scale of mxfp4
 constexpr std::int64_t kGroupBytes = 16;
 
 std::int64_t product(std::span<const std::int64_t> shape) {
@@ -63,7 +63,8 @@ std::optional<WeightPart> Weights::Impl::part_of(const TensorName& name) const {
   part.name = entry.tensor->name;
   part.view.source = entry.file;
   part.view.tensor = static_cast<std::uint32_t>(entry.tensor - tensors.data());
-  if (entry.tensor->dtype == Dtype::f8_e4m3 || entry.tensor->dtype == Dtype::f8_e5m2) part.scales = block_scales(name, part);
+  if (entry.tensor->dtype == Dtype::f8_e4m3 || entry.tensor->dtype == Dtype::f8_e5m2)
+    part.scales = block_scales(name, part);
   return part;
 }
 
@@ -78,9 +79,10 @@ std::optional<View> Weights::Impl::grid(const TensorName& name, std::int64_t col
   return View{entry.file, number, 0, all / cols, cols, cols, 1};
 }
 
-// A grid of scales over the last two dimensions: cells of weight_block_size from the corner, the last ones cut, as DeepSeek
-// made them and the kernels of transformers take them; else of rows / grid rows by columns / grid columns. transformers 5.24
-// always divides when it dequantises, which is another model where both would do: 448 rows in 4 cells of 128.
+// A grid of scales over the last two dimensions: cells of weight_block_size from the corner, the last ones cut, as
+// DeepSeek made them and the kernels of transformers take them; else of rows / grid rows by columns / grid columns.
+// transformers 5.24 always divides when it dequantises, which is another model where both would do: 448 rows in 4 cells
+// of 128.
 std::optional<Scales> Weights::Impl::block_scales(const TensorName& name, const WeightPart& part) const {
   TensorName scales_name = name;
   scales_name.parameter += "_scale_inv";
@@ -90,7 +92,8 @@ std::optional<Scales> Weights::Impl::block_scales(const TensorName& name, const 
   if (shape.size() < 2 || cells.size() != shape.size()) return std::nullopt;
   const std::size_t last = shape.size() - 1;
   const auto cell = [&](std::size_t dimension) -> std::int64_t {
-    const std::int64_t size = shape[dimension], count = cells[dimension], whole = model.fp8_cell[dimension == last ? 1 : 0];
+    const std::int64_t size = shape[dimension], count = cells[dimension],
+                       whole = model.fp8_cell[dimension == last ? 1 : 0];
     if (ceil_div(size, whole) == count) {
       // Of stacked matrices all cells of rows are whole: the next matrix has its own.
       const bool fits = size % whole == 0 || count == 1 || dimension == last || last == 1;
@@ -120,7 +123,8 @@ std::optional<WeightPart> Weights::Impl::whole(const TensorName& name, bool firs
   return part;
 }
 
-std::optional<Weights::Impl::Stack> Weights::Impl::stack(const std::string& module, const std::string& parameter) const {
+std::optional<Weights::Impl::Stack> Weights::Impl::stack(const std::string& module,
+                                                         const std::string& parameter) const {
   if (auto part = part_of({module, parameter})) {
     const auto shape = tensor(*part).shape;
     if (shape.size() != 3) return std::nullopt;
@@ -161,7 +165,8 @@ std::optional<Weight> Weights::Impl::from_stack(const Experts& experts, Generati
     const std::int64_t which = index_of(list, projection), parts = static_cast<std::int64_t>(list.size());
     if (experts.module(g).empty() || which == parts) continue;
     const std::string module = experts.fused_module(g, parameter);
-    const auto take = [&](const std::string& mark, std::int64_t of, bool interleaved, bool in_out) -> std::optional<Weight> {
+    const auto take = [&](const std::string& mark, std::int64_t of, bool interleaved,
+                          bool in_out) -> std::optional<Weight> {
       auto found = stack(module, parameter.name + mark);
       return found ? cut(std::move(*found), expert, of == 1 ? 0 : which, of, interleaved, in_out) : std::nullopt;
     };

@@ -41,7 +41,8 @@ struct Weights::Impl {
   };
   std::optional<Stack> stack(const std::string& module, const std::string& parameter) const;
   // One expert's projection in a stack [E, d1, d2] of as many as `parts`, the `which`-th of them.
-  static std::optional<Weight> cut(Stack stack, std::int64_t expert, std::int64_t which, std::int64_t parts, bool interleaved, bool in_out);
+  static std::optional<Weight> cut(Stack stack, std::int64_t expert, std::int64_t which, std::int64_t parts,
+                                   bool interleaved, bool in_out);
   std::optional<Weight> from_stack(const Experts& experts, Generation g, std::int64_t expert,
                                    Projection projection) const;
   std::optional<View> grid(const weights::TensorName& name, std::int64_t cols) const;

@@ -58,12 +58,13 @@ class Loader {
   void require_values(const WeightPart& part) const {
     const TensorInfo& tensor = weights_.tensor(part);
     if (part.scales || plan::is_plain_float(tensor.dtype)) return;
-    throw Error(ErrorCode::LO_QUANT, {.file = weights_.checkpoint.files()[part.view.source]->path(),
-                                      .tensor = part.name,
-                                      .problem = "the weight is packed in a form that is not read, or its scales are not there",
-                                      .expected = "BF16, F16, F32, MXFP4 or block FP8 (weight_scale_inv)",
-                                      .got = std::string(tensor.dtype_name),
-                                      .hint = "load the model that it was quantised from"});
+    throw Error(ErrorCode::LO_QUANT,
+                {.file = weights_.checkpoint.files()[part.view.source]->path(),
+                 .tensor = part.name,
+                 .problem = "the weight is packed in a form that is not read, or its scales are not there",
+                 .expected = "BF16, F16, F32, MXFP4 or block FP8 (weight_scale_inv)",
+                 .got = std::string(tensor.dtype_name),
+                 .hint = "load the model that it was quantised from"});
   }
 
   [[noreturn]] void fail(const WeightPart& part, const std::string& expected, const std::string& got) const {
@@ -120,8 +121,8 @@ class Loader {
         }
         const std::int64_t first = parameter.interleaved ? p : p * weight->out;
         if (parameter.in_out) {
-          planned.blocks.push_back({e * d1, first, parameter.interleaved ? parts : 1, part.view.transposed(), 1,
-                                    part.scales});
+          planned.blocks.push_back(
+              {e * d1, first, parameter.interleaved ? parts : 1, part.view.transposed(), 1, part.scales});
         } else {
           planned.blocks.push_back({e * d1 + first, 0, 1, part.view, 1, part.scales});
         }
@@ -135,7 +136,8 @@ class Loader {
   // A matrix that the checkpoint keeps in pieces, or as its transpose.
   bool join(const WantedParameter& wanted, PlannedTensor& planned) {
     if (wanted.shape.size() != 2) return false;
-    const auto weight = weights_.pieces({std::string(model::parent(wanted.name)), std::string(model::leaf(wanted.name))});
+    const auto weight =
+        weights_.pieces({std::string(model::parent(wanted.name)), std::string(model::leaf(wanted.name))});
     if (!weight) return false;
     if (weight->out != planned.rows || weight->in != planned.cols) {
       fail(weight->parts.front(), shape_text(wanted.shape), fmt::format("[{}, {}]", weight->out, weight->in));

@@ -24,8 +24,8 @@ std::string joined(const std::string& module, const std::string& parameter) {
 std::size_t TensorNameHash::operator()(const TensorName& name) const {
   const std::hash<std::string_view> text;
   std::size_t hash = text(name.module);
-  for (const std::size_t part : {text(name.parameter), static_cast<std::size_t>(name.expert + 1),
-                                 static_cast<std::size_t>(name.projection)}) {
+  for (const std::size_t part :
+       {text(name.parameter), static_cast<std::size_t>(name.expert + 1), static_cast<std::size_t>(name.projection)}) {
     hash ^= part + 0x9e3779b97f4a7c15 + (hash << 6) + (hash >> 2);
   }
   return hash;

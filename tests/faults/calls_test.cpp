@@ -141,7 +141,8 @@ TEST_P(Calls, F5KilledAtEveryCall) {
     ASSERT_FALSE(HasFailure());
   }
   EXPECT_GT(named.size(), 6u);
-  add_row("F5", std::string("killed before each call: ") + GetParam().name, n - 2, "old state or partial; then identical");
+  add_row("F5", std::string("killed before each call: ") + GetParam().name, n - 2,
+          "old state or partial; then identical");
 }
 
 TEST_P(Calls, F3ShortAndInterrupted) {
@@ -160,7 +161,8 @@ TEST_P(Calls, F3ShortAndInterrupted) {
     EXPECT_GT(calls.count(), 100);
     EXPECT_TRUE(GetParam().part > 0 || job.is_complete());
   }
-  add_row("F3", std::string("reads and writes of 1 to 7 bytes, every third call EINTR: ") + GetParam().name, 7, "identical");
+  add_row("F3", std::string("reads and writes of 1 to 7 bytes, every third call EINTR: ") + GetParam().name, 7,
+          "identical");
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Calls,
@@ -316,8 +318,9 @@ TEST(Faults, F14RenameFails) {
 TEST(Faults, F15FileSystemsThatLackThings) {
   const Job job;
   int points = 0;
-  const std::pair<Kind, int> lacking[] = {{Kind::fallocate, EOPNOTSUPP}, {Kind::fallocate, ENOSYS}, {Kind::lock, ENOLCK},
-                                          {Kind::lock, EOPNOTSUPP},      {Kind::fsync, EINVAL},     {Kind::statvfs, ENOSYS}};
+  const std::pair<Kind, int> lacking[] = {{Kind::fallocate, EOPNOTSUPP}, {Kind::fallocate, ENOSYS},
+                                          {Kind::lock, ENOLCK},          {Kind::lock, EOPNOTSUPP},
+                                          {Kind::fsync, EINVAL},         {Kind::statvfs, ENOSYS}};
   for (const auto& [kind, error] : lacking) {
     for (const bool half_done : {false, true}) {
       prepare(job, {"", half_done, 0, true});
@@ -361,7 +364,8 @@ TEST(Faults, F15ModesAndReadOnlyFolders) {
   ::chmod(job.folder().c_str(), 0755);
   EXPECT_EQ(WEXITSTATUS(status), 0);
   EXPECT_EQ(job.check(), "");
-  add_row("F15", "umask 022, 077, 002, 027; a folder that may not be written", points + 1, "modes by the umask; IO_WRITE");
+  add_row("F15", "umask 022, 077, 002, 027; a folder that may not be written", points + 1,
+          "modes by the umask; IO_WRITE");
 }
 
 }  // namespace

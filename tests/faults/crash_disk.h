@@ -1,5 +1,5 @@
-// A model of what a power cut leaves. Calls go to the real file system and are noted; afterwards any state can be made in
-// which a crash between two of them may have left the disk: what was flushed is there, of the rest anything may be.
+// A model of what a power cut leaves. Calls go to the real file system and are noted; afterwards any state can be made
+// in which a crash between two of them may have left the disk: what was flushed is there, of the rest anything may be.
 #pragma once
 
 #include <map>
@@ -28,7 +28,8 @@ class CrashDisk final : public SystemCalls {
 
   void stop();  // the real calls again
   std::size_t events() const { return events_.size(); }
-  // Makes the state after a crash that followed the first `count` events. The root must be empty but for what was there.
+  // Makes the state after a crash that followed the first `count` events. The root must be empty but for what was
+  // there.
   void restore(std::size_t count, Mode mode, std::mt19937& random) const;
 
   int open(const char* path, int flags, mode_t mode) override;
@@ -62,7 +63,8 @@ class CrashDisk final : public SystemCalls {
   int remove(const char* path, int result);
   bool is_durable(std::size_t event, std::size_t count) const;
   static void apply(const Event& event, Folders& folders);
-  void write_out(const Folders& folders, const std::map<int, std::string>& data, int folder, const std::string& path) const;
+  void write_out(const Folders& folders, const std::map<int, std::string>& data, int folder,
+                 const std::string& path) const;
 
   std::string root_;
   std::vector<Event> events_;

@@ -62,7 +62,9 @@ INSTANTIATE_TEST_SUITE_P(All, Crash,
                                          CrashVariant{"any subset of them is lost, in any order", Mode::subset, 8},
                                          CrashVariant{"and the writes are torn at sectors", Mode::torn, 8},
                                          CrashVariant{"the disk is a moment behind", Mode::ordered, 2}),
-                         [](const auto& tested) { return "mode" + std::to_string(static_cast<int>(tested.param.mode)); });
+                         [](const auto& tested) {
+                           return "mode" + std::to_string(static_cast<int>(tested.param.mode));
+                         });
 
 }  // namespace
 }  // namespace peft::faults

@@ -93,7 +93,8 @@ TEST(Faults, F9ABitFlipsInAFinishedFile) {
       ASSERT_TRUE(job.is_complete());
     }
   }
-  add_row("F9", "a bit flips in a finished file before it is gone on with", points, "noticed by its digest; written again");
+  add_row("F9", "a bit flips in a finished file before it is gone on with", points,
+          "noticed by its digest; written again");
 }
 
 struct Change {
@@ -122,7 +123,8 @@ constexpr Change kChanges[] = {
 
 TEST(Faults, F10AnInputChangesMeanwhile) {
   const Job job;
-  std::string sources[2] = {job.folder() + "/base/model-00001.safetensors", job.folder() + "/base/model-00004.safetensors"};
+  std::string sources[2] = {job.folder() + "/base/model-00001.safetensors",
+                            job.folder() + "/base/model-00004.safetensors"};
   int points = 0;
   for (const Change& change : kChanges) {
     for (const std::string& source : sources) {

@@ -67,7 +67,8 @@ std::string difference(const Contents& got, const Contents& expected) {
     if (it == got.end()) {
       text += name + " is missing; ";
     } else if (it->second != bytes) {
-      const auto at = std::mismatch(bytes.begin(), bytes.end(), it->second.begin(), it->second.end()).first - bytes.begin();
+      const auto at =
+          std::mismatch(bytes.begin(), bytes.end(), it->second.begin(), it->second.end()).first - bytes.begin();
       text += fmt::format("{} differs at {} of {} bytes, has {}; ", name, at, bytes.size(), it->second.size());
     }
   }
@@ -127,7 +128,8 @@ void Job::clean() const {
 std::string Job::check() const {
   if (contents_of(folder_ + "/base") != inputs_) return "an input has changed";
   const Contents output = contents_of(out());
-  if (fs::exists(out()) && output != expected_) return "the output is there and is not complete: " + difference(output, expected_);
+  if (fs::exists(out()) && output != expected_)
+    return "the output is there and is not complete: " + difference(output, expected_);
   for (const auto& entry : fs::directory_iterator(folder_)) {
     const std::string name = entry.path().filename().string();
     if (name != "base" && name != "out" && name != "out.partial-peft") return name + " was left behind";
@@ -135,9 +137,7 @@ std::string Job::check() const {
   return "";
 }
 
-bool Job::is_complete() const {
-  return check().empty() && contents_of(out()) == expected_ && !fs::exists(staging());
-}
+bool Job::is_complete() const { return check().empty() && contents_of(out()) == expected_ && !fs::exists(staging()); }
 
 Contents contents_of(const std::string& folder) {
   Contents contents;
@@ -169,13 +169,9 @@ std::optional<Error> run(const Job& job, const ExecuteOptions& options, ExecuteR
   return std::nullopt;
 }
 
-ExecuteOptions keeping(int threads) {
-  return {.threads = threads, .sync = false, .unfinished = Unfinished::keep};
-}
+ExecuteOptions keeping(int threads) { return {.threads = threads, .sync = false, .unfinished = Unfinished::keep}; }
 
-ExecuteOptions resuming(int threads) {
-  return {.threads = threads, .sync = false, .unfinished = Unfinished::resume};
-}
+ExecuteOptions resuming(int threads) { return {.threads = threads, .sync = false, .unfinished = Unfinished::resume}; }
 
 namespace {
 

@@ -14,7 +14,7 @@ using Contents = std::map<std::string, std::string>;  // path in a folder -> byt
 
 struct JobSize {
   int shards = 4;
-  int tensors = 6;        // of a shard
+  int tensors = 6;         // of a shard
   std::int64_t rows = 40;  // of the smallest shard; the others are larger
 };
 

@@ -116,7 +116,8 @@ TEST(Faults, F12Signals) {
   const Job job;
   for (const int signal : {SIGINT, SIGTERM}) {
     job.clean();
-    const int status = interrupted(job, [&](pid_t child) { ::kill(child, signal); }, false);
+    const int status = interrupted(
+        job, [&](pid_t child) { ::kill(child, signal); }, false);
     EXPECT_TRUE(WIFEXITED(status));
     EXPECT_EQ(WEXITSTATUS(status), 5);
     EXPECT_TRUE(fs::exists(job.staging()));
@@ -158,7 +159,8 @@ TEST(Faults, F12SignalsOfWriting) {
   ASSERT_EQ(run(job, resuming()), std::nullopt);
   EXPECT_TRUE(job.is_complete());
   job.clean();
-  const int piped = interrupted(job, [](pid_t child) { ::kill(child, SIGPIPE), ::kill(child, SIGINT); }, false);
+  const int piped = interrupted(
+      job, [](pid_t child) { ::kill(child, SIGPIPE), ::kill(child, SIGINT); }, false);
   EXPECT_TRUE(WIFEXITED(piped));
   EXPECT_EQ(WEXITSTATUS(piped), 5) << "SIGPIPE alone does nothing";
   add_row("F12", "SIGXFSZ (RLIMIT_FSIZE); SIGPIPE", 2, "exit 3, resumable; ignored");

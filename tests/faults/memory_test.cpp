@@ -83,8 +83,8 @@ TEST(Faults, F11EveryAllocationFails) {
     for (const bool from_then_on : {false, true}) {
       const long long step = threads == 1 ? 1 : 7;
       for (long long n = 1;; n += step) {
-        SCOPED_TRACE(testing::Message() << "allocation " << n << (from_then_on ? " and all later" : "") << ", " << threads
-                                        << " threads");
+        SCOPED_TRACE(testing::Message() << "allocation " << n << (from_then_on ? " and all later" : "") << ", "
+                                        << threads << " threads");
         job.clean();
         std::optional<Error> thrown;
         if (!run_without_memory(job, n, from_then_on, threads, thrown)) break;
@@ -136,7 +136,8 @@ TEST(Faults, F11AddressSpace) {
   }
   EXPECT_GT(enough, 0);
   EXPECT_LT(enough, points);
-  add_row("F11", "RLIMIT_AS from nothing to 96 MiB more", points, std::to_string(enough) + " done, others exit 3; then identical");
+  add_row("F11", "RLIMIT_AS from nothing to 96 MiB more", points,
+          std::to_string(enough) + " done, others exit 3; then identical");
 }
 
 }  // namespace

@@ -181,7 +181,8 @@ TEST(Faults, F19OffsetsBeyondFourGibibytes) {
     EXPECT_EQ(std::memcmp(all.data() + row * cols * 2, marked.data(), marked.size()), 0);
     ++points;
   }
-  add_row("F19", "3 * 2^30 elements, offsets beyond 4 GiB (PEFT_FAULT_LARGE=1 writes them as well)", points, "right bytes");
+  add_row("F19", "3 * 2^30 elements, offsets beyond 4 GiB (PEFT_FAULT_LARGE=1 writes them as well)", points,
+          "right bytes");
 }
 
 }  // namespace

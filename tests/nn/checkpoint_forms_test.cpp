@@ -1,4 +1,5 @@
-// One model in several forms of checkpoint: one file or many, quantised or not. It must be the same model, or one clear error.
+// One model in several forms of checkpoint: one file or many, quantised or not. It must be the same model, or one clear
+// error.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -41,7 +42,8 @@ void expect_error(const fs::path& folder, ErrorCode code, const std::string& tex
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------- several files
+// ---------------------------------------------------------------------------------------------------------- several
+// files
 
 class Shards : public ::testing::TestWithParam<std::string> {
  protected:
@@ -49,7 +51,7 @@ class Shards : public ::testing::TestWithParam<std::string> {
     if (!has_model(GetParam())) GTEST_SKIP() << "not in this selection of the golden data";
     source_ = golden_root() / "models" / GetParam();
     const Json config = Json::parse(peft::testing::read_file(source_ / "config.json"));
-    std::size_t next = 0;   // by turns, so that what becomes one parameter comes from all files
+    std::size_t next = 0;  // by turns, so that what becomes one parameter comes from all files
     for (const auto& [name, found] : peft::testing::tensors_in(source_)) {
       shards_[next++ % 3].push_back(peft::testing::stored_bytes(name, found.dtype, found.shape, found.bytes));
     }
@@ -82,22 +84,27 @@ TEST_P(Shards, AMissingTensorIsNamed) {
   const std::string name = "model.layers.1.self_attn.o_proj.weight";
   auto fewer = shards_;
   for (auto& shard : fewer) std::erase_if(shard, [&](const Stored& tensor) { return tensor.name == name; });
-  peft::testing::write_base(folder_.path() / "fewer", Json::parse(peft::testing::read_file(source_ / "config.json")), fewer);
+  peft::testing::write_base(folder_.path() / "fewer", Json::parse(peft::testing::read_file(source_ / "config.json")),
+                            fewer);
   expect_error(folder_.path() / "fewer", ErrorCode::MD_WEIGHTS, "lacks tensors of the model: " + name);
 }
 
 TEST_P(Shards, AMissingExpertIsNamedByItsParameter) {
   if (!GetParam().ends_with("-v4")) GTEST_SKIP() << "experts are one tensor";
   auto fewer = shards_;
-  for (auto& shard : fewer) std::erase_if(shard, [](const Stored& tensor) { return tensor.name == "model.layers.0.mlp.experts.4.up_proj.weight"; });
-  peft::testing::write_base(folder_.path() / "fewer", Json::parse(peft::testing::read_file(source_ / "config.json")), fewer);
+  for (auto& shard : fewer)
+    std::erase_if(shard,
+                  [](const Stored& tensor) { return tensor.name == "model.layers.0.mlp.experts.4.up_proj.weight"; });
+  peft::testing::write_base(folder_.path() / "fewer", Json::parse(peft::testing::read_file(source_ / "config.json")),
+                            fewer);
   expect_error(folder_.path() / "fewer", ErrorCode::MD_WEIGHTS, "model.layers.0.mlp.experts.gate_up_proj");
 }
 
 TEST_P(Shards, AnUnexpectedTensorIsNamed) {
   auto more = shards_;
   more[1].push_back(peft::testing::stored("model.layers.0.self_attn.extra.weight", "F32", {2}, {1, 2}));
-  peft::testing::write_base(folder_.path() / "more", Json::parse(peft::testing::read_file(source_ / "config.json")), more);
+  peft::testing::write_base(folder_.path() / "more", Json::parse(peft::testing::read_file(source_ / "config.json")),
+                            more);
   expect_error(folder_.path() / "more", ErrorCode::MD_WEIGHTS, "model.layers.0.self_attn.extra.weight");
 }
 
@@ -105,7 +112,8 @@ TEST_P(Shards, AnIndexThatNamesAnotherFileIsRefused) {
   const std::string name = "model.embed_tokens.weight";
   change_index([&](Json& index) {
     std::string& file = index["weight_map"][name].get_ref<std::string&>();
-    file = file == "model-00001-of-00003.safetensors" ? "model-00002-of-00003.safetensors" : "model-00001-of-00003.safetensors";
+    file = file == "model-00001-of-00003.safetensors" ? "model-00002-of-00003.safetensors"
+                                                      : "model-00001-of-00003.safetensors";
   });
   try {
     loaded(base());
@@ -115,13 +123,15 @@ TEST_P(Shards, AnIndexThatNamesAnotherFileIsRefused) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, Shards, ::testing::Values("rt-qwen3_moe", "rt-qwen3_moe-v4", "rt-gpt_oss"), [](const auto& row) {
-  std::string name = row.param;
-  std::ranges::replace(name, '-', '_');
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Golden, Shards, ::testing::Values("rt-qwen3_moe", "rt-qwen3_moe-v4", "rt-gpt_oss"),
+                         [](const auto& row) {
+                           std::string name = row.param;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
 
-// -------------------------------------------------------------------------------------------------------------- quantised
+// --------------------------------------------------------------------------------------------------------------
+// quantised
 
 Stored plain(const std::string& name, const at::Tensor& tensor) {
   const at::Tensor values = tensor.to(at::kFloat).contiguous();
@@ -157,11 +167,25 @@ struct Twice {
 
 Twice gpt_oss() {
   Twice twice;
-  twice.config = {{"model_type", "gpt_oss"}, {"architectures", {"GptOssForCausalLM"}}, {"vocab_size", 17}, {"hidden_size", 64},
-                  {"intermediate_size", 32}, {"num_hidden_layers", 2}, {"num_local_experts", 3}, {"num_experts_per_tok", 2},
-                  {"num_attention_heads", 2}, {"num_key_value_heads", 1}, {"head_dim", 16}, {"sliding_window", 4}, {"attention_bias", true},
-                  {"hidden_act", "silu"}, {"rms_norm_eps", 1e-5}, {"swiglu_limit", 7.0}, {"tie_word_embeddings", false},
-                  {"layer_types", {"sliding_attention", "full_attention"}}, {"max_position_embeddings", 128},
+  twice.config = {{"model_type", "gpt_oss"},
+                  {"architectures", {"GptOssForCausalLM"}},
+                  {"vocab_size", 17},
+                  {"hidden_size", 64},
+                  {"intermediate_size", 32},
+                  {"num_hidden_layers", 2},
+                  {"num_local_experts", 3},
+                  {"num_experts_per_tok", 2},
+                  {"num_attention_heads", 2},
+                  {"num_key_value_heads", 1},
+                  {"head_dim", 16},
+                  {"sliding_window", 4},
+                  {"attention_bias", true},
+                  {"hidden_act", "silu"},
+                  {"rms_norm_eps", 1e-5},
+                  {"swiglu_limit", 7.0},
+                  {"tie_word_embeddings", false},
+                  {"layer_types", {"sliding_attention", "full_attention"}},
+                  {"max_position_embeddings", 128},
                   {"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 10000.0}}}};
   std::uint64_t seed = 20;
   for (const auto& [name, tensor] : twice.start()->parameters()) {
@@ -183,12 +207,27 @@ Twice gpt_oss() {
 // As Qwen ships it: a module for each expert, its weight in codes of float8 with one scale for each cell.
 Twice qwen3_moe_fp8() {
   Twice twice;
-  twice.config = {{"model_type", "qwen3_moe"}, {"architectures", {"Qwen3MoeForCausalLM"}}, {"vocab_size", 17}, {"hidden_size", 32},
-                  {"intermediate_size", 48}, {"moe_intermediate_size", 16}, {"num_hidden_layers", 2}, {"num_attention_heads", 2},
-                  {"num_key_value_heads", 1}, {"head_dim", 16}, {"num_experts", 3}, {"num_experts_per_tok", 2}, {"decoder_sparse_step", 1},
-                  {"mlp_only_layers", Json::array()}, {"norm_topk_prob", true}, {"hidden_act", "silu"}, {"rms_norm_eps", 1e-6},
-                  {"rope_parameters", {{"rope_theta", 10000.0}, {"rope_type", "default"}}}, {"max_position_embeddings", 128},
-                  {"tie_word_embeddings", false}, {"attention_bias", false}};
+  twice.config = {{"model_type", "qwen3_moe"},
+                  {"architectures", {"Qwen3MoeForCausalLM"}},
+                  {"vocab_size", 17},
+                  {"hidden_size", 32},
+                  {"intermediate_size", 48},
+                  {"moe_intermediate_size", 16},
+                  {"num_hidden_layers", 2},
+                  {"num_attention_heads", 2},
+                  {"num_key_value_heads", 1},
+                  {"head_dim", 16},
+                  {"num_experts", 3},
+                  {"num_experts_per_tok", 2},
+                  {"decoder_sparse_step", 1},
+                  {"mlp_only_layers", Json::array()},
+                  {"norm_topk_prob", true},
+                  {"hidden_act", "silu"},
+                  {"rms_norm_eps", 1e-6},
+                  {"rope_parameters", {{"rope_theta", 10000.0}, {"rope_type", "default"}}},
+                  {"max_position_embeddings", 128},
+                  {"tie_word_embeddings", false},
+                  {"attention_bias", false}};
   std::uint64_t seed = 40;
   const auto codes = [&](const std::string& name, std::int64_t rows, std::int64_t cols) {
     const BlockFp8 made = peft::testing::draw_fp8(name, rows, cols, 16, seed++);
@@ -228,7 +267,8 @@ TEST(QuantisedBase, CodesWithoutScalesAreRefused) {
 
 TEST(QuantisedBase, BlocksWithoutScalesAreRefused) {
   Twice twice = gpt_oss();
-  std::erase_if(twice.packed, [](const Stored& tensor) { return tensor.name == "model.layers.1.mlp.experts.down_proj_scales"; });
+  std::erase_if(twice.packed,
+                [](const Stored& tensor) { return tensor.name == "model.layers.1.mlp.experts.down_proj_scales"; });
   peft::testing::write_base(twice.folder.path() / "fewer", twice.config, {twice.packed});
   expect_error(twice.folder.path() / "fewer", ErrorCode::MD_WEIGHTS, "model.layers.1.mlp.experts.down_proj");
 }

@@ -13,12 +13,18 @@ namespace fs = std::filesystem;
 
 at::ScalarType torch_dtype(Dtype dtype) {
   switch (dtype) {
-    case Dtype::f32: return at::kFloat;
-    case Dtype::f64: return at::kDouble;
-    case Dtype::bf16: return at::kBFloat16;
-    case Dtype::f16: return at::kHalf;
-    case Dtype::i64: return at::kLong;
-    default: throw std::runtime_error("a dtype that golden files do not have");
+    case Dtype::f32:
+      return at::kFloat;
+    case Dtype::f64:
+      return at::kDouble;
+    case Dtype::bf16:
+      return at::kBFloat16;
+    case Dtype::f16:
+      return at::kHalf;
+    case Dtype::i64:
+      return at::kLong;
+    default:
+      throw std::runtime_error("a dtype that golden files do not have");
   }
 }
 
@@ -57,7 +63,8 @@ Tensors read_tensors(const fs::path& path) {
 
 at::Tensor ids_tensor(const Json& rows) {
   const auto numbers = rows.get<std::vector<std::vector<std::int64_t>>>();
-  at::Tensor ids = at::empty({static_cast<std::int64_t>(numbers.size()), static_cast<std::int64_t>(numbers[0].size())}, at::kLong);
+  at::Tensor ids =
+      at::empty({static_cast<std::int64_t>(numbers.size()), static_cast<std::int64_t>(numbers[0].size())}, at::kLong);
   std::int64_t* to = ids.mutable_data_ptr<std::int64_t>();
   for (const auto& row : numbers) to = std::copy(row.begin(), row.end(), to);
   return ids;
@@ -66,7 +73,8 @@ at::Tensor ids_tensor(const Json& rows) {
 at::Tensor masked(const std::string& name, const at::Tensor& value, const at::Tensor& mask) {
   const auto ends = [&name](const char* suffix) { return name.ends_with(suffix); };
   at::Tensor v = value;
-  const bool heads_first = ends("attn.q") || ends("attn.k") || ends("attn.v") || ends("attn.probs") || ends("lin.conv_out");
+  const bool heads_first =
+      ends("attn.q") || ends("attn.k") || ends("attn.v") || ends("attn.probs") || ends("lin.conv_out");
   if (heads_first) v = v.transpose(1, 2);
   if (name.starts_with("rope.")) return v;
   v = v.to(v.scalar_type() == at::kLong ? at::kLong : at::kFloat).reshape({mask.size(0), mask.size(1), -1});

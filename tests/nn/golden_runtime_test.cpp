@@ -10,7 +10,10 @@ namespace {
 
 class Runtime : public ::testing::TestWithParam<std::string> {
  protected:
-  Runtime() : json_(case_json("runtime", GetParam())), ids_(ids_tensor(json_["input_ids"])), mask_(ids_tensor(json_["attention_mask"])) {}
+  Runtime()
+      : json_(case_json("runtime", GetParam())),
+        ids_(ids_tensor(json_["input_ids"])),
+        mask_(ids_tensor(json_["attention_mask"])) {}
 
   std::shared_ptr<CausalLM> load(const std::string& key, at::ScalarType dtype) const {
     return load_model((golden_root() / "models" / json_[key].get<std::string>()).string(), {.dtype = dtype});
@@ -58,7 +61,9 @@ TEST_P(Runtime, BFloat16) {
 TEST_P(Runtime, EveryStep) {
   const auto model = load("model", at::kFloat);
   Tensors recorded;
-  const Recorder recorder = [&recorded](const std::string& name, const at::Tensor& value) { recorded[name] = value.clone(); };
+  const Recorder recorder = [&recorded](const std::string& name, const at::Tensor& value) {
+    recorded[name] = value.clone();
+  };
   at::NoGradGuard no_gradients;
   Context context;
   context.recorder = &recorder;
@@ -67,10 +72,13 @@ TEST_P(Runtime, EveryStep) {
   for (const auto& [name, wanted] : expected("base")) {
     ASSERT_TRUE(recorded.contains(name)) << name;
     at::Tensor got = recorded[name], want = wanted;
-    if (name.starts_with("rope.")) want = want.narrow(-1, 0, got.size(-1)).expand_as(got.expand_as(want.narrow(-1, 0, got.size(-1))));
+    if (name.starts_with("rope."))
+      want = want.narrow(-1, 0, got.size(-1)).expand_as(got.expand_as(want.narrow(-1, 0, got.size(-1))));
     got = masked(name, got, mask_), want = masked(name, want, mask_);
-    if (want.scalar_type() == at::kLong) EXPECT_TRUE(got.equal(want)) << name;
-    else EXPECT_LE(max_difference(got, want), share * std::max(peak(want), 1e-30)) << name;
+    if (want.scalar_type() == at::kLong)
+      EXPECT_TRUE(got.equal(want)) << name;
+    else
+      EXPECT_LE(max_difference(got, want), share * std::max(peak(want), 1e-30)) << name;
   }
 }
 
@@ -101,18 +109,21 @@ class Generate : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Generate, BaseTokensAndLogits) {
   const Json json = case_json("generate", GetParam());
-  const auto model = load_model((golden_root() / "models" / json["model"].get<std::string>()).string(), {.dtype = at::kFloat});
+  const auto model =
+      load_model((golden_root() / "models" / json["model"].get<std::string>()).string(), {.dtype = at::kFloat});
   for (const char* key : {"base.single", "base.padded"}) {
     const Json& expect = json["expect"][key];
     std::vector<at::Tensor> steps;
     GenerateOptions options{.max_new_tokens = static_cast<std::int64_t>(expect["new_tokens"][0].size())};
     options.on_logits = [&steps](const at::Tensor& logits) { steps.push_back(logits.clone()); };
-    const auto tokens = generate(*model, ids_tensor(expect["input_ids"]), ids_tensor(expect["attention_mask"]), options);
+    const auto tokens =
+        generate(*model, ids_tensor(expect["input_ids"]), ids_tensor(expect["attention_mask"]), options);
     EXPECT_EQ(tokens, expect["new_tokens"].get<std::vector<std::vector<std::int64_t>>>()) << key;
     const std::string place = expect["logits"];
     const std::size_t colon = place.find(':');
     const Tensors file = read_tensors(golden_root() / "generate" / GetParam() / place.substr(0, colon));
-    EXPECT_LE(max_difference(at::stack(steps), file.at(place.substr(colon + 1))), expect["tolerance"].get<double>()) << key;
+    EXPECT_LE(max_difference(at::stack(steps), file.at(place.substr(colon + 1))), expect["tolerance"].get<double>())
+        << key;
   }
 }
 INSTANTIATE_TEST_SUITE_P(Golden, Generate, ::testing::ValuesIn(cases("generate")), name_of);

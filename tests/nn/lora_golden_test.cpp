@@ -1,7 +1,6 @@
 // The golden data through PeftModel: logits of every adapter on the families that run, counts, merging, gradients.
-#include <gtest/gtest.h>
-
 #include <fmt/format.h>
+#include <gtest/gtest.h>
 
 #include <fstream>
 #include <set>
@@ -18,8 +17,8 @@ namespace {
 namespace fs = std::filesystem;
 using peft::testing::TemporaryFolder;
 
-const std::set<std::string> kRunnable = {"mixtral",     "qwen2_moe", "qwen3_moe", "qwen3_5_moe", "qwen3_5_moe_text",
-                                         "gpt_oss",     "llama",     "qwen2",     "qwen3"};
+const std::set<std::string> kRunnable = {"mixtral", "qwen2_moe", "qwen3_moe", "qwen3_5_moe", "qwen3_5_moe_text",
+                                         "gpt_oss", "llama",     "qwen2",     "qwen3"};
 
 std::string type_of(const std::string& model) {
   const fs::path config = golden_root() / "models" / model / "config.json";
@@ -33,7 +32,8 @@ std::vector<std::string> runnable(const std::string& group) {
   for (const std::string& name : cases(group)) {
     const std::string model = case_json(group, name).value("model", "");
     const bool has_weights = fs::exists(golden_root() / "models" / model / "model.safetensors");
-    const bool has_logits = group != "native" || fs::exists(golden_root() / group / name / "expected/logits.safetensors");
+    const bool has_logits =
+        group != "native" || fs::exists(golden_root() / group / name / "expected/logits.safetensors");
     if (kRunnable.contains(type_of(model)) && has_weights && has_logits) names.push_back(name);
   }
   return names;
@@ -48,7 +48,9 @@ std::shared_ptr<CausalLM> load(const std::string& model, at::ScalarType dtype = 
   return load_model((golden_root() / "models" / model).string(), {.dtype = dtype});
 }
 
-fs::path adapter_of(const std::string& group, const std::string& name) { return golden_root() / group / name / "adapter"; }
+fs::path adapter_of(const std::string& group, const std::string& name) {
+  return golden_root() / group / name / "adapter";
+}
 
 // Saved by us and loaded again: the same logits, bit for bit.
 void expect_round_trip(const PeftModel& model, const std::shared_ptr<CausalLM>& fresh, const at::Tensor& ids,
@@ -101,7 +103,9 @@ TEST_P(LoraRuntime, EveryStep) {
   const auto base = load(json_["model"]);
   const auto model = PeftModel::from_pretrained(base, adapter_);
   Tensors recorded;
-  const Recorder recorder = [&recorded](const std::string& name, const at::Tensor& value) { recorded[name] = value.clone(); };
+  const Recorder recorder = [&recorded](const std::string& name, const at::Tensor& value) {
+    recorded[name] = value.clone();
+  };
   Context context;
   context.recorder = &recorder;
   const at::NoGradGuard no_gradients;
@@ -110,14 +114,17 @@ TEST_P(LoraRuntime, EveryStep) {
   for (const auto& [name, wanted] : expected("lora")) {
     ASSERT_TRUE(recorded.contains(name)) << name;
     const at::Tensor got = masked(name, recorded[name], mask_), want = masked(name, wanted, mask_);
-    if (want.scalar_type() == at::kLong) EXPECT_TRUE(got.equal(want)) << name;
-    else EXPECT_LE(max_difference(got, want), share * std::max(peak(want), 1e-30)) << name;
+    if (want.scalar_type() == at::kLong)
+      EXPECT_TRUE(got.equal(want)) << name;
+    else
+      EXPECT_LE(max_difference(got, want), share * std::max(peak(want), 1e-30)) << name;
   }
 }
 
 TEST_P(LoraRuntime, BFloat16) {
   const auto model = PeftModel::from_pretrained(load(json_["model"], at::kBFloat16), adapter_);
-  EXPECT_LE(max_difference(real(model->logits(ids_, mask_)), real(expected("bf16").at("lora.logits"))), tolerance("bf16"));
+  EXPECT_LE(max_difference(real(model->logits(ids_, mask_)), real(expected("bf16").at("lora.logits"))),
+            tolerance("bf16"));
 }
 
 TEST_P(LoraRuntime, SavesLoadsDisablesMergesAndTakesOut) {
@@ -145,7 +152,7 @@ TEST_P(LoraRuntime, SavesLoadsDisablesMergesAndTakesOut) {
 // Rows of one batch with another adapter each, experts too.
 TEST_P(LoraRuntime, MixedBatch) {
   const auto model = PeftModel::from_pretrained(load(json_["model"]), adapter_);
-  const at::Tensor lora = model->logits(ids_), plain = model->base()->logits(ids_);   // the hooks are in: still LoRA
+  const at::Tensor lora = model->logits(ids_), plain = model->base()->logits(ids_);  // the hooks are in: still LoRA
   EXPECT_TRUE(lora.equal(plain));
   at::Tensor base;
   {
@@ -179,7 +186,7 @@ TEST_P(LoraNative, LogitsAndCounts) {
   const auto model = PeftModel::from_pretrained(base, adapter_of("native", GetParam()).string(), options);
   if (json["expect"].contains("trainable_line")) {
     const std::string line = json["expect"]["trainable_line"];
-    if (line.starts_with("trainable params: 0 ")) {   // recorded with inference_mode
+    if (line.starts_with("trainable params: 0 ")) {  // recorded with inference_mode
       const auto frozen = PeftModel::from_pretrained(load(json["model"]), adapter_of("native", GetParam()).string());
       EXPECT_EQ(frozen->trainable_parameters_line(), line);
     } else {
@@ -188,8 +195,8 @@ TEST_P(LoraNative, LogitsAndCounts) {
   }
   const double tolerance = base_dtype(json) == at::kFloat ? 1e-4 : 0.15;
   const at::Tensor ids = expected.at("input_ids"), logits = model->logits(ids).to(at::kFloat);
-  const bool incomplete = GetParam() == "qwen2-bias_lora_only-p0191";   // trained biases are not in the file
-  const bool wrong_logits = fs::exists(folder / "expected/right_delta.safetensors");   // one expert: PEFT is wrong
+  const bool incomplete = GetParam() == "qwen2-bias_lora_only-p0191";  // trained biases are not in the file
+  const bool wrong_logits = fs::exists(folder / "expected/right_delta.safetensors");  // one expert: PEFT is wrong
   for (const char* key : {"right.right_logits", "right.lora", "reloaded", "lora"}) {
     if (!expected.contains(key) || incomplete || wrong_logits) continue;
     EXPECT_LE(max_difference(logits, expected.at(key)), tolerance) << key;
@@ -208,7 +215,9 @@ TEST_P(LoraNative, LogitsAndCounts) {
   for (const auto& [name, wanted] : read_tensors(folder / deltas)) {
     if (name.ends_with("_other") || expected.contains("reloaded")) continue;
     const at::Tensor delta = model->get_delta_weight(name);
-    EXPECT_LE(max_difference(delta.reshape(wanted.sizes()), wanted), tolerance > 0.1 ? 6e-3 : 2e-6 * std::max(1.0, peak(wanted))) << name;
+    EXPECT_LE(max_difference(delta.reshape(wanted.sizes()), wanted),
+              tolerance > 0.1 ? 6e-3 : 2e-6 * std::max(1.0, peak(wanted)))
+        << name;
   }
   if (!incomplete) expect_round_trip(*model, load(json["model"], base_dtype(json)), ids, {}, model->logits(ids));
 }
@@ -229,8 +238,8 @@ TEST_P(LoraConvert, LogitsOfTheProducer) {
     model = PeftModel::from_pretrained(base, (folder / "adapter").string(), options);
   } catch (const Error& error) {
     // Files that are wrong on purpose: half of a pair, experts that are not there, keys that belong to nothing.
-    static const std::set<std::string> kBad = {"mixtral-extra-expert", "mixtral-one-tensor-missing", "mixtral-extra-keys",
-                                               "mixtral-base-weight-inside"};
+    static const std::set<std::string> kBad = {"mixtral-extra-expert", "mixtral-one-tensor-missing",
+                                               "mixtral-extra-keys", "mixtral-base-weight-inside"};
     EXPECT_TRUE(kBad.contains(GetParam())) << error.what();
     return;
   }
@@ -308,11 +317,12 @@ TEST_P(LoraMerge, WeightsAsPeftRoundsThem) {
     model->merge_adapter({.safe_merge = safe});
     Tensors wanted = read_tensors(folder / "expected/merged.safetensors");
     if (safe && fs::exists(folder / "expected/merged_safe.safetensors")) {
-      for (const auto& [name, tensor] : read_tensors(folder / "expected/merged_safe.safetensors")) wanted[name] = tensor;
+      for (const auto& [name, tensor] : read_tensors(folder / "expected/merged_safe.safetensors"))
+        wanted[name] = tensor;
     }
     const auto parameters = model->base()->parameters();
     const std::map<std::string, at::Tensor> got(parameters.begin(), parameters.end());
-    const bool second_dora = GetParam().find("two-dora") != std::string::npos;   // PEFT takes the first out inexactly
+    const bool second_dora = GetParam().find("two-dora") != std::string::npos;  // PEFT takes the first out inexactly
     for (const auto& [name, tensor] : wanted) {
       ASSERT_TRUE(got.contains(name)) << name;
       const at::Tensor mine = got.at(name).reshape(tensor.sizes());
@@ -341,7 +351,8 @@ TEST_P(LoraWeighted, RightDelta) {
   options.combination_type = combined["type"];
   model->add_weighted_adapter({"default", "other"}, combined["weights"].get<std::vector<double>>(), "both", options);
   for (const auto& [name, wanted] : read_tensors(folder / "expected/right_delta.safetensors")) {
-    EXPECT_LE(max_difference(model->get_delta_weight(name, "both"), wanted), 2e-6 * std::max(1.0, peak(wanted))) << name;
+    EXPECT_LE(max_difference(model->get_delta_weight(name, "both"), wanted), 2e-6 * std::max(1.0, peak(wanted)))
+        << name;
   }
 }
 INSTANTIATE_TEST_SUITE_P(Golden, LoraWeighted, ::testing::ValuesIn(merges(true)), name_of);

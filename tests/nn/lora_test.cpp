@@ -1,7 +1,6 @@
 // The factored path against the update written out, in fp64; PEFT's API on small models; errors.
-#include <gtest/gtest.h>
-
 #include <fmt/format.h>
+#include <gtest/gtest.h>
 
 #include <fstream>
 
@@ -33,7 +32,7 @@ struct Grouped {
 Grouped grouped(const Problem& p) {
   at::manual_seed(7);
   at::Tensor choice = at::randint(p.experts, {p.tokens * p.top_k}, at::kLong);
-  if (p.experts > 2) choice = choice.masked_fill(choice.eq(1), 2);   // expert 1 never has one
+  if (p.experts > 2) choice = choice.masked_fill(choice.eq(1), 2);  // expert 1 never has one
   Grouped g{{}, std::get<0>(choice.sort())};
   const auto* e = g.expert.const_data_ptr<std::int64_t>();
   for (std::int64_t i = 0; i < g.expert.size(0); ++i) {
@@ -53,7 +52,8 @@ TEST_P(GroupedLora, GradientsAreThoseOfTheUpdateWrittenOut) {
   const Grouped g = grouped(p);
   const std::int64_t rows = p.tokens * p.top_k;
   at::Tensor x = random({rows, p.in}, at::kDouble), weight = random({p.experts, p.out, p.in}, at::kDouble);
-  FactorStack stack{random({p.experts, p.rank, p.in}, at::kDouble), random({p.experts, p.rank, p.out}, at::kDouble), 1.7};
+  FactorStack stack{random({p.experts, p.rank, p.in}, at::kDouble), random({p.experts, p.rank, p.out}, at::kDouble),
+                    1.7};
   const at::Tensor direction = random({rows, p.out}, at::kDouble);
   std::vector<at::Tensor> leaves = {x, weight, stack.a, stack.b};
   for (at::Tensor& leaf : leaves) leaf.requires_grad_(true);
@@ -82,15 +82,17 @@ TEST_P(GroupedLora, AllPathsAreOneFunction) {
   const Grouped g = grouped(p);
   const std::int64_t rows = p.tokens * p.top_k;
   const at::Tensor x = random({rows, p.in}, at::kFloat), y = random({rows, p.out}, at::kFloat);
-  const FactorStack stack{random({p.experts, p.rank, p.in}, at::kFloat), random({p.experts, p.rank, p.out}, at::kFloat), 0.3};
-  const at::Tensor delta = at::bmm(stack.b.to(at::kDouble).transpose(1, 2), stack.a.to(at::kDouble)).index_select(0, g.expert);
+  const FactorStack stack{random({p.experts, p.rank, p.in}, at::kFloat), random({p.experts, p.rank, p.out}, at::kFloat),
+                          0.3};
+  const at::Tensor delta =
+      at::bmm(stack.b.to(at::kDouble).transpose(1, 2), stack.a.to(at::kDouble)).index_select(0, g.expert);
   const at::Tensor want = y.to(at::kDouble) + 0.3 * at::bmm(delta, x.to(at::kDouble).unsqueeze(2)).squeeze(2);
   const double allowed = 4e-6 * std::max(1.0, peak(want));
   {
     const at::NoGradGuard no_grad;
     EXPECT_LE(max_difference(add_grouped(y.clone(), x, stack, g.groups), want), allowed);
     const at::Tensor half = add_grouped(y.to(at::kBFloat16), x.to(at::kBFloat16), stack, g.groups);
-    EXPECT_EQ(half.scalar_type(), at::kFloat);   // rounded by the caller, once
+    EXPECT_EQ(half.scalar_type(), at::kFloat);  // rounded by the caller, once
     EXPECT_LE(max_difference(half, want), 0.05 * std::max(1.0, peak(want)));
   }
   FactorStack recorded{stack.a.clone().requires_grad_(true), stack.b.clone().requires_grad_(true), 0.3};
@@ -98,8 +100,9 @@ TEST_P(GroupedLora, AllPathsAreOneFunction) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, GroupedLora,
-                         ::testing::Values(Problem{1, 1, 3, 5, 1, 1}, Problem{4, 2, 8, 6, 1, 2}, Problem{8, 8, 40, 24, 1, 2},
-                                           Problem{8, 3, 7, 33, 17, 3}, Problem{5, 5, 16, 16, 60, 1}, Problem{64, 9, 21, 17, 9, 8}));
+                         ::testing::Values(Problem{1, 1, 3, 5, 1, 1}, Problem{4, 2, 8, 6, 1, 2},
+                                           Problem{8, 8, 40, 24, 1, 2}, Problem{8, 3, 7, 33, 17, 3},
+                                           Problem{5, 5, 16, 16, 60, 1}, Problem{64, 9, 21, 17, 9, 8}));
 
 // ---- the API ----
 constexpr const char* kModel = "rt-qwen3_moe";
@@ -185,7 +188,8 @@ TEST_F(LoraApi, SavedInEveryLayoutItIsTheSameFunction) {
   const auto model = get_peft_model(base_, config());
   const at::Tensor logits = model->logits(ids_);
   const TemporaryFolder out;
-  for (const Layout layout : {Layout::peft_fused, Layout::peft_per_expert, Layout::unsloth_grouped, Layout::peft_fused_0_18}) {
+  for (const Layout layout :
+       {Layout::peft_fused, Layout::peft_per_expert, Layout::unsloth_grouped, Layout::peft_fused_0_18}) {
     const std::string folder = out / std::string(info(layout).name);
     model->save_pretrained(folder, {.layout = layout, .sync = false});
     AdapterModelOptions options;
@@ -245,7 +249,8 @@ TEST_F(LoraApi, SeveralAdaptersAreSavedSideBySide) {
   const TemporaryFolder out;
   model->save_pretrained(out / "saved", {.sync = false});
   model->set_adapter("second");
-  const auto again = PeftModel::from_pretrained(load_model(folder_.string(), {.dtype = at::kFloat}), out / "saved/second");
+  const auto again =
+      PeftModel::from_pretrained(load_model(folder_.string(), {.dtype = at::kFloat}), out / "saved/second");
   EXPECT_TRUE(again->logits(ids_).equal(model->logits(ids_)));
 }
 
@@ -310,17 +315,21 @@ TEST_F(LoraApi, DropoutActsInTrainingOnly) {
   const auto model = get_peft_model(base_, c);
   const ForwardInput input{.ids = ids_, .mask = {}, .positions = {}};
   EXPECT_TRUE(model->logits(ids_).equal(model->logits(ids_)));
-  const at::Tensor a = model->forward(input, {.training = true}).logits, b = model->forward(input, {.training = true}).logits;
+  const at::Tensor a = model->forward(input, {.training = true}).logits,
+                   b = model->forward(input, {.training = true}).logits;
   EXPECT_GT(max_difference(a.detach(), b.detach()), 1e-4);
   LoraConfig both = config();
-  both.lora_dropout = 0.5;   // PEFT refuses it on parameters
+  both.lora_dropout = 0.5;  // PEFT refuses it on parameters
   EXPECT_NE(message([&] { get_peft_model(base_, both); }).find("lora_dropout"), std::string::npos);
 }
 
 TEST_F(LoraApi, WhatIsNotImplementedIsRefusedByName) {
-  for (const auto& [key, value] : std::vector<std::pair<std::string, std::string>>{
-           {"alora_invocation_tokens", "[1, 2]"}, {"layer_replication", "[[0, 1]]"}, {"use_qalora", "true"},
-           {"kasa_config", "{\"beta\": 1}"}, {"use_bdlora", "{\"nblocks\": 2}"}}) {
+  for (const auto& [key, value] :
+       std::vector<std::pair<std::string, std::string>>{{"alora_invocation_tokens", "[1, 2]"},
+                                                        {"layer_replication", "[[0, 1]]"},
+                                                        {"use_qalora", "true"},
+                                                        {"kasa_config", "{\"beta\": 1}"},
+                                                        {"use_bdlora", "{\"nblocks\": 2}"}}) {
     LoraConfig c = config();
     c.set(key, value);
     EXPECT_NE(message([&] { get_peft_model(base_, c); }).find(key), std::string::npos) << key;
@@ -335,7 +344,8 @@ TEST_F(LoraApi, OneClearErrorForEachBadInput) {
   nothing.target_parameters.reset();
   EXPECT_NE(message([&] { get_peft_model(base_, nothing); }).find("CF_TARGET"), std::string::npos);
   const auto model = get_peft_model(base_, config());
-  EXPECT_NE(message([&] { model->add_adapter("default", config()); }).find("there is an adapter of this name"), std::string::npos);
+  EXPECT_NE(message([&] { model->add_adapter("default", config()); }).find("there is an adapter of this name"),
+            std::string::npos);
   EXPECT_NE(message([&] { model->add_adapter("__base__", config()); }).find("cannot be the name"), std::string::npos);
   const TemporaryFolder out;
   model->save_pretrained(out / "saved", {.sync = false});
@@ -363,9 +373,8 @@ TEST_F(LoraApi, AMissingTargetIsNamed) {
   const auto at = text.find("\"q_proj\"");
   ASSERT_NE(at, std::string::npos);
   std::ofstream(out / "saved/adapter_config.json") << text.replace(at, 8, "\"k_proj\",\n    \"q_proj\"");
-  const std::string said = message([&] {
-    PeftModel::from_pretrained(load_model(folder_.string(), {.dtype = at::kFloat}), out / "saved");
-  });
+  const std::string said =
+      message([&] { PeftModel::from_pretrained(load_model(folder_.string(), {.dtype = at::kFloat}), out / "saved"); });
   EXPECT_NE(said.find("LO_MISSING"), std::string::npos) << said;
   EXPECT_NE(said.find("k_proj"), std::string::npos) << said;
 }
@@ -377,10 +386,12 @@ TEST_F(LoraApi, AChangedBaseIsAskedAbout) {
   const at::Tensor logits = model->logits(ids_);
   const TemporaryFolder out;
   model->save_pretrained(out / "saved", {.sync = false});
-  EXPECT_NE(message([&] { PeftModel::from_pretrained(base_, out / "saved"); }).find("init_lora_weights"), std::string::npos);
+  EXPECT_NE(message([&] { PeftModel::from_pretrained(base_, out / "saved"); }).find("init_lora_weights"),
+            std::string::npos);
   AdapterModelOptions options;
   options.changed_base = ChangedBase::subtract;
-  const auto again = PeftModel::from_pretrained(load_model(folder_.string(), {.dtype = at::kFloat}), out / "saved", options);
+  const auto again =
+      PeftModel::from_pretrained(load_model(folder_.string(), {.dtype = at::kFloat}), out / "saved", options);
   EXPECT_LE(max_difference(again->logits(ids_), logits), 1e-4);
 }
 
@@ -396,7 +407,8 @@ TEST_F(LoraApi, AChangedBaseIsTakenOutOnSaving) {
       model->save_pretrained(out / "start", {.sync = false});
       {
         const at::NoGradGuard no_grad;
-        for (const auto& tensor : model->adapter_tensors("default")) at::Tensor(tensor.tensor).add_(at::randn(tensor.tensor.sizes()), 0.1);
+        for (const auto& tensor : model->adapter_tensors("default"))
+          at::Tensor(tensor.tensor).add_(at::randn(tensor.tensor.sizes()), 0.1);
       }
       const at::Tensor trained = model->logits(ids_);
       SaveOptions options{.sync = false};
@@ -405,17 +417,19 @@ TEST_F(LoraApi, AChangedBaseIsTakenOutOnSaving) {
       const auto again = PeftModel::from_pretrained(load_model(folder_.string(), {.dtype = at::kFloat}), out / "plain");
       EXPECT_LE(max_difference(again->logits(ids_), trained), 1e-4 * peak(trained)) << init << rslora;
       EXPECT_GT(max_difference(base_->logits(ids_), trained), 1e-2 * peak(trained));
-      options.path_initial_model_for_weight_conversion = out / "plain";   // a start of another rank
+      options.path_initial_model_for_weight_conversion = out / "plain";  // a start of another rank
       EXPECT_NE(message([&] { model->save_pretrained(out / "never", options); }).find("LO_SHAPE"), std::string::npos);
       options.layout = Layout::unsloth_grouped;
-      EXPECT_NE(message([&] { model->save_pretrained(out / "never", options); }).find("path_initial_model"), std::string::npos);
+      EXPECT_NE(message([&] { model->save_pretrained(out / "never", options); }).find("path_initial_model"),
+                std::string::npos);
       EXPECT_FALSE(std::filesystem::exists(std::filesystem::path(std::string(out / "never"))));
     }
   }
   const auto plain = get_peft_model(load_model(folder_.string(), {.dtype = at::kFloat}), config());
   SaveOptions options{.sync = false};
   options.path_initial_model_for_weight_conversion = "start";
-  EXPECT_NE(message([&] { plain->save_pretrained("never", options); }).find("pissa_niter_N or olora"), std::string::npos);
+  EXPECT_NE(message([&] { plain->save_pretrained("never", options); }).find("pissa_niter_N or olora"),
+            std::string::npos);
 }
 
 }  // namespace

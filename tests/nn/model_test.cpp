@@ -1,4 +1,6 @@
 // Models as such: their modules against the real classes', caches, long inputs, errors.
+#include "peft/nn/model.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -10,7 +12,6 @@
 #include "nn/golden_nn.h"
 #include "nn/modules.h"
 #include "peft/error.h"
-#include "peft/nn/model.h"
 
 namespace peft::nn::testing {
 namespace {
@@ -141,10 +142,12 @@ class Errors : public ::testing::Test {
  protected:
   void SetUp() override {
     if (models().empty()) GTEST_SKIP() << "no golden data";
-    folder_ = fs::temp_directory_path() / ("peft-nn-" + std::string(::testing::UnitTest::GetInstance()->current_test_info()->name()));
+    folder_ = fs::temp_directory_path() /
+              ("peft-nn-" + std::string(::testing::UnitTest::GetInstance()->current_test_info()->name()));
     fs::remove_all(folder_);
     fs::create_directories(folder_);
-    for (const char* file : {"config.json", "model.safetensors"}) fs::copy_file(fs::path(path_of("rt-qwen3_moe")) / file, folder_ / file);
+    for (const char* file : {"config.json", "model.safetensors"})
+      fs::copy_file(fs::path(path_of("rt-qwen3_moe")) / file, folder_ / file);
     fs::permissions(folder_ / "model.safetensors", fs::perms::owner_write, fs::perm_options::add);
     fs::permissions(folder_ / "config.json", fs::perms::owner_write, fs::perm_options::add);
     config_ = json_of((folder_ / "config.json").string());
@@ -165,7 +168,8 @@ class Errors : public ::testing::Test {
 
 TEST_F(Errors, OfConfigs) {
   expect(ErrorCode::MD_FORM, "hidden_act", [](Json& c) { c["hidden_act"] = "snake"; });
-  expect(ErrorCode::MD_FORM, "rotary embedding that is not implemented", [](Json& c) { c["rope_parameters"]["rope_type"] = "longrope"; });
+  expect(ErrorCode::MD_FORM, "rotary embedding that is not implemented",
+         [](Json& c) { c["rope_parameters"]["rope_type"] = "longrope"; });
   expect(ErrorCode::MD_FORM, "factor", [](Json& c) { c["rope_parameters"]["rope_type"] = "yarn"; });
   expect(ErrorCode::MD_FORM, "hidden_size", [](Json& c) { c.erase("hidden_size"); });
   expect(ErrorCode::MD_FORM, "num_experts_per_tok", [](Json& c) { c["num_experts_per_tok"] = 13; });
@@ -214,7 +218,8 @@ TEST_F(Errors, OfIdsAndMasks) {
 TEST(Init, IsSeeded) {
   if (models().empty()) GTEST_SKIP() << "no golden data";
   const std::string folder = path_of("rt-qwen3_5_moe");
-  const auto a = init_model(folder, {.seed = 1}), b = init_model(folder, {.seed = 1}), c = init_model(folder, {.seed = 2});
+  const auto a = init_model(folder, {.seed = 1}), b = init_model(folder, {.seed = 1}),
+             c = init_model(folder, {.seed = 2});
   const at::Tensor ids = random_ids(1, 7);
   EXPECT_TRUE(a->logits(ids).equal(b->logits(ids)));
   EXPECT_FALSE(a->logits(ids).equal(c->logits(ids)));

@@ -1,7 +1,6 @@
 // Small models beside values that the real programs gave: transformers 5.24.0 and PEFT 0.21.2.
-#include <gtest/gtest.h>
-
 #include <ATen/Parallel.h>
+#include <gtest/gtest.h>
 
 #include <cmath>
 #include <fstream>
@@ -19,20 +18,46 @@ namespace {
 using peft::testing::TemporaryFolder;
 
 Json qwen3_moe(Json changes) {
-  Json config = {{"architectures", {"Qwen3MoeForCausalLM"}}, {"model_type", "qwen3_moe"}, {"vocab_size", 64}, {"hidden_size", 32},
-                 {"intermediate_size", 48}, {"moe_intermediate_size", 16}, {"num_hidden_layers", 2}, {"num_attention_heads", 4},
-                 {"num_key_value_heads", 2}, {"head_dim", 8}, {"num_experts", 4}, {"num_experts_per_tok", 2}, {"decoder_sparse_step", 1},
-                 {"mlp_only_layers", Json::array()}, {"norm_topk_prob", false}, {"hidden_act", "silu"}, {"rms_norm_eps", 1e-6},
-                 {"rope_parameters", {{"rope_theta", 10000.0}, {"rope_type", "default"}}}, {"max_position_embeddings", 32768},
-                 {"tie_word_embeddings", false}, {"attention_bias", false}};
+  Json config = {{"architectures", {"Qwen3MoeForCausalLM"}},
+                 {"model_type", "qwen3_moe"},
+                 {"vocab_size", 64},
+                 {"hidden_size", 32},
+                 {"intermediate_size", 48},
+                 {"moe_intermediate_size", 16},
+                 {"num_hidden_layers", 2},
+                 {"num_attention_heads", 4},
+                 {"num_key_value_heads", 2},
+                 {"head_dim", 8},
+                 {"num_experts", 4},
+                 {"num_experts_per_tok", 2},
+                 {"decoder_sparse_step", 1},
+                 {"mlp_only_layers", Json::array()},
+                 {"norm_topk_prob", false},
+                 {"hidden_act", "silu"},
+                 {"rms_norm_eps", 1e-6},
+                 {"rope_parameters", {{"rope_theta", 10000.0}, {"rope_type", "default"}}},
+                 {"max_position_embeddings", 32768},
+                 {"tie_word_embeddings", false},
+                 {"attention_bias", false}};
   config.update(changes);
   return config;
 }
 Json mixtral() {
-  return {{"architectures", {"MixtralForCausalLM"}}, {"model_type", "mixtral"}, {"vocab_size", 64}, {"hidden_size", 32},
-          {"intermediate_size", 16}, {"num_hidden_layers", 2}, {"num_attention_heads", 4}, {"num_key_value_heads", 2}, {"head_dim", 8},
-          {"num_local_experts", 4}, {"num_experts_per_tok", 2}, {"hidden_act", "silu"}, {"rms_norm_eps", 1e-5},
-          {"rope_parameters", {{"rope_theta", 10000.0}, {"rope_type", "default"}}}, {"max_position_embeddings", 4096},
+  return {{"architectures", {"MixtralForCausalLM"}},
+          {"model_type", "mixtral"},
+          {"vocab_size", 64},
+          {"hidden_size", 32},
+          {"intermediate_size", 16},
+          {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},
+          {"num_key_value_heads", 2},
+          {"head_dim", 8},
+          {"num_local_experts", 4},
+          {"num_experts_per_tok", 2},
+          {"hidden_act", "silu"},
+          {"rms_norm_eps", 1e-5},
+          {"rope_parameters", {{"rope_theta", 10000.0}, {"rope_type", "default"}}},
+          {"max_position_embeddings", 4096},
           {"tie_word_embeddings", false}};
 }
 
@@ -55,15 +80,24 @@ void fill(CausalLM& model) {
 
 TEST(AuxLoss, IsThatOfTransformers) {
   const TemporaryFolder folder;
-  const auto model = made(folder, qwen3_moe({{"vocab_size", 16}, {"hidden_size", 8}, {"intermediate_size", 8}, {"moe_intermediate_size", 4},
-                                             {"num_attention_heads", 2}, {"num_key_value_heads", 1}, {"head_dim", 4}}), {.dtype = at::kFloat});
+  const auto model = made(folder,
+                          qwen3_moe({{"vocab_size", 16},
+                                     {"hidden_size", 8},
+                                     {"intermediate_size", 8},
+                                     {"moe_intermediate_size", 4},
+                                     {"num_attention_heads", 2},
+                                     {"num_key_value_heads", 1},
+                                     {"head_dim", 4}}),
+                          {.dtype = at::kFloat});
   fill(*model);
   const at::Tensor ids = at::tensor({1, 5, 2, 9, 11, 3, 4, 4, 7, 0, 8, 15}, at::kLong).view({2, 6});
   const at::NoGradGuard no_gradients;
-  EXPECT_NEAR(model->forward({.ids = ids, .want_aux_loss = true}, {}).aux_loss.item<double>(), 2.0633974075317383, 2e-6);
+  EXPECT_NEAR(model->forward({.ids = ids, .want_aux_loss = true}, {}).aux_loss.item<double>(), 2.0633974075317383,
+              2e-6);
   at::Tensor mask = at::ones({2, 6}, at::kLong);
   mask.select(0, 0).narrow(0, 0, 2).zero_();
-  EXPECT_NEAR(model->forward({.ids = ids, .mask = mask, .want_aux_loss = true}, {}).aux_loss.item<double>(), 2.1568431854248047, 2e-6);
+  EXPECT_NEAR(model->forward({.ids = ids, .mask = mask, .want_aux_loss = true}, {}).aux_loss.item<double>(),
+              2.1568431854248047, 2e-6);
 }
 
 TEST(Rope, FrequenciesAreThoseOfTransformers) {
@@ -71,8 +105,10 @@ TEST(Rope, FrequenciesAreThoseOfTransformers) {
   linear.type = "linear", linear.factor = 4;
   yarn.type = "yarn", yarn.theta = 150000, yarn.factor = 32, yarn.original_max_position = 4096, yarn.truncate = false;
   const std::vector<std::pair<Frequencies, std::vector<double>>> rows = {
-      {rope_frequencies(linear, 16), {0.25, 0.079056941, 0.0250000004, 0.00790569466, 0.00249999994, 0.000790569466, 0.000250000012, 7.90569466e-05}},
-      {rope_frequencies(yarn, 16), {1.0, 0.225418001, 0.0508132726, 0.00679495931, 0.000456483918, 1.8188337e-05, 4.09997847e-06, 9.24208962e-07}}};
+      {rope_frequencies(linear, 16),
+       {0.25, 0.079056941, 0.0250000004, 0.00790569466, 0.00249999994, 0.000790569466, 0.000250000012, 7.90569466e-05}},
+      {rope_frequencies(yarn, 16),
+       {1.0, 0.225418001, 0.0508132726, 0.00679495931, 0.000456483918, 1.8188337e-05, 4.09997847e-06, 9.24208962e-07}}};
   for (const auto& [got, want] : rows) {
     ASSERT_EQ(got.inverse.size(), want.size());
     for (std::size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got.inverse[i], want[i], 1e-6 * want[i]) << i;
@@ -84,8 +120,8 @@ TEST(Rope, FrequenciesAreThoseOfTransformers) {
 struct Named {
   const char* model;
   std::vector<std::string> targets;
-  const char* line;    // what PEFT prints
-  const char* error;   // or what is said instead
+  const char* line;   // what PEFT prints
+  const char* error;  // or what is said instead
 };
 const Named kNamed[] = {
     {"qwen3_moe", {"gate_proj", "up_proj", "down_proj"}, "trainable params: 5,632 || all params: 28,608 ", ""},
@@ -105,11 +141,14 @@ TEST(NamesOfTransformers4, BecomeParametersAsInPeft) {
   for (const Named& row : kNamed) {
     SCOPED_TRACE(std::string(row.model) + " " + row.targets.front());
     const TemporaryFolder folder;
-    const auto base = made(folder, std::string(row.model) == "mixtral" ? mixtral() : qwen3_moe(Json::object()), {.dtype = at::kFloat});
+    const auto base = made(folder, std::string(row.model) == "mixtral" ? mixtral() : qwen3_moe(Json::object()),
+                           {.dtype = at::kFloat});
     LoraConfig config;
     config.r = 4, config.lora_alpha = {8};
-    if (row.targets.front() == "all-linear") config.target_modules = all_linear;
-    else config.target_modules = row.targets;
+    if (row.targets.front() == "all-linear")
+      config.target_modules = all_linear;
+    else
+      config.target_modules = row.targets;
     try {
       const auto lora = get_peft_model(base, config);
       EXPECT_EQ(lora->trainable_parameters_line().substr(0, std::string(row.line).size()), row.line);
@@ -125,7 +164,8 @@ TEST(NamesOfTransformers4, BecomeParametersAsInPeft) {
 TEST(NamesOfTransformers4, DropoutIsRefusedAsForParameters) {
   const TemporaryFolder folder;
   const auto base = made(folder, qwen3_moe(Json::object()), {.dtype = at::kFloat});
-  const std::vector<std::string> names_of_experts = {"gate_proj", "up_proj", "down_proj"}, names_of_attention = {"q_proj", "v_proj"};
+  const std::vector<std::string> names_of_experts = {"gate_proj", "up_proj", "down_proj"},
+                                 names_of_attention = {"q_proj", "v_proj"};
   for (const auto& names : {names_of_experts, names_of_attention}) {
     LoraConfig config;
     config.r = 4, config.lora_alpha = {8}, config.lora_dropout = 0.25;
@@ -148,12 +188,14 @@ TEST(NamesOfTransformers4, DenseLayersKeepTheirLora) {
   config.r = 4, config.lora_alpha = {8};
   config.target_modules = std::vector<std::string>{"gate_proj", "up_proj", "down_proj"};
   const auto lora = get_peft_model(base, config);
-  EXPECT_EQ(lora->get_nb_trainable_parameters().first, 5'632 / 2 + 3 * 4 * (32 + 48));  // one layer of experts, one of 32 x 48
+  EXPECT_EQ(lora->get_nb_trainable_parameters().first,
+            5'632 / 2 + 3 * 4 * (32 + 48));  // one layer of experts, one of 32 x 48
 }
 
 TEST(Threads, OneAndTwoAgree) {
   const TemporaryFolder folder;
-  const auto model = made(folder, qwen3_moe({{"hidden_size", 256}, {"moe_intermediate_size", 128}, {"head_dim", 64}}), {.dtype = at::kFloat, .seed = 3});
+  const auto model = made(folder, qwen3_moe({{"hidden_size", 256}, {"moe_intermediate_size", 128}, {"head_dim", 64}}),
+                          {.dtype = at::kFloat, .seed = 3});
   const at::Tensor ids = at::arange(48, at::kLong).view({1, 48});
   const int before = at::get_num_threads();
   std::vector<at::Tensor> logits, token;
@@ -162,7 +204,7 @@ TEST(Threads, OneAndTwoAgree) {
     logits.push_back(model->logits(ids)), token.push_back(model->logits(ids.narrow(1, 0, 1)));
   }
   at::set_num_threads(before);
-  EXPECT_TRUE(at::equal(token[0], token[1]));   // own loops: a row does not know who else computes
+  EXPECT_TRUE(at::equal(token[0], token[1]));  // own loops: a row does not know who else computes
   EXPECT_LE(max_difference(logits[0], logits[1]), 1e-5 * peak(logits[0]));
 }
 

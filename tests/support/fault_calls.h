@@ -18,7 +18,21 @@
 
 namespace peft::faults {
 
-enum class Kind { open, close, pread, pwritev, fallocate, fsync, fdatasync, mkdir, rename, unlink, rmdir, lock, statvfs };
+enum class Kind {
+  open,
+  close,
+  pread,
+  pwritev,
+  fallocate,
+  fsync,
+  fdatasync,
+  mkdir,
+  rename,
+  unlink,
+  rmdir,
+  lock,
+  statvfs
+};
 
 inline const char* name(Kind kind) {
   constexpr const char* kNames[] = {"open",  "close",  "pread",  "pwritev", "fallocate", "fsync",  "fdatasync",
@@ -28,9 +42,9 @@ inline const char* name(Kind kind) {
 
 struct Call {
   Kind kind;
-  std::string path;   // of the descriptor, too
-  int number;         // from 1, of all calls
-  std::size_t size;   // of reads and writes
+  std::string path;    // of the descriptor, too
+  int number;          // from 1, of all calls
+  std::size_t size;    // of reads and writes
   unsigned flags = 0;  // of rename
 };
 
@@ -44,7 +58,7 @@ class FaultCalls : public SystemCalls {
 
   static constexpr int kPass = 0;
   std::function<int(const Call&)> judge = [](const Call&) { return kPass; };  // the errno that the call fails with
-  std::function<std::size_t(const Call&)> limit = {};  // bytes that a read or write gets to do
+  std::function<std::size_t(const Call&)> limit = {};                         // bytes that a read or write gets to do
   std::function<void(const Call&, std::byte* data, std::size_t size, off_t at)> spoil = {};  // what is written or read
   std::function<void(struct statvfs&)> space = {};
   int count() const { return count_; }
@@ -96,9 +110,7 @@ class FaultCalls : public SystemCalls {
   }
   int unlink(const char* path) override { return fails(Kind::unlink, path) ? -1 : SystemCalls::unlink(path); }
   int rmdir(const char* path) override { return fails(Kind::rmdir, path) ? -1 : SystemCalls::rmdir(path); }
-  int lock(int fd, bool shared) override {
-    return fails(Kind::lock, path_of(fd)) ? -1 : SystemCalls::lock(fd, shared);
-  }
+  int lock(int fd, bool shared) override { return fails(Kind::lock, path_of(fd)) ? -1 : SystemCalls::lock(fd, shared); }
   int statvfs(const char* path, struct statvfs* found) override {
     const int result = fails(Kind::statvfs, path) ? -1 : SystemCalls::statvfs(path, found);
     if (space) space(*found);

@@ -1,12 +1,12 @@
 #include "support/golden.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
-
-#include <fmt/format.h>
 
 #include "peft/execute.h"
 
@@ -89,8 +89,7 @@ std::string read_file(const fs::path& file) {
 void materialize(const Plan& plan, const fs::path& folder) {
   const auto images = execute_in_memory(plan);
   for (std::size_t i = 0; i < images.size(); ++i) {
-    write_file(folder / plan.files[i].name,
-               {reinterpret_cast<const char*>(images[i].data()), images[i].size()});
+    write_file(folder / plan.files[i].name, {reinterpret_cast<const char*>(images[i].data()), images[i].size()});
   }
   for (const auto& [name, content] : plan.texts) write_file(folder / name, content);
   for (const auto& [name, path] : plan.copies) write_file(folder / name, read_file(path));

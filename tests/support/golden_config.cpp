@@ -29,8 +29,8 @@ fs::path v4_tree_file(const fs::path& root, const std::string& model) {
 
 // What one part of right.json asks of the fused parameter: rank of gate, up or down, for which scaling.
 struct WantedParameter {
-  std::int64_t rank = 0;          // sum over the parts, each as wide as its widest expert
-  std::vector<double> scalings;   // of all parts; more than one value: folded into lora_B, free in the config
+  std::int64_t rank = 0;         // sum over the parts, each as wide as its widest expert
+  std::vector<double> scalings;  // of all parts; more than one value: folded into lora_B, free in the config
 };
 
 WantedParameter wanted(const Json& parts) {
@@ -47,7 +47,8 @@ WantedParameter wanted(const Json& parts) {
 
 bool close(double x, double y) { return std::fabs(x - y) <= 1e-12 * std::fabs(x); }
 
-void check_target(const std::string& name, const Resolved& resolved, std::int64_t rank, const std::vector<double>& scalings) {
+void check_target(const std::string& name, const Resolved& resolved, std::int64_t rank,
+                  const std::vector<double>& scalings) {
   const auto found = resolved.find(name);
   require(found != resolved.end(), name + ": expected a target, got none");
   require(found->second.first == rank, fmt::format("{}: expected rank {}, got {}", name, rank, found->second.first));
@@ -66,7 +67,8 @@ void check_right(const Json& right, const Resolved& resolved) {
     check_target(name, resolved, want.rank, want.scalings);
   }
   for (const auto& [name, target] : resolved) {
-    require(right.at("modules").contains(name) || right.at("parameters").contains(name), name + ": a target that was not expected");
+    require(right.at("modules").contains(name) || right.at("parameters").contains(name),
+            name + ": a target that was not expected");
   }
 }
 
@@ -81,7 +83,8 @@ void check_same_targets(const Json& expected, const Resolved& resolved) {
 
 // right.json says what has LoRA; that DoRA cannot be on a fused parameter is another matter.
 bool has_dora_on_experts(const Case& c, const fs::path& right) {
-  return c.json.at("config").value("use_dora", false) && fs::exists(right) && !read_json(right).at("parameters").empty();
+  return c.json.at("config").value("use_dora", false) && fs::exists(right) &&
+         !read_json(right).at("parameters").empty();
 }
 
 }  // namespace
@@ -122,7 +125,8 @@ void check_migrate(const Case& c, const fs::path& root) {
   auto saved = targets.modules_to_save;
   std::ranges::sort(saved);
   const auto want_saved = want.value("modules_to_save", std::vector<std::string>());
-  require(saved == want_saved, fmt::format("expected modules_to_save [{}], got [{}]", fmt::join(want_saved, ", "), fmt::join(saved, ", ")));
+  require(saved == want_saved,
+          fmt::format("expected modules_to_save [{}], got [{}]", fmt::join(want_saved, ", "), fmt::join(saved, ", ")));
 }
 
 void check_written(const Case& c, const fs::path&) {
@@ -138,7 +142,8 @@ void check_written(const Case& c, const fs::path&) {
 }
 
 // From a config.json alone: every key of the language model, and the shape of every expert tensor. The vision tower and
-// the widths of attention are in no family table (a checkpoint's headers have them); a shape that is given must be right.
+// the widths of attention are in no family table (a checkpoint's headers have them); a shape that is given must be
+// right.
 void check_shapes(const Case& c, const fs::path&) {
   DescribeOptions options;
   options.base = (c.folder / "base").string();

@@ -12,16 +12,15 @@ std::shared_ptr<const TensorFile> open_weights(const fs::path& folder) {
 }
 
 // "mixtral" of consumers/mixtral/fused and of consumers/unsloth/mixtral/rank-major.
-std::string family_of(const Case& c) {
-  return c.folder.parent_path().filename().string();
-}
+std::string family_of(const Case& c) { return c.folder.parent_path().filename().string(); }
 bool is_unsloth(const Case& c) { return c.id.starts_with("consumers/unsloth/"); }
 bool is_unmarked(const Case& c) { return c.id.ends_with("-unmarked"); }
 
 // truth-*.safetensors in the oracle's terms; `scale` and `ranks` are the case's, by role.
 OracleFactors read_truth(const Case& c, const fs::path& root, const std::string& layers_prefix) {
   static const std::regex name(R"(layers\.(\d+)\.(experts\.(\d+)\.(gate|up|down)|([a-z_]+))\.A)");
-  const fs::path path = root / "consumers" / family_of(c) / ("truth-" + c.json.at("truth").get<std::string>() + ".safetensors");
+  const fs::path path =
+      root / "consumers" / family_of(c) / ("truth-" + c.json.at("truth").get<std::string>() + ".safetensors");
   const auto file = TensorFile::open(path.string());
   OracleFactors truth;
   for (const TensorInfo& tensor : file->tensors()) {

@@ -17,7 +17,7 @@ std::shared_ptr<const TensorFile> weights_in(const fs::path& folder) {
 
 // PEFT's answer of the newest version that got this case right.
 struct PeftAnswer {
-  fs::path weights, config;  // folders
+  fs::path weights, config;   // folders
   bool is_filled_up = false;  // with empty LoRA, where PEFT found no keys for what the config targets
 };
 std::optional<PeftAnswer> newest_right_answer(const Case& c) {
@@ -135,7 +135,8 @@ class ConvertCase {
     }
     const Json config = read_json(folder / kConfig);
     require(config.value("lora_dropout", 0.0) == 0 || !config.contains("target_parameters") ||
-                config.at("target_parameters").empty(), "lora_dropout in a fused config");
+                config.at("target_parameters").empty(),
+            "lora_dropout in a fused config");
     compare_targets(resolve(AdapterConfig::read(folder.string()), input_.model, Generation::v5), got, config);
   }
 

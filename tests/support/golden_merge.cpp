@@ -18,14 +18,16 @@ std::vector<fs::path> forms_of(const fs::path& root, const std::string& model) {
   std::vector<fs::path> forms = {root / "models" / model};
   for (const auto& entry : fs::directory_iterator(root / "models")) {
     const fs::path facts = entry.path() / "facts.json";
-    if (fs::exists(facts) && read_json(facts).value("in_memory_form", std::string()) == model) forms.push_back(entry.path());
+    if (fs::exists(facts) && read_json(facts).value("in_memory_form", std::string()) == model)
+      forms.push_back(entry.path());
   }
   return forms;
 }
 
 class MergeCase {
  public:
-  MergeCase(const Case& c, const fs::path& root) : case_(c), dtype_(*parse_dtype(c.json.at("base_dtype").get<std::string>())) {
+  MergeCase(const Case& c, const fs::path& root)
+      : case_(c), dtype_(*parse_dtype(c.json.at("base_dtype").get<std::string>())) {
     forms_ = forms_of(root, c.json.at("model").get<std::string>());
     memory_ = Checkpoint::open(forms_.front().string());
     expected_ = c.folder / "expected";
@@ -45,7 +47,8 @@ class MergeCase {
     }
     std::string line;
     for (const auto& [what, count] : counts_) {
-      if (count.different > 0) line += fmt::format("{}{}: {} of {}", line.empty() ? "" : ", ", what, count.different, count.elements);
+      if (count.different > 0)
+        line += fmt::format("{}{}: {} of {}", line.empty() ? "" : ", ", what, count.different, count.elements);
     }
     if (!line.empty()) fmt::print("     {}: one last place off: {}\n", case_.id, line);
   }
@@ -55,7 +58,8 @@ class MergeCase {
     MergeOptions options;
     options.base = form.string();
     options.adapters.push_back({(case_.folder / "adapter").string(), 1});
-    if (fs::exists(case_.folder / "adapter" / "other")) options.adapters.push_back({(case_.folder / "adapter" / "other").string(), 1});
+    if (fs::exists(case_.folder / "adapter" / "other"))
+      options.adapters.push_back({(case_.folder / "adapter" / "other").string(), 1});
     options.mode = mode;
     options.base_dtype = dtype_;
     return options;
@@ -93,7 +97,8 @@ class MergeCase {
     const Checkpoint result = Checkpoint::open(out);
     std::vector<WantedParameter> wanted;
     for (const auto& entry : memory_.tensors()) {
-      wanted.push_back({std::string(entry.tensor->name), {entry.tensor->shape.begin(), entry.tensor->shape.end()}, dtype_});
+      wanted.push_back(
+          {std::string(entry.tensor->name), {entry.tensor->shape.begin(), entry.tensor->shape.end()}, dtype_});
     }
     const Loading loading = Weights(model, result).load(wanted);
     require(loading.missing.empty() && loading.unexpected.empty(), "the output has other tensors than the base");
@@ -127,7 +132,8 @@ class MergeCase {
       const auto file = std::ranges::find_if(files, [&](const auto& f) { return f->find(name) != nullptr; });
       require(file != files.end(), name + ": no answer");
       const TensorInfo& answer = *(*file)->find(name);
-      require(answer.dtype == tensor.dtype && std::ranges::equal(answer.shape, tensor.shape), name + ": another dtype or shape");
+      require(answer.dtype == tensor.dtype && std::ranges::equal(answer.shape, tensor.shape),
+              name + ": another dtype or shape");
       sum.add(compare_places(result.bytes(tensor), (*file)->bytes(answer), tensor.dtype));
     }
     require(changed.empty(), changed.empty() ? "" : *changed.begin() + " is not in the output");
@@ -146,7 +152,8 @@ class MergeCase {
     for (Block& block : plan.files[0].tensors[0].blocks) block.source.source = entry->file;
     const auto image = execute_in_memory(plan).front();
     const auto cast = TensorFile::parse(image, "cast");
-    require(std::ranges::equal(cast->bytes(cast->tensors()[0]), result.bytes(tensor)), std::string(tensor.name) + " changed");
+    require(std::ranges::equal(cast->bytes(cast->tensors()[0]), result.bytes(tensor)),
+            std::string(tensor.name) + " changed");
   }
 
   const Case& case_;
@@ -172,11 +179,14 @@ void check_weights(const Case& c, const fs::path& root) {
   const auto deltas = TensorFile::open((c.folder / "expected" / "right_delta.safetensors").string());
   for (const TensorInfo& tensor : deltas->tensors()) {
     const auto* before = base.find(tensor.name);
-    require(before != nullptr && result->find(tensor.name) != nullptr, std::string(tensor.name) + " is not in the output");
-    const auto w = elements(*base.files()[before->file], *before->tensor), m = elements(*result, *result->find(tensor.name)), d = elements(*deltas, tensor);
+    require(before != nullptr && result->find(tensor.name) != nullptr,
+            std::string(tensor.name) + " is not in the output");
+    const auto w = elements(*base.files()[before->file], *before->tensor),
+               m = elements(*result, *result->find(tensor.name)), d = elements(*deltas, tensor);
     for (std::size_t i = 0; i < w.size(); ++i) {
       const double allowed = 4e-7 * (std::abs(w[i]) + std::abs(d[i]));
-      require(std::abs(m[i] - (w[i] + d[i])) <= allowed, fmt::format("{}: element {}: expected {}, got {}", tensor.name, i, w[i] + d[i], m[i]));
+      require(std::abs(m[i] - (w[i] + d[i])) <= allowed,
+              fmt::format("{}: element {}: expected {}, got {}", tensor.name, i, w[i] + d[i], m[i]));
     }
   }
 }
@@ -198,10 +208,12 @@ void check_quant(const Case& c, const fs::path&) {
   plan.files.push_back({"model.safetensors", {}});
   for (const QuantizedTensor& tensor : weights.quantized()) {
     const TensorInfo* answer = expected->find(tensor.name);
-    require(answer != nullptr && std::ranges::equal(answer->shape, tensor.shape), tensor.name + ": another name or shape");
+    require(answer != nullptr && std::ranges::equal(answer->shape, tensor.shape),
+            tensor.name + ": another name or shape");
     std::int64_t rows = 1;
     for (std::size_t i = 0; i + 1 < tensor.shape.size(); ++i) rows *= tensor.shape[i];
-    plan.files[0].tensors.push_back({tensor.name, answer->dtype, tensor.shape, rows, tensor.shape.back(), tensor.blocks});
+    plan.files[0].tensors.push_back(
+        {tensor.name, answer->dtype, tensor.shape, rows, tensor.shape.back(), tensor.blocks});
   }
   require(plan.files[0].tensors.size() == expected->tensors().size(), "not every quantised tensor was found");
   TemporaryFolder folder;

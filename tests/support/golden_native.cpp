@@ -24,7 +24,9 @@ class NativeCase {
  public:
   // `suffix`: "" for the adapter in the folder itself, "_other" for the one in the subfolder "other".
   NativeCase(const Case& c, const fs::path& root, std::string suffix)
-      : case_(c), suffix_(std::move(suffix)), facts_(facts_of(root / "models" / c.json.at("model").get<std::string>())) {
+      : case_(c),
+        suffix_(std::move(suffix)),
+        facts_(facts_of(root / "models" / c.json.at("model").get<std::string>())) {
     options_.input.base = (root / "models" / c.json.at("model").get<std::string>()).string();
     if (!suffix_.empty()) options_.input.adapter_name = suffix_.substr(1);
   }
@@ -32,7 +34,8 @@ class NativeCase {
   void run() {
     const Input input = load_case();
     const OracleFactors factors = factors_of(input);
-    const std::string which = fs::exists(case_.folder / "expected" / "right_delta.safetensors") ? "right_delta" : "delta";
+    const std::string which =
+        fs::exists(case_.folder / "expected" / "right_delta.safetensors") ? "right_delta" : "delta";
     const auto expected = TensorFile::open((case_.folder / "expected" / (which + ".safetensors")).string());
     const double tolerance = case_.json.at("base_dtype") == "float32" ? 2e-6 : 6e-3;
     compare_deltas(read_deltas(*expected, facts_, suffix_), factors, tolerance);
@@ -133,8 +136,10 @@ class NativeCase {
     const bool is_fused = layout.layout != Layout::peft_per_expert && !oracle.orientations.empty();
     const std::string orientation = is_fused ? orientation_of(facts_, std::string(layout.name)) : "";
     const ModelFacts v5 = in_v5(facts_);
-    const OracleAdapter got = read_oracle(there.path(), v5, {layout.layout == Layout::unsloth_grouped,
-        layout.layout == Layout::peft_per_expert ? "" : orientation_of(facts_, std::string(layout.name))});
+    const OracleAdapter got =
+        read_oracle(there.path(), v5,
+                    {layout.layout == Layout::unsloth_grouped,
+                     layout.layout == Layout::peft_per_expert ? "" : orientation_of(facts_, std::string(layout.name))});
     require(got.problems.empty(), got.problems.empty() ? "" : got.problems.front());
     compare_factors(oracle.factors, got.factors);
     const bool either = is_turned_between_generations() && layout.layout == Layout::peft_fused_0_18;

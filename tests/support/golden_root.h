@@ -1,4 +1,5 @@
-// Where the golden data is: $PEFT_GOLDEN, else ../shared/golden beside the checkout, else the selection in tests/golden.
+// Where the golden data is: $PEFT_GOLDEN, else ../shared/golden beside the checkout, else the selection in
+// tests/golden.
 #pragma once
 
 #include <cstdlib>

@@ -52,7 +52,8 @@ void compare_all_targets(const std::vector<Target>& targets, const std::map<std:
   std::set<std::string> names, wanted;
   for (const Target& target : targets) names.insert(target.name);
   for (const auto& [name, target] : expected) wanted.insert(name);
-  require(names == wanted, fmt::format("expected LoRA on [{}], got [{}]", fmt::join(wanted, ", "), fmt::join(names, ", ")));
+  require(names == wanted,
+          fmt::format("expected LoRA on [{}], got [{}]", fmt::join(wanted, ", "), fmt::join(names, ", ")));
   using Shape = std::vector<std::int64_t>;
   for (const Target& target : targets) {
     const Json& right = expected.at(target.name);
@@ -63,7 +64,8 @@ void compare_all_targets(const std::vector<Target>& targets, const std::map<std:
     require(target.a == right.at("A").get<Shape>(), target.name + ": another shape of lora_A");
     require(target.b == right.at("B").get<Shape>(), target.name + ": another shape of lora_B");
     require(target.parameter == is_parameter, target.name + ": a module taken for a parameter, or the reverse");
-    require(target.key == (is_parameter ? right.at("key").get<std::string>() : target.name), target.name + ": another key");
+    require(target.key == (is_parameter ? right.at("key").get<std::string>() : target.name),
+            target.name + ": another key");
   }
 }
 
@@ -94,7 +96,8 @@ void compare_config_after(const AdapterConfig& config, const Json& expected) {
                     {"alpha_pattern", json_of(config.alpha_pattern)},
                     {"fan_in_fan_out", config.fan_in_fan_out}};
   for (const auto& [key, value] : got.items()) {
-    require(value == expected.at(key), fmt::format("{} after injection: expected {}, got {}", key, expected.at(key).dump(), value.dump()));
+    require(value == expected.at(key),
+            fmt::format("{} after injection: expected {}, got {}", key, expected.at(key).dump(), value.dump()));
   }
 }
 
@@ -122,7 +125,8 @@ void compare_after_reload(AdapterConfig config, const Scene& scene, const Json& 
     const Target &old = before.targets[i], &now = after.targets[i];
     if (now.rank != old.rank || now.scaling != old.scaling) changed.push_back(now);
   }
-  compare_all_targets(changed, expected.is_null() ? std::map<std::string, Json>() : expected_targets(expected, scene.tree));
+  compare_all_targets(changed,
+                      expected.is_null() ? std::map<std::string, Json>() : expected_targets(expected, scene.tree));
 }
 
 // PEFT's exception classes, as we name them; the config reader names none.
@@ -136,11 +140,13 @@ void compare_error(const Error& error, const Json& expected) {
   }
   const auto python_class = expected.at("error").at("class").get<std::string>();
   const bool in_config = expected.contains("stage");  // refused by the config alone: by us perhaps on the model
-  require(in_config || error.detail().got == python_class, fmt::format("PEFT raises {}, we say: {}", python_class, error.what()));
+  require(in_config || error.detail().got == python_class,
+          fmt::format("PEFT raises {}, we say: {}", python_class, error.what()));
 }
 
 // One PEFT version's answer. `file`: below expected/.
-void check_version(const Case& c, const fs::path& root, const std::string& version, const std::string& file, bool from_file) {
+void check_version(const Case& c, const fs::path& root, const std::string& version, const std::string& file,
+                   bool from_file) {
   const auto transformers = c.json.at("producers").at(version).get<std::string>();
   const fs::path tree_file = tree_file_of(root, c.json.at("model").get<std::string>(), transformers);
   const Json expected = read_json(c.folder / "expected" / file);
@@ -159,14 +165,16 @@ void check_version(const Case& c, const fs::path& root, const std::string& versi
     require(!expected.contains("error"), "resolved, but PEFT says " + expected.value("error", Json()).dump());
     compare_all_targets(resolved.targets, expected_targets(expected, scene.tree));
     compare_config_after(resolved.config_after, expected.at("config_after"));
-    require(Json(resolved.modules_to_save) == expected.value("modules_to_save", Json::array()), "another modules_to_save");
+    require(Json(resolved.modules_to_save) == expected.value("modules_to_save", Json::array()),
+            "another modules_to_save");
     compare_after_reload(config, scene, expected.value("after_reload", Json(nullptr)));
   } catch (const Error& error) {
     compare_error(error, expected);
   }
 }
 
-void check_named_version(const Case& c, const fs::path& root, const std::string& version, const std::string& file, bool from_file) {
+void check_named_version(const Case& c, const fs::path& root, const std::string& version, const std::string& file,
+                         bool from_file) {
   try {
     check_version(c, root, version, file, from_file);
   } catch (const std::exception& error) {
@@ -192,7 +200,8 @@ void check_own_targets(const Case& c, const fs::path& root) {
 }
 
 void check_trainable_line(const Case& c, const fs::path&) {
-  const std::string got = trainable_line(c.json.at("trainable").get<std::int64_t>(), c.json.at("all").get<std::int64_t>());
+  const std::string got =
+      trainable_line(c.json.at("trainable").get<std::int64_t>(), c.json.at("all").get<std::int64_t>());
   require(got + "\n" == c.json.at("stdout"), fmt::format("expected {}, got {}", c.json.at("stdout").dump(), got));
 }
 

@@ -21,7 +21,8 @@ void check_text(Tokenizer& tokenizer, const Json& line) {
   require(ids == line.at("ids").get<std::vector<std::int64_t>>(), "ids of " + where);
   require(plain == line.at("ids_plain").get<std::vector<std::int64_t>>(), "ids without special tokens of " + where);
   require(tokenizer.decode(plain, false) == line.at("decoded").get<std::string>(), "text of the ids of " + where);
-  require(tokenizer.decode(ids, true) == line.at("decoded_skip").get<std::string>(), "text without special tokens of " + where);
+  require(tokenizer.decode(ids, true) == line.at("decoded_skip").get<std::string>(),
+          "text without special tokens of " + where);
   require(streamed(tokenizer, ids) == line.at("decoded_skip").get<std::string>(), "streamed text of " + where);
 }
 

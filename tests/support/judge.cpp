@@ -86,7 +86,8 @@ void compare_factors(const OracleFactors& want, const OracleFactors& got, bool s
     const double moved = scale_may_move ? std::exp2(std::round(std::log2(x.scale / y.scale))) : 1;
     require(same_bits(x.a, y.a), site + ": lora_A is not the same bit for bit");
     require(same_bits(scaled(moved, x.b), y.b), site + ": lora_B is not the same bit for bit");
-    require(close(x.scale, moved * y.scale), fmt::format("{}: expected scale {:.17g}, got {:.17g}", site, x.scale, y.scale));
+    require(close(x.scale, moved * y.scale),
+            fmt::format("{}: expected scale {:.17g}, got {:.17g}", site, x.scale, y.scale));
   });
 }
 
@@ -124,7 +125,8 @@ void compare_bytes(const TensorFile& want, const TensorFile& got) {
   compare_tensors(want, got);
   for (const TensorInfo& tensor : want.tensors()) {
     const TensorInfo* other = got.find(tensor.name);
-    require(tensor.dtype == other->dtype, fmt::format("{}: expected {}, got {}", tensor.name, shape_text(tensor), shape_text(*other)));
+    require(tensor.dtype == other->dtype,
+            fmt::format("{}: expected {}, got {}", tensor.name, shape_text(tensor), shape_text(*other)));
     require(std::ranges::equal(want.bytes(tensor), got.bytes(*other)), std::string(tensor.name) + ": other bytes");
   }
 }

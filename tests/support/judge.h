@@ -1,12 +1,12 @@
 // Comparisons of the golden runner and the round-trip tests. Each throws Failure with what was expected and got.
 #pragma once
 
+#include <fmt/format.h>
+
 #include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
-
-#include <fmt/format.h>
 
 #include "peft/error.h"
 #include "peft/verbs.h"

@@ -17,7 +17,8 @@ inline std::int64_t place_of(const std::byte* at, Dtype dtype) {
     std::memcpy(&bits, at, sizeof bits);
     return bits < 0 ? -static_cast<std::int64_t>(bits & 0x7fffffff) : bits;
   }
-  if (dtype != Dtype::bf16 && dtype != Dtype::f16) throw std::runtime_error("last places of this dtype are not counted");
+  if (dtype != Dtype::bf16 && dtype != Dtype::f16)
+    throw std::runtime_error("last places of this dtype are not counted");
   std::int16_t bits = 0;
   std::memcpy(&bits, at, sizeof bits);
   return bits < 0 ? -static_cast<std::int64_t>(bits & 0x7fff) : bits;

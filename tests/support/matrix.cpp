@@ -25,12 +25,16 @@ T read(std::span<const std::byte> bytes, std::size_t index) {
 
 double element(std::span<const std::byte> bytes, Dtype dtype, std::size_t index) {
   switch (dtype) {
-    case Dtype::f64: return read<double>(bytes, index);
-    case Dtype::f32: return static_cast<double>(read<float>(bytes, index));
-    case Dtype::f16: return widen_half(read<std::uint16_t>(bytes, index));
+    case Dtype::f64:
+      return read<double>(bytes, index);
+    case Dtype::f32:
+      return static_cast<double>(read<float>(bytes, index));
+    case Dtype::f16:
+      return widen_half(read<std::uint16_t>(bytes, index));
     case Dtype::bf16:
       return static_cast<double>(std::bit_cast<float>(std::uint32_t{read<std::uint16_t>(bytes, index)} << 16));
-    default: throw std::runtime_error("a test tensor has dtype " + std::string(info(dtype).name));
+    default:
+      throw std::runtime_error("a test tensor has dtype " + std::string(info(dtype).name));
   }
 }
 
@@ -79,8 +83,7 @@ Matrix cols_of(const Matrix& m, std::int64_t first, std::int64_t count, std::int
 bool same_shape(const Matrix& x, const Matrix& y) { return x.rows == y.rows && x.cols == y.cols; }
 
 bool same_bits(const Matrix& x, const Matrix& y) {
-  return same_shape(x, y) &&
-         std::memcmp(x.values.data(), y.values.data(), x.values.size() * sizeof(double)) == 0;
+  return same_shape(x, y) && std::memcmp(x.values.data(), y.values.data(), x.values.size() * sizeof(double)) == 0;
 }
 
 FusedPair fuse(const std::vector<ExpertFactors>& experts, bool turned, bool grouped) {

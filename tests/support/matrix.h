@@ -20,13 +20,13 @@ struct Matrix {
 };
 
 Matrix transposed(const Matrix& m);
-Matrix product(const Matrix& b, const Matrix& a);                      // b * a
+Matrix product(const Matrix& b, const Matrix& a);  // b * a
 Matrix scaled(double s, Matrix m);
 Matrix absolute(Matrix m);
 Matrix rows_of(const Matrix& m, std::int64_t first, std::int64_t count, std::int64_t step = 1);
 Matrix cols_of(const Matrix& m, std::int64_t first, std::int64_t count, std::int64_t step = 1);
 bool same_shape(const Matrix& x, const Matrix& y);
-bool same_bits(const Matrix& x, const Matrix& y);                      // -0.0 and 0.0 differ, NaN equals itself
+bool same_bits(const Matrix& x, const Matrix& y);  // -0.0 and 0.0 differ, NaN equals itself
 
 // One fused pair from per-expert factors: A row e*r + k; B column k*E + e, or e*r + k when `grouped`.
 // `turned`: stored the other way round, each expert's A and B trading places as transposes.

@@ -1,12 +1,12 @@
 #include "support/model_writer.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
-
-#include <fmt/format.h>
 
 namespace peft::testing {
 namespace {
@@ -42,7 +42,9 @@ std::uint16_t f16_bits(double value) {
 
 double f16_value(std::uint16_t bits) {
   const int exponent = (bits >> 10) & 31, fraction = bits & 1023;
-  const double size = exponent == 31 ? (fraction != 0 ? std::nan("") : HUGE_VAL) : exponent == 0 ? fraction * 0x1p-24 : std::ldexp(1024 + fraction, exponent - 25);
+  const double size = exponent == 31  ? (fraction != 0 ? std::nan("") : HUGE_VAL)
+                      : exponent == 0 ? fraction * 0x1p-24
+                                      : std::ldexp(1024 + fraction, exponent - 25);
   return (bits & 0x8000) != 0 ? -size : size;
 }
 
@@ -63,10 +65,12 @@ T word_at(const std::string& bytes, std::size_t at) {
 std::vector<double> values_of(const std::string& dtype, const std::string& bytes) {
   std::vector<double> values;
   if (dtype == "F32") {
-    for (std::size_t at = 0; at < bytes.size(); at += 4) values.push_back(static_cast<double>(word_at<float>(bytes, at)));
+    for (std::size_t at = 0; at < bytes.size(); at += 4)
+      values.push_back(static_cast<double>(word_at<float>(bytes, at)));
   } else if (dtype == "BF16") {
     for (std::size_t at = 0; at < bytes.size(); at += 2)
-      values.push_back(static_cast<double>(std::bit_cast<float>(std::uint32_t{word_at<std::uint16_t>(bytes, at)} << 16)));
+      values.push_back(
+          static_cast<double>(std::bit_cast<float>(std::uint32_t{word_at<std::uint16_t>(bytes, at)} << 16)));
   } else if (dtype == "F16") {
     for (std::size_t at = 0; at < bytes.size(); at += 2) values.push_back(f16_value(word_at<std::uint16_t>(bytes, at)));
   }
@@ -124,7 +128,8 @@ void write_base(const fs::path& folder, const Json& config, const std::vector<st
     write_file(folder / name, safetensors_of(shards[i]));
     for (const Stored& tensor : shards[i]) places[tensor.name] = name, bytes += tensor.bytes.size();
   }
-  write_file(folder / "model.safetensors.index.json", Json{{"metadata", {{"total_size", bytes}}}, {"weight_map", places}}.dump(2));
+  write_file(folder / "model.safetensors.index.json",
+             Json{{"metadata", {{"total_size", bytes}}}, {"weight_map", places}}.dump(2));
 }
 
 void write_lora(const fs::path& folder, const Json& config, std::vector<Stored> tensors) {
@@ -133,8 +138,14 @@ void write_lora(const fs::path& folder, const Json& config, std::vector<Stored> 
 }
 
 Json lora_config(std::int64_t rank, double alpha, const Json& changes) {
-  Json config = {{"peft_type", "LORA"},        {"r", rank},      {"lora_alpha", alpha},     {"rank_pattern", Json::object()},
-                 {"alpha_pattern", Json::object()}, {"bias", "none"}, {"target_modules", Json::array()}, {"peft_version", "0.21.2"},
+  Json config = {{"peft_type", "LORA"},
+                 {"r", rank},
+                 {"lora_alpha", alpha},
+                 {"rank_pattern", Json::object()},
+                 {"alpha_pattern", Json::object()},
+                 {"bias", "none"},
+                 {"target_modules", Json::array()},
+                 {"peft_version", "0.21.2"},
                  {"lora_ga_config", nullptr}};
   config.update(changes);
   return config;
@@ -146,7 +157,8 @@ std::string safetensors_image(std::vector<NewMatrix> tensors, Dtype dtype) {
   for (const NewMatrix& tensor : tensors) {
     list.push_back(stored(tensor.name, std::string(info(dtype).name), tensor.values));
     const auto same = [](double x, double y) { return x == y || (std::isnan(x) && std::isnan(y)); };
-    if (!std::ranges::equal(list.back().values, tensor.values.values, same)) throw std::runtime_error(tensor.name + ": the dtype does not hold a value");
+    if (!std::ranges::equal(list.back().values, tensor.values.values, same))
+      throw std::runtime_error(tensor.name + ": the dtype does not hold a value");
   }
   return safetensors_of(std::move(list));
 }
@@ -157,12 +169,19 @@ void write_adapter(const fs::path& folder, std::vector<NewMatrix> tensors, Dtype
 }
 
 void write_model(const fs::path& folder, const TinyModel& model) {
-  const bool counts_local = model.model_type == "mixtral" || model.model_type == "phimoe" || model.model_type == "gpt_oss" ||
-                            model.model_type == "llama4_text";
-  Json config = {{"model_type", model.model_type}, {"hidden_size", model.hidden}, {"num_hidden_layers", model.layers},
-                 {"num_attention_heads", 1}, {"num_key_value_heads", 1}, {"head_dim", 6}, {"vocab_size", 17},
-                 {"tie_word_embeddings", false}, {counts_local ? "num_local_experts" : "num_experts", model.experts},
-                 {"num_experts_per_tok", 1}, {"intermediate_size", model.intermediate}};
+  const bool counts_local = model.model_type == "mixtral" || model.model_type == "phimoe" ||
+                            model.model_type == "gpt_oss" || model.model_type == "llama4_text";
+  Json config = {{"model_type", model.model_type},
+                 {"hidden_size", model.hidden},
+                 {"num_hidden_layers", model.layers},
+                 {"num_attention_heads", 1},
+                 {"num_key_value_heads", 1},
+                 {"head_dim", 6},
+                 {"vocab_size", 17},
+                 {"tie_word_embeddings", false},
+                 {counts_local ? "num_local_experts" : "num_experts", model.experts},
+                 {"num_experts_per_tok", 1},
+                 {"intermediate_size", model.intermediate}};
   if (model.model_type.starts_with("qwen")) {
     config["moe_intermediate_size"] = model.intermediate;
     config["shared_expert_intermediate_size"] = model.intermediate + 1;
@@ -179,12 +198,14 @@ std::uint64_t Draw::bits() {
 }
 Matrix Draw::matrix(std::int64_t rows, std::int64_t cols, double unit, int span) {
   Matrix m(rows, cols);
-  for (double& value : m.values) value = unit * (static_cast<int>(bits() % static_cast<std::uint64_t>(2 * span + 1)) - span);
+  for (double& value : m.values)
+    value = unit * (static_cast<int>(bits() % static_cast<std::uint64_t>(2 * span + 1)) - span);
   m.values.front() = unit;
   return m;
 }
 
-Mxfp4 draw_mxfp4(const std::string& name, std::int64_t experts, std::int64_t rows, std::int64_t cols, std::uint64_t seed) {
+Mxfp4 draw_mxfp4(const std::string& name, std::int64_t experts, std::int64_t rows, std::int64_t cols,
+                 std::uint64_t seed) {
   static constexpr double kValues[] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
   Draw draw(seed);
   const std::int64_t groups = cols / 32;
@@ -198,14 +219,17 @@ Mxfp4 draw_mxfp4(const std::string& name, std::int64_t experts, std::int64_t row
         for (std::int64_t n = 0; n < 16; ++n) {
           const auto byte = static_cast<unsigned>(draw.bits() % 256);
           blocks += static_cast<char>(byte);
-          const auto value = [&](unsigned code) { return std::ldexp((code & 8) != 0 ? -kValues[code & 7] : kValues[code & 7], exponent); };
+          const auto value = [&](unsigned code) {
+            return std::ldexp((code & 8) != 0 ? -kValues[code & 7] : kValues[code & 7], exponent);
+          };
           matrix.at(i, g * 32 + 2 * n) = value(byte & 15);
           matrix.at(i, g * 32 + 2 * n + 1) = value(byte >> 4);
         }
       }
     }
   }
-  return {stored_bytes(name + "_blocks", "U8", {experts, rows, groups, 16}, blocks), stored_bytes(name + "_scales", "U8", {experts, rows, groups}, scales), values};
+  return {stored_bytes(name + "_blocks", "U8", {experts, rows, groups, 16}, blocks),
+          stored_bytes(name + "_scales", "U8", {experts, rows, groups}, scales), values};
 }
 
 double value_of_e4m3(std::uint8_t code) {
@@ -215,21 +239,26 @@ double value_of_e4m3(std::uint8_t code) {
   return (code & 0x80) != 0 ? -size : size;
 }
 
-BlockFp8 draw_fp8(const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t cell, std::uint64_t seed) {
+BlockFp8 draw_fp8(const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t cell,
+                  std::uint64_t seed) {
   Draw draw(seed);
   const std::int64_t down = (rows + cell - 1) / cell, across = (cols + cell - 1) / cell;
   std::vector<double> scales;
-  for (std::int64_t i = 0; i < down * across; ++i) scales.push_back(nearest("F32", (1.0 + static_cast<double>(draw.bits() % 997)) / 7919));
+  for (std::int64_t i = 0; i < down * across; ++i)
+    scales.push_back(nearest("F32", (1.0 + static_cast<double>(draw.bits() % 997)) / 7919));
   std::string codes;
   Matrix values(rows, cols);
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t j = 0; j < cols; ++j) {
-      const std::uint8_t code = static_cast<std::uint8_t>((draw.bits() % 2 != 0 ? 0x80 : 0) | (0x20 + draw.bits() % 0x30));
+      const std::uint8_t code =
+          static_cast<std::uint8_t>((draw.bits() % 2 != 0 ? 0x80 : 0) | (0x20 + draw.bits() % 0x30));
       codes += static_cast<char>(code);
-      values.at(i, j) = nearest("F32", value_of_e4m3(code) * scales[static_cast<std::size_t>(i / cell * across + j / cell)]);
+      values.at(i, j) =
+          nearest("F32", value_of_e4m3(code) * scales[static_cast<std::size_t>(i / cell * across + j / cell)]);
     }
   }
-  return {stored_bytes(name, "F8_E4M3", {rows, cols}, codes), stored(name + "_scale_inv", "F32", {down, across}, scales), values};
+  return {stored_bytes(name, "F8_E4M3", {rows, cols}, codes),
+          stored(name + "_scale_inv", "F32", {down, across}, scales), values};
 }
 
 std::map<std::string, Found> tensors_in(const fs::path& folder) {
@@ -241,8 +270,14 @@ std::map<std::string, Found> tensors_in(const fs::path& folder) {
     const Json header = Json::parse(image.substr(8, head));
     for (const auto& [name, tensor] : header.items()) {
       if (name == "__metadata__") continue;
-      const auto begin = tensor.at("data_offsets").at(0).get<std::uint64_t>(), end = tensor.at("data_offsets").at(1).get<std::uint64_t>();
-      Found found{tensor.at("dtype"), entry.path().filename().string(), tensor.at("shape"), image.substr(8 + head + begin, end - begin), {}, 8 + head + begin};
+      const auto begin = tensor.at("data_offsets").at(0).get<std::uint64_t>(),
+                 end = tensor.at("data_offsets").at(1).get<std::uint64_t>();
+      Found found{tensor.at("dtype"),
+                  entry.path().filename().string(),
+                  tensor.at("shape"),
+                  image.substr(8 + head + begin, end - begin),
+                  {},
+                  8 + head + begin};
       found.values = values_of(found.dtype, found.bytes);
       if (!all.emplace(name, std::move(found)).second) throw std::runtime_error(name + " is there twice");
     }

@@ -1,5 +1,5 @@
-// Base models and adapters made by tests: tensors of any dtype and shape, quantised ones too, in one file or several, written
-// without the library; and what a model's folder holds, read back.
+// Base models and adapters made by tests: tensors of any dtype and shape, quantised ones too, in one file or several,
+// written without the library; and what a model's folder holds, read back.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace peft::testing {
 // Nearest numbers, ties to even; what the tests round their fp64 sums by.
 double nearest_bf16(double value);
 double nearest_f16(double value);
-double nearest(const std::string& dtype, double value);   // "BF16", "F16", "F32"
+double nearest(const std::string& dtype, double value);  // "BF16", "F16", "F32"
 
 // As a safetensors file holds it. `values` is what the bytes mean where that is a number each; else empty.
 struct Stored {
@@ -32,7 +32,8 @@ Stored stored_bytes(std::string name, std::string dtype, std::vector<std::int64_
 
 std::string safetensors_of(std::vector<Stored> tensors, const Json& metadata = {{"format", "pt"}});
 // One file: model.safetensors. Several: model-0000i-of-0000n.safetensors and an index.
-void write_base(const std::filesystem::path& folder, const Json& config, const std::vector<std::vector<Stored>>& shards);
+void write_base(const std::filesystem::path& folder, const Json& config,
+                const std::vector<std::vector<Stored>>& shards);
 void write_lora(const std::filesystem::path& folder, const Json& config, std::vector<Stored> tensors);
 Json lora_config(std::int64_t rank, double alpha, const Json& changes);
 
@@ -42,7 +43,8 @@ struct NewMatrix {
   Matrix values;
 };
 std::string safetensors_image(std::vector<NewMatrix> tensors, Dtype dtype);
-void write_adapter(const std::filesystem::path& folder, std::vector<NewMatrix> tensors, Dtype dtype, const Json& config);
+void write_adapter(const std::filesystem::path& folder, std::vector<NewMatrix> tensors, Dtype dtype,
+                   const Json& config);
 
 // A base model's config.json: all that names and shapes need. Keys of the family's own transformers config.
 struct TinyModel {
@@ -65,11 +67,13 @@ class Draw {
 // [E, rows, cols] in MXFP4, as gpt-oss ships it: NAME_blocks [E, rows, cols / 32, 16], NAME_scales; and its values.
 struct Mxfp4 {
   Stored blocks, scales;
-  std::vector<Matrix> values;      // of each expert, as the codes lie: [rows, cols]
+  std::vector<Matrix> values;  // of each expert, as the codes lie: [rows, cols]
 };
-Mxfp4 draw_mxfp4(const std::string& name, std::int64_t experts, std::int64_t rows, std::int64_t cols, std::uint64_t seed);
+Mxfp4 draw_mxfp4(const std::string& name, std::int64_t experts, std::int64_t rows, std::int64_t cols,
+                 std::uint64_t seed);
 
-// [rows, cols] in float8_e4m3fn with NAME_scale_inv [rows / cell, cols / cell]; values are code * scale in fp32, not yet rounded.
+// [rows, cols] in float8_e4m3fn with NAME_scale_inv [rows / cell, cols / cell]; values are code * scale in fp32, not
+// yet rounded.
 struct BlockFp8 {
   Stored codes, scales;
   Matrix values;
@@ -77,13 +81,14 @@ struct BlockFp8 {
 BlockFp8 draw_fp8(const std::string& name, std::int64_t rows, std::int64_t cols, std::int64_t cell, std::uint64_t seed);
 double value_of_e4m3(std::uint8_t code);
 
-// All tensors of a folder's safetensors files by name, with the file that holds each. Throws when a name is there twice.
+// All tensors of a folder's safetensors files by name, with the file that holds each. Throws when a name is there
+// twice.
 struct Found {
   std::string dtype, file;
   std::vector<std::int64_t> shape;
   std::string bytes;
-  std::vector<double> values;     // of F32, BF16, F16
-  std::size_t begin = 0;          // of the bytes, in the file
+  std::vector<double> values;  // of F32, BF16, F16
+  std::size_t begin = 0;       // of the bytes, in the file
 };
 std::map<std::string, Found> tensors_in(const std::filesystem::path& folder);
 

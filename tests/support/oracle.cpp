@@ -1,10 +1,10 @@
 #include "support/oracle.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <regex>
 #include <stdexcept>
-
-#include <fmt/format.h>
 
 namespace peft::testing {
 namespace {
@@ -23,7 +23,9 @@ std::vector<Part> parts_of(const ModelFacts& facts, bool gate_up) {
   return {{"gate", 0, width, 1}, {"up", width, width, 1}};
 }
 
-bool is_gate_up(const std::string& parameter) { return parameter == "gate_up_proj" || parameter == "input_linear.weight"; }
+bool is_gate_up(const std::string& parameter) {
+  return parameter == "gate_up_proj" || parameter == "input_linear.weight";
+}
 bool is_down(const std::string& parameter) { return parameter == "down_proj" || parameter == "output_linear.weight"; }
 
 // One LoRA pair of the file.
@@ -69,8 +71,8 @@ class Reader {
     static const std::regex expert(R"((.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3))");
     static const std::regex fused(R"((.*\.experts)((\.base_layer)*))");
     static const std::regex parallel(R"((.*)\.(input_linear|output_linear))");
-    static const std::map<std::string, std::string> projections = {{"gate_proj", "gate"}, {"w1", "gate"},
-        {"up_proj", "up"}, {"w3", "up"}, {"down_proj", "down"}, {"w2", "down"}};
+    static const std::map<std::string, std::string> projections = {
+        {"gate_proj", "gate"}, {"w1", "gate"}, {"up_proj", "up"}, {"w3", "up"}, {"down_proj", "down"}, {"w2", "down"}};
     std::smatch match;
     if (std::regex_match(module, match, expert)) {
       add(fmt::format("{}.{}.{}", v5_name(facts_, match[1]), match[2].str(), projections.at(match[3])), module, a, b);
@@ -228,8 +230,10 @@ OracleFactor trimmed(const OracleFactor& factor) {
   const auto rank = static_cast<std::int64_t>(kept.size());
   OracleFactor result{Matrix(rank, factor.a.cols), Matrix(factor.b.rows, rank), factor.scale};
   for (std::int64_t k = 0; k < rank; ++k) {
-    for (std::int64_t j = 0; j < factor.a.cols; ++j) result.a.at(k, j) = factor.a.at(kept[static_cast<std::size_t>(k)], j);
-    for (std::int64_t i = 0; i < factor.b.rows; ++i) result.b.at(i, k) = factor.b.at(i, kept[static_cast<std::size_t>(k)]);
+    for (std::int64_t j = 0; j < factor.a.cols; ++j)
+      result.a.at(k, j) = factor.a.at(kept[static_cast<std::size_t>(k)], j);
+    for (std::int64_t i = 0; i < factor.b.rows; ++i)
+      result.b.at(i, k) = factor.b.at(i, kept[static_cast<std::size_t>(k)]);
   }
   return result;
 }

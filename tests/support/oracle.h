@@ -43,7 +43,7 @@ using OracleFactors = std::map<std::string, OracleFactor>;
 
 struct OracleOptions {
   bool grouped_by_expert = false;
-  std::string square;                  // orientation where both sides of a parameter are equal
+  std::string square;  // orientation where both sides of a parameter are equal
 };
 struct OracleAdapter {
   OracleFactors factors;

@@ -70,7 +70,8 @@ std::string v5_name(const ModelFacts& facts, std::string v4_module) {
   if (block_becomes_mlp.contains(facts.model_type)) {
     v4_module = std::regex_replace(v4_module, std::regex(R"(\.block_sparse_moe\b)"), ".mlp");
   }
-  if (facts.model_type == "phimoe") v4_module = std::regex_replace(v4_module, std::regex(R"(\.mlp\.gate$)"), ".mlp.router");
+  if (facts.model_type == "phimoe")
+    v4_module = std::regex_replace(v4_module, std::regex(R"(\.mlp\.gate$)"), ".mlp.router");
   if (facts.model_type == "granitemoe") {
     v4_module = std::regex_replace(v4_module, std::regex(R"(\.(input|output)_linear$)"), ".experts");
   }

@@ -7,7 +7,7 @@
 namespace peft::testing {
 
 struct ProgramResult {
-  int exit_code = -1;   // 128 + N when a signal ended it
+  int exit_code = -1;  // 128 + N when a signal ended it
   std::string out, err;
 };
 // `environment` holds NAME=VALUE pairs that are added to this process' own.

@@ -21,7 +21,8 @@ std::string text_of(const VerifyMergedReport& report) {
   return text;
 }
 
-// "model.layers.0.mlp.experts" of "model.layers.0.mlp.experts.1.up_proj.weight": what every name of a difference begins with.
+// "model.layers.0.mlp.experts" of "model.layers.0.mlp.experts.1.up_proj.weight": what every name of a difference begins
+// with.
 std::string subject_of(const std::string& tensor) {
   const auto experts = tensor.find(".experts");
   if (experts != std::string::npos) return tensor.substr(0, experts + 8);
@@ -63,10 +64,21 @@ TinyMoe::TinyMoe(std::string stored_dtype, Output output, Experts experts) : dty
     copy.name = "lm_head.weight";
     tensors.emplace(copy.name, copy);
   }
-  config = {{"model_type", "qwen3_moe"}, {"architectures", {"Qwen3MoeForCausalLM"}}, {"hidden_size", kHidden}, {"intermediate_size", 10},
-            {"moe_intermediate_size", kIntermediate}, {"num_hidden_layers", kLayers}, {"num_experts", kExperts}, {"num_experts_per_tok", 1},
-            {"num_attention_heads", 2}, {"num_key_value_heads", 2}, {"head_dim", 4}, {"attention_bias", true}, {"vocab_size", kVocabulary},
-            {"tie_word_embeddings", output != Output::own}, {"torch_dtype", "bfloat16"}};
+  config = {{"model_type", "qwen3_moe"},
+            {"architectures", {"Qwen3MoeForCausalLM"}},
+            {"hidden_size", kHidden},
+            {"intermediate_size", 10},
+            {"moe_intermediate_size", kIntermediate},
+            {"num_hidden_layers", kLayers},
+            {"num_experts", kExperts},
+            {"num_experts_per_tok", 1},
+            {"num_attention_heads", 2},
+            {"num_key_value_heads", 2},
+            {"head_dim", 4},
+            {"attention_bias", true},
+            {"vocab_size", kVocabulary},
+            {"tie_word_embeddings", output != Output::own},
+            {"torch_dtype", "bfloat16"}};
 }
 
 void TinyMoe::write_base_folder(std::size_t files) const {
@@ -95,7 +107,9 @@ std::map<std::string, Found> TinyMoe::merge(const MergeOptions& options) const {
   return tensors_in(folder / "out");
 }
 
-std::vector<double>& Lora::effect(const std::string& weight) { return effects_.try_emplace(weight, model_.at(weight).values).first->second; }
+std::vector<double>& Lora::effect(const std::string& weight) {
+  return effects_.try_emplace(weight, model_.at(weight).values).first->second;
+}
 
 void Lora::linear(const std::string& module, bool dora, bool bias, const std::string& weight) {
   const std::string name = weight.empty() ? module + ".weight" : weight, key = "base_model.model." + module + ".";
@@ -111,10 +125,14 @@ void Lora::linear(const std::string& module, bool dora, bool bias, const std::st
     std::vector<double> magnitudes;
     for (std::int64_t row = 0; row < base.rows; ++row) {
       double square = 0;
-      for (std::int64_t j = 0; j < base.cols; ++j) square += values[static_cast<std::size_t>(row * base.cols + j)] * values[static_cast<std::size_t>(row * base.cols + j)];
-      const double norm = std::sqrt(square), magnitude = nearest("F32", norm * (1 + m.values[static_cast<std::size_t>(row)]));
+      for (std::int64_t j = 0; j < base.cols; ++j)
+        square += values[static_cast<std::size_t>(row * base.cols + j)] *
+                  values[static_cast<std::size_t>(row * base.cols + j)];
+      const double norm = std::sqrt(square),
+                   magnitude = nearest("F32", norm * (1 + m.values[static_cast<std::size_t>(row)]));
       magnitudes.push_back(magnitude);
-      for (std::int64_t j = 0; j < base.cols; ++j) values[static_cast<std::size_t>(row * base.cols + j)] *= magnitude / norm;
+      for (std::int64_t j = 0; j < base.cols; ++j)
+        values[static_cast<std::size_t>(row * base.cols + j)] *= magnitude / norm;
     }
     tensors_.push_back(stored(key + "lora_magnitude_vector", "F32", {base.rows}, magnitudes));
   }
@@ -136,10 +154,12 @@ void Lora::embedding(const std::string& module) {
   for (std::size_t i = 0; i < values.size(); ++i) values[i] += delta.values[i];
 }
 
-void Lora::saved(const std::string& module, const std::string& parameter, std::int64_t rows, std::int64_t cols, const std::string& key) {
+void Lora::saved(const std::string& module, const std::string& parameter, std::int64_t rows, std::int64_t cols,
+                 const std::string& key) {
   const Matrix values = draw_.matrix(rows, cols, 0.125, 30);
   const std::vector<std::int64_t> shape = rows == 1 ? std::vector{cols} : std::vector{rows, cols};
-  tensors_.push_back(stored("base_model.model." + module + "." + (key.empty() ? parameter : key), "F32", shape, values.values));
+  tensors_.push_back(
+      stored("base_model.model." + module + "." + (key.empty() ? parameter : key), "F32", shape, values.values));
   effects_[module + "." + parameter] = values.values;
 }
 
@@ -149,7 +169,8 @@ void Lora::tokens(const std::string& module, const std::vector<std::int64_t>& id
   const Matrix rows = draw_.matrix(static_cast<std::int64_t>(ids.size()), cols, 0.125, 30);
   tensors_.push_back(stored("base_model.model." + module + ".token_adapter.trainable_tokens_delta", "F32", rows));
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    for (std::int64_t j = 0; j < cols; ++j) values[static_cast<std::size_t>(ids[i] * cols + j)] = rows.at(static_cast<std::int64_t>(i), j);
+    for (std::int64_t j = 0; j < cols; ++j)
+      values[static_cast<std::size_t>(ids[i] * cols + j)] = rows.at(static_cast<std::int64_t>(i), j);
   }
 }
 
@@ -167,10 +188,12 @@ void Lora::expert_parameter(const std::string& module, const std::string& parame
   tensors_.push_back(stored("base_model.model." + module + ".lora_B.weight", "F32", fused.b));
 }
 
-void Lora::write(const std::string& name, const Json& changes) { write_lora(model_.folder / name, lora_config(rank_, alpha_, changes), tensors_); }
+void Lora::write(const std::string& name, const Json& changes) {
+  write_lora(model_.folder / name, lora_config(rank_, alpha_, changes), tensors_);
+}
 
-void expect_merged(const TinyMoe& model, const std::map<std::string, Found>& out, const std::map<std::string, std::vector<double>>& effects,
-                   bool one_place_off) {
+void expect_merged(const TinyMoe& model, const std::map<std::string, Found>& out,
+                   const std::map<std::string, std::vector<double>>& effects, bool one_place_off) {
   std::size_t expected = model.tensors.size();
   for (const auto& [name, values] : effects) {
     expected += model.tensors.contains(name) ? 0 : 1;
@@ -179,14 +202,19 @@ void expect_merged(const TinyMoe& model, const std::map<std::string, Found>& out
     EXPECT_EQ(found.dtype, model.dtype) << name;
     ASSERT_EQ(found.values.size(), values.size()) << name;
     for (std::size_t i = 0; i < values.size(); ++i) {
-      const double want = nearest(model.dtype, values[i]), place = std::ldexp(std::fabs(want), model.dtype == "F32" ? -22 : model.dtype == "F16" ? -9 : -6);
+      const double want = nearest(model.dtype, values[i]),
+                   place = std::ldexp(std::fabs(want), model.dtype == "F32"   ? -22
+                                                       : model.dtype == "F16" ? -9
+                                                                              : -6);
       EXPECT_NEAR(found.values[i], want, one_place_off ? place : 0) << name << " element " << i;
     }
   }
   for (const auto& [name, tensor] : model.tensors) {
     if (effects.contains(name)) continue;
     ASSERT_TRUE(out.contains(name)) << name;
-    EXPECT_TRUE(out.at(name).bytes == tensor.bytes && out.at(name).dtype == tensor.dtype && out.at(name).shape == tensor.shape) << name;
+    EXPECT_TRUE(out.at(name).bytes == tensor.bytes && out.at(name).dtype == tensor.dtype &&
+                out.at(name).shape == tensor.shape)
+        << name;
   }
   EXPECT_EQ(out.size(), expected);
 }
@@ -198,7 +226,9 @@ void expect_verified(const TinyMoe& model, const MergeOptions& options) {
   const VerifyMergedReport good = verify_merged(verify);
   EXPECT_TRUE(good.same) << text_of(good);
   for (const auto& [name, found] : tensors_in(model.folder / "out")) {
-    if (!model.tensors.contains(name) || model.at(name).bytes == found.bytes || model.at(name).bytes.size() != found.bytes.size()) continue;
+    if (!model.tensors.contains(name) || model.at(name).bytes == found.bytes ||
+        model.at(name).bytes.size() != found.bytes.size())
+      continue;
     const fs::path file = fs::path(verify.merged) / found.file;
     const std::string image = read_file(file);
     std::string broken = image;

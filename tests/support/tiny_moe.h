@@ -1,5 +1,5 @@
-// A Qwen3-MoE of a few hundred numbers, whole: embeddings, attention with biases, norms, router, experts. And sums in fp64 that
-// say what an adapter makes of it.
+// A Qwen3-MoE of a few hundred numbers, whole: embeddings, attention with biases, norms, router, experts. And sums in
+// fp64 that say what an adapter makes of it.
 #pragma once
 
 #include <map>
@@ -37,12 +37,15 @@ struct TinyMoe {
 // An adapter in the making: tensors, and what they do to weights by name, in fp64 before the last rounding.
 class Lora {
  public:
-  Lora(const TinyMoe& model, std::int64_t rank, double alpha, std::uint64_t seed) : model_(model), rank_(rank), alpha_(alpha), draw_(seed) {}
+  Lora(const TinyMoe& model, std::int64_t rank, double alpha, std::uint64_t seed)
+      : model_(model), rank_(rank), alpha_(alpha), draw_(seed) {}
 
-  // The pair of a Linear; its effect on `weight` (or MODULE.weight), plus DoRA with drawn magnitudes, or a bias of lora_B.
+  // The pair of a Linear; its effect on `weight` (or MODULE.weight), plus DoRA with drawn magnitudes, or a bias of
+  // lora_B.
   void linear(const std::string& module, bool dora = false, bool bias = false, const std::string& weight = "");
   void embedding(const std::string& module);
-  void saved(const std::string& module, const std::string& parameter, std::int64_t rows, std::int64_t cols, const std::string& key = "");
+  void saved(const std::string& module, const std::string& parameter, std::int64_t rows, std::int64_t cols,
+             const std::string& key = "");
   void tokens(const std::string& module, const std::vector<std::int64_t>& ids);
   // Fused experts, as PEFT 0.19.1 writes them.
   void expert_parameter(const std::string& module, const std::string& parameter);
@@ -65,8 +68,8 @@ class Lora {
 };
 
 // Every tensor of the base is there with its bytes, or with the effects rounded once (DoRA: within one last place).
-void expect_merged(const TinyMoe& model, const std::map<std::string, Found>& out, const std::map<std::string, std::vector<double>>& effects,
-                   bool one_place_off = false);
+void expect_merged(const TinyMoe& model, const std::map<std::string, Found>& out,
+                   const std::map<std::string, std::vector<double>>& effects, bool one_place_off = false);
 // verify --merged agrees with folder/out; and names every changed tensor when it is put back to what the base has.
 void expect_verified(const TinyMoe& model, const MergeOptions& options);
 

@@ -19,35 +19,37 @@ struct Context;
 class Modules;
 
 struct LoadOptions {
-  std::optional<at::ScalarType> dtype{};     // default: what config.json says, else float32
-  std::string device = "cpu";                // "cpu", "cuda", "cuda:1"
-  int threads = 0;                           // for loading; 0: all cores
-  bool check_finite = true;                  // NaN or infinity in a weight: NUM_NONFINITE
+  std::optional<at::ScalarType> dtype{};  // default: what config.json says, else float32
+  std::string device = "cpu";             // "cpu", "cuda", "cuda:1"
+  int threads = 0;                        // for loading; 0: all cores
+  bool check_finite = true;               // NaN or infinity in a weight: NUM_NONFINITE
 };
 
 // How a model without a checkpoint gets its weights.
 struct InitOptions {
   std::optional<at::ScalarType> dtype{};
-  std::string device = "cpu";                // "meta": shapes only, of any size
-  std::uint64_t seed = 0;                    // weights N(0, initializer_range), norms one (or zero), biases zero
+  std::string device = "cpu";  // "meta": shapes only, of any size
+  std::uint64_t seed = 0;      // weights N(0, initializer_range), norms one (or zero), biases zero
 };
 
 // Keys and values, or states of linear attention, of every layer; grows as tokens come.
 struct Cache;
-struct DeleteCache { void operator()(Cache* cache) const; };
+struct DeleteCache {
+  void operator()(Cache* cache) const;
+};
 using CachePtr = std::unique_ptr<Cache, DeleteCache>;
 
 struct ForwardInput {
-  at::Tensor ids{};                          // [sequences, tokens] int64
-  at::Tensor mask{};                         // [sequences, cached + tokens], 1 real, 0 padding; undefined: all real
-  at::Tensor positions{};                    // [sequences, tokens]; undefined: 0, 1, ... after what is cached
+  at::Tensor ids{};        // [sequences, tokens] int64
+  at::Tensor mask{};       // [sequences, cached + tokens], 1 real, 0 padding; undefined: all real
+  at::Tensor positions{};  // [sequences, tokens]; undefined: 0, 1, ... after what is cached
   Cache* cache = nullptr;
-  std::int64_t logits_to_keep = 0;           // only the last n tokens' logits; 0: all
-  bool want_aux_loss = false;                // the routers' load balancing loss
+  std::int64_t logits_to_keep = 0;  // only the last n tokens' logits; 0: all
+  bool want_aux_loss = false;       // the routers' load balancing loss
 };
 struct ForwardOutput {
-  at::Tensor logits{};                       // [sequences, tokens, vocabulary]
-  at::Tensor aux_loss{};                     // scalar, not multiplied by its coefficient; undefined unless wanted
+  at::Tensor logits{};    // [sequences, tokens, vocabulary]
+  at::Tensor aux_loss{};  // scalar, not multiplied by its coefficient; undefined unless wanted
 };
 
 class CausalLM {
@@ -56,20 +58,20 @@ class CausalLM {
   CausalLM(const CausalLM&) = delete;
 
   ForwardOutput forward(const ForwardInput& input, const Context& context) const;
-  at::Tensor logits(const at::Tensor& ids, const at::Tensor& mask = {}) const;   // without gradients
+  at::Tensor logits(const at::Tensor& ids, const at::Tensor& mask = {}) const;  // without gradients
   CachePtr new_cache() const;
 
-  const std::string& model_type() const;     // of config.json: "qwen3_5_moe"
-  const std::string& folder() const;         // where it came from: base_model_name_or_path
+  const std::string& model_type() const;  // of config.json: "qwen3_5_moe"
+  const std::string& folder() const;      // where it came from: base_model_name_or_path
   const std::string& config_json() const;
   std::int64_t vocab_size() const;
   double router_aux_loss_coef() const;
   at::ScalarType dtype() const;
   at::Device device() const;
 
-  Modules& modules();                        // src/nn/modules.h
+  Modules& modules();  // src/nn/modules.h
   const Modules& modules() const;
-  ModuleTree tree() const;                   // names, classes and shapes: what resolve_targets() takes
+  ModuleTree tree() const;  // names, classes and shapes: what resolve_targets() takes
   // Full names and tensors in registration order; a tied tensor once, under its first name.
   std::vector<std::pair<std::string, at::Tensor>> parameters() const;
   std::int64_t parameter_count() const;
@@ -89,15 +91,15 @@ std::shared_ptr<CausalLM> init_model(const std::string& config, const InitOption
 
 struct GenerateOptions {
   std::int64_t max_new_tokens = 20;
-  double temperature = 0;                    // 0: greedy
-  std::int64_t top_k = 0;                    // 0: off
+  double temperature = 0;  // 0: greedy
+  std::int64_t top_k = 0;  // 0: off
   double top_p = 1;
   std::uint64_t seed = 0;
-  std::vector<std::int64_t> eos_token_ids{}; // end of a sequence; empty: none
-  std::optional<std::int64_t> pad_token_id{};// what a finished sequence goes on with; default: the first end token
+  std::vector<std::int64_t> eos_token_ids{};   // end of a sequence; empty: none
+  std::optional<std::int64_t> pad_token_id{};  // what a finished sequence goes on with; default: the first end token
   // Called after each step with one token for each sequence (a finished one gives padding). false: stop.
   std::function<bool(const std::vector<std::int64_t>& tokens)> on_tokens{};
-  std::function<void(const at::Tensor& logits)> on_logits{};   // [sequences, vocabulary] of each step
+  std::function<void(const at::Tensor& logits)> on_logits{};  // [sequences, vocabulary] of each step
 };
 // The new tokens of each sequence, [sequences][steps]. Positions do not count padding.
 std::vector<std::vector<std::int64_t>> generate(const CausalLM& model, const at::Tensor& ids, const at::Tensor& mask,

@@ -32,21 +32,21 @@ namespace peft::nn {
 // A value that is not implemented is refused with its name (CF_UNSUP).
 using LoraConfig = AdapterConfig;
 inline const std::string all_linear = "all-linear";
-inline const std::string base_name = "__base__";   // in adapter_names: no adapter
+inline const std::string base_name = "__base__";  // in adapter_names: no adapter
 
 // PiSSA and OLoRA subtract their start from the base model's weights, so such an adapter belongs to the changed base.
 enum class ChangedBase : std::uint8_t {
-  refuse,         // an error that says so
-  is_residual,    // the base given is the changed one
-  subtract,       // change this base as PEFT does when it loads: W - s B0 A0, computed again (PiSSA, OLoRA)
+  refuse,       // an error that says so
+  is_residual,  // the base given is the changed one
+  subtract,     // change this base as PEFT does when it loads: W - s B0 A0, computed again (PiSSA, OLoRA)
 };
 
 struct AdapterModelOptions {
   std::string adapter_name = "default";
-  bool is_trainable = false;        // from_pretrained, load_adapter; a new adapter is, unless its inference_mode is set
-  std::uint64_t seed = 0;           // of the initialisation
+  bool is_trainable = false;  // from_pretrained, load_adapter; a new adapter is, unless its inference_mode is set
+  std::uint64_t seed = 0;     // of the initialisation
   ChangedBase changed_base = ChangedBase::refuse;
-  ReadOptions read{};                 // for files that fit several layouts
+  ReadOptions read{};  // for files that fit several layouts
 };
 
 struct MergeOptions {
@@ -55,33 +55,33 @@ struct MergeOptions {
   bool safe_merge = false;
   // unmerge gives the weights back bit for bit; false: it subtracts, as PEFT does, and needs no copies.
   bool keep_base = true;
-  std::vector<std::string> adapter_names{};   // empty: the active ones
+  std::vector<std::string> adapter_names{};  // empty: the active ones
 };
 
 struct SaveOptions {
-  std::vector<std::string> selected_adapters{};   // empty: all
+  std::vector<std::string> selected_adapters{};  // empty: all
   // Default: peft-fused; per expert where an adapter has no fused form (DoRA on experts).
   std::optional<Layout> layout{};
-  std::optional<bool> save_embedding_layers{};    // default: PEFT's "auto", without the network
-  // PiSSA, OLoRA: the folder of the adapter as it was before training. What is saved then belongs to the unchanged base, at
-  // twice the rank.
+  std::optional<bool> save_embedding_layers{};  // default: PEFT's "auto", without the network
+  // PiSSA, OLoRA: the folder of the adapter as it was before training. What is saved then belongs to the unchanged
+  // base, at twice the rank.
   std::string path_initial_model_for_weight_conversion{};
-  bool overwrite = true;                        // as PEFT does, but in one step
+  bool overwrite = true;  // as PEFT does, but in one step
   bool sync = true;
 };
 
 struct WeightedOptions {
-  // linear and cat: the exact sum of the weighted deltas. svd: cut to svd_rank. The others combine factors as PEFT does;
-  // with _svd they combine deltas, cut to svd_rank.
+  // linear and cat: the exact sum of the weighted deltas. svd: cut to svd_rank. The others combine factors as PEFT
+  // does; with _svd they combine deltas, cut to svd_rank.
   std::string combination_type = "svd";
-  std::int64_t svd_rank = 0;                    // 0: the largest rank given
-  double density = 1;                           // of ties, dare and magnitude_prune
-  std::string majority_sign_method = "total";   // or "frequency"
-  std::uint64_t seed = 0;                       // of dare
+  std::int64_t svd_rank = 0;                   // 0: the largest rank given
+  double density = 1;                          // of ties, dare and magnitude_prune
+  std::string majority_sign_method = "total";  // or "frequency"
+  std::uint64_t seed = 0;                      // of dare
 };
 
 struct RunOptions {
-  bool training = false;                        // dropout is on
+  bool training = false;  // dropout is on
   // One name for each sequence: adapters mixed in one batch, base_name for none. Experts too.
   std::vector<std::string> adapter_names{};
 };
@@ -107,7 +107,7 @@ struct ModelStatus {
 // A tensor of an adapter as it is trained, and its name on disk. in_file_form() turns it, or its gradient, into the
 // shape it has in PEFT's file: factors of experts are stacked [experts, rank, ...] here.
 struct AdapterTensor {
-  std::string key;                              // "base_model.model.….lora_A.weight"
+  std::string key;  // "base_model.model.….lora_A.weight"
   at::Tensor tensor;
   std::function<at::Tensor(const at::Tensor&)> in_file_form;
 };
@@ -126,7 +126,7 @@ class PeftModel {
   void load_adapter(const std::string& folder, const std::string& name, AdapterModelOptions options = {});
   void add_adapter(const std::string& name, const LoraConfig& config, AdapterModelOptions options = {});
   void set_adapter(const std::string& name);
-  void set_adapter(const std::vector<std::string>& names);   // several at once: their deltas add up
+  void set_adapter(const std::vector<std::string>& names);  // several at once: their deltas add up
   void set_adapter(std::initializer_list<std::string> names) { set_adapter(std::vector<std::string>(names)); }
   void delete_adapter(const std::string& name);
   void add_weighted_adapter(const std::vector<std::string>& adapters, const std::vector<double>& weights,
@@ -149,16 +149,16 @@ class PeftModel {
   void unmerge_adapter();
   // The base model with the adapters in its weights; this object is of no use afterwards.
   std::shared_ptr<CausalLM> merge_and_unload(const MergeOptions& options = {});
-  std::shared_ptr<CausalLM> unload();   // the base model as it was
+  std::shared_ptr<CausalLM> unload();  // the base model as it was
 
   ForwardOutput forward(const ForwardInput& input, const RunOptions& options = {}) const;
   at::Tensor logits(const at::Tensor& ids, const at::Tensor& mask = {}, const RunOptions& options = {}) const;
   std::vector<std::vector<std::int64_t>> generate(const at::Tensor& ids, const at::Tensor& mask,
                                                   const GenerateOptions& options, const RunOptions& run = {}) const;
 
-  std::pair<std::int64_t, std::int64_t> get_nb_trainable_parameters() const;   // trainable, all
+  std::pair<std::int64_t, std::int64_t> get_nb_trainable_parameters() const;  // trainable, all
   std::string trainable_parameters_line() const;
-  void print_trainable_parameters() const;                                     // on standard output
+  void print_trainable_parameters() const;  // on standard output
   void print_trainable_parameters(std::ostream& out) const;
   std::vector<LayerStatus> get_layer_status() const;
   ModelStatus get_model_status() const;
@@ -167,12 +167,12 @@ class PeftModel {
   std::vector<std::string> adapter_names() const;
   std::vector<std::string> active_adapters() const;
   const LoraConfig& peft_config(const std::string& name = "default") const;
-  const std::vector<std::string>& warnings() const;   // everything worth knowing since this object was made
+  const std::vector<std::string>& warnings() const;  // everything worth knowing since this object was made
 
   // The tensors of an adapter as PEFT's file has them, under their names on disk.
   std::vector<std::pair<std::string, at::Tensor>> state_dict(const std::string& name = "default") const;
   std::vector<AdapterTensor> adapter_tensors(const std::string& name = "default") const;
-  std::vector<at::Tensor> trainable_parameters() const;   // what an optimiser gets
+  std::vector<at::Tensor> trainable_parameters() const;  // what an optimiser gets
   // Update of a base parameter, scaled, in the parameter's own shape. For looking at; the forward pass never builds it.
   at::Tensor get_delta_weight(const std::string& parameter, const std::string& name = "default") const;
 

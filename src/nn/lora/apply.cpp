@@ -19,8 +19,10 @@ Tensor apply_dora(const Site& site, const SiteFactors& factors, const Tensor& y,
   const Tensor gain = gains(site, factors);
   const Tensor input = dropped(x, factors, training).to(type);
   Tensor base = y;
-  if (training && factors.dropout > 0) base = at::linear(input, site.weight->to(type));
-  else if (site.base_bias != nullptr) base = y - *site.base_bias;
+  if (training && factors.dropout > 0)
+    base = at::linear(input, site.weight->to(type));
+  else if (site.base_bias != nullptr)
+    base = y - *site.base_bias;
   const Tensor zero = at::zeros({x.size(0), factors.stack.out()}, input.options());
   const Tensor delta = add_grouped(zero, input, factors.stack, one_group(x.size(0)));
   return y + (gain - 1) * base + gain * delta;
@@ -40,7 +42,7 @@ Tensor apply_embedding(const Site& site, const SiteFactors& factors, const Tenso
   // By parameter the table itself is [out, in] = [vocabulary, dim], so the rows of B are looked up.
   const Tensor& table = site.by_parameter ? stack.b : stack.a;
   const Tensor& other = site.by_parameter ? stack.a : stack.b;
-  const Tensor looked_up = at::embedding(table.select(0, 0).t(), ids);   // [rows, rank]
+  const Tensor looked_up = at::embedding(table.select(0, 0).t(), ids);  // [rows, rank]
   const Tensor delta = at::mm(looked_up, other.select(0, 0)) * (stack.scale * site.embed_scale);
   if (!factors.magnitude.defined()) return y + delta;
   return gains(site, factors) * (y + delta);
@@ -65,7 +67,7 @@ Tensor apply_experts(const Site& site, const SiteFactors& factors, const Tensor&
 }
 
 Tensor apply_bias_rows(const SiteFactors& factors, const Tensor& y, const Tensor& expert) {
-  const FactorStack& stack = factors.stack;   // B [1, rank, E], A [1, rank, out]
+  const FactorStack& stack = factors.stack;  // B [1, rank, E], A [1, rank, out]
   const Tensor rows = stack.b.select(0, 0).t().index_select(0, expert);
   return y + at::mm(rows, stack.a.select(0, 0)) * stack.scale;
 }

@@ -36,7 +36,8 @@ std::unique_ptr<MemoryFile> file_of(const PeftModel::Impl& impl, const AdapterEn
 
 CombineOptions core_options(const WeightedOptions& options) {
   const auto refuse = [](const std::string& key, const std::string& expected, const std::string& got) {
-    throw Error(ErrorCode::USAGE, {.tensor = key, .problem = "this is not a way to combine", .expected = expected, .got = got});
+    throw Error(ErrorCode::USAGE,
+                {.tensor = key, .problem = "this is not a way to combine", .expected = expected, .got = got});
   };
   CombineOptions result;
   const auto type = parse_combine_type(options.combination_type);

@@ -18,12 +18,19 @@ constexpr const char* kOption = "path_initial_model_for_weight_conversion";
 void require_convertible(const AdapterConfig& config) {
   const std::string& init = config.init_lora_weights;
   if (!init.starts_with("pissa") && init != "olora") {
-    throw Error(ErrorCode::CF_UNSUP, {.tensor = kOption, .problem = "only an adapter whose start was taken out of the base can be converted",
-                                      .expected = "init_lora_weights = pissa, pissa_niter_N or olora", .got = init, .hint = "save it without"});
+    throw Error(ErrorCode::CF_UNSUP,
+                {.tensor = kOption,
+                 .problem = "only an adapter whose start was taken out of the base can be converted",
+                 .expected = "init_lora_weights = pissa, pissa_niter_N or olora",
+                 .got = init,
+                 .hint = "save it without"});
   }
   if (config.use_rslora && !(config.rank_pattern.empty() && config.alpha_pattern.empty())) {
-    throw Error(ErrorCode::CF_UNSUP, {.tensor = kOption, .problem = "rank_pattern and alpha_pattern cannot be doubled under use_rslora",
-                                      .expected = "patterns or use_rslora", .got = "both", .hint = "PEFT refuses this as well"});
+    throw Error(ErrorCode::CF_UNSUP, {.tensor = kOption,
+                                      .problem = "rank_pattern and alpha_pattern cannot be doubled under use_rslora",
+                                      .expected = "patterns or use_rslora",
+                                      .got = "both",
+                                      .hint = "PEFT refuses this as well"});
   }
 }
 
@@ -32,8 +39,10 @@ void double_rank(AdapterConfig& config) {
   const auto twice = [](Number& number) { number.value *= 2; };
   config.init_lora_weights = "true";
   config.r *= 2;
-  if (config.use_rslora) config.lora_alpha = {config.lora_alpha.value * std::sqrt(2.0), false};
-  else twice(config.lora_alpha);
+  if (config.use_rslora)
+    config.lora_alpha = {config.lora_alpha.value * std::sqrt(2.0), false};
+  else
+    twice(config.lora_alpha);
   for (auto& [pattern, rank] : config.rank_pattern) twice(rank);
   for (auto& [pattern, alpha] : config.alpha_pattern) twice(alpha);
 }
@@ -41,13 +50,20 @@ void double_rank(AdapterConfig& config) {
 at::Tensor start_of(const TensorFile& file, const std::string& name, const at::Tensor& now) {
   const TensorInfo* info = file.find(name);
   if (info == nullptr) {
-    throw Error(ErrorCode::LO_MISSING, {.file = file.path(), .tensor = name, .problem = "the adapter before training has no such tensor",
-                                        .expected = "the tensors of the adapter that is saved", .hint = "is this the adapter's own start?"});
+    throw Error(ErrorCode::LO_MISSING, {.file = file.path(),
+                                        .tensor = name,
+                                        .problem = "the adapter before training has no such tensor",
+                                        .expected = "the tensors of the adapter that is saved",
+                                        .hint = "is this the adapter's own start?"});
   }
-  const at::Tensor start = read_tensor(file, static_cast<std::uint32_t>(info - file.tensors().data())).to(now.scalar_type());
+  const at::Tensor start =
+      read_tensor(file, static_cast<std::uint32_t>(info - file.tensors().data())).to(now.scalar_type());
   if (start.sizes() == now.sizes()) return start;
-  throw Error(ErrorCode::LO_SHAPE, {.file = file.path(), .tensor = name, .problem = "the adapter before training has another shape",
-                                    .expected = fmt::format("[{}]", fmt::join(now.sizes(), ", ")), .got = fmt::format("[{}]", fmt::join(start.sizes(), ", ")),
+  throw Error(ErrorCode::LO_SHAPE, {.file = file.path(),
+                                    .tensor = name,
+                                    .problem = "the adapter before training has another shape",
+                                    .expected = fmt::format("[{}]", fmt::join(now.sizes(), ", ")),
+                                    .got = fmt::format("[{}]", fmt::join(start.sizes(), ", ")),
                                     .hint = "is this the adapter's own start?"});
 }
 
@@ -59,9 +75,11 @@ void take_out_start(const std::string& folder, AdapterConfig& config, NamedTenso
   for (auto& [name, tensor] : tensors) {
     const bool a = name.ends_with(".lora_A.weight"), b = name.ends_with(".lora_B.weight");
     if (!a && !b) {
-      throw Error(ErrorCode::CF_UNSUP, {.tensor = name, .problem = std::string(kOption) + " converts lora_A and lora_B of Linear layers only",
-                                        .expected = "an adapter without DoRA, biases, embeddings and modules_to_save",
-                                        .hint = "save it without, and load it with the base that it changed"});
+      throw Error(ErrorCode::CF_UNSUP,
+                  {.tensor = name,
+                   .problem = std::string(kOption) + " converts lora_A and lora_B of Linear layers only",
+                   .expected = "an adapter without DoRA, biases, embeddings and modules_to_save",
+                   .hint = "save it without, and load it with the base that it changed"});
     }
     const at::Tensor now = tensor.detach().cpu(), start = start_of(*file, name, now);
     tensor = a ? at::cat({now, start}, 0) : at::cat({now, -start}, 1);

@@ -1,5 +1,5 @@
-// save_pretrained's path_initial_model_for_weight_conversion: an adapter that began by changing the base, as one for the base
-// before that.
+// save_pretrained's path_initial_model_for_weight_conversion: an adapter that began by changing the base, as one for
+// the base before that.
 #pragma once
 
 #include <string>
@@ -9,8 +9,8 @@
 
 namespace peft::nn {
 
-// W_res + s B A = W + s (B A - B0 A0): A becomes [A; A0], B becomes [B, -B0], the rank twice what it was. `folder` has A0 and
-// B0, the adapter as it was saved before training.
+// W_res + s B A = W + s (B A - B0 A0): A becomes [A; A0], B becomes [B, -B0], the rank twice what it was. `folder` has
+// A0 and B0, the adapter as it was saved before training.
 void take_out_start(const std::string& folder, AdapterConfig& config, NamedTensors& tensors);
 
 }  // namespace peft::nn

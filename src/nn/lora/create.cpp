@@ -16,7 +16,7 @@
 namespace peft::nn {
 namespace {
 
-constexpr const char* kPeftVersion = "0.21.2";   // whose files these are
+constexpr const char* kPeftVersion = "0.21.2";  // whose files these are
 
 // PEFT makes factors in fp32, or in the base's fp64.
 at::ScalarType factor_type(const Tensor& weight) {
@@ -135,7 +135,8 @@ void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config)
     std::vector<std::string> modules;
     if (name.empty()) modules.push_back(impl.tree.input_embedding);
     for (const auto& module : impl.base->modules().all()) {
-      if (!name.empty() && (module->name == name || module->name.ends_with("." + name))) modules.push_back(module->name);
+      if (!name.empty() && (module->name == name || module->name.ends_with("." + name)))
+        modules.push_back(module->name);
     }
     if (modules.empty()) {
       throw Error(ErrorCode::CF_TARGET, {.tensor = "trainable_token_indices",

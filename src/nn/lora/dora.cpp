@@ -10,7 +10,7 @@ namespace peft::nn {
 struct SiteFactors::NormCache {
   std::array<std::pair<const void*, std::uint32_t>, 3> made_from{};
   at::Tensor norms;
-  std::vector<bool> known;   // of each expert
+  std::vector<bool> known;  // of each expert
 };
 
 namespace {

@@ -76,8 +76,10 @@ class Collector {
     const ExpertsForm::Fused* form = site.by_parameter ? form_of(site, &experts) : nullptr;
     if (site.kind != SiteKind::experts) {
       Factor factor = matrix(site, stack, 0);
-      if (form != nullptr) factor.site = {experts->v5_module, site.parameter, -1, Projection::none};
-      else factor.site.module = site.module;
+      if (form != nullptr)
+        factor.site = {experts->v5_module, site.parameter, -1, Projection::none};
+      else
+        factor.site.module = site.module;
       result_.factors.factors.push_back(std::move(factor));
       return;
     }
@@ -127,7 +129,8 @@ class Collector {
       const Tensor row = factors.magnitude.detach().select(0, e);
       for (std::int64_t p = 0; p < parts; ++p) {
         const std::string name = "magnitude " + site.name() + " " + std::to_string(e) + " " + std::to_string(p);
-        tensors.emplace_back(name, form->interleaved ? row.slice(0, p, site.out(), parts) : row.narrow(0, p * out, out));
+        tensors.emplace_back(name,
+                             form->interleaved ? row.slice(0, p, site.out(), parts) : row.narrow(0, p * out, out));
         pending_.push_back({name, {experts->v5_module, "", e, form->projections[static_cast<std::size_t>(p)]}});
       }
     }
@@ -156,9 +159,12 @@ class Collector {
     for (const Row& row : kRows) {
       if (!name.ends_with(row.suffix)) continue;
       const std::string module = name.substr(0, name.size() - row.suffix.size());
-      if (const Site* site = impl_.find_site(module, "weight"); site == nullptr && row.kind != ExtraKind::token_delta) return;
-      result_.factors.extras.push_back(
-          {row.kind, {module, "", -1, Projection::none}, std::string(row.suffix.substr(1)), result_.memory->index(key)});
+      if (const Site* site = impl_.find_site(module, "weight"); site == nullptr && row.kind != ExtraKind::token_delta)
+        return;
+      result_.factors.extras.push_back({row.kind,
+                                        {module, "", -1, Projection::none},
+                                        std::string(row.suffix.substr(1)),
+                                        result_.memory->index(key)});
       return;
     }
     for (const Overlay& overlay : impl_.overlays) {
@@ -166,7 +172,8 @@ class Collector {
       const std::string suffix = name.substr(overlay.module.size() + 1);
       const bool own = suffix == overlay.parameter || suffix == "base_layer." + overlay.parameter;
       if (!own) continue;
-      const bool bias = overlay.parameter.find("bias") != std::string::npos && overlay.kind == Overlay::Kind::base_value;
+      const bool bias =
+          overlay.parameter.find("bias") != std::string::npos && overlay.kind == Overlay::Kind::base_value;
       result_.factors.extras.push_back({bias ? ExtraKind::base_bias : ExtraKind::saved_module,
                                         {overlay.module, "", -1, Projection::none},
                                         suffix,
@@ -177,12 +184,13 @@ class Collector {
 
   // The order that the encoders rely on: all factors of a module together.
   void sort() {
-    std::stable_sort(result_.factors.factors.begin(), result_.factors.factors.end(), [](const Factor& x, const Factor& y) {
-      if (x.site.module != y.site.module) return natural_less(x.site.module, y.site.module);
-      if (x.site.parameter != y.site.parameter) return x.site.parameter < y.site.parameter;
-      if (x.site.expert != y.site.expert) return x.site.expert < y.site.expert;
-      return x.site.projection < y.site.projection;
-    });
+    std::stable_sort(result_.factors.factors.begin(), result_.factors.factors.end(),
+                     [](const Factor& x, const Factor& y) {
+                       if (x.site.module != y.site.module) return natural_less(x.site.module, y.site.module);
+                       if (x.site.parameter != y.site.parameter) return x.site.parameter < y.site.parameter;
+                       if (x.site.expert != y.site.expert) return x.site.expert < y.site.expert;
+                       return x.site.projection < y.site.projection;
+                     });
   }
 
   const PeftModel::Impl& impl_;

@@ -10,7 +10,7 @@
 namespace peft::nn {
 
 struct InMemory {
-  std::unique_ptr<MemoryFile> memory;   // what the views of `factors` look at
+  std::unique_ptr<MemoryFile> memory;  // what the views of `factors` look at
   Factors factors;
 };
 InMemory factors_of(const PeftModel::Impl& impl, const AdapterEntry& entry);

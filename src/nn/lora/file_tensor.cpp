@@ -49,8 +49,8 @@ Dtype file_dtype(at::ScalarType type) {
   for (const Row& row : kTypes) {
     if (row.torch == type) return row.file;
   }
-  throw Error(ErrorCode::ST_DTYPE, {.problem = "a tensor's dtype has no name in a safetensors file",
-                                    .got = c10::toString(type)});
+  throw Error(ErrorCode::ST_DTYPE,
+              {.problem = "a tensor's dtype has no name in a safetensors file", .got = c10::toString(type)});
 }
 
 at::Tensor read_view(const TensorFile& file, const View& view, at::ScalarType type) {

@@ -121,19 +121,21 @@ Tensor add_grouped(const Tensor& y, const Tensor& x, const FactorStack& stack, c
 }
 
 bool can_add_rounded(const Tensor& y, const Tensor& x, const FactorStack& stack) {
-  return at::isReducedFloatingType(y.scalar_type()) && y.is_cpu() && stack.a.scalar_type() == at::kFloat && x.size(0) > kFewRows &&
-         !records(y, x, stack);
+  return at::isReducedFloatingType(y.scalar_type()) && y.is_cpu() && stack.a.scalar_type() == at::kFloat &&
+         x.size(0) > kFewRows && !records(y, x, stack);
 }
 
 Tensor add_rounded(const Tensor& y, const Tensor& x, const FactorStack& stack, const RowGroups& groups) {
-  constexpr std::int64_t kBlock = 128;   // rows; a block of usual widths stays in the cache
+  constexpr std::int64_t kBlock = 128;  // rows; a block of usual widths stays in the cache
   const Tensor sum = y.contiguous();
-  const Tensor wide_in = at::empty({kBlock, x.size(1)}, stack.a.options()), wide_out = at::empty({kBlock, y.size(1)}, stack.a.options());
+  const Tensor wide_in = at::empty({kBlock, x.size(1)}, stack.a.options()),
+               wide_out = at::empty({kBlock, y.size(1)}, stack.a.options());
   for_each_group(groups, [&](std::int64_t e, std::int64_t group, std::int64_t count) {
     const Tensor down = stack.a.select(0, e).t(), up = stack.b.select(0, e);
     for (std::int64_t done = 0; done < count; done += kBlock) {
       const std::int64_t first = group + done, rows = std::min(kBlock, count - done);
-      const Tensor in = wide_in.narrow(0, 0, rows), out = wide_out.narrow(0, 0, rows), place = sum.narrow(0, first, rows);
+      const Tensor in = wide_in.narrow(0, 0, rows), out = wide_out.narrow(0, 0, rows),
+                   place = sum.narrow(0, first, rows);
       in.copy_(x.narrow(0, first, rows)), out.copy_(place);
       out.addmm_(at::mm(in, down), up, 1, stack.scale);
       place.copy_(out);

@@ -11,8 +11,8 @@ namespace peft::nn {
 
 // The factors of one parameter for all its experts. An ordinary matrix is one expert.
 struct FactorStack {
-  at::Tensor a;   // [experts, rank, in]
-  at::Tensor b;   // [experts, rank, out]: B transposed, so that one row of x reads it in order
+  at::Tensor a;  // [experts, rank, in]
+  at::Tensor b;  // [experts, rank, out]: B transposed, so that one row of x reads it in order
   double scale = 1;
   std::int64_t experts() const { return a.size(0); }
   std::int64_t rank() const { return a.size(1); }
@@ -32,8 +32,8 @@ at::Tensor add_grouped(const at::Tensor& y, const at::Tensor& x, const FactorSta
 
 // Whether add_rounded() serves: a 16-bit y in the CPU's memory, no gradients, more than a few rows.
 bool can_add_rounded(const at::Tensor& y, const at::Tensor& x, const FactorStack& stack);
-// The same sum rounded to y's dtype, for a y to which nothing else is added: widened block by block, y as a whole never.
-// y itself may be changed.
+// The same sum rounded to y's dtype, for a y to which nothing else is added: widened block by block, y as a whole
+// never. y itself may be changed.
 at::Tensor add_rounded(const at::Tensor& y, const at::Tensor& x, const FactorStack& stack, const RowGroups& groups);
 
 }  // namespace peft::nn

@@ -12,7 +12,7 @@ namespace {
 // The rows of one adapter in a mixed batch.
 struct Part {
   int adapter = -1;
-  Tensor rows;   // [n] int64, ascending
+  Tensor rows;  // [n] int64, ascending
 };
 
 // Which rows belong to whom, for rows that are `tokens` in sequence order. Rows without adapter are in no part.
@@ -94,7 +94,7 @@ Tensor EmbeddingHook::apply(int adapter, const Tensor& y, const Tensor& ids) con
   if (rows == nullptr) return result;
   const auto own = rows->adapters.find(adapter);
   if (own == rows->adapters.end()) return result;
-  const Tensor hit = ids.unsqueeze(1).eq(own->second.ids.unsqueeze(0));   // [rows, n]
+  const Tensor hit = ids.unsqueeze(1).eq(own->second.ids.unsqueeze(0));  // [rows, n]
   const Tensor replaced = own->second.delta.index_select(0, hit.to(at::kLong).argmax(1));
   return at::where(hit.any(1).unsqueeze(1), replaced.to(result.scalar_type()), result);
 }

@@ -12,9 +12,9 @@ namespace peft::nn {
 
 struct LinearHook : LinearAdapter {
   std::shared_ptr<const Switch> control;
-  const Site* site = nullptr;              // null: no LoRA here
-  const Overlay* saved = nullptr;          // a copy of the module saved by modules_to_save
-  const TokenRows* rows = nullptr;         // trainable tokens of a tied output embedding
+  const Site* site = nullptr;       // null: no LoRA here
+  const Overlay* saved = nullptr;   // a copy of the module saved by modules_to_save
+  const TokenRows* rows = nullptr;  // trainable tokens of a tied output embedding
   Tensor forward(const Linear& base, const Tensor& x, const Context& context) override;
   Tensor apply(int adapter, const Linear& base, const Tensor& y, const Tensor& x, const Context& context) const;
 };
@@ -30,8 +30,8 @@ struct EmbeddingHook : EmbeddingAdapter {
 
 struct ExpertHook : ExpertAdapter {
   std::shared_ptr<const Switch> control;
-  const Site* site = nullptr;              // of the matrix
-  const Site* bias_site = nullptr;         // of its bias
+  const Site* site = nullptr;       // of the matrix
+  const Site* bias_site = nullptr;  // of its bias
   Tensor apply(const Tensor& base_out, const Tensor& x, const ExpertGroups& groups, const Context& context) override;
   Tensor apply_one(int adapter, const Tensor& y, const Tensor& x, const RowGroups& groups, const Tensor& expert,
                    bool training) const;

@@ -78,10 +78,11 @@ AdapterEntry* PeftModel::Impl::find_entry(const std::string& name) {
 
 AdapterEntry& PeftModel::Impl::entry(const std::string& name) {
   if (AdapterEntry* found = find_entry(name)) return *found;
-  throw Error(ErrorCode::USAGE, {.tensor = name,
-                                 .problem = "there is no adapter of this name",
-                                 .expected = entries.empty() ? "an adapter that was added" : "one of " + names_of(entries),
-                                 .got = name});
+  throw Error(ErrorCode::USAGE,
+              {.tensor = name,
+               .problem = "there is no adapter of this name",
+               .expected = entries.empty() ? "an adapter that was added" : "one of " + names_of(entries),
+               .got = name});
 }
 
 const AdapterEntry& PeftModel::Impl::entry_of(int id) const {
@@ -91,11 +92,12 @@ const AdapterEntry& PeftModel::Impl::entry_of(int id) const {
 AdapterEntry& PeftModel::Impl::add_entry(const std::string& name, const AdapterConfig& config) {
   const bool bad = name.empty() || name == base_name || name.find('/') != std::string::npos || name.front() == '.';
   if (bad || find_entry(name) != nullptr) {
-    throw Error(ErrorCode::USAGE, {.tensor = name,
-                                   .problem = bad ? "this cannot be the name of an adapter" : "there is an adapter of this name",
-                                   .expected = bad ? "a name that can be a folder's" : "a new name",
-                                   .got = name,
-                                   .hint = bad ? "" : "delete_adapter() first, or choose another name"});
+    throw Error(ErrorCode::USAGE,
+                {.tensor = name,
+                 .problem = bad ? "this cannot be the name of an adapter" : "there is an adapter of this name",
+                 .expected = bad ? "a name that can be a folder's" : "a new name",
+                 .got = name,
+                 .hint = bad ? "" : "delete_adapter() first, or choose another name"});
   }
   AdapterEntry added;
   added.id = next_id++;
@@ -157,7 +159,7 @@ Overlay& PeftModel::Impl::overlay(const std::string& module, const std::string& 
   Overlay& made = overlays.emplace_back();
   made.kind = kind, made.module = module, made.parameter = parameter, made.original = *tensor;
   made.places.push_back(tensor);
-  if (kind == Overlay::Kind::base_value) {   // a tied tensor changes wherever it is used
+  if (kind == Overlay::Kind::base_value) {  // a tied tensor changes wherever it is used
     for (const auto& other : base->modules().all()) {
       for (const Slot& slot : other->slots) {
         if (slot.tensor != tensor && slot.tensor->defined() && slot.tensor->is_same(*tensor)) {
@@ -179,11 +181,12 @@ TokenRows& PeftModel::Impl::rows_of(const std::string& name) {
     if (known.module == name) return known;
   }
   auto* embedding = base->modules().find<Embedding>(name);
-  if (embedding == nullptr) no_target(name, "trainable_token_indices needs an embedding", "name one, or give a list of ids");
+  if (embedding == nullptr)
+    no_target(name, "trainable_token_indices needs an embedding", "name one, or give a list of ids");
   TokenRows& made = token_rows.emplace_back();
   made.module = name;
   hook_in(*embedding, control).rows = &made;
-  for (const auto& other : base->modules().all()) {   // a tied output embedding has the same new rows
+  for (const auto& other : base->modules().all()) {  // a tied output embedding has the same new rows
     auto* linear = dynamic_cast<Linear*>(other.get());
     if (linear != nullptr && linear->weight.is_same(embedding->weight)) hook_in(*linear, control).rows = &made;
   }
@@ -229,7 +232,7 @@ void PeftModel::Impl::update_gradients() {
   for (Overlay& overlay : overlays) {
     const bool copy = overlay.kind == Overlay::Kind::saved_module;
     const bool bias = overlay.parameter.find("bias") != std::string::npos;
-    for (auto& [id, tensor] : overlay.adapters) {   // a saved embedding is carried along, not trained
+    for (auto& [id, tensor] : overlay.adapters) {  // a saved embedding is carried along, not trained
       tensor.requires_grad_(trained(id) && (copy || (bias && entry_of(id).config.bias != "none")));
     }
   }

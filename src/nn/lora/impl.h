@@ -19,29 +19,29 @@ namespace peft::nn {
 struct AdapterEntry {
   int id = 0;
   std::string name;
-  AdapterConfig config;      // what save_pretrained writes
-  Layout layout = Layout::peft_fused;   // the form that can hold it
+  AdapterConfig config;                // what save_pretrained writes
+  Layout layout = Layout::peft_fused;  // the form that can hold it
   bool trainable = false;
 };
 
 struct PeftModel::Impl {
   std::shared_ptr<CausalLM> base;
-  Model model;               // the family's facts
+  Model model;  // the family's facts
   ModuleTree tree;
   std::vector<AdapterEntry> entries;
   int next_id = 0;
   std::shared_ptr<Switch> control = std::make_shared<Switch>();
   // In the order of the model's modules; pointers into them stay.
   std::vector<std::unique_ptr<Site>> sites;
-  std::unordered_map<std::string, Site*> site_by_name;   // "model.layers.0.mlp.gate.weight"
+  std::unordered_map<std::string, Site*> site_by_name;  // "model.layers.0.mlp.gate.weight"
   std::deque<Overlay> overlays;
   std::deque<TokenRows> token_rows;
   std::vector<std::string> warnings;
 
-  AdapterEntry& entry(const std::string& name);   // LO_TARGET: no such adapter
+  AdapterEntry& entry(const std::string& name);  // LO_TARGET: no such adapter
   AdapterEntry* find_entry(const std::string& name);
   const AdapterEntry& entry_of(int id) const;
-  AdapterEntry& add_entry(const std::string& name, const AdapterConfig& config);   // USAGE when the name is taken
+  AdapterEntry& add_entry(const std::string& name, const AdapterConfig& config);  // USAGE when the name is taken
 
   Site* find_site(const std::string& module, const std::string& parameter) const;
   // Makes the site and puts its hook into the module, unless it is there. CF_TARGET for what LoRA cannot sit on.
@@ -55,8 +55,8 @@ struct PeftModel::Impl {
 
   void activate(std::vector<int> ids);
   void select_overlays(const std::vector<int>& ids) const;
-  void update_gradients();            // only tensors of active, trainable adapters are trained
-  void forget(int id);                // everything of one adapter
+  void update_gradients();  // only tensors of active, trainable adapters are trained
+  void forget(int id);      // everything of one adapter
   void remove_hooks();
   bool any_merged() const;
 };

@@ -128,8 +128,10 @@ void from_weight(Site& site, FactorStack& stack, const std::string& init, at::Ge
                                      .got = std::to_string(stack.rank())});
   }
   const Tensor weight = site.weight->to(at::kFloat);
-  if (init == "olora") olora(weight, stack);
-  else pissa(weight, stack, init, generator);
+  if (init == "olora")
+    olora(weight, stack);
+  else
+    pissa(weight, stack, init, generator);
   const Tensor start = at::mm(stack.b.select(0, 0).t(), stack.a.select(0, 0)) * stack.scale;
   site.weight->copy_(weight - start.to(weight.scalar_type()));
 }
@@ -166,18 +168,25 @@ void initialise(Site& site, SiteFactors& factors, const std::string& init, at::G
   const bool dense = site.kind == SiteKind::linear && !site.by_parameter;
   const bool from_base = init.starts_with("pissa") || init == "olora";
   if ((from_base || init == "orthogonal") && site.by_parameter) {
-    throw Error(ErrorCode::CF_UNSUP, {.tensor = site.target(),
-                                      .problem = "init_lora_weights = " + init + " needs a Linear: PEFT fails on parameters",
-                                      .expected = "true, false or gaussian where target_parameters are named",
-                                      .got = init});
+    throw Error(ErrorCode::CF_UNSUP,
+                {.tensor = site.target(),
+                 .problem = "init_lora_weights = " + init + " needs a Linear: PEFT fails on parameters",
+                 .expected = "true, false or gaussian where target_parameters are named",
+                 .got = init});
   }
-  if (init == "false") random_both(site, stack, generator);
-  else if (from_base && dense) from_weight(site, stack, init, generator);
-  else if (init == "orthogonal" && dense) orthogonal(stack, generator);
-  else zero_start(site, stack, lower(init) == "gaussian", generator);
+  if (init == "false")
+    random_both(site, stack, generator);
+  else if (from_base && dense)
+    from_weight(site, stack, init, generator);
+  else if (init == "orthogonal" && dense)
+    orthogonal(stack, generator);
+  else
+    zero_start(site, stack, lower(init) == "gaussian", generator);
   if (factors.bias.defined()) {
-    if (init == "false") factors.bias.copy_(uniform(factors.bias.sizes(), one_over_root(stack.rank()), generator));
-    else factors.bias.zero_();
+    if (init == "false")
+      factors.bias.copy_(uniform(factors.bias.sizes(), one_over_root(stack.rank()), generator));
+    else
+      factors.bias.zero_();
   }
 }
 

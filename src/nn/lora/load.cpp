@@ -18,7 +18,7 @@ namespace {
 
 // Targets of the config without tensors in the file: PEFT would leave them as they started, with a warning at most.
 void require_complete(const PeftModel::Impl& impl, const Input& input, const AdapterConfig& config, int id) {
-  if (input.reading.layout == Layout::peft_per_expert && input.reading.has_experts) return;   // absent experts are zero
+  if (input.reading.layout == Layout::peft_per_expert && input.reading.has_experts) return;  // absent experts are zero
   const ResolvedTargets resolved =
       resolve_targets(config, impl.tree, impl.model, Generation::v5, input.adapter.config.likely_version().first);
   std::vector<std::string> missing;
@@ -30,12 +30,13 @@ void require_complete(const PeftModel::Impl& impl, const Input& input, const Ada
   if (missing.empty()) return;
   const std::size_t shown = std::min<std::size_t>(3, missing.size());
   const std::vector<std::string> first(missing.begin(), missing.begin() + static_cast<std::ptrdiff_t>(shown));
-  throw Error(ErrorCode::LO_MISSING, {.file = input.adapter.weights->path(),
-                                      .tensor = missing.front(),
-                                      .problem = "targets of the config have no tensors in the file",
-                                      .expected = fmt::format("lora_A and lora_B of {} targets", resolved.targets.size()),
-                                      .got = fmt::format("{} without: {}", missing.size(), fmt::join(first, ", ")),
-                                      .hint = "is the file complete, and is this the right base model?"});
+  throw Error(ErrorCode::LO_MISSING,
+              {.file = input.adapter.weights->path(),
+               .tensor = missing.front(),
+               .problem = "targets of the config have no tensors in the file",
+               .expected = fmt::format("lora_A and lora_B of {} targets", resolved.targets.size()),
+               .got = fmt::format("{} without: {}", missing.size(), fmt::join(first, ", ")),
+               .hint = "is the file complete, and is this the right base model?"});
 }
 
 // What save_pretrained writes: the config as it is, or as it becomes in PEFT's own form.
@@ -70,14 +71,15 @@ void check_changed_base(const AdapterConfig& config, ChangedBase choice) {
   const std::string& init = config.init_lora_weights;
   if (!changes_base(init) || choice == ChangedBase::is_residual) return;
   if (choice == ChangedBase::subtract && (init.starts_with("pissa") || init == "olora")) return;
-  throw Error(ErrorCode::CF_UNSUP,
-              {.file = config.file,
-               .tensor = "init_lora_weights",
-               .problem = "this initialisation changed the base model, so the factors do not belong to the original one",
-               .expected = "a base that is known to be the changed one (is_residual), or PiSSA and OLoRA to be taken out "
-                           "of this one again (subtract)",
-               .got = init,
-               .hint = "save such adapters with PEFT's path_initial_model_for_weight_conversion"});
+  throw Error(
+      ErrorCode::CF_UNSUP,
+      {.file = config.file,
+       .tensor = "init_lora_weights",
+       .problem = "this initialisation changed the base model, so the factors do not belong to the original one",
+       .expected = "a base that is known to be the changed one (is_residual), or PiSSA and OLoRA to be taken out "
+                   "of this one again (subtract)",
+       .got = init,
+       .hint = "save such adapters with PEFT's path_initial_model_for_weight_conversion"});
 }
 
 }  // namespace

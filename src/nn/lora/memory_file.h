@@ -21,7 +21,7 @@ std::vector<NewTensor> described(const NamedTensors& tensors);
 
 struct MemoryFile {
   std::vector<std::byte> image;
-  std::shared_ptr<const TensorFile> file;   // over `image`
+  std::shared_ptr<const TensorFile> file;  // over `image`
   std::uint32_t index(const std::string& name) const;
 };
 std::unique_ptr<MemoryFile> memory_file(const NamedTensors& tensors);

@@ -85,9 +85,10 @@ void merge_one(PeftModel::Impl& impl, Site& site, int id, const Tensor& gain, co
 void subtract(Site& site, int id) {
   const SiteFactors& factors = *site.find(id);
   if (factors.magnitude.defined()) {
-    throw Error(ErrorCode::USAGE, {.tensor = site.name(),
-                                   .problem = "a DoRA adapter cannot be taken out of the weights without a copy of them",
-                                   .hint = "merge with keep_base"});
+    throw Error(ErrorCode::USAGE,
+                {.tensor = site.name(),
+                 .problem = "a DoRA adapter cannot be taken out of the weights without a copy of them",
+                 .hint = "merge with keep_base"});
   }
   site.weight->sub_(delta_weight(site, factors).to(site.weight->scalar_type()));
   if (factors.bias.defined()) site.base_bias->sub_(factors.bias * factors.stack.scale);

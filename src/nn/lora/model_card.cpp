@@ -28,7 +28,9 @@ std::string model_card(const std::string& folder, const AdapterConfig& config) {
   if (config.task_type == "CAUSAL_LM") card += "pipeline_tag: text-generation\n";
   card += "tags:\n";
   if (!base.empty()) card += fmt::format("- {}\n", quoted("base_model:adapter:" + base));
-  card += "- lora\n- transformers\n---\n\nA LoRA adapter, to be loaded on top of its base model.\n\n### Framework versions\n\n";
+  card +=
+      "- lora\n- transformers\n---\n\nA LoRA adapter, to be loaded on top of its base model.\n\n### Framework "
+      "versions\n\n";
   card += fmt::format("- PEFT {}\n", config.peft_version.value_or("0.21.2"));
   return card;
 }

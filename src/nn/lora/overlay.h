@@ -15,15 +15,15 @@ namespace peft::nn {
 // One tensor of the base. While an adapter that has a version of its own is active, the module holds that version.
 struct Overlay {
   enum class Kind : std::uint8_t {
-    saved_module,   // a copy beside the original: counted twice, as PEFT does
-    base_value,     // the base's own tensor, in another version: biases, saved embeddings
+    saved_module,  // a copy beside the original: counted twice, as PEFT does
+    base_value,    // the base's own tensor, in another version: biases, saved embeddings
   };
   Kind kind = Kind::saved_module;
-  std::string module, parameter;          // "lm_head", "weight"
-  std::vector<at::Tensor*> places;        // where the base holds it: more than one where embeddings are tied
+  std::string module, parameter;    // "lm_head", "weight"
+  std::vector<at::Tensor*> places;  // where the base holds it: more than one where embeddings are tied
   at::Tensor original;
   std::map<int, at::Tensor> adapters;
-  std::map<int, std::string> suffix;      // of its key on disk, where that is not the parameter's name
+  std::map<int, std::string> suffix;  // of its key on disk, where that is not the parameter's name
 
   // Puts the version of the first of `active` that has one into the model, or the original.
   void select(const std::vector<int>& active) const {
@@ -41,8 +41,8 @@ struct Overlay {
 // Rows of an embedding that are replaced and trained: trainable_token_indices.
 struct TokenRows {
   struct Rows {
-    at::Tensor ids;     // [n] int64
-    at::Tensor delta;   // [n, dim]: the new rows themselves, whatever PEFT calls them
+    at::Tensor ids;    // [n] int64
+    at::Tensor delta;  // [n, dim]: the new rows themselves, whatever PEFT calls them
   };
   std::string module;
   std::map<int, Rows> adapters;

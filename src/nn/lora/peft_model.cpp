@@ -26,8 +26,8 @@ std::unique_ptr<PeftModel::Impl> new_impl(std::shared_ptr<CausalLM> base) {
 }
 
 [[noreturn]] void merged_error(const std::string& what) {
-  throw Error(ErrorCode::USAGE, {.problem = what + " while adapters are merged into the weights",
-                                 .hint = "unmerge_adapter() first"});
+  throw Error(ErrorCode::USAGE,
+              {.problem = what + " while adapters are merged into the weights", .hint = "unmerge_adapter() first"});
 }
 
 }  // namespace
@@ -79,7 +79,8 @@ void PeftModel::set_adapter(const std::vector<std::string>& names) {
     if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
   }
   if (impl_->any_merged()) {
-    impl_->warnings.emplace_back("the adapter was changed while one was merged: that one was taken out of the weights first");
+    impl_->warnings.emplace_back(
+        "the adapter was changed while one was merged: that one was taken out of the weights first");
     unmerge_adapters(*impl_);
   }
   for (const Overlay& overlay : impl_->overlays) {
@@ -157,7 +158,7 @@ std::shared_ptr<CausalLM> PeftModel::merge_and_unload(const MergeOptions& option
   final.keep_base = false;
   const std::vector<int> ids = ids_to_merge(*impl_, options);
   merge_adapters(*impl_, final, ids);
-  for (Overlay& overlay : impl_->overlays) {   // what adapters replaced stays replaced
+  for (Overlay& overlay : impl_->overlays) {  // what adapters replaced stays replaced
     overlay.select(ids);
     overlay.original = *overlay.places.front();
   }

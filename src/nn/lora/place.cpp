@@ -29,11 +29,12 @@ class Placer {
       std::size_t j = i;
       while (j < all.size() && all[j].site.module == all[i].site.module) ++j;
       const std::span<const Factor> group(all.data() + i, j - i);
-      const bool stacked = std::any_of(group.begin(), group.end(), [](const Factor& f) {
-        return f.site.expert >= 0 || !f.site.parameter.empty();
-      });
-      if (stacked) experts(group);
-      else for (const Factor& factor : group) dense(factor);
+      const bool stacked = std::any_of(group.begin(), group.end(),
+                                       [](const Factor& f) { return f.site.expert >= 0 || !f.site.parameter.empty(); });
+      if (stacked)
+        experts(group);
+      else
+        for (const Factor& factor : group) dense(factor);
       i = j;
     }
     for (const Extra& e : input_.reading.factors.extras) extra(e);
@@ -49,7 +50,7 @@ class Placer {
 
   double dropout() const {
     const AdapterConfig& config = input_.adapter.config;
-    const std::string old = config.value("peft_cpp_lora_dropout");   // what a conversion had to set to 0
+    const std::string old = config.value("peft_cpp_lora_dropout");  // what a conversion had to set to 0
     return old.empty() ? config.lora_dropout : std::strtod(old.c_str(), nullptr);
   }
 
@@ -114,7 +115,7 @@ class Placer {
     std::size_t used = 0;
     for (const ExpertsForm::Fused& parameter : experts.form->v5) {
       const std::string module = experts.fused_module(Generation::v5, parameter);
-      if (parameter.dims.size() == 2) {   // one matrix for all experts: a bias
+      if (parameter.dims.size() == 2) {  // one matrix for all experts: a bias
         for (const Factor& factor : group) {
           if (factor.site.expert >= 0 || factor.site.parameter != parameter.name) continue;
           matrix(impl_.site(module, parameter.name, true), factor);
@@ -207,8 +208,8 @@ class Placer {
                       std::any_of(saved->begin(), saved->end(), [&](const std::string& entry) {
                         return (extra.site.module + ".").find(entry + ".") != std::string::npos;
                       });
-    Overlay& overlay = impl_.overlay(extra.site.module, parameter,
-                                     copy ? Overlay::Kind::saved_module : Overlay::Kind::base_value);
+    Overlay& overlay =
+        impl_.overlay(extra.site.module, parameter, copy ? Overlay::Kind::saved_module : Overlay::Kind::base_value);
     const Tensor values = read_tensor(file_, extra.tensor).to(overlay.original.options().requires_grad(false));
     if (values.sizes() != overlay.original.sizes()) {
       throw Error(extra.site.module == impl_.tree.input_embedding ? ErrorCode::LO_VOCAB : ErrorCode::LO_SHAPE,
@@ -228,7 +229,8 @@ class Placer {
       const auto own = rows.adapters.find(id_);
       if (rows.module != extra.site.module || own == rows.adapters.end()) continue;
       const Tensor values = read_tensor(file_, extra.tensor);
-      if (values.sizes() != own->second.delta.sizes()) unplaced(extra, "not one row for each of trainable_token_indices");
+      if (values.sizes() != own->second.delta.sizes())
+        unplaced(extra, "not one row for each of trainable_token_indices");
       own->second.delta.copy_(values);
       return;
     }
@@ -240,8 +242,10 @@ class Placer {
       case ExtraKind::magnitude:
       case ExtraKind::lora_bias:
         return extra.site.expert >= 0 ? expert_extra(extra) : dense_extra(extra);
-      case ExtraKind::token_delta: return token_rows(extra);
-      default: return whole_tensor(extra);
+      case ExtraKind::token_delta:
+        return token_rows(extra);
+      default:
+        return whole_tensor(extra);
     }
   }
 
@@ -249,7 +253,7 @@ class Placer {
   const Input& input_;
   const TensorFile& file_;
   const int id_;
-  std::map<std::string, Tensor> expert_magnitudes_;   // by parameter; NaN: none given
+  std::map<std::string, Tensor> expert_magnitudes_;  // by parameter; NaN: none given
 };
 
 }  // namespace

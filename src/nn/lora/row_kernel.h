@@ -7,8 +7,8 @@
 namespace peft::nn {
 
 struct RowFactors {
-  const float* a;   // [experts, rank, in]
-  const float* b;   // [experts, rank, out]
+  const float* a;  // [experts, rank, in]
+  const float* b;  // [experts, rank, out]
   float scale;
   std::int64_t rank, in, out;
 };

@@ -20,8 +20,9 @@ namespace {
 void require_mixable(const PeftModel::Impl& impl, int id) {
   for (const Overlay& overlay : impl.overlays) {
     const Module* owner = impl.base->modules().find(overlay.module);
-    const bool hooked = overlay.parameter == "weight" && overlay.kind == Overlay::Kind::saved_module &&
-                        (dynamic_cast<const Linear*>(owner) != nullptr || dynamic_cast<const Embedding*>(owner) != nullptr);
+    const bool hooked =
+        overlay.parameter == "weight" && overlay.kind == Overlay::Kind::saved_module &&
+        (dynamic_cast<const Linear*>(owner) != nullptr || dynamic_cast<const Embedding*>(owner) != nullptr);
     if (hooked || !overlay.adapters.contains(id)) continue;
     refuse("adapter \"" + impl.entry_of(id).name + "\" replaces " + overlay.module + "." + overlay.parameter +
                ", which cannot be mixed within a batch",
@@ -48,8 +49,10 @@ class Mixed {
       context.adapter_of_sequence.push_back(id);
     }
     mixed_ = impl.control->enabled;
-    if (!mixed_) context.adapter_of_sequence.clear();
-    else impl_.select_overlays({});
+    if (!mixed_)
+      context.adapter_of_sequence.clear();
+    else
+      impl_.select_overlays({});
   }
   ~Mixed() {
     if (mixed_) impl_.select_overlays(impl_.control->active);
@@ -78,7 +81,8 @@ Tensor PeftModel::logits(const Tensor& ids, const Tensor& mask, const RunOptions
 }
 
 std::vector<std::vector<std::int64_t>> PeftModel::generate(const Tensor& ids, const Tensor& mask,
-                                                           const GenerateOptions& options, const RunOptions& run) const {
+                                                           const GenerateOptions& options,
+                                                           const RunOptions& run) const {
   const Mixed mixed(*impl_, run, ids);
   return nn::generate(*impl_->base, ids, mask, options, mixed.context);
 }

@@ -1,10 +1,10 @@
 // save_pretrained: the files PEFT writes, in folders that appear complete or not at all.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "layout/encode.h"
 #include "layout/write_config.h"
@@ -71,9 +71,9 @@ AdapterConfig config_of(const PeftModel::Impl& impl, AdapterConfig config) {
 }
 
 struct Prepared {
-  std::string folder;   // below the output; "" for the default adapter
+  std::string folder;  // below the output; "" for the default adapter
   NamedTensors tensors;
-  std::vector<std::vector<std::byte>> images;   // of another layout than PEFT's own
+  std::vector<std::vector<std::byte>> images;  // of another layout than PEFT's own
   std::string config, card;
 };
 
@@ -95,15 +95,18 @@ Prepared prepare(const PeftModel::Impl& impl, const AdapterEntry& entry, const S
     return prepared;
   }
   if (!start.empty()) {
-    throw Error(ErrorCode::USAGE, {.tensor = "path_initial_model_for_weight_conversion", .problem = "works in PEFT's own layout only",
-                                   .expected = "peft-fused", .got = std::string(info(layout).name), .hint = "convert the saved adapter afterwards"});
+    throw Error(ErrorCode::USAGE, {.tensor = "path_initial_model_for_weight_conversion",
+                                   .problem = "works in PEFT's own layout only",
+                                   .expected = "peft-fused",
+                                   .got = std::string(info(layout).name),
+                                   .hint = "convert the saved adapter afterwards"});
   }
   const InMemory adapter = factors_of(impl, entry);
-  layout::Encoded encoded = layout::encode(adapter.factors, impl.model, adapter.memory->file.get(), {layout, {}, false});
+  layout::Encoded encoded =
+      layout::encode(adapter.factors, impl.model, adapter.memory->file.get(), {layout, {}, false});
   std::vector<std::string> ignored;
-  const AdapterConfig config = layout == entry.layout
-                                   ? entry.config
-                                   : layout::write_config(entry.config, encoded, impl.model, layout, ignored);
+  const AdapterConfig config =
+      layout == entry.layout ? entry.config : layout::write_config(entry.config, encoded, impl.model, layout, ignored);
   prepared.config = config_of(impl, config).dump();
   Plan plan;
   plan.sources = {adapter.memory->file};
@@ -115,9 +118,10 @@ Prepared prepare(const PeftModel::Impl& impl, const AdapterEntry& entry, const S
 void require_finite(const NamedTensors& tensors, const std::string& adapter) {
   for (const auto& [name, tensor] : tensors) {
     if (!tensor.is_floating_point() || at::isfinite(tensor).all().item<bool>()) continue;
-    throw Error(ErrorCode::NUM_NONFINITE, {.tensor = name,
-                                           .problem = "NaN or infinity in adapter \"" + adapter + "\": nothing is saved",
-                                           .hint = "did the training diverge?"});
+    throw Error(ErrorCode::NUM_NONFINITE,
+                {.tensor = name,
+                 .problem = "NaN or infinity in adapter \"" + adapter + "\": nothing is saved",
+                 .hint = "did the training diverge?"});
   }
 }
 

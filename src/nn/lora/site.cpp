@@ -8,17 +8,23 @@ std::int64_t Site::num_experts() const { return kind == SiteKind::experts ? weig
 
 std::int64_t Site::in() const {
   switch (kind) {
-    case SiteKind::experts: return weight->size(in_out ? 1 : 2);
-    case SiteKind::embedding: return weight->size(by_parameter ? 1 : 0);
-    default: return weight->size(1);
+    case SiteKind::experts:
+      return weight->size(in_out ? 1 : 2);
+    case SiteKind::embedding:
+      return weight->size(by_parameter ? 1 : 0);
+    default:
+      return weight->size(1);
   }
 }
 
 std::int64_t Site::out() const {
   switch (kind) {
-    case SiteKind::experts: return weight->size(in_out ? 2 : 1);
-    case SiteKind::embedding: return weight->size(by_parameter ? 0 : 1);
-    default: return weight->size(0);
+    case SiteKind::experts:
+      return weight->size(in_out ? 2 : 1);
+    case SiteKind::embedding:
+      return weight->size(by_parameter ? 0 : 1);
+    default:
+      return weight->size(0);
   }
 }
 

@@ -17,12 +17,14 @@ double common_scale(const std::vector<const Factor*>& factors) {
   std::vector<std::pair<double, int>> counts;
   for (const Factor* factor : factors) {
     const auto at = std::find_if(counts.begin(), counts.end(), [&](const auto& c) { return c.first == factor->scale; });
-    if (at == counts.end()) counts.emplace_back(factor->scale, 1);
-    else ++at->second;
+    if (at == counts.end())
+      counts.emplace_back(factor->scale, 1);
+    else
+      ++at->second;
   }
-  return std::max_element(counts.begin(), counts.end(), [](const auto& x, const auto& y) {
-           return x.second < y.second;
-         })->first;
+  return std::max_element(counts.begin(), counts.end(),
+                          [](const auto& x, const auto& y) { return x.second < y.second; })
+      ->first;
 }
 
 bool share_a(const TensorFile& file, const ExpertPairs& pairs) {

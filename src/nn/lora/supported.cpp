@@ -14,7 +14,8 @@ struct Unsupported {
 
 constexpr std::array kUnsupported = {
     Unsupported{"alora_invocation_tokens", "activated LoRA is not implemented", "use plain LoRA"},
-    Unsupported{"arrow_config", "Arrow routing between adapters is not implemented", "name adapters with adapter_names"},
+    Unsupported{"arrow_config", "Arrow routing between adapters is not implemented",
+                "name adapters with adapter_names"},
     Unsupported{"use_bdlora", "block-diagonal LoRA is not implemented", "use plain LoRA"},
     Unsupported{"kasa_config", "KaSA is not implemented; it changes the base weights", "use plain LoRA"},
     Unsupported{"monteclora_config", "MonteCLoRA is not implemented", "use plain LoRA"},

@@ -9,6 +9,6 @@ int main(int argc, char** argv) {
   const auto model = peft::nn::init_model(argv[1], {.seed = 1});
   const at::Tensor logits = model->logits(at::tensor({1, 2, 3, 4}, at::kLong).unsqueeze(0));
   const bool finite = at::isfinite(logits).all().item<bool>();
-  std::cout << model->model_type() << ": " << model->parameter_count() << " parameters, " << logits.size(1) << " tokens, "
-            << (finite ? "finite" : "not finite") << "\n";
+  std::cout << model->model_type() << ": " << model->parameter_count() << " parameters, " << logits.size(1)
+            << " tokens, " << (finite ? "finite" : "not finite") << "\n";
 }
