@@ -32,27 +32,27 @@ void transpose_elements(InRows in, std::size_t i_begin, std::size_t i_end, OutRo
 
 // Bytes of a block: what Highway's interleaves work on, whatever the vector length.
 constexpr std::size_t kBlock = 16;
-// Bytes of an input row that are read in one go.
-constexpr std::size_t kPiece = 256;
+// Bytes of all input rows, and of one, that are read in one go.
+constexpr std::size_t kPacked = 8192, kShortPiece = 256;
 constexpr std::size_t kCacheLine = 64;
 
 // A vector whose block b comes from row b * rows_per_block of `packed` (rows of kPiece bytes).
-template <std::size_t kBytes>
+template <std::size_t kBytes, std::size_t kPiece>
 HWY_INLINE auto load_blocks(const std::byte* packed, std::size_t rows_per_block) {
   const hn::FixedTag<std::uint8_t, kBytes> d;
   if constexpr (kBytes == kBlock) {
     return hn::LoadU(d, reinterpret_cast<const std::uint8_t*>(packed));
   } else {
     constexpr std::size_t kHalf = kBytes / 2;
-    const auto lower = load_blocks<kHalf>(packed, rows_per_block);
-    const auto upper = load_blocks<kHalf>(packed + kHalf / kBlock * rows_per_block * kPiece, rows_per_block);
+    const auto lower = load_blocks<kHalf, kPiece>(packed, rows_per_block);
+    const auto upper = load_blocks<kHalf, kPiece>(packed + kHalf / kBlock * rows_per_block * kPiece, rows_per_block);
     return hn::Combine(d, upper, lower);
   }
 }
 
 // kBytes / sizeof(T) rows of 16 bytes become 16 / sizeof(T) rows of kBytes. Block b of vector v holds a piece of
 // row b * n + v, so once the blocks are transposed, vector v is a whole piece of output row v.
-template <class T, std::size_t kBytes>
+template <class T, std::size_t kBytes, std::size_t kPiece>
 HWY_INLINE void transpose_tile(const std::byte* packed, OutRows out, std::size_t out_offset) {
   constexpr std::size_t n = kBlock / sizeof(T);
   const hn::FixedTag<T, kBytes / sizeof(T)> d;
@@ -60,7 +60,7 @@ HWY_INLINE void transpose_tile(const std::byte* packed, OutRows out, std::size_t
   using V = hn::Vec<decltype(d)>;
   V a[n], b[n];
   HWY_UNROLL(16)
-  for (std::size_t v = 0; v < n; ++v) a[v] = hn::BitCast(d, load_blocks<kBytes>(packed + v * kPiece, n));
+  for (std::size_t v = 0; v < n; ++v) a[v] = hn::BitCast(d, load_blocks<kBytes, kPiece>(packed + v * kPiece, n));
   // log2(n) rounds of the same perfect shuffle transpose n vectors of n elements.
   HWY_UNROLL(4)
   for (std::size_t round = 1; round < n; round *= 2) {
@@ -83,9 +83,9 @@ struct Piece {
   std::size_t i, j, columns;
 };
 
-// Transposes one piece and prefetches the next. Experts often lie a power of two apart, where their lines compete
+// Transposes one piece and prefetches another. Experts often lie a power of two apart, where their lines compete
 // for the same few sets of the cache; so each line is read once, into a packed copy, and used from there.
-template <class T, std::size_t kBytes>
+template <class T, std::size_t kBytes, std::size_t kPiece>
 HWY_INLINE void transpose_piece(InRows in, OutRows out, const Piece& piece, const Piece& next) {
   constexpr std::size_t kRows = kBytes / sizeof(T), n = kBlock / sizeof(T);
   alignas(64) std::byte packed[kRows * kPiece];
@@ -108,14 +108,15 @@ HWY_INLINE void transpose_piece(InRows in, OutRows out, const Piece& piece, cons
       for (std::size_t at = 0; at < length; at += kCacheLine) __builtin_prefetch(row + at, 0, 2);
       __builtin_prefetch(row + length - 1, 0, 2);
     }
-    transpose_tile<T, kBytes>(packed + c * sizeof(T), out + piece.j + c, piece.i * sizeof(T));
+    transpose_tile<T, kBytes, kPiece>(packed + c * sizeof(T), out + piece.j + c, piece.i * sizeof(T));
   }
 }
 
 // All pieces, in the order that finishes the rows of the shorter side one after the other. Pieces at the end are
 // moved back to full size and overlap. Needs n_in >= kBytes / sizeof(T) and n_out >= 16 / sizeof(T).
-template <class T, std::size_t kBytes>
-void transpose_pieces(InRows in, std::size_t n_in, OutRows out, std::size_t n_out) {
+// Prefetches the piece that comes `ahead` pieces later.
+template <class T, std::size_t kBytes, std::size_t kPiece>
+void transpose_pieces(InRows in, std::size_t n_in, OutRows out, std::size_t n_out, std::size_t ahead) {
   constexpr std::size_t kRows = kBytes / sizeof(T), kColumns = kPiece / sizeof(T), n = kBlock / sizeof(T);
   const std::size_t down = (n_in + kRows - 1) / kRows, across = (n_out + kColumns - 1) / kColumns;
   const auto at = [&](std::size_t index) HWY_ATTR {
@@ -124,12 +125,23 @@ void transpose_pieces(InRows in, std::size_t n_in, OutRows out, std::size_t n_ou
     const std::size_t j = std::min(column * kColumns, n_out - n);
     return Piece{std::min(row * kRows, n_in - kRows), j, std::min(kColumns, n_out - j)};
   };
-  Piece piece = at(0);
-  for (std::size_t index = 0; index < down * across; ++index) {
-    const Piece next = index + 1 < down * across ? at(index + 1) : piece;
-    transpose_piece<T, kBytes>(in, out, piece, next);
+  const std::size_t count = down * across;
+  Piece piece = at(0), next = at(std::min<std::size_t>(1, count - 1));
+  for (std::size_t index = 0; index < count; ++index) {
+    const Piece last = at(std::min(index + 2, count - 1));
+    transpose_piece<T, kBytes, kPiece>(in, out, piece, ahead == 1 ? next : last);
     piece = next;
+    next = last;
   }
+}
+
+// Few long rows are read in long pieces; many short ones follow each other in memory. Lengths and distances as measured
+// by bench_kernels.
+template <class T, std::size_t kBytes>
+void transpose_vectors(InRows in, std::size_t n_in, OutRows out, std::size_t n_out) {
+  constexpr std::size_t kRows = kBytes / sizeof(T), kLongPiece = kPacked / kRows;
+  if (n_in <= n_out) return transpose_pieces<T, kBytes, kLongPiece>(in, n_in, out, n_out, 1);
+  transpose_pieces<T, kBytes, kShortPiece>(in, n_in, out, n_out, n_out * sizeof(T) < kShortPiece ? 1 : 2);
 }
 
 template <class T>
@@ -137,8 +149,8 @@ void transpose_of(InRows in, std::size_t n_in, OutRows out, std::size_t n_out) {
   constexpr std::size_t kVector = HWY_MIN(HWY_MAX_BYTES, 64);
   constexpr std::size_t n = kBlock / sizeof(T);
   if (n_in < n || n_out < n) return transpose_elements<T>(in, 0, n_in, out, 0, n_out);
-  if (n_in >= kVector / sizeof(T)) return transpose_pieces<T, kVector>(in, n_in, out, n_out);
-  transpose_pieces<T, kBlock>(in, n_in, out, n_out);
+  if (n_in >= kVector / sizeof(T)) return transpose_vectors<T, kVector>(in, n_in, out, n_out);
+  transpose_vectors<T, kBlock>(in, n_in, out, n_out);
 }
 
 #else
