@@ -119,10 +119,6 @@ Matrix bind(const TensorFile& file, const TensorInfo& tensor) {
   return {bytes.data(), tensor.dtype, width, 1, count, count, 1};
 }
 
-bool is_floating(Dtype dtype) {
-  return visit(dtype, []<class Element>(Element) { return Element::kFloating; });
-}
-
 bool equal(const Matrix& a, const Matrix& b) {
   if (a.dtype != b.dtype || a.rows != b.rows || a.cols != b.cols) return false;
   if (a.rows == 0 || a.cols == 0) return true;

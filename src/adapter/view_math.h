@@ -35,9 +35,6 @@ Matrix bind(const TensorFile& file, const View& view);
 // A whole tensor as one row.
 Matrix bind(const TensorFile& file, const TensorInfo& tensor);
 
-// F64, F32, BF16, F16 and the 8-bit floats: what read() takes.
-bool is_floating(Dtype dtype);
-
 // Same shape, same dtype, same bytes element by element, whatever the strides.
 bool equal(const Matrix& a, const Matrix& b);
 

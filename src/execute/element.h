@@ -7,7 +7,7 @@
 
 namespace peft::execution {
 
-// Exact. NaN loses its payload. Floating-point types only (plan::is_float).
+// Exact. NaN loses its payload. Floating-point types only (is_float).
 double load_element(Dtype dtype, const std::byte* from);
 
 // Rounds once, to nearest even. False when a finite value became infinite or NaN.

@@ -5,6 +5,7 @@
 #include <limits>
 #include <string_view>
 
+#include "base/float_dtypes.h"
 #include "peft/error.h"
 #include "plan/view_check.h"
 
@@ -116,24 +117,6 @@ void check_names(const PlannedFile& file) {
 }
 
 }  // namespace
-
-bool is_float(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::f64:
-    case Dtype::f32:
-    case Dtype::f16:
-    case Dtype::bf16:
-    case Dtype::f8_e5m2:
-    case Dtype::f8_e4m3:
-    case Dtype::f8_e5m2fnuz:
-    case Dtype::f8_e4m3fnuz:
-      return true;
-    default:
-      return false;
-  }
-}
-
-bool is_plain_float(Dtype dtype) { return is_float(dtype) && info(dtype).bits >= 16; }
 
 void check(const Plan& plan) {
   for (const PlannedFile& file : plan.files) {

@@ -4,6 +4,7 @@
 #include <set>
 
 #include "adapter/site_order.h"
+#include "base/float_dtypes.h"
 #include "base/thread_pool.h"
 #include "model/path.h"
 #include "peft/error.h"
@@ -131,8 +132,7 @@ void Extraction::pair_others() {
     }
     if (verbs::same_bytes(base_, *before, finetuned_, *after)) continue;
     const bool same_values = before->out == after->out && before->in == after->in &&
-                             adapter::is_floating(base_.info(*before).dtype) &&
-                             adapter::is_floating(finetuned_.info(*after).dtype) &&
+                             is_float(base_.info(*before).dtype) && is_float(finetuned_.info(*after).dtype) &&
                              base_.info(*before).dtype != finetuned_.info(*after).dtype &&
                              base_.read(*before, 0, before->in).values == finetuned_.read(*after, 0, after->in).values;
     if (same_values) continue;

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "adapter/view_math.h"
+#include "base/float_dtypes.h"
 #include "config/python_json.h"
 #include "peft/error.h"
 #include "verbs/merge_other_class.h"
@@ -86,7 +87,7 @@ std::vector<std::string> zero_factors(const MergeAdapter& adapter) {
 void require_finite(const MergeAdapter& adapter) {
   const TensorFile& file = *adapter.adapter.weights;
   for (const TensorInfo& tensor : file.tensors()) {
-    if (adapter::is_floating(tensor.dtype)) adapter::require_finite(file, tensor);
+    if (is_float(tensor.dtype)) adapter::require_finite(file, tensor);
   }
 }
 

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
+#include "base/float_dtypes.h"
 #include "peft/error.h"
-#include "plan/check.h"
 #include "verbs/merge_updates.h"
 
 namespace peft::merging {
@@ -79,7 +79,7 @@ void Base::no_target(const MergeAdapter& adapter, std::uint32_t tensor, const Si
 void Base::require_readable(const MergeAdapter& adapter, const Site& site, const Weight& weight) const {
   for (const WeightPart& part : weight.parts) {
     const TensorInfo& tensor = checkpoint.files()[part.view.source]->tensors()[part.view.tensor];
-    if (part.scales || plan::is_plain_float(tensor.dtype)) continue;
+    if (part.scales || is_plain_float(tensor.dtype)) continue;
     throw Error(ErrorCode::LO_QUANT,
                 {.file = checkpoint.files()[part.view.source]->path(),
                  .tensor = part.name,
@@ -192,7 +192,7 @@ void refuse_unread_codes(const Base& base, const std::vector<QuantizedTensor>& q
   }
   for (const Checkpoint::Entry& entry : base.checkpoint.tensors()) {
     const TensorFile& file = *base.checkpoint.files()[entry.file];
-    const bool codes = plan::is_float(entry.tensor->dtype) && info(entry.tensor->dtype).bits == 8;
+    const bool codes = is_float(entry.tensor->dtype) && info(entry.tensor->dtype).bits == 8;
     if (!codes || read.contains({entry.file, static_cast<std::uint32_t>(entry.tensor - file.tensors().data())}))
       continue;
     throw Error(

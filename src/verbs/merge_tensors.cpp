@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "plan/check.h"
+#include "base/float_dtypes.h"
 
 namespace peft::merging {
 namespace {
@@ -80,7 +80,7 @@ OutTensors::OutTensors(const Checkpoint& checkpoint, const std::vector<Quantized
 // The dtype a tensor is written in. Where the base is cast to something narrower than that first, an empty merge says
 // so.
 void OutTensors::cast(OutTensor& tensor, Dtype stored) const {
-  if (!tensor.dequantized && !plan::is_plain_float(stored)) return;
+  if (!tensor.dequantized && !is_plain_float(stored)) return;
   tensor.computed = options_.base_dtype.value_or(tensor.dequantized ? Dtype::bf16 : stored);
   PlannedTensor& planned = tensor.planned;
   planned.dtype = options_.out_dtype.value_or(tensor.computed);

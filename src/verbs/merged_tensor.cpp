@@ -5,6 +5,7 @@
 #include <cstring>
 #include <optional>
 
+#include "base/float_dtypes.h"
 #include "peft/execute.h"
 #include "verbs/merged_bounds.h"
 
@@ -153,8 +154,7 @@ std::vector<MatrixSums> compare_tensor(const ExpectedTensor& expected, const Mer
                                        const Counterpart& counterpart) {
   const PlannedTensor& planned = expected.planned();
   if (same_copy(expected, merged, counterpart)) return {};
-  if (!adapter::is_floating(counterpart.dtype) ||
-      !adapter::is_floating(planned.dtype)) {  // numbers that nothing is computed with
+  if (!is_float(counterpart.dtype) || !is_float(planned.dtype)) {  // numbers that nothing is computed with
     MatrixSums sums;
     sums.elements = sums.bounds.beyond = static_cast<std::uint64_t>(planned.rows * planned.cols);
     return {sums};

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "adapter/view_math.h"
+#include "base/float_dtypes.h"
 #include "verbs/verify_rounding.h"
 
 namespace peft::verbs {
@@ -60,7 +61,7 @@ Verdict compare_tensors(const TensorFile& file_x, const TensorInfo& x, const Ten
   if (!same_shape(x, y)) return {Exactness::lossy, 1, fmt::format("shape {} and {}", shape_text(x), shape_text(y))};
   const adapter::Matrix mx = adapter::bind(file_x, x), my = adapter::bind(file_y, y);
   if (adapter::equal(mx, my)) return {};
-  if (!adapter::is_floating(x.dtype) || !adapter::is_floating(y.dtype)) {
+  if (!is_float(x.dtype) || !is_float(y.dtype)) {
     return {Exactness::lossy, 1, fmt::format("the bytes differ ({} and {})", x.dtype_name, y.dtype_name)};
   }
   const Distance distance = measure(mx, my);

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <set>
 
+#include "base/float_dtypes.h"
 #include "model/path.h"
 #include "peft/error.h"
-#include "plan/check.h"
 #include "weights/impl.h"
 
 namespace peft {
@@ -57,7 +57,7 @@ class Loader {
   // Codes without their scales are numbers too, and would load as weights.
   void require_values(const WeightPart& part) const {
     const TensorInfo& tensor = weights_.tensor(part);
-    if (part.scales || plan::is_plain_float(tensor.dtype)) return;
+    if (part.scales || is_plain_float(tensor.dtype)) return;
     throw Error(ErrorCode::LO_QUANT,
                 {.file = weights_.checkpoint.files()[part.view.source]->path(),
                  .tensor = part.name,
