@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 
+#include "config/lora_init.h"
 #include "config/peft_keys.h"
 
 namespace peft::config {
@@ -124,20 +125,11 @@ double read_dropout(const Json& value, const Config& config, std::string_view ke
   return dropout;
 }
 
-bool is_known_init(const std::string& name) {
-  constexpr std::string_view kNames[] = {"eva", "loftq", "orthogonal", "mica", "lora_ga"};
-  constexpr std::string_view kPrefixes[] = {"pissa", "corda", "olora"};
-  std::string lower = name;
-  std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
-  return lower == "gaussian" || std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames) ||
-         std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](auto prefix) { return name.starts_with(prefix); });
-}
-
 std::string read_init(const Json& value, const Config& config, std::string_view key) {
   if (value.is_null() || value.is_boolean()) return value == true ? "true" : "false";
   if (!value.is_string()) wrong_type(config, key, "true, false or a name", value, "ValueError");
   std::string name = value.get<std::string>();
-  if (!is_known_init(name)) {
+  if (name == "true" || name == "false" || !lora_init(name)) {  // the booleans are no strings
     refuse(ErrorCode::CF_VALUE, config, key, "no such initialization",
            "true, false, gaussian, eva, olora, pissa, pissa_niter_N, corda, loftq, orthogonal, mica or lora_ga", value,
            "ValueError");

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "adapter/site_order.h"
+#include "config/lora_init.h"
 #include "layout/decode.h"
 #include "layout/fused_forms.h"
 #include "peft/error.h"
@@ -125,7 +126,7 @@ void warn_of_config(Context& context) {
   for (const auto& key : config.unknown)
     warnings.push_back("unknown config key " + key + ": kept as it is; PEFT ignores it");
   const std::string& init = config.init_lora_weights;
-  if (init.starts_with("pissa") || init == "olora" || init == "loftq" || init == "corda" || init == "lora_ga") {
+  if (config::changes_base(init)) {
     warnings.push_back(
         fmt::format("init_lora_weights = {} changed the base model: the factors belong to the changed base, not to "
                     "the original one",

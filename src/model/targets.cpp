@@ -4,6 +4,7 @@
 #include <cctype>
 #include <set>
 
+#include "config/lora_init.h"
 #include "model/families.h"
 #include "model/index.h"
 #include "model/target_resolver.h"
@@ -20,12 +21,6 @@ std::string lower(std::string text) {
 std::vector<std::string> sorted_set(const std::vector<std::string>& names) {
   const std::set<std::string> unique(names.begin(), names.end());
   return {unique.begin(), unique.end()};
-}
-
-bool is_known_init(const std::string& init) {
-  static const std::set<std::string> kInits = {"true",  "false", "gaussian",   "eva",  "olora",  "pissa",
-                                               "corda", "loftq", "orthogonal", "mica", "lora_ga"};
-  return kInits.contains(init) || init.starts_with("pissa_niter_");
 }
 
 }  // namespace
@@ -57,7 +52,7 @@ void TargetResolver::check_config() const {
   if (config_.bias != "none" && config_.bias != "all" && config_.bias != "lora_only") {
     refuse_target("NotImplementedError", "bias", "an unknown value of bias", "use none, all or lora_only");
   }
-  if (!is_known_init(config_.init_lora_weights))
+  if (!config::lora_init(config_.init_lora_weights))
     refuse_target("ValueError", "init_lora_weights", "an unknown way to initialise");
   const bool zero =
       config_.layers_to_transform_is_int && config_.layers_to_transform && config_.layers_to_transform->front() == 0;

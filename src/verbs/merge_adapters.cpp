@@ -8,6 +8,7 @@
 
 #include "adapter/view_math.h"
 #include "base/float_dtypes.h"
+#include "config/lora_init.h"
 #include "config/python_json.h"
 #include "peft/error.h"
 #include "verbs/merge_other_class.h"
@@ -17,15 +18,9 @@ namespace {
 
 using config::Json;
 
-// Inits after which the base is another one: the adapter alone is not the whole change.
-bool changes_base(const std::string& init) {
-  return init.starts_with("pissa") || init.starts_with("olora") || init == "loftq" || init.starts_with("corda") ||
-         init == "lora_ga";
-}
-
 void refuse_changed_base(const Adapter& adapter, bool base_is_residual) {
   const std::string& init = adapter.config.init_lora_weights;
-  if (!changes_base(init) || base_is_residual) return;
+  if (!config::changes_base(init) || base_is_residual) return;
   throw Error(ErrorCode::LO_INIT,
               {.file = adapter.config.file,
                .tensor = "init_lora_weights",

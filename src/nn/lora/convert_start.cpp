@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "nn/lora/file_tensor.h"
+#include "nn/lora/init.h"
 #include "peft/error.h"
 
 namespace peft::nn {
@@ -17,7 +18,7 @@ constexpr const char* kOption = "path_initial_model_for_weight_conversion";
 
 void require_convertible(const AdapterConfig& config) {
   const std::string& init = config.init_lora_weights;
-  if (!init.starts_with("pissa") && init != "olora") {
+  if (!starts_from_weight(init)) {
     throw Error(ErrorCode::CF_UNSUP,
                 {.tensor = kOption,
                  .problem = "only an adapter whose start was taken out of the base can be converted",

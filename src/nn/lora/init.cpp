@@ -4,22 +4,18 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 
+#include "config/lora_init.h"
 #include "peft/error.h"
 
 namespace peft::nn {
 namespace {
 
 using at::Tensor;
+using config::LoraInit;
 
-constexpr std::string_view kNiter = "pissa_niter_";
-
-std::string lower(std::string text) {
-  for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  return text;
-}
+constexpr int kMaxIterations = 1000;
 
 Tensor uniform(at::IntArrayRef shape, double bound, at::Generator& generator) {
   return at::empty(shape, at::kFloat).uniform_(-bound, bound, generator);
@@ -84,24 +80,10 @@ Svd low_rank_svd(const Tensor& weight, std::int64_t rank, int iterations, at::Ge
   return {at::mm(q, u), s, vt};
 }
 
-int iterations_of(const std::string& init) {
-  int n = -1;
-  const char* first = init.data() + kNiter.size();
-  const char* last = init.data() + init.size();
-  const auto [end, error] = std::from_chars(first, last, n);
-  if (error != std::errc() || end != last || n < 0 || n > 1000) {
-    throw Error(ErrorCode::CF_VALUE, {.tensor = "init_lora_weights",
-                                      .problem = "the number of iterations cannot be read",
-                                      .expected = "pissa_niter_N with N from 0 to 1000",
-                                      .got = init});
-  }
-  return n;
-}
-
 void pissa(const Tensor& weight, FactorStack& stack, const std::string& init, at::Generator& generator) {
   Svd svd;
-  if (init.starts_with(kNiter)) {
-    svd = low_rank_svd(weight, stack.rank(), iterations_of(init), generator);
+  if (const auto steps = config::pissa_iterations(init)) {
+    svd = low_rank_svd(weight, stack.rank(), *steps, generator);
   } else {
     const auto [u, s, vt] = at::linalg_svd(weight, false);
     svd = {u, s, vt};
@@ -128,7 +110,7 @@ void from_weight(Site& site, FactorStack& stack, const std::string& init, at::Ge
                                      .got = std::to_string(stack.rank())});
   }
   const Tensor weight = site.weight->to(at::kFloat);
-  if (init == "olora")
+  if (config::lora_init(init) == LoraInit::olora)
     olora(weight, stack);
   else
     pissa(weight, stack, init, generator);
@@ -138,19 +120,23 @@ void from_weight(Site& site, FactorStack& stack, const std::string& init, at::Ge
 
 }  // namespace
 
-bool changes_base(const std::string& init) {
-  return init.starts_with("pissa") || init == "olora" || init == "loftq" || init.starts_with("corda") ||
-         init == "lora_ga";
+bool starts_from_weight(const std::string& init) {
+  const auto kind = config::lora_init(init);
+  return kind == LoraInit::pissa || kind == LoraInit::olora;
 }
 
 void require_known_init(const AdapterConfig& config) {
   const std::string& init = config.init_lora_weights;
-  const bool plain = init == "true" || init == "false" || lower(init) == "gaussian" || init == "orthogonal" ||
-                     init == "pissa" || init == "olora";
-  if (plain) return;
-  if (init.starts_with(kNiter)) {
-    iterations_of(init);
-    return;
+  if (config::pissa_iterations(init).value_or(0) > kMaxIterations) {
+    throw Error(ErrorCode::CF_VALUE, {.file = config.file,
+                                      .tensor = "init_lora_weights",
+                                      .problem = "too many iterations",
+                                      .expected = fmt::format("pissa_niter_N with N from 0 to {}", kMaxIterations),
+                                      .got = init});
+  }
+  using enum LoraInit;
+  for (const LoraInit known : {standard, random, gaussian, orthogonal, pissa, olora}) {
+    if (config::lora_init(init) == known) return;
   }
   throw Error(ErrorCode::CF_UNSUP,
               {.file = config.file,
@@ -166,24 +152,24 @@ void initialise(Site& site, SiteFactors& factors, const std::string& init, at::G
   FactorStack& stack = factors.stack;
   if (stack.a.is_meta()) return;
   const bool dense = site.kind == SiteKind::linear && !site.by_parameter;
-  const bool from_base = init.starts_with("pissa") || init == "olora";
-  if ((from_base || init == "orthogonal") && site.by_parameter) {
+  const LoraInit kind = config::lora_init(init).value_or(LoraInit::standard);
+  if ((starts_from_weight(init) || kind == LoraInit::orthogonal) && !dense) {
     throw Error(ErrorCode::CF_UNSUP,
                 {.tensor = site.target(),
-                 .problem = "init_lora_weights = " + init + " needs a Linear: PEFT fails on parameters",
-                 .expected = "true, false or gaussian where target_parameters are named",
+                 .problem = "init_lora_weights = " + init + " needs a Linear: PEFT fails on anything else",
+                 .expected = "true, false or gaussian where parameters or embeddings are targets",
                  .got = init});
   }
-  if (init == "false")
+  if (kind == LoraInit::random)
     random_both(site, stack, generator);
-  else if (from_base && dense)
+  else if (starts_from_weight(init))
     from_weight(site, stack, init, generator);
-  else if (init == "orthogonal" && dense)
+  else if (kind == LoraInit::orthogonal)
     orthogonal(stack, generator);
   else
-    zero_start(site, stack, lower(init) == "gaussian", generator);
+    zero_start(site, stack, kind == LoraInit::gaussian, generator);
   if (factors.bias.defined()) {
-    if (init == "false")
+    if (kind == LoraInit::random)
       factors.bias.copy_(uniform(factors.bias.sizes(), one_over_root(stack.rank()), generator));
     else
       factors.bias.zero_();

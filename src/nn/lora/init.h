@@ -14,8 +14,8 @@ namespace peft::nn {
 
 // Refuses names that are not implemented (CF_UNSUP): those that need data (eva, corda, lora_ga), loftq, mica.
 void require_known_init(const AdapterConfig& config);
-// Whether the base's weight is changed as well.
-bool changes_base(const std::string& init);
+// Whether it is taken out of the base's weight: PiSSA and OLoRA.
+bool starts_from_weight(const std::string& init);
 
 // Gives a and b their first values; `factors.stack` has their shapes. Values are drawn on the CPU, so that they are the
 // same on every device. For PiSSA and OLoRA the site's weight becomes W - scale * B A, rounded once.

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "config/lora_init.h"
 #include "nn/lora/impl.h"
 #include "nn/lora/init.h"
 #include "nn/lora/place.h"
@@ -69,8 +70,8 @@ void subtract_start(PeftModel::Impl& impl, int id, const std::string& init) {
 
 void check_changed_base(const AdapterConfig& config, ChangedBase choice) {
   const std::string& init = config.init_lora_weights;
-  if (!changes_base(init) || choice == ChangedBase::is_residual) return;
-  if (choice == ChangedBase::subtract && (init.starts_with("pissa") || init == "olora")) return;
+  if (!config::changes_base(init) || choice == ChangedBase::is_residual) return;
+  if (choice == ChangedBase::subtract && starts_from_weight(init)) return;
   throw Error(
       ErrorCode::CF_UNSUP,
       {.file = config.file,
@@ -108,7 +109,7 @@ void load_adapter_folder(PeftModel::Impl& impl, const std::string& name, const s
     impl.forget(id);
     throw;
   }
-  if (options.changed_base == ChangedBase::subtract && changes_base(config.init_lora_weights)) {
+  if (options.changed_base == ChangedBase::subtract && config::changes_base(config.init_lora_weights)) {
     subtract_start(impl, id, config.init_lora_weights);
   }
   impl.warnings.insert(impl.warnings.end(), warnings.begin(), warnings.end());

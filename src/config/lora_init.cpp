@@ -1,0 +1,80 @@
+#include "config/lora_init.h"
+
+#include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <string>
+
+namespace peft::config {
+namespace {
+
+constexpr std::string_view kPissaSteps = "pissa_niter_";
+
+enum class Match { exact, any_case, beginning };
+
+struct Row {
+  std::string_view name;
+  LoraInit init;
+  Match match = Match::exact;
+};
+
+constexpr Row kRows[] = {
+    {"true", LoraInit::standard},
+    {"false", LoraInit::random},
+    {"", LoraInit::random},
+    {"gaussian", LoraInit::gaussian, Match::any_case},
+    {"orthogonal", LoraInit::orthogonal},
+    {"pissa", LoraInit::pissa},
+    {"olora", LoraInit::olora, Match::any_case},
+    {"corda", LoraInit::corda, Match::beginning},
+    {"loftq", LoraInit::loftq},
+    {"eva", LoraInit::eva},
+    {"mica", LoraInit::mica, Match::any_case},
+    {"lora_ga", LoraInit::lora_ga},
+};
+
+bool matches(std::string_view text, const Row& row) {
+  switch (row.match) {
+    case Match::exact:
+      return text == row.name;
+    case Match::beginning:
+      return text.starts_with(row.name);
+    case Match::any_case:
+      break;
+  }
+  const auto same = [](unsigned char a, char b) { return std::tolower(a) == b; };
+  return std::equal(text.begin(), text.end(), row.name.begin(), row.name.end(), same);
+}
+
+}  // namespace
+
+std::optional<LoraInit> lora_init(std::string_view init_lora_weights) {
+  for (const Row& row : kRows) {
+    if (matches(init_lora_weights, row)) return row.init;
+  }
+  return pissa_iterations(init_lora_weights) ? std::optional(LoraInit::pissa) : std::nullopt;
+}
+
+std::optional<int> pissa_iterations(std::string_view init_lora_weights) {
+  if (!init_lora_weights.starts_with(kPissaSteps)) return std::nullopt;
+  const std::string_view number = init_lora_weights.substr(kPissaSteps.size());
+  int steps = 0;
+  const char* last = number.data() + number.size();
+  const auto [end, error] = std::from_chars(number.data(), last, steps);
+  return error == std::errc() && end == last && steps >= 0 ? std::optional(steps) : std::nullopt;
+}
+
+bool changes_base(std::string_view init_lora_weights) {
+  switch (lora_init(init_lora_weights).value_or(LoraInit::standard)) {
+    case LoraInit::pissa:
+    case LoraInit::olora:
+    case LoraInit::corda:
+    case LoraInit::loftq:
+    case LoraInit::lora_ga:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace peft::config
