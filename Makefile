@@ -38,7 +38,8 @@ fuzz:                                   ## every fuzz target for FUZZ_SECONDS
 
 tidy: configure-debug                   ## clang-tidy over src/
 	tools/install_dependencies.sh build lint
-	git ls-files 'src/*.cpp' ':!src/*_test.cpp' | xargs -P $(JOBS) -n 4 clang-tidy -p build/debug --quiet
+	git ls-files 'src/*.cpp' ':!src/*_test.cpp' | xargs -P $(JOBS) -n 4 clang-tidy -p build/debug --quiet \
+	  --extra-arg=-fno-openmp --extra-arg=-DPEFT_NO_OPENMP
 
 format:                                 ## clang-format, in place
 	tools/install_dependencies.sh lint

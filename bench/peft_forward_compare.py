@@ -175,13 +175,13 @@ def forward(options):
 def loading(options):
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([options.python, __file__, "--save", folder], check=True, stdout=subprocess.DEVNULL)
-        load = subprocess.run([options.build / "bench_load", f"{folder}/v4", "--threads", str(options.threads)], check=True,
+        load = subprocess.run([options.build / "bench_load", f"{folder}/v4", "--threads", str(options.threads), "--rounds", "15"], check=True,
                               capture_output=True, text=True).stdout
         ids = ",".join(str(i % 4096) for i in range(1, 513))
         run = [options.build / "peft-torch", "logits", "--base", f"{folder}/v4", "--ids", ids, "--threads", str(options.threads), "--json"]
         base, lora = peak_mib(run), peak_mib(run + ["--adapter", f"{folder}/adapter"])
         factors = os.path.getsize(f"{folder}/adapter/adapter_model.safetensors") / 2**20
-    print(f"\nloading, one tensor per expert: {load.strip()}")
+    print(f"\nloading, one tensor per expert:\n{load.strip()}")
     print(f"peak of anonymous memory of `peft-torch logits`, 512 tokens: {base:.0f} MiB; with LoRA on experts {lora:.0f} MiB "
           f"(+{lora - base:.0f}; the adapter's file has {factors:.0f})")
 

@@ -44,6 +44,8 @@ if(NOT Torch_FOUND)
 endif()
 message(STATUS "torch ${Torch_VERSION}: ${Torch_DIR}")
 set(PEFT_HAVE_TORCH ON)
+include(cmake/torch_openmp.cmake)
+peft_torch_openmp(PEFT_TORCH_OPENMP)
 
 # Torch's headers are in few files: each costs many seconds. The precompiled header takes most of that away.
 file(GLOB nn_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/nn/*.cpp ${CMAKE_CURRENT_SOURCE_DIR}/src/nn/lora/*.cpp)
@@ -62,6 +64,14 @@ target_compile_definitions(peft_nn PUBLIC $<BUILD_INTERFACE:FMT_HEADER_ONLY>)
 target_include_directories(peft_nn SYSTEM PUBLIC "$<BUILD_INTERFACE:${TORCH_INCLUDE_DIRS}>")
 target_link_libraries(peft_nn PUBLIC peft "$<BUILD_INTERFACE:${TORCH_LIBRARIES}>"
   PRIVATE $<BUILD_INTERFACE:peft_dependencies> $<BUILD_INTERFACE:peft_build_flags>)
+# at::parallel_for is a template: without OpenMP in our flags it is one thread. clang's OpenMP needs another runtime than torch's libgomp.
+if(PEFT_TORCH_OPENMP AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  target_compile_options(peft_nn PUBLIC $<BUILD_INTERFACE:-fopenmp>)
+  target_link_libraries(peft_nn PUBLIC $<BUILD_INTERFACE:${PEFT_TORCH_OPENMP}>)
+else()
+  message(STATUS "no OpenMP: the runtime's own loops run on one thread")
+  target_compile_definitions(peft_nn PUBLIC $<BUILD_INTERFACE:PEFT_NO_OPENMP>)
+endif()
 target_precompile_headers(peft_nn PRIVATE src/nn/torch.h)
 
 # One test program for src/nn/*_test.cpp; where there is no torch, there are no such tests.

@@ -1,70 +1,19 @@
 // Small models beside values that the real programs gave: transformers 5.24.0 and PEFT 0.21.2.
-#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <fstream>
 
 #include "nn/config.h"
 #include "nn/golden_nn.h"
 #include "nn/modules.h"
+#include "nn/small_models.h"
 #include "peft/error.h"
 #include "peft/nn/peft_model.h"
-#include "support/golden.h"
 
 namespace peft::nn::testing {
 namespace {
 
 using peft::testing::TemporaryFolder;
-
-Json qwen3_moe(Json changes) {
-  Json config = {{"architectures", {"Qwen3MoeForCausalLM"}},
-                 {"model_type", "qwen3_moe"},
-                 {"vocab_size", 64},
-                 {"hidden_size", 32},
-                 {"intermediate_size", 48},
-                 {"moe_intermediate_size", 16},
-                 {"num_hidden_layers", 2},
-                 {"num_attention_heads", 4},
-                 {"num_key_value_heads", 2},
-                 {"head_dim", 8},
-                 {"num_experts", 4},
-                 {"num_experts_per_tok", 2},
-                 {"decoder_sparse_step", 1},
-                 {"mlp_only_layers", Json::array()},
-                 {"norm_topk_prob", false},
-                 {"hidden_act", "silu"},
-                 {"rms_norm_eps", 1e-6},
-                 {"rope_parameters", {{"rope_theta", 10000.0}, {"rope_type", "default"}}},
-                 {"max_position_embeddings", 32768},
-                 {"tie_word_embeddings", false},
-                 {"attention_bias", false}};
-  config.update(changes);
-  return config;
-}
-Json mixtral() {
-  return {{"architectures", {"MixtralForCausalLM"}},
-          {"model_type", "mixtral"},
-          {"vocab_size", 64},
-          {"hidden_size", 32},
-          {"intermediate_size", 16},
-          {"num_hidden_layers", 2},
-          {"num_attention_heads", 4},
-          {"num_key_value_heads", 2},
-          {"head_dim", 8},
-          {"num_local_experts", 4},
-          {"num_experts_per_tok", 2},
-          {"hidden_act", "silu"},
-          {"rms_norm_eps", 1e-5},
-          {"rope_parameters", {{"rope_theta", 10000.0}, {"rope_type", "default"}}},
-          {"max_position_embeddings", 4096},
-          {"tie_word_embeddings", false}};
-}
-
-std::shared_ptr<CausalLM> made(const TemporaryFolder& folder, const Json& config, const InitOptions& options) {
-  std::ofstream(folder.path() / "config.json") << config.dump();
-  return init_model(folder.path().string(), options);
-}
 
 // Every weight is sin(0.7 k + the sum of its name's letters modulo 97) / 2, of norms one more.
 void fill(CausalLM& model) {
@@ -190,22 +139,6 @@ TEST(NamesOfTransformers4, DenseLayersKeepTheirLora) {
   const auto lora = get_peft_model(base, config);
   EXPECT_EQ(lora->get_nb_trainable_parameters().first,
             5'632 / 2 + 3 * 4 * (32 + 48));  // one layer of experts, one of 32 x 48
-}
-
-TEST(Threads, OneAndTwoAgree) {
-  const TemporaryFolder folder;
-  const auto model = made(folder, qwen3_moe({{"hidden_size", 256}, {"moe_intermediate_size", 128}, {"head_dim", 64}}),
-                          {.dtype = at::kFloat, .seed = 3});
-  const at::Tensor ids = at::arange(48, at::kLong).view({1, 48});
-  const int before = at::get_num_threads();
-  std::vector<at::Tensor> logits, token;
-  for (const int threads : {1, 2}) {
-    at::set_num_threads(threads);
-    logits.push_back(model->logits(ids)), token.push_back(model->logits(ids.narrow(1, 0, 1)));
-  }
-  at::set_num_threads(before);
-  EXPECT_TRUE(at::equal(token[0], token[1]));  // own loops: a row does not know who else computes
-  EXPECT_LE(max_difference(logits[0], logits[1]), 1e-5 * peak(logits[0]));
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Adapters that the runtime saves, loaded by the real PEFT: same logits, same counts, same config.
+"""Adapters that the runtime saves, loaded by the real PEFT: same logits, same counts, same config, same front matter of the card.
 
     tools/real_peft/runtime_check.py PROGRAM GOLDEN [--only SUBSTRING]
 
 PROGRAM is build/release/adapter_session. Every golden/runtime case goes through it (the adapter loaded and saved again),
-and a table of new configs (get_peft_model, initialised and saved here). Exit 1 when one differs.
+and a table of new configs (get_peft_model, initialised and saved here; PiSSA and OLoRA trained a little and converted on saving, by
+path_initial_model_for_weight_conversion). Exit 1 when one differs.
 """
 import argparse
 import json
@@ -14,6 +15,7 @@ import sys
 import tempfile
 
 import torch
+import yaml
 from peft import PeftModel, get_peft_model
 from peft import LoraConfig
 import transformers
@@ -33,6 +35,11 @@ NEW = {
     "qwen2-lora_bias": ("rt-qwen2", dict(r=4, target_modules=["q_proj"], lora_bias=True, init_lora_weights=False)),
     "qwen3-patterns": ("rt-qwen3", dict(r=4, target_modules=["q_proj", "down_proj"], rank_pattern={"q_proj": 2}, alpha_pattern={"down_proj": 3}, init_lora_weights=False)),
     "llama-orthogonal": ("rt-llama", dict(r=4, target_modules=["q_proj"], init_lora_weights="orthogonal")),
+    "llama-pissa": ("rt-llama", dict(r=4, lora_alpha=10, target_modules=["q_proj", "down_proj"], init_lora_weights="pissa")),
+    "qwen3_moe-pissa-niter": ("rt-qwen3_moe", dict(r=4, target_modules=ATTENTION, init_lora_weights="pissa_niter_4")),
+    "mixtral-olora": ("rt-mixtral", dict(r=4, target_modules=ATTENTION, init_lora_weights="olora")),
+    "llama-olora-rslora": ("rt-llama", dict(r=4, lora_alpha=10, target_modules=ATTENTION, init_lora_weights="olora", use_rslora=True)),
+    "llama-pissa-patterns": ("rt-llama", dict(r=4, target_modules=ATTENTION, rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 3}, init_lora_weights="pissa")),
     "llama-layers": ("rt-llama", dict(r=4, target_modules=["q_proj", "v_proj"], layers_to_transform=[1], init_lora_weights=False)),
 }
 # Differ by nature: sets are sorted here, and names the base by its folder.
@@ -41,6 +48,25 @@ SETS = ("target_modules", "exclude_modules", "target_parameters", "modules_to_sa
 
 def normal(config):
     return {k: sorted(v) if k in SETS and isinstance(v, list) else v for k, v in config.items() if k != "base_model_name_or_path"}
+
+
+def front_matter(folder):
+    card = yaml.safe_load((pathlib.Path(folder) / "README.md").read_text().split("---\n")[1])
+    base = card.get("base_model")  # a path here, and another one there
+    return {k: [v.replace(base, "BASE") if base else v for v in value] if k == "tags" else value for k, value in card.items() if k != "base_model"}, bool(base)
+
+
+def save_theirs(model, folder):
+    """As PEFT saves the same config; a start that changes the base is converted."""
+    config = model.peft_config["default"]
+    init = config.init_lora_weights
+    if not (isinstance(init, str) and init.startswith(("pissa", "olora"))):
+        return model.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as start:
+        config.init_lora_weights = True  # else PEFT takes the start out of the base again
+        model.save_pretrained(start)
+        config.init_lora_weights = init
+        model.save_pretrained(folder, path_initial_model_for_weight_conversion=start)
 
 
 def logits_of(model):
@@ -75,7 +101,9 @@ def differences(program, base, given, fresh):
         if fresh:
             wanted = get_peft_model(load_base(base), LoraConfig(**fresh))
             with tempfile.TemporaryDirectory() as theirs_folder:
-                wanted.save_pretrained(theirs_folder)
+                save_theirs(wanted, theirs_folder)
+                if front_matter(theirs_folder) != front_matter(out / "adapter"):
+                    found.append(f"card: PEFT writes {front_matter(theirs_folder)}, the runtime {front_matter(out / 'adapter')}")
                 want = normal(json.loads((pathlib.Path(theirs_folder) / "adapter_config.json").read_text()))
             got = normal(json.loads((out / "adapter/adapter_config.json").read_text()))
             found += [f"config {k}: PEFT writes {want.get(k)!r}, the runtime {got.get(k)!r}" for k in sorted(want.keys() | got.keys()) if want.get(k) != got.get(k)]

@@ -66,7 +66,7 @@ struct SaveOptions {
   // PiSSA, OLoRA: the folder of the adapter as it was before training. What is saved then belongs to the unchanged
   // base, at twice the rank.
   std::string path_initial_model_for_weight_conversion{};
-  bool overwrite = true;  // as PEFT does, but in one step
+  bool overwrite = true;  // as PEFT does, but in one step; other files of the folder are kept
   bool sync = true;
 };
 

@@ -2,9 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 namespace peft::nn {
@@ -17,10 +14,7 @@ std::string quoted(const std::string& text) {
 
 }  // namespace
 
-std::string model_card(const std::string& folder, const AdapterConfig& config) {
-  if (std::ifstream own(std::filesystem::path(folder) / "README.md", std::ios::binary); own) {
-    return {std::istreambuf_iterator<char>(own), {}};
-  }
+std::string model_card(const AdapterConfig& config) {
   const std::string base = config.base_model_name_or_path.value_or("");
   std::string card = "---\n";
   if (!base.empty()) card += fmt::format("base_model: {}\n", quoted(base));

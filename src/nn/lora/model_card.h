@@ -7,7 +7,7 @@
 
 namespace peft::nn {
 
-// The card of the folder as it is, or a new one with the fields that PEFT fills in.
-std::string model_card(const std::string& folder, const AdapterConfig& config);
+// The fields that PEFT fills in.
+std::string model_card(const AdapterConfig& config);
 
 }  // namespace peft::nn

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "layout/encode.h"
 #include "layout/write_config.h"
@@ -22,6 +23,7 @@ namespace {
 
 constexpr const char* kWeights = "adapter_model.safetensors";
 constexpr const char* kConfig = "adapter_config.json";
+constexpr const char* kCard = "README.md";
 
 bool names_embedding(const AdapterConfig& config, const std::string& module) {
   const std::string leaf = module.substr(module.rfind('.') == std::string::npos ? 0 : module.rfind('.') + 1);
@@ -74,7 +76,7 @@ struct Prepared {
   std::string folder;  // below the output; "" for the default adapter
   NamedTensors tensors;
   std::vector<std::vector<std::byte>> images;  // of another layout than PEFT's own
-  std::string config, card;
+  std::string config;
 };
 
 Prepared prepare(const PeftModel::Impl& impl, const AdapterEntry& entry, const SaveOptions& options) {
@@ -155,14 +157,32 @@ std::vector<const AdapterEntry*> selected(const PeftModel::Impl& impl, const Sav
   return entries;
 }
 
+// The folder is replaced as a whole: what else lies in it (a tokenizer, adapters that are not saved now) goes along.
+void carry_over(StagedOutput& output, const std::filesystem::path& folder, const std::set<std::string>& written) {
+  namespace fs = std::filesystem;
+  if (!fs::is_directory(folder)) return;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    const std::string name = entry.path().lexically_relative(folder).generic_string();
+    if (written.contains(name) || (entry.is_directory() && !entry.is_symlink())) continue;
+    if (!entry.is_regular_file()) {
+      throw Error(ErrorCode::OUT_EXISTS,
+                  {.file = entry.path().string(),
+                   .problem = "the folder has something that cannot be kept while it is replaced",
+                   .expected = "files and folders",
+                   .hint = "choose another folder"});
+    }
+    output.copy_file(name, entry.path().string());
+  }
+}
+
 }  // namespace
 
 void save_adapters(const PeftModel::Impl& impl, const std::string& folder, const SaveOptions& options) {
   const at::NoGradGuard no_grad;
   std::vector<Prepared> adapters;
-  for (const AdapterEntry* entry : selected(impl, options)) {
+  const std::vector<const AdapterEntry*> entries = selected(impl, options);
+  for (const AdapterEntry* entry : entries) {
     adapters.push_back(prepare(impl, *entry, options));
-    adapters.back().card = model_card((std::filesystem::path(folder) / adapters.back().folder).string(), entry->config);
     require_finite(adapters.back().tensors, entry->name);
   }
   std::uint64_t bytes = 0;
@@ -173,11 +193,16 @@ void save_adapters(const PeftModel::Impl& impl, const std::string& folder, const
   StagedOutput::Options staged;
   staged.overwrite = options.overwrite, staged.sync = options.sync, staged.expected_bytes = bytes;
   StagedOutput output(folder, staged, {impl.base->folder()});
+  std::set<std::string> written;
   for (const Prepared& adapter : adapters) {
     write_tensors(output, adapter);
     output.add_text(adapter.folder + kConfig, adapter.config);
-    output.add_text(adapter.folder + "README.md", adapter.card);
+    written.insert({adapter.folder + kWeights, adapter.folder + kConfig});
   }
+  // One card, whatever the adapters are called; somebody's own stays as it is.
+  const bool has_card = std::filesystem::exists(std::filesystem::path(folder) / kCard);
+  if (!has_card && !entries.empty()) output.add_text(kCard, model_card(entries.front()->config));
+  if (options.overwrite) carry_over(output, folder, written);
   output.commit();
 }
 
