@@ -174,6 +174,15 @@ void pair_columns(const std::byte* first, const std::byte* second, std::int64_t 
     words[j] = bits_at(first) << 16 | bits_at(second);
 }
 
+// Each row has too little of a panel for the processor to see where the next one is.
+void fetch_next_panel(const std::byte* first, const std::byte* second) {
+  for (std::size_t line = 0; line < 2 * kPanel; line += 64) {
+    const auto ahead = 2 * kPanel + line;
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(first) + ahead));
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(second) + ahead));
+  }
+}
+
 // What kLanes words at a time have: sums of squares, and whether one is too small.
 struct PairSums {
   float squares[kLanes] = {};
@@ -191,24 +200,46 @@ struct PairSums {
 
 }  // namespace
 
+namespace {
+
+// As PairSums, and root_of_sum(), of a row that has a lane for each word.
+float norm_of_short_row(const std::uint32_t* words, std::size_t count) {
+  float sum = 0;
+  for (std::size_t p = 0; p < count; ++p)
+    sum += first_of(words[p]) * first_of(words[p]) + second_of(words[p]) * second_of(words[p]);
+  return std::sqrt(sum);
+}
+
+float norm_of_long_row(const std::uint32_t* words, std::size_t count) {
+  PairSums sums;
+  std::size_t p = 0;
+  for (; p + kLanes <= count; p += kLanes) sums.add(words + p);
+  std::uint32_t last[kLanes] = {};
+  std::copy(words + p, words + count, last);
+  if (p < count) sums.add(last);
+  return root_of_sum(sums.squares);
+}
+
+}  // namespace
+
 void pair_left(const FactorSource& source, std::int64_t rank, std::int64_t first, std::size_t rows, std::uint32_t* out,
                float* norms, bool& safe) {
   const std::size_t pairs = pairs_of(static_cast<std::size_t>(rank)), whole = static_cast<std::size_t>(rank) / 2;
-  std::uint32_t small = 0;
-  for (std::size_t i = 0; i < rows; ++i, out += pairs) {
-    const std::byte* from = source.data + (first + static_cast<std::int64_t>(i)) * source.row_stride;
-    pair_columns(from, from + source.col_stride, 2 * source.col_stride, whole, out);
-    if (whole < pairs) out[whole] = bits_at(from + 2 * static_cast<std::int64_t>(whole) * source.col_stride) << 16;
-    PairSums sums;
-    std::size_t p = 0;
-    for (; p + kLanes <= pairs; p += kLanes) sums.add(out + p);
-    std::uint32_t last[kLanes] = {};
-    std::copy(out + p, out + pairs, last);
-    if (p < pairs) sums.add(last);
-    small |= sums.small;
-    norms[i] = root_of_sum(sums.squares);
+  const std::byte* from = source.data + first * source.row_stride;
+  if (whole == pairs && source.row_stride == rank * source.col_stride) {  // the rows follow each other: one long one
+    pair_columns(from, from + source.col_stride, 2 * source.col_stride, rows * pairs, out);
+  } else {
+    for (std::size_t i = 0; i < rows; ++i, from += source.row_stride) {
+      std::uint32_t* words = out + i * pairs;
+      pair_columns(from, from + source.col_stride, 2 * source.col_stride, whole, words);
+      if (whole < pairs) words[whole] = bits_at(from + 2 * static_cast<std::int64_t>(whole) * source.col_stride) << 16;
+    }
   }
+  std::uint32_t small = 0;
+  for (std::size_t w = 0; w < rows * pairs; ++w) small |= too_small(out[w]);
   safe = small == 0;
+  for (std::size_t i = 0; i < rows; ++i)
+    norms[i] = pairs <= kLanes ? norm_of_short_row(out + i * pairs, pairs) : norm_of_long_row(out + i * pairs, pairs);
 }
 
 float pair_right(const FactorSource& source, std::int64_t rank, std::int64_t cols, std::int64_t panel,
@@ -222,6 +253,7 @@ float pair_right(const FactorSource& source, std::int64_t rank, std::int64_t col
     const std::byte* from =
         source.data + first * source.col_stride + 2 * static_cast<std::int64_t>(p) * source.row_stride;
     std::uint32_t* words = out + p * kPanel;
+    if (source.col_stride == 2) fetch_next_panel(from, from + source.row_stride);
     if (2 * p + 1 < static_cast<std::size_t>(rank)) {
       pair_columns(from, from + source.row_stride, source.col_stride, count, words);
     } else {

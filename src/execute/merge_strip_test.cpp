@@ -42,6 +42,10 @@ class StripTest {
   float factor() { return bf16_to_float(float_to_bf16(normal_(random_) * 0.1F)); }
   void set_weight(std::size_t i, std::size_t j, float value) { store_element(c_.options.base, value, at(base_, i, j)); }
   void clear_row_of_b(std::size_t i) { std::fill_n(&b_[i * c_.rank], c_.rank, 0.0F); }
+  void scale_row_of_b(std::size_t i, float by) {
+    for (std::size_t k = 0; k < c_.rank; ++k)
+      b_[i * c_.rank + k] = bf16_to_float(float_to_bf16(b_[i * c_.rank + k] * by));
+  }
 
   // Runs the strip and compares everything.
   void expect_right() {
@@ -159,7 +163,7 @@ std::vector<Case> all_cases() {
       for (const Tail tail : {Tail::fused, Tail::plain, Tail::delta_rounded, Tail::taken_out}) {
         for (const float limit : {0.0F, 1e-4F}) {
           if (limit > 0 && tail != Tail::fused) continue;
-          for (const std::size_t rank : {1, 2, 7, 8, 33}) {
+          for (const std::size_t rank : {1, 2, 3, 6, 7, 8, 9, 12, 13, 16, 18, 33}) {
             for (const std::size_t rows : {1, 3, 6, 8})
               cases.push_back({{tail, base, 0.75}, paired, rank, rows, 0, 3 * kPanel, limit});
             cases.push_back({{tail, base, -1.5}, paired, rank, 5, 3, 2 * kPanel + 1, limit});
@@ -199,6 +203,28 @@ TEST_P(MergeStrip, NumbersThatNeedCare) {
     test.set_weight(last, j + 2, -0.0F);
     test.set_weight(last, j + 3, c.options.base == Dtype::f16 ? 65504.0F : 0x1.fep127F);  // the largest
     test.expect_right();
+  }
+}
+
+// One result among large ones, so near to the limit that rounding decides on which side it is.
+TEST_P(MergeStrip, NearTheLimit) {
+  const float below = 0x1.04p-10F, last_place = 0x1p-17F;  // a bf16
+  for (const bool paired : {false, has_pair_products()}) {
+    for (const std::size_t rank : {1, 8, 9, 33}) {
+      for (const std::size_t row : {0, 5}) {
+        Case c{{Tail::fused, Dtype::bf16, 0.75}, paired, rank, row + 1, 0, kPanel};
+        c.limit = (below + 0.9F * last_place) / static_cast<float>(1 + row);  // of the row
+        for (std::uint32_t seed = 0; seed < 50; ++seed) {
+          StripTest test(c, seed);
+          for (std::size_t i = 0; i <= row; ++i) {
+            test.scale_row_of_b(i, 0x1p-9F);
+            for (std::size_t j = 0; j < kPanel; ++j) test.set_weight(i, j, 1);
+          }
+          test.set_weight(row, seed, below);
+          test.expect_right();
+        }
+      }
+    }
   }
 }
 

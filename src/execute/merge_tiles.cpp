@@ -64,6 +64,7 @@ void Tiles<T>::open(const MergedTensor& tensor, std::size_t place, GatherStore& 
     packed.is_packed.assign(all ? static_cast<std::size_t>(panels) : 0, false);
     packed.right_norms.assign(static_cast<std::size_t>(panels), 0);
     packed.only_panel = -1;
+    packed.safe_panels = 0;
   }
   place_ = place;
   tensor_ = &tensor;
@@ -128,12 +129,16 @@ T* Tiles<T>::product(std::size_t n, std::int64_t row, std::size_t rows, std::int
 template <class T>
 std::optional<typename Tiles<T>::Factors> Tiles<T>::factors(std::int64_t row, std::int64_t panel, std::int64_t panels) {
   Packed& packed = packed_.front();
-  bool safe = packed.left_safe;
-  for (std::int64_t p = panel; p < panel + panels; ++p) {
-    right_of(0, p);
-    safe &= packed.right_safe[static_cast<std::size_t>(p)];
+  if (panel + panels > packed.safe_panels) {
+    bool safe = true;
+    for (std::int64_t p = panel; p < panel + panels; ++p) {
+      right_of(0, p);
+      safe &= packed.right_safe[static_cast<std::size_t>(p)];
+    }
+    if (packed.paired && !safe) return std::nullopt;
+    if (keeps_all() && panel <= packed.safe_panels) packed.safe_panels = panel + panels;
   }
-  if (packed.paired && !safe) return std::nullopt;
+  if (packed.paired && !packed.left_safe) return std::nullopt;
   return Factors{packed.paired,
                  packed.width(),
                  packed.left.get() + static_cast<std::size_t>(row) * packed.width(),
@@ -220,8 +225,10 @@ double Tiles<T>::exact(double weight, std::int64_t row, std::int64_t panel, std:
         packed.right.get() + (packed.is_packed.empty() ? 0 : static_cast<std::size_t>(panel) * packed.width() * kPanel);
     double sum = 0;
     for (std::size_t k = 0; k < static_cast<std::size_t>(packed.sides.rank); ++k) {
-      sum = std::fma(packed.left_at(static_cast<std::size_t>(row), k), element(packed.paired, right, k, kPanel, col),
-                     sum);
+      const double left = packed.left_at(static_cast<std::size_t>(row), k),
+                   other = element(packed.paired, right, k, kPanel, col);
+      // Products of floats are exact in a double; without the instruction, fma() is a slow function.
+      sum = sizeof(T) == sizeof(float) ? sum + left * other : std::fma(left, other, sum);
     }
     weight = std::fma(updates_[step.update]->scale, sum, weight);
     if (step.kind == Step::Kind::scale) weight *= gain_of(gains, step.gain, row, panel, col);

@@ -71,6 +71,7 @@ class Tiles {
     bool paired = false;           // left and right are words of two elements (merge_pairs.h)
     bool left_safe = true;
     std::vector<bool> right_safe;  // each panel
+    std::int64_t safe_panels = 0;  // so many, from the first on, are known to be packed and safe
 
     std::size_t width() const;  // elements of T of a row of `left`; kPanel times as many of a panel of `right`
     double left_at(std::size_t i, std::size_t k) const;
