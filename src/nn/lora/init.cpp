@@ -153,18 +153,18 @@ void initialise(Site& site, SiteFactors& factors, const std::string& init, at::G
   if (stack.a.is_meta()) return;
   const bool dense = site.kind == SiteKind::linear && !site.by_parameter;
   const LoraInit kind = config::lora_init(init).value_or(LoraInit::standard);
-  if ((starts_from_weight(init) || kind == LoraInit::orthogonal) && !dense) {
+  if ((starts_from_weight(init) || kind == LoraInit::orthogonal) && site.by_parameter) {
     throw Error(ErrorCode::CF_UNSUP,
                 {.tensor = site.target(),
-                 .problem = "init_lora_weights = " + init + " needs a Linear: PEFT fails on anything else",
-                 .expected = "true, false or gaussian where parameters or embeddings are targets",
+                 .problem = "init_lora_weights = " + init + " needs a Linear: PEFT fails on parameters",
+                 .expected = "true, false or gaussian where target_parameters are named",
                  .got = init});
   }
   if (kind == LoraInit::random)
     random_both(site, stack, generator);
-  else if (starts_from_weight(init))
+  else if (starts_from_weight(init) && dense)  // embeddings start as ever
     from_weight(site, stack, init, generator);
-  else if (kind == LoraInit::orthogonal)
+  else if (kind == LoraInit::orthogonal && dense)
     orthogonal(stack, generator);
   else
     zero_start(site, stack, kind == LoraInit::gaussian, generator);
