@@ -158,6 +158,17 @@ TEST_F(LoraApi, NewAdapterStartsAsTheBase) {
   EXPECT_GT(max_difference(model->logits(ids_), plain), 1e-3);
 }
 
+// PEFT has one way to start an embedding, whatever the name says.
+TEST_F(LoraApi, EmbeddingsStartAsTheBase) {
+  const at::Tensor plain = base_->logits(ids_);
+  for (const char* init : {"Gaussian", "orthogonal", "pissa", "OLoRA"}) {
+    LoraConfig c = config(init);
+    c.target_parameters.reset();
+    c.target_modules = std::vector<std::string>{"embed_tokens"};
+    EXPECT_TRUE(get_peft_model(base_, c)->logits(ids_).equal(plain)) << init;
+  }
+}
+
 TEST_F(LoraApi, OneSeedOneStart) {
   const auto a = get_peft_model(base_, config(), {.seed = 3})->state_dict();
   const auto b = get_peft_model(base_, config(), {.seed = 3})->state_dict();
