@@ -2,10 +2,11 @@
 // writing what it changes.
 //
 //   bench_merge DIR [--gb N] [--rounds N] [--rank R] [--adapter BF16|F32] [--swapped] [--durable] [--memory-only]
+//                   [--only TEXT]
 //
 // Candidates alternate, each into a new file, twice in a row: the first run gets the second the pages that it will ask
 // for, which a virtual machine may have given back to its host. The best of all rounds counts. --durable: synced and
-// read back, against cp + sync + cmp.
+// read back, against cp + sync + cmp. --only: of what is run file to file, what has TEXT in its name.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -41,6 +42,7 @@ struct Options {
   fs::path base() const { return dir / (swapped ? "base_swapped.safetensors" : "base.safetensors"); }
   Dtype adapter = Dtype::bf16;
   bool swapped = false, durable = false, memory_only = false;
+  std::string only;
 };
 
 // As Qwen3-30B-A3B's gate_up_proj: [128, 1536, 2048]; or [128, 2048, 1536].
@@ -165,6 +167,9 @@ void file_to_file(Plan& plan, const Options& options) {
   for (int threads : {1, 2}) candidates.push_back(merging(plan, options, MergeMode::best, "best", threads));
   for (int threads : {1, 2}) candidates.push_back(merging(plan, options, MergeMode::fast, "fast", threads));
   for (int threads : {1, 2}) candidates.push_back(merging(plan, options, MergeMode::peft, "peft", threads));
+  std::erase_if(candidates, [&](const Candidate& c) {
+    return &c != &candidates[0] && c.name.find(options.only) == std::string::npos;
+  });
   const std::string out = (options.dir / "out").string();
   for (int round = 0; round < options.rounds; ++round) {
     for (Candidate& candidate : candidates) {
@@ -228,7 +233,7 @@ int main(int argc, char** argv) {
   if (argc < 2)
     return fmt::print(stderr,
                       "usage: bench_merge DIR [--gb N] [--rounds N] [--rank R] [--adapter BF16|F32] [--swapped] "
-                      "[--durable] [--memory-only]\n"),
+                      "[--durable] [--memory-only] [--only TEXT]\n"),
            2;
   Options options;
   options.dir = argv[1];
@@ -241,6 +246,7 @@ int main(int argc, char** argv) {
     if (flag == "--gb") options.gb = std::atof(argv[i + 1]);
     if (flag == "--rounds") options.rounds = std::atoi(argv[i + 1]);
     if (flag == "--rank") options.rank = std::atoi(argv[i + 1]);
+    if (flag == "--only") options.only = argv[i + 1];
     if (flag == "--adapter") options.adapter = peft::parse_dtype(argv[i + 1]).value_or(Dtype::bf16);
   }
   fs::create_directories(options.dir);

@@ -13,6 +13,8 @@
 namespace peft::execution {
 namespace {
 
+constexpr std::uint64_t kCacheLine = 64;
+
 [[noreturn]] void overflow(const FileWork& work, std::size_t t) {
   const PlannedTensor& tensor = work.tensor(t);
   throw Error(ErrorCode::NUM_OVERFLOW, {.file = work.file->name,
@@ -62,11 +64,12 @@ std::span<const Run> Stage::make(const FileWork& work, const Unit& unit) {
   return std::span(runs_).first(num_runs_);
 }
 
-std::byte* Stage::allocate(std::uint64_t bytes) {
-  const std::uint64_t size = staging_size(bytes);
+// In its cache line the memory starts at byte `phase`.
+std::byte* Stage::allocate(std::uint64_t bytes, std::uint64_t phase) {
+  const std::uint64_t size = staging_size(bytes);  // has a line more than there are bytes
   if (size > size_ - used_)
     throw Error(ErrorCode::INTERNAL, {.problem = "a unit of work is larger than the staging buffer"});
-  std::byte* memory = memory_.get() + used_;
+  std::byte* memory = memory_.get() + used_ + phase;
   used_ += size;
   return memory;
 }
@@ -112,9 +115,11 @@ void Stage::append_direct(const FileWork& work, const Piece& piece) {
   }
 }
 
-// Memory for `made`, which the piece is a part of.
+// Memory for `made`, which the piece is a part of. It lies in cache lines as the file does: copying to pages of the
+// file takes 1.4 times as long otherwise.
 std::byte* Stage::append_staged(const FileWork& work, const Piece& piece, const Piece& made) {
-  std::byte* out = allocate(made.bytes());
+  const std::uint64_t position = work.layout.head.size() + work.layout.begin[piece.tensor] + made.begin;
+  std::byte* out = allocate(made.bytes(), position % sizeof(double) == 0 ? position % kCacheLine : 0);
   append(work, piece.tensor, work.layout.begin[piece.tensor] + piece.begin, out + (piece.begin - made.begin),
          piece.bytes());
   return out;
@@ -152,7 +157,7 @@ void Stage::render_family(const FileWork& work, std::span<Waiting> waiting) {
   std::vector<std::byte*> raw;
   for (const Waiting& member : waiting) {
     std::byte* out = member.out;
-    if (family.converts()) raw.push_back(out = allocate(count * static_cast<std::uint64_t>(from_size)));
+    if (family.converts()) raw.push_back(out = allocate(count * static_cast<std::uint64_t>(from_size), 0));
     destinations_.push_back({work.families.first[member.piece.tensor], out});
   }
   render_members(family, begin, end, destinations_, scratch_);

@@ -35,7 +35,7 @@ class Stage {
     Piece piece;
     std::byte* out;
   };
-  std::byte* allocate(std::uint64_t bytes);
+  std::byte* allocate(std::uint64_t bytes, std::uint64_t phase);
   void append(const FileWork& work, std::size_t tensor, std::uint64_t offset, const std::byte* data,
               std::uint64_t bytes);
   void append_direct(const FileWork& work, const Piece& piece);

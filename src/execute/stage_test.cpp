@@ -6,6 +6,7 @@
 #include <rapidcheck/gtest.h>
 
 #include <cstring>
+#include <set>
 
 #include "execute/random_plan.h"
 #include "peft/error.h"
@@ -163,6 +164,35 @@ TEST(MakeWork, CutsWhereBlocksOfTheFileEnd) {
   EXPECT_GT(work.units.size(), 360u);
   bool once = true;
   EXPECT_TRUE(image_of(work, once) == execute_in_memory(plan)[0] && once);
+}
+
+// What is made, by itself or with others, lies in cache lines as it will in the file's pages.
+TEST(Stage, LiesAsTheFileDoes) {
+  PlanBuilder builder(1);
+  const View source = builder.source(Dtype::bf16, 96, 64, true);
+  builder.output("before", Dtype::bf16, 96, 60).blocks = {{0, 0, 1, source.col_range(0, 60), 1}};  // moves the rest
+  builder.output("rendered", Dtype::bf16, 64, 96).blocks = {{0, 0, 1, source.transposed(), 1}};
+  const View fused = builder.source(Dtype::bf16, 96, 8 * 64, true);
+  for (std::int64_t e = 0; e < 64; ++e)
+    builder.output(fmt::format("{}.lora_B", e), Dtype::bf16, 96, 8).blocks = {{0, 0, 1, fused.col_range(e, 8, 64), 1}};
+  const Plan plan = builder.make();
+  CutSizes sizes;
+  sizes.block = 4000;
+  const FileWork work = make_work(plan, plan.files[0], sizes);
+  MergeStores stores;
+  Stage stage(work.sizes.staging, stores);
+  std::set<std::uint64_t> places;
+  for (const Unit& unit : work.units) {
+    for (const execution::Run& run : stage.make(work, unit)) {
+      std::uint64_t at = work.layout.head.size() + run.offset;
+      for (const iovec& part : run.parts) {
+        EXPECT_EQ(reinterpret_cast<std::uintptr_t>(part.iov_base) % 64, at % 64) << at;
+        places.insert(at % 64);
+        at += part.iov_len;
+      }
+    }
+  }
+  EXPECT_GT(places.size(), 1u);
 }
 
 TEST(Stage, NamesTheTensorWhoseValueOverflows) {
