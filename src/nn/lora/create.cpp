@@ -182,6 +182,10 @@ void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraCo
   AdapterEntry& entry = impl.entry(name);
   entry.trainable = !inference;
   complete(entry.config);
+  const bool list = std::holds_alternative<std::vector<std::string>>(entry.config.target_modules);
+  if (list && !impl.model.peft_config.empty() && !entry.config.target_parameters) {
+    entry.config.target_parameters.emplace();  // PEFT's conversion for these types leaves a list, be it empty
+  }
   entry.config.base_model_name_or_path = impl.base->folder();
   impl.warnings.insert(impl.warnings.end(), resolved.warnings.begin(), resolved.warnings.end());
 }

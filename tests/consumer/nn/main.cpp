@@ -2,7 +2,22 @@
 #include <ATen/ATen.h>
 #include <peft/nn/model.h>
 
+#include <fstream>
 #include <iostream>
+#include <set>
+#include <string>
+
+// Two would be two pools of threads.
+std::size_t openmp_runtimes() {
+  std::set<std::string> paths;
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    for (const char* name : {"/libgomp", "/libomp", "/libiomp"}) {
+      if (line.find(name) != std::string::npos) paths.insert(line.substr(line.find('/')));
+    }
+  }
+  return paths.size();
+}
 
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
@@ -10,5 +25,5 @@ int main(int argc, char** argv) {
   const at::Tensor logits = model->logits(at::tensor({1, 2, 3, 4}, at::kLong).unsqueeze(0));
   const bool finite = at::isfinite(logits).all().item<bool>();
   std::cout << model->model_type() << ": " << model->parameter_count() << " parameters, " << logits.size(1)
-            << " tokens, " << (finite ? "finite" : "not finite") << "\n";
+            << " tokens, " << (finite ? "finite" : "not finite") << ", " << openmp_runtimes() << " OpenMP runtimes\n";
 }
