@@ -216,6 +216,29 @@ bool Tiles<T>::keeps_all() const {
                       [](const Packed& packed) { return packed.is_packed.empty(); });
 }
 
+// Products of floats are exact in a double: added to a sum, they need no fma(), which is a slow function where the
+// compiler may not count on the instruction.
+template <class T>
+double Tiles<T>::exact_product(const Packed& packed, std::size_t row, const T* right, std::size_t col) {
+  const std::size_t width = packed.width();
+  const T* left = packed.left.get() + row * width;
+  double sum = 0;
+  if (packed.paired) {
+    const std::uint32_t *words_of_row = words(left), *words_of_col = words(right) + col;
+    for (std::size_t p = 0; p < width; ++p) {
+      const std::uint32_t one = words_of_row[p], other = words_of_col[p * kPanel];
+      sum += static_cast<double>(first_of(one)) * static_cast<double>(first_of(other));
+      sum += static_cast<double>(second_of(one)) * static_cast<double>(second_of(other));
+    }
+  } else {
+    for (std::size_t k = 0; k < width; ++k) {
+      const auto one = static_cast<double>(left[k]), other = static_cast<double>(right[k * kPanel + col]);
+      sum = sizeof(T) == sizeof(float) ? sum + one * other : std::fma(one, other, sum);
+    }
+  }
+  return sum;
+}
+
 template <class T>
 double Tiles<T>::exact(double weight, std::int64_t row, std::int64_t panel, std::size_t col, const Gains& gains) const {
   for (const Step& step : program_.steps) {
@@ -223,13 +246,7 @@ double Tiles<T>::exact(double weight, std::int64_t row, std::int64_t panel, std:
     const Packed& packed = packed_[step.update];
     const T* right =
         packed.right.get() + (packed.is_packed.empty() ? 0 : static_cast<std::size_t>(panel) * packed.width() * kPanel);
-    double sum = 0;
-    for (std::size_t k = 0; k < static_cast<std::size_t>(packed.sides.rank); ++k) {
-      const double left = packed.left_at(static_cast<std::size_t>(row), k),
-                   other = element(packed.paired, right, k, kPanel, col);
-      // Products of floats are exact in a double; without the instruction, fma() is a slow function.
-      sum = sizeof(T) == sizeof(float) ? sum + left * other : std::fma(left, other, sum);
-    }
+    const double sum = exact_product(packed, static_cast<std::size_t>(row), right, col);
     weight = std::fma(updates_[step.update]->scale, sum, weight);
     if (step.kind == Step::Kind::scale) weight *= gain_of(gains, step.gain, row, panel, col);
   }

@@ -76,6 +76,7 @@ class Tiles {
     std::size_t width() const;  // elements of T of a row of `left`; kPanel times as many of a panel of `right`
     double left_at(std::size_t i, std::size_t k) const;
   };
+  static double exact_product(const Packed& packed, std::size_t row, const T* right, std::size_t col);
   void multiply_unpaired(Packed& packed, std::int64_t row, std::size_t rows, const T* right);
   const T* right_of(std::size_t n, std::int64_t panel);
   double gain_of(const Gains& gains, std::size_t gain, std::int64_t row, std::int64_t panel, std::size_t col) const;
