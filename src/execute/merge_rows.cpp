@@ -22,11 +22,30 @@ double exact_at(const Tiles<float>& tiles, const Strip& strip, const StripPlace&
                      place.begin / kWidth + static_cast<std::int64_t>(j / kPanel), j % kPanel, kNoGains);
 }
 
+// Elements of a Word that lie `step` apart, side by side; and back.
+template <class Word, bool kBack>
+void move_row(const std::byte* from, std::byte* to, std::size_t count, std::size_t step) {
+  for (std::size_t j = 0; j < count; ++j) {
+    const std::size_t apart = j * step * sizeof(Word), dense = j * sizeof(Word);
+    Word word;
+    std::memcpy(&word, from + (kBack ? dense : apart), sizeof word);
+    std::memcpy(to + (kBack ? apart : dense), &word, sizeof word);
+  }
+}
+template <bool kBack>
+void move_columns(const std::byte* from, std::byte* to, std::size_t count, std::int64_t step, Dtype dtype) {
+  const auto wide = static_cast<std::size_t>(step);
+  if (wide == 1) return void(std::memcpy(to, from, count * static_cast<std::size_t>(element_size(dtype))));
+  if (element_size(dtype) == 4) return move_row<std::uint32_t, kBack>(from, to, count, wide);
+  if (wide != 2) return move_row<std::uint16_t, kBack>(from, to, count, wide);
+  move_row<std::uint16_t, kBack>(from, to, count, 2);  // gate and up in turn: a loop of its own, of vectors
+}
+
 }  // namespace
 
 bool is_strip(const MergedTensor& tensor, const Tiles<float>& tiles) {
   const MergeProgram& program = tiles.program();
-  return program.steps.size() == 1 && program.steps.front().kind == Step::Kind::add && tiles.lattice().cols.step == 1 &&
+  return program.steps.size() == 1 && program.steps.front().kind == Step::Kind::add &&
          tensor.merge().base_dtype == tensor.tensor().dtype;
 }
 
@@ -39,7 +58,8 @@ std::optional<bool> StripMerger::run(const MergedTensor& tensor, Tiles<float>& t
   if (!factors) return std::nullopt;
   const plan::Lattice& lattice = tiles.lattice();
   const std::int64_t row = lattice.rows.first + (place.first + place.row) * lattice.rows.step - target.area.row;
-  const std::int64_t col = (lattice.cols.first + place.begin - target.area.col) * element_size(dtype);
+  const std::int64_t step = lattice.cols.step;
+  const std::int64_t col = (lattice.cols.first + place.begin * step - target.area.col) * element_size(dtype);
   Strip strip{.paired = factors->paired,
               .width = factors->width,
               .left = factors->left,
@@ -51,13 +71,23 @@ std::optional<bool> StripMerger::run(const MergedTensor& tensor, Tiles<float>& t
               .base_pitch = lattice.rows.step * target.base.pitch,
               .out = target.out + row * target.out_pitch + col,
               .out_pitch = lattice.rows.step * target.out_pitch};
-  if (strip.base == strip.out) {  // weights that were made where they are about to be overwritten
-    const auto bytes = static_cast<std::size_t>((place.end - place.begin) * element_size(dtype));
-    kept_.resize(place.rows * bytes);
-    for (std::size_t i = 0; i < place.rows; ++i)
-      std::memcpy(&kept_[i * bytes], strip.base + static_cast<std::int64_t>(i) * strip.base_pitch, bytes);
-    strip.base = kept_.data();
+  // Columns that lie apart; and weights that were made where they are about to be overwritten.
+  const auto cols = static_cast<std::size_t>(place.end - place.begin),
+             bytes = cols * static_cast<std::size_t>(element_size(dtype));
+  std::byte* const out = strip.out;
+  const std::int64_t out_pitch = strip.out_pitch;
+  if (step != 1 || strip.base == strip.out) {
+    std::byte* kept = kept_.resize(place.rows * bytes);
+    for (std::size_t i = 0; i < place.rows; ++i) {
+      move_columns<false>(strip.base + static_cast<std::int64_t>(i) * strip.base_pitch, kept + i * bytes, cols, step,
+                          dtype);
+    }
+    strip.base = kept;
     strip.base_pitch = static_cast<std::int64_t>(bytes);
+  }
+  if (step != 1) {
+    strip.out = made_.resize(place.rows * bytes);
+    strip.out_pitch = static_cast<std::int64_t>(bytes);
   }
   if (merge.mode == MergeMode::best) {
     limits_.resize(static_cast<std::size_t>(panels));
@@ -71,6 +101,8 @@ std::optional<bool> StripMerger::run(const MergedTensor& tensor, Tiles<float>& t
   const StripResult result = merge_strip({tiles.program().steps.front().tail, dtype, tiles.update(0).scale}, strip);
   if (result.marked) mend(strip, dtype, place, tiles);
   if (merge.mode == MergeMode::fast) sample(strip, dtype, place, tiles, error);
+  for (std::size_t i = 0; step != 1 && i < place.rows; ++i)
+    move_columns<true>(strip.out + i * bytes, out + static_cast<std::int64_t>(i) * out_pitch, cols, step, dtype);
   return result.finite;
 }
 

@@ -1,6 +1,7 @@
 // Rows of a place with one update and nothing else to do, from the weights as they were to those that are written.
 #pragma once
 
+#include "execute/line_buffer.h"
 #include "execute/merge_strip.h"
 #include "execute/merge_target.h"
 
@@ -26,7 +27,7 @@ class StripMerger {
   void sample(const Strip& strip, Dtype dtype, const StripPlace& place, const Tiles<float>& tiles,
               MergeError& error) const;
 
-  std::vector<std::byte> kept_;
+  LineBuffer<std::byte> kept_, made_;
   std::vector<float> limits_;
   std::vector<std::uint64_t> suspects_;
 };

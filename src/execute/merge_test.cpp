@@ -286,6 +286,31 @@ TEST_P(MergeOnTarget, MakesTheSameBytesAtTheLimitOfWhatIsMended) {
   }
 }
 
+// Products below the smallest normal number, which pair products would take for zero, of a side that has too small
+// factors and one that has not.
+TEST_P(MergeOnTarget, KeepsSubnormalProducts) {
+  constexpr std::int64_t kRank = 8, kCols = 2 * static_cast<std::int64_t>(kPanel);
+  for (const bool left_is_small : {false, true}) {
+    const double small = 0x1p-80, large = 0x1p-50;
+    PlanBuilder builder(1);
+    const View base = builder.values(Dtype::bf16, 1, kCols, std::vector<double>(kCols, 0x1p-124));
+    PlannedTensor& tensor = builder.output("w", Dtype::bf16, 1, kCols);
+    tensor.blocks.push_back({0, 0, 1, base, 1.0});
+    tensor.merge = Merge{MergeMode::best, Dtype::bf16, {}};
+    Update update;
+    update.target = View{0, 0, 0, 1, kCols, kCols, 1};
+    std::vector<double> left(kRank, left_is_small ? small : large), right(kRank * kCols, left_is_small ? large : small);
+    for (std::size_t i = 0; i < right.size(); ++i) right[i] *= i % 3 == 0 ? -1 : 1;
+    update.a = builder.values(Dtype::bf16, kRank, kCols, right);
+    update.b = builder.values(Dtype::bf16, 1, kRank, left);
+    update.scale = 1;
+    tensor.merge->updates.push_back(update);
+    const Plan plan = builder.make();
+    use(GetParam());
+    EXPECT_EQ(compare(plan, image_of(plan, {}), true).different, 0u) << (left_is_small ? "left" : "right");
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Hwy, MergeOnTarget, testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
                          [](const auto& target) { return std::string(hwy::TargetName(target.param)); });
 
