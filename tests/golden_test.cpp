@@ -49,6 +49,9 @@ constexpr Skip kSkipped[] = {
     {"consumers/tinker/", "Tinker's 3-D files: not a layout that peft reads"},
     {"consumers/vllm/", "what vLLM loads: no adapter of its own"},
     {"config/resolve/loftq_missing", "PEFT fails because a Python package is missing"},
+#ifndef PEFT_HAVE_TOKENIZERS
+    {"tokenizer/", "no Python with the package tokenizers when this was built, and no runtime that needs it"},
+#endif
 };
 
 bool is_selected(const std::string& id, const std::vector<std::string>& filters) {
