@@ -91,27 +91,27 @@ Lookup ConfigFacts::names(const ExpertsRow& row, std::int64_t layer) const {
   };
 }
 
-Lookup ConfigFacts::dense_names() const {
-  return [this](std::string_view name) -> std::optional<Value> {
+Lookup ConfigFacts::dense_names(const std::string& section_path) const {
+  return [this, section_path](std::string_view name) -> std::optional<Value> {
     const auto one = [&](const std::vector<std::string>& keys) -> std::optional<Value> {
-      const auto number = integer("text_config", keys);
+      const auto number = integer(section_path, keys);
       return number ? std::optional<Value>(*number) : std::nullopt;
     };
-    const auto hidden = integer("text_config", kHiddenKeys), heads = integer("text_config", kHeadKeys);
+    const auto hidden = integer(section_path, kHiddenKeys), heads = integer(section_path, kHeadKeys);
     if (name == "H") return one(kHiddenKeys);
     if (name == "V") return one({"vocab_size"});
     if (name == "A") return one(kHeadKeys);
     if (name == "K") {
-      if (const auto number = integer("text_config", {"num_key_value_heads", "num_kv_heads"})) return Value(*number);
+      if (const auto number = integer(section_path, {"num_key_value_heads", "num_kv_heads"})) return Value(*number);
       return one(kHeadKeys);
     }
     if (name == "D") {
-      if (const auto number = integer("text_config", {"head_dim", "d_kv"})) return Value(*number);
+      if (const auto number = integer(section_path, {"head_dim", "d_kv"})) return Value(*number);
       if (hidden && heads) return Value(*hidden / *heads);
       return std::nullopt;
     }
     if (name == "I") {
-      if (const auto number = integer("text_config", kInnerKeys)) return Value(*number);
+      if (const auto number = integer(section_path, kInnerKeys)) return Value(*number);
       const auto inner = config_.find("n_inner");  // gpt2: null stands for 4 H
       if (hidden && *hidden < (std::int64_t{1} << 40) && inner != config_.end()) return Value(4 * *hidden);
       if (hidden && *hidden < (std::int64_t{1} << 40) && config_.contains("n_embd")) return Value(4 * *hidden);

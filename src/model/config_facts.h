@@ -36,7 +36,7 @@ class ConfigFacts {
   // Names in the formulas and rules of a row, for layer i.
   Lookup names(const ExpertsRow& row, std::int64_t layer = 0) const;
   // Names in the formulas of dense types: H, I, V, A, K, D.
-  Lookup dense_names() const;
+  Lookup dense_names(const std::string& section_path = "text_config") const;
 
   // Number of layers of the stack a template is in; throws MD_FORM for an absurd one.
   std::optional<std::int64_t> num_layers(std::string_view section_path, std::string_view path_template) const;

@@ -518,6 +518,7 @@ TEST(FamilyRows, AreReadable) {
 
 // Measured with transformers 4.57.6 and 5.24.0 on configs with such layers; the default models have none.
 TEST(FromConfig, LayersWithoutExpertsHaveTheirMlp) {
+  EXPECT_TRUE(model::load_table()->dense_layers.contains("qwen3_omni_moe"));
   for (const auto& [type, linears] : (model::load_table())->dense_layers) {
     SCOPED_TRACE(type);
     const bool is_llama = type.starts_with("llama4");
@@ -530,9 +531,15 @@ TEST(FromConfig, LayersWithoutExpertsHaveTheirMlp) {
         R"("hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_attention_heads": 4, "vocab_size": 64)";
     const bool composite = type == "qwen3_vl_moe" || type == "llama4" || type == "qwen3_omni_moe_thinker";
     const std::string body = text + sizes;
-    const std::string config = composite ? R"("text_config": {)" + body + "}" : body;
+    std::string config = composite ? R"("text_config": {)" + body + "}" : body;
+    if (type == "qwen3_omni_moe") {  // the talker, narrower, has experts in all layers, whatever its config says
+      const std::string talker = R"("text_config": {"hidden_size": 8, "intermediate_size": 4, "vocab_size": 64,)" +
+                                 text + R"("num_attention_heads": 4, "moe_intermediate_size": 16})";
+      config = R"("talker_config": {)" + talker + R"(}, "thinker_config": {"text_config": {)" + body + "}}";
+    }
     const Model model =
         describe({.base = scratch_file("layers.json", R"({"model_type": ")" + type + R"(", )" + config + "}")});
+    EXPECT_EQ(model.index->find_known(Generation::v5, "talker.model.layers.0.mlp.gate_proj"), nullptr);
     for (const auto& tree : {model.v4, model.v5}) {
       if (!tree) continue;
       std::vector<std::string> found;

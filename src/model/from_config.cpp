@@ -211,7 +211,9 @@ class Maker {
 
   Module module_of(const Known& known, std::int64_t layer) const {
     Module module{known.path.fill(layer), known.kind, known.class_name, {}};
-    const Lookup names = known.row != nullptr ? draft_.facts.names(*known.row) : draft_.facts.dense_names();
+    const Lookup names = known.dense_layers     ? draft_.facts.dense_names(known.row->config)
+                         : known.row != nullptr ? draft_.facts.names(*known.row)
+                                                : draft_.facts.dense_names();
     for (const std::string& dim : known.dims) {
       const auto size = evaluate_integer(dim, names);
       if (!size || *size <= 0) return {module.name, module.kind, module.class_name, {}};

@@ -85,10 +85,11 @@ void add_dense_layers(Index& index, const Family& family) {
   for (const Generation g : {Generation::v4, Generation::v5}) {
     if (!family.generation(g)) continue;
     for (const ExpertsRow& row : family.generation(g)->experts) {
+      if (row.moe_layers == std::vector<std::string>{"all"}) continue;  // the talker of qwen3_omni_moe
       for (const DenseLinear& linear : found->second)
         add_known(
             g == Generation::v4 ? index.known_v4 : index.known_v5,
-            {PathTemplate(row.block + "." + linear.path), linear.kind, linear.class_name, linear.dims, nullptr, true});
+            {PathTemplate(row.block + "." + linear.path), linear.kind, linear.class_name, linear.dims, &row, true});
     }
   }
 }

@@ -31,7 +31,7 @@ struct Model::Index {
     ModuleKind kind;
     std::string class_name;
     std::vector<std::string> dims;           // formulas, where the table has them
-    const model::ExpertsRow* row = nullptr;  // of routers and shared experts: whose names the formulas use
+    const model::ExpertsRow* row = nullptr;  // whose block it stands in: routers, shared experts, dense layers
     bool dense_layers = false;               // only in layers without experts
   };
   using KnownMap = std::unordered_map<std::string, std::vector<KnownModule>>;

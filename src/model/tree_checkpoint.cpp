@@ -2,6 +2,7 @@
 // the name. Nor do they tell buffers from parameters; a buffer is never a target, so it may stay.
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "base/natural_order.h"
 #include "model/builder.h"
@@ -25,20 +26,25 @@ const Model::Index::KnownModule* known_module(const Draft& draft, std::string_vi
   return known != nullptr ? known : draft.index->find_known(Generation::v4, module);
 }
 
-// The part of the names that a checkpoint of the bare model leaves out: "transformer." of gpt2.
+// The part of the names that a checkpoint of the bare model leaves out: "transformer." of gpt2. Nothing where a name
+// begins as one of the family's does.
 std::string missing_prefix(const Checkpoint& checkpoint, const Draft& draft) {
+  std::set<std::string, std::less<>> prefixes;
   for (const auto& [key, list] : draft.index->known_v5) {
     const std::size_t dot = key.find('.');
-    if (dot == std::string::npos || key.find('#') == std::string::npos) continue;
-    const std::string prefix = key.substr(0, dot + 1);
-    bool found = false, would_fit = false;
-    for (const Checkpoint::Entry& entry : checkpoint.tensors()) {
-      const std::string_view name = entry.tensor->name;
-      found = found || name.starts_with(prefix);
-      would_fit = would_fit || (!would_fit && known_module(draft, prefix + std::string(parent(name))) != nullptr);
-      if (found) return {};
-    }
-    return would_fit ? prefix : std::string();
+    if (dot != std::string::npos && key.find('#') != std::string::npos) prefixes.insert(key.substr(0, dot + 1));
+  }
+  const auto any_tensor = [&](const auto& holds) {
+    const auto& tensors = checkpoint.tensors();
+    return std::any_of(tensors.begin(), tensors.end(), [&](const auto& entry) { return holds(entry.tensor->name); });
+  };
+  if (any_tensor([&](std::string_view name) { return prefixes.contains(name.substr(0, name.find('.') + 1)); }))
+    return {};
+  for (const std::string& prefix : prefixes) {
+    const auto fits = [&](std::string_view name) {
+      return known_module(draft, prefix + std::string(parent(name))) != nullptr;
+    };
+    if (any_tensor(fits)) return prefix;
   }
   return {};
 }
