@@ -53,6 +53,7 @@ struct CausalLM::Impl {
   Frequencies frequencies;
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;
+  bool has_adapters = false;  // a PeftModel has its hooks in
 };
 
 // Makes all modules, with tensors of the right shapes and no values.

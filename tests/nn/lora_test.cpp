@@ -188,6 +188,31 @@ TEST_F(LoraApi, TheBaseIsLeftAsItWas) {
   EXPECT_TRUE(base_->logits(ids_).equal(plain));
 }
 
+TEST_F(LoraApi, ABaseHasOnePeftModelAtATime) {
+  const at::Tensor plain = base_->logits(ids_);
+  {
+    const auto first = get_peft_model(base_, config());
+    const at::Tensor logits = first->logits(ids_);
+    EXPECT_NE(message([&] { get_peft_model(base_, config(), {.seed = 9}); }).find("has a PeftModel already"),
+              std::string::npos);
+    EXPECT_TRUE(first->logits(ids_).equal(logits));
+    EXPECT_GT(max_difference(logits, plain), 1e-3);
+    first->unload();
+    EXPECT_EQ(message([&] { get_peft_model(base_, config()); }), "no error");
+  }
+  EXPECT_TRUE(base_->logits(ids_).equal(plain));
+  EXPECT_NE(message([&] { PeftModel::from_pretrained(base_, "no such folder"); }), "no error");
+  EXPECT_EQ(message([&] { get_peft_model(base_, config()); }), "no error");
+}
+
+TEST_F(LoraApi, AnUnknownKeyOfAFileIsTold) {
+  const TemporaryFolder out;
+  std::ofstream(out / "adapter_config.json") << R"({"peft_type": "LORA", "target_modules": ["q_proj"], "future": 1})";
+  const auto model = get_peft_model(base_, LoraConfig::read(out / "adapter_config.json"));
+  ASSERT_EQ(model->warnings().size(), 1);
+  EXPECT_NE(model->warnings().front().find("future"), std::string::npos);
+}
+
 TEST_F(LoraApi, OnlyAdaptersAreTrained) {
   const auto model = get_peft_model(base_, config());
   model->forward({.ids = ids_, .mask = {}, .positions = {}}, {.training = true}).logits.square().mean().backward();
@@ -329,6 +354,7 @@ TEST_F(LoraApi, DropoutActsInTrainingOnly) {
   const at::Tensor a = model->forward(input, {.training = true}).logits,
                    b = model->forward(input, {.training = true}).logits;
   EXPECT_GT(max_difference(a.detach(), b.detach()), 1e-4);
+  model->unload();
   LoraConfig both = config();
   both.lora_dropout = 0.5;  // PEFT refuses it on parameters
   EXPECT_NE(message([&] { get_peft_model(base_, both); }).find("lora_dropout"), std::string::npos);
@@ -340,7 +366,8 @@ TEST_F(LoraApi, WhatIsNotImplementedIsRefusedByName) {
                                                         {"layer_replication", "[[0, 1]]"},
                                                         {"use_qalora", "true"},
                                                         {"kasa_config", "{\"beta\": 1}"},
-                                                        {"use_bdlora", "{\"nblocks\": 2}"}}) {
+                                                        {"use_bdlora", "{\"nblocks\": 2}"},
+                                                        {"lora_aplha", "16"}}) {
     LoraConfig c = config();
     c.set(key, value);
     EXPECT_NE(message([&] { get_peft_model(base_, c); }).find(key), std::string::npos) << key;
@@ -362,6 +389,7 @@ TEST_F(LoraApi, OneClearErrorForEachBadInput) {
   model->save_pretrained(out / "saved", {.sync = false});
   // Another model: its experts are not there, or its projections have other shapes.
   for (const char* other : {"qwen3_moe-HI-v5", "rt-llama"}) {
+    if (!has_model(other)) continue;
     const auto wrong = load_model((golden_root() / "models" / other).string(), {.dtype = at::kFloat});
     EXPECT_NE(message([&] { PeftModel::from_pretrained(wrong, out / "saved"); }), "no error") << other;
   }

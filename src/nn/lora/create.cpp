@@ -31,6 +31,17 @@ AdapterConfig checked(const LoraConfig& config) {
   return result;
 }
 
+// A key of a file may be a newer PEFT's; in code it is a slip of the pen.
+void check_unknown(const AdapterConfig& config, bool from_file, std::vector<std::string>& warnings) {
+  for (const std::string& key : config.unknown) {
+    if (!from_file) {
+      throw Error(ErrorCode::CF_UNSUP,
+                  {.tensor = key, .problem = "LoraConfig of PEFT has no such field", .hint = "is the name misspelt?"});
+    }
+    warnings.push_back(fmt::format("unknown config key {}: kept as it is; PEFT ignores it", printable(key)));
+  }
+}
+
 // PEFT writes every key of its version, whatever was given.
 void complete(AdapterConfig& config) {
   for (const config::PeftKey& row : config::peft_keys()) {
@@ -164,6 +175,7 @@ void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraCo
                     const AdapterModelOptions& options) {
   const at::NoGradGuard no_grad;
   AdapterConfig config = checked(given);
+  check_unknown(config, !given.file.empty(), impl.warnings);
   if (auto rewritten = rewrite_v4_targets(config, impl.model, impl.warnings)) config = std::move(*rewritten);
   require_one_bias(impl, config);
   const ResolvedTargets resolved = resolve_targets(config, impl.tree, impl.model, Generation::v5);

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "nn/impl.h"
 #include "peft/error.h"
 
 namespace peft::nn {
@@ -250,6 +251,7 @@ void PeftModel::Impl::forget(int id) {
 }
 
 void PeftModel::Impl::remove_hooks() {
+  base->impl().has_adapters = false;
   select_overlays({});
   for (const auto& module : base->modules().all()) {
     if (auto* linear = dynamic_cast<Linear*>(module.get())) linear->adapter.reset();

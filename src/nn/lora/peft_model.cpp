@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "nn/impl.h"
 #include "nn/lora/impl.h"
 #include "peft/error.h"
 
@@ -13,10 +14,17 @@ namespace peft::nn {
 namespace {
 
 std::unique_ptr<PeftModel::Impl> new_impl(std::shared_ptr<CausalLM> base) {
+  // A module has one hook: a second PeftModel would take the first one's, and its adapters would do nothing.
+  if (base->impl().has_adapters) {
+    throw Error(ErrorCode::USAGE, {.problem = "the base has a PeftModel already",
+                                   .expected = "one PeftModel for each base",
+                                   .hint = "add_adapter and load_adapter put several adapters on one"});
+  }
   auto impl = std::make_unique<PeftModel::Impl>();
   impl->model = describe({.base = base->folder()});
   impl->tree = base->tree();
   impl->base = std::move(base);
+  impl->base->impl().has_adapters = true;
   const at::NoGradGuard no_grad;
   for (const auto& [name, tensor] : impl->base->parameters()) {
     Tensor frozen = tensor;
