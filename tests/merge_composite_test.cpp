@@ -15,6 +15,18 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 
+// Of the text class, or of the composite one around it.
+Json base_config(Json text, bool base_is_text) {
+  if (base_is_text) {
+    text["architectures"] = {"Qwen3_5MoeForCausalLM"};
+    return text;
+  }
+  return {{"model_type", "qwen3_5_moe"},
+          {"architectures", {"Qwen3_5MoeForConditionalGeneration"}},
+          {"text_config", text},
+          {"tie_word_embeddings", false}};
+}
+
 // A composite model and its text class name the same layers with another prefix.
 TEST(MergeComposite, AdaptersOfEitherClassIntoEitherBase) {
   constexpr std::int64_t kExperts = 2, kHidden = 8, kIntermediate = 6;
@@ -51,15 +63,7 @@ TEST(MergeComposite, AdaptersOfEitherClassIntoEitherBase) {
                          {"head_dim", 4},
                          {"vocab_size", 17},
                          {"tie_word_embeddings", false}};
-      Json config = text;
-      if (base_is_text)
-        config["architectures"] = {"Qwen3_5MoeForCausalLM"};
-      else
-        config = {{"model_type", "qwen3_5_moe"},
-                  {"architectures", {"Qwen3_5MoeForConditionalGeneration"}},
-                  {"text_config", text},
-                  {"tie_word_embeddings", false}};
-      write_base(folder / "base", config, {tensors});
+      write_base(folder / "base", base_config(text, base_is_text), {tensors});
 
       const ExpertFactors dense{draw.matrix(2, kHidden, 0.5, 3), draw.matrix(16, 2, 0.5, 3)};
       const ExpertFactors rows{draw.matrix(2, 17, 0.5, 3), draw.matrix(kHidden, 2, 0.5, 3)};
@@ -137,15 +141,7 @@ TEST(MergeComposite, TokensOfEitherClassIntoEitherBase) {
                            {"head_dim", 4},
                            {"vocab_size", kVocabulary},
                            {"tie_word_embeddings", false}};
-        Json config = text;
-        if (base_is_text)
-          config["architectures"] = {"Qwen3_5MoeForCausalLM"};
-        else
-          config = {{"model_type", "qwen3_5_moe"},
-                    {"architectures", {"Qwen3_5MoeForConditionalGeneration"}},
-                    {"text_config", text},
-                    {"tie_word_embeddings", false}};
-        write_base(folder / "base", config, {tensors});
+        write_base(folder / "base", base_config(text, base_is_text), {tensors});
         const std::string key = "base_model.model." + theirs;
         write_lora(
             folder / "adapter",

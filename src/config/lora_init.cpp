@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cctype>
 #include <charconv>
-#include <string>
 
 namespace peft::config {
 namespace {

@@ -198,10 +198,6 @@ struct PairSums {
   }
 };
 
-}  // namespace
-
-namespace {
-
 // As PairSums, and root_of_sum(), of a row that has a lane for each word.
 float norm_of_short_row(const std::uint32_t* words, std::size_t count) {
   float sum = 0;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "execute/element.h"
+#include "execute/every_target.h"
 #include "execute/random_plan.h"
 #include "execute/stage.h"
 
@@ -80,17 +81,7 @@ std::vector<double> merged(const RowsCase& c, bool in_turn, const CutSizes& size
   return values;
 }
 
-class MergeRows : public testing::TestWithParam<std::int64_t> {
- protected:
-  void SetUp() override { use(GetParam()); }
-  void TearDown() override { use(0); }
-
- private:
-  static void use(std::int64_t targets) {
-    hwy::SetSupportedTargetsForTest(targets);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  }
-};
+class MergeRows : public EveryTarget {};
 
 TEST_P(MergeRows, InTurnAndSideBySideAreTheSame) {
   for (const MergeMode mode : {MergeMode::best, MergeMode::peft, MergeMode::peft_safe, MergeMode::fast}) {

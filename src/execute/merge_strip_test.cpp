@@ -13,6 +13,7 @@
 
 #include "base/half.h"
 #include "execute/element.h"
+#include "execute/every_target.h"
 #include "execute/line_buffer.h"
 #include "execute/merge_pairs.h"
 
@@ -176,17 +177,7 @@ std::vector<Case> all_cases() {
   return cases;
 }
 
-class MergeStrip : public testing::TestWithParam<std::int64_t> {
- protected:
-  void SetUp() override { use(GetParam()); }
-  void TearDown() override { use(0); }
-
- private:
-  static void use(std::int64_t targets) {
-    hwy::SetSupportedTargetsForTest(targets);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  }
-};
+class MergeStrip : public EveryTarget {};
 
 TEST_P(MergeStrip, OrdinaryNumbers) {
   for (const Case& c : all_cases()) StripTest(c).expect_right();

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "execute/element.h"
+#include "execute/every_target.h"
 #include "execute/random_merge.h"
 #include "execute/stage.h"
 #include "peft/error.h"
@@ -199,13 +200,9 @@ TEST(Merge, BytesDoNotDependOnHowTheFileIsCut) {
   }
 }
 
-class MergeOnTarget : public testing::TestWithParam<std::int64_t> {
+class MergeOnTarget : public EveryTarget {
  protected:
-  static void use(std::int64_t targets) {
-    hwy::SetSupportedTargetsForTest(targets);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  }
-  void TearDown() override { use(0); }
+  void SetUp() override {}  // a test says when
 };
 
 TEST_P(MergeOnTarget, MakesTheSameBytes) {

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "execute/every_target.h"
+
 namespace peft::execution {
 namespace {
 
@@ -47,16 +49,6 @@ std::vector<std::byte> run(bool scalar, std::size_t n_in, std::size_t n_out, std
   (scalar ? transpose_scalar : transpose)(in_rows, out_rows, size);
   return out.bytes;
 }
-
-class EveryTarget : public testing::TestWithParam<std::int64_t> {
- protected:
-  void SetUp() override { use(GetParam()); }
-  void TearDown() override { use(0); }
-  static void use(std::int64_t targets) {
-    hwy::SetSupportedTargetsForTest(targets);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-  }
-};
 
 TEST_P(EveryTarget, EqualsTwoLoops) {
   std::mt19937 random(7);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "layout/common_scale.h"
 #include "layout/encoder.h"
 #include "layout/fused_forms.h"
 #include "layout/gate_up.h"
@@ -20,21 +21,6 @@ std::vector<const Factor*> all_of(const Stack& stack) {
     }
   }
   return all;
-}
-
-// The scale most factors have: the others are folded into B, one rounding each.
-double common_scale(const std::vector<const Factor*>& factors) {
-  std::vector<std::pair<double, int>> counts;
-  for (const Factor* factor : factors) {
-    auto at = std::find_if(counts.begin(), counts.end(), [&](const auto& c) { return c.first == factor->scale; });
-    if (at == counts.end())
-      counts.emplace_back(factor->scale, 1);
-    else
-      ++at->second;
-  }
-  return std::max_element(counts.begin(), counts.end(),
-                          [](const auto& x, const auto& y) { return x.second < y.second; })
-      ->first;
 }
 
 // Puts natural blocks of one expert into the two tensors of a fused pair, whichever way round the layout has them.

@@ -96,10 +96,6 @@ void add_tied_output(ModuleTree& tree, const Draft& draft) {
   }
 }
 
-}  // namespace
-
-namespace {
-
 bool is_known(const Draft& draft, std::string_view module) {
   return known_module(draft, module) != nullptr || find_place(draft.index->places, module).has_value();
 }

@@ -5,27 +5,13 @@
 
 #include <algorithm>
 
+#include "layout/common_scale.h"
 #include "layout/same_values.h"
 #include "nn/lora/file_tensor.h"
 #include "peft/error.h"
 
 namespace peft::nn {
 namespace {
-
-// The scale that most have; the same choice as the core's encoder makes for the config.
-double common_scale(const std::vector<const Factor*>& factors) {
-  std::vector<std::pair<double, int>> counts;
-  for (const Factor* factor : factors) {
-    const auto at = std::find_if(counts.begin(), counts.end(), [&](const auto& c) { return c.first == factor->scale; });
-    if (at == counts.end())
-      counts.emplace_back(factor->scale, 1);
-    else
-      ++at->second;
-  }
-  return std::max_element(counts.begin(), counts.end(),
-                          [](const auto& x, const auto& y) { return x.second < y.second; })
-      ->first;
-}
 
 bool share_a(const TensorFile& file, const ExpertPairs& pairs) {
   if (pairs.parts.size() != 2) return false;
@@ -99,7 +85,7 @@ SiteFactors stack_pairs(const TensorFile& file, const Site& site, const ExpertsF
   }
   if (parts == 2 && !shared) factors.split = first[1];
   if (fused_layout) rank = std::max(rank, stored_rank(file, *pairs.all.front(), experts));
-  factors.stack.scale = common_scale(pairs.all);
+  factors.stack.scale = layout::common_scale(pairs.all);
   Tensor a = at::zeros({experts, rank, site.in()}, type), b = at::zeros({experts, rank, site.out()}, type);
   for (std::size_t p = 0; p < pairs.parts.size(); ++p) {
     for (std::size_t e = 0; e < pairs.parts[p].size(); ++e) {
