@@ -116,13 +116,13 @@ TEST(MakeWork, RendersAFamilyTogether) {
 
 TEST(MakeWork, CutsAFamilyThatIsTooLargeIntoMembersSideBySide) {
   PlanBuilder builder(1);
-  const Plan plan = fused_plan(builder, 256, 8, 96);
+  const Plan plan = fused_plan(builder, 512, 8, 96);
   CutSizes sizes;
-  sizes.staging = 250'000;  // of 256 members of 1536 bytes
+  sizes.staging = 500'000;  // of 512 members of 1536 bytes
   const FileWork work = make_work(plan, plan.files[0], sizes);
   ASSERT_EQ(work.units.size(), 2u);
   for (const Unit& unit : work.units) {
-    EXPECT_EQ(unit.last_member - unit.first_member, 128u);
+    EXPECT_EQ(unit.last_member - unit.first_member, 256u);
     EXPECT_EQ(unit.last_element - unit.first_element, 96 * 8);
   }
 }
