@@ -100,7 +100,8 @@ HWY_INLINE void transpose_piece(InRows in, OutRows out, const Piece& piece, cons
   } else {
     for (std::size_t r = 0; r < kRows; ++r) std::memcpy(packed + r * kPiece, rows[r] + offset, bytes);
   }
-  const std::size_t tiles = (piece.columns + n - 1) / n, rows_per_tile = (kRows + tiles - 1) / tiles;  // to prefetch
+  // Rows of the next piece to prefetch with each tile: one more than would do, so that the last are early as well.
+  const std::size_t rows_per_tile = kRows / ((piece.columns + n - 1) / n) + 1;
   std::size_t next_row = 0;
   for (std::size_t done = 0; done < piece.columns; done += n) {
     const std::size_t c = std::min(done, piece.columns - n);  // the last tile may overlap the one before
@@ -129,8 +130,12 @@ void transpose_pieces(InRows in, std::size_t n_in, OutRows out, std::size_t n_ou
     return Piece{std::min(row * kRows, n_in - kRows), j, std::min(kColumns, n_out - j)};
   };
   const std::size_t count = down * across;
+  Piece piece = at(0), next = at(std::min<std::size_t>(1, count - 1));
   for (std::size_t index = 0; index < count; ++index) {
-    transpose_piece<T, kBytes, kPiece>(in, out, at(index), at(std::min(index + ahead, count - 1)));
+    const Piece last = at(std::min(index + 2, count - 1));
+    transpose_piece<T, kBytes, kPiece>(in, out, piece, ahead == 1 ? next : last);
+    piece = next;
+    next = last;
   }
 }
 
