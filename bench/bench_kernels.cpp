@@ -1,6 +1,6 @@
 // The kernels in memory: fused lora_B of experts and back, against memcpy of the same bytes on one thread.
 //
-//   bench_kernels [rounds]
+//   bench_kernels [rounds] [case]      only the cases whose name has this text
 //
 // As execute() uses them: a slice is rendered into a small buffer that is used again and again. "to memory" then copies
 // the buffer on, which is what a write does, and is the figure to compare with memcpy; "rendered" leaves it there.
@@ -191,6 +191,7 @@ int main(int argc, char** argv) {
       {"bf16 E128 r8 gate|up 768", Dtype::bf16, 128, 8, 768, 32, true},
   };
   for (const Case& c : cases) {
+    if (argc > 2 && c.name.find(argv[2]) == std::string::npos) continue;
     measure("fuse", c, fuse_job(c), rounds);
     if (!c.block_diagonal) measure("unfuse", c, unfuse_job(c), rounds);
   }

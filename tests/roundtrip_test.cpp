@@ -184,9 +184,6 @@ std::shared_ptr<const TensorFile> weights_in(const std::string& folder) {
   return TensorFile::open(folder + "/adapter_model.safetensors");
 }
 
-// How far one rounding of B to the dtype may move a delta.
-double rounding(Dtype dtype) { return dtype == Dtype::f32 ? 0x1p-23 : dtype == Dtype::f16 ? 0x1p-10 : 0x1p-7; }
-
 // Where a scale moved into B, by a power of two, the way back gives the same function in other numbers.
 bool same_scales(const OracleFactors& want, const OracleFactors& got) {
   return std::ranges::all_of(
@@ -272,6 +269,46 @@ RC_GTEST_PROP(Roundtrip, FusedThroughEveryLayoutAndBack, ()) {
       compare_bytes(*weights_in(folder / "v5"), *weights_in(back));
     }
   });
+}
+
+// lora_alpha may be 0: of all factors, or of most beside one that has another.
+TEST(Roundtrip, ScalesOfZero) {
+  const TinyModel model{"qwen3_moe", 20, 13, 5, 1};
+  for (const Json& alphas : {Json::object(), Json{{"experts.3.up_proj", 2}}}) {
+    std::vector<NewMatrix> tensors;
+    double value = 0;
+    const auto matrix = [&value](std::int64_t rows, std::int64_t cols) {
+      Matrix m(rows, cols);
+      for (double& x : m.values) x = ++value;
+      return m;
+    };
+    for (std::int64_t e = 0; e < model.experts; ++e) {
+      for (const char* projection : {"gate_proj", "up_proj", "down_proj"}) {
+        const bool down = std::string_view(projection) == "down_proj";
+        const std::string key = fmt::format("base_model.model.model.layers.0.mlp.experts.{}.{}", e, projection);
+        tensors.push_back({key + ".lora_A.weight", matrix(2, down ? model.intermediate : model.hidden)});
+        tensors.push_back({key + ".lora_B.weight", matrix(down ? model.hidden : model.intermediate, 2)});
+      }
+    }
+    const TemporaryFolder folder;
+    write_model(folder.path() / "base", model);
+    write_adapter(folder.path() / "v4", tensors, Dtype::f32,
+                  {{"peft_type", "LORA"},
+                   {"r", 2},
+                   {"lora_alpha", 0},
+                   {"alpha_pattern", alphas},
+                   {"target_modules", {"gate_proj", "up_proj", "down_proj"}}});
+    const OracleFactors want = read_oracle(folder.path() / "v4", facts_for(model)).factors;
+    ConvertOptions options;
+    options.input.base = folder / "base";
+    for (const Layout layout : kFusedLayouts) {
+      const std::string there = folder / std::string(info(layout).name), back = there + "-back";
+      convert(load(folder / "v4", options.input), options, layout, there);
+      compare_deltas(want, factors_of(load_as(there, options.input, layout)), rounding(Dtype::f32));
+      convert(load_as(there, options.input, layout), options, Layout::peft_per_expert, back);
+      compare_deltas(want, factors_of(load(back, options.input)), rounding(Dtype::f32));
+    }
+  }
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "peft/error.h"
+#include "safetensors/header.h"
 
 namespace peft {
 namespace {
@@ -120,6 +121,7 @@ Adapter open(const std::string& path, const AdapterOptions& options) {
   adapter.name = options.adapter_name.empty() ? "default" : options.adapter_name;
   adapter.config = AdapterConfig::read((folder / kConfigFile).string());
   adapter.weights = TensorFile::open((folder / kWeightsFile).string(), options.open);
+  safetensors::release_json_memory();
   adapter.side_files = side_files(folder);
   return adapter;
 }

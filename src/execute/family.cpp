@@ -96,11 +96,14 @@ void render_members(const Family& family, std::int64_t begin, std::int64_t end, 
              destinations[d].first == first + static_cast<std::int64_t>(scratch.out_rows.size())) {
         scratch.out_rows.push_back(destinations[d++].out + (m - begin) * size);
       }
-      scratch.in_rows.clear();
+      scratch.in_rows.resize(static_cast<std::size_t>(stop - m));
+      auto to = scratch.in_rows.begin();
       std::int64_t i = m / family.cols, j = m % family.cols;
-      for (std::int64_t k = m; k < stop; ++k) {
-        scratch.in_rows.push_back(base + i * family.row_stride + j * family.col_stride);
-        if (++j == family.cols) j = 0, ++i;
+      for (std::int64_t k = m; k < stop; ++i, j = 0) {
+        const std::byte* row = base + i * family.row_stride + j * family.col_stride;
+        for (std::int64_t row_end = std::min(k + family.cols - j, stop); k < row_end; ++k, row += family.col_stride) {
+          *to++ = row;
+        }
       }
       transpose(scratch.in_rows, scratch.out_rows, static_cast<std::size_t>(size));
     }

@@ -88,12 +88,15 @@ void interleave_rows(const Op& op, const Rectangle& part, const Target& target, 
     for (std::int64_t first = 0; first < count; first += kOutRows) {
       const std::int64_t last = std::min(first + kOutRows, count);
       point_at_members(op, (part.row + i) * op.row_stride + first * size, scratch.in_rows);
-      scratch.out_rows.clear();
+      scratch.out_rows.resize(static_cast<std::size_t>(last - first));
+      auto to = scratch.out_rows.begin();
       std::int64_t k = first % op.group;
       std::byte* row = target.data + (i + first / op.group) * target.pitch;
-      for (std::int64_t m = first; m < last; ++m) {
-        scratch.out_rows.push_back(row + k * op.width * size);
-        if (++k == op.group) k = 0, row += target.pitch;
+      for (std::int64_t m = first; m < last; row += target.pitch, k = 0) {
+        std::byte* out = row + k * op.width * size;
+        for (const std::int64_t row_end = std::min(m + op.group - k, last); m < row_end; ++m, out += op.width * size) {
+          *to++ = out;
+        }
       }
       transpose(scratch.in_rows, scratch.out_rows, static_cast<std::size_t>(size));
     }

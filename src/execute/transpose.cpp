@@ -36,31 +36,33 @@ constexpr std::size_t kBlock = 16;
 constexpr std::size_t kPacked = 8192, kShortPiece = 256;
 constexpr std::size_t kCacheLine = 64;
 
-// A vector whose block b comes from row b * rows_per_block of `packed` (rows of kPiece bytes).
-template <std::size_t kBytes, std::size_t kPiece>
-HWY_INLINE auto load_blocks(const std::byte* packed, std::size_t rows_per_block) {
+// A vector whose block b comes from row(b).
+template <std::size_t kBytes, class Row>
+HWY_INLINE auto load_blocks(const Row& row, std::size_t first = 0) {
   const hn::FixedTag<std::uint8_t, kBytes> d;
   if constexpr (kBytes == kBlock) {
-    return hn::LoadU(d, reinterpret_cast<const std::uint8_t*>(packed));
+    return hn::LoadU(d, reinterpret_cast<const std::uint8_t*>(row(first)));
   } else {
     constexpr std::size_t kHalf = kBytes / 2;
-    const auto lower = load_blocks<kHalf, kPiece>(packed, rows_per_block);
-    const auto upper = load_blocks<kHalf, kPiece>(packed + kHalf / kBlock * rows_per_block * kPiece, rows_per_block);
+    const auto lower = load_blocks<kHalf>(row, first);
+    const auto upper = load_blocks<kHalf>(row, first + kHalf / kBlock);
     return hn::Combine(d, upper, lower);
   }
 }
 
 // kBytes / sizeof(T) rows of 16 bytes become 16 / sizeof(T) rows of kBytes. Block b of vector v holds a piece of
-// row b * n + v, so once the blocks are transposed, vector v is a whole piece of output row v.
-template <class T, std::size_t kBytes, std::size_t kPiece>
-HWY_INLINE void transpose_tile(const std::byte* packed, OutRows out, std::size_t out_offset) {
+// row b * n + v, so once the blocks are transposed, vector v is a whole piece of output row v. Row r is at row(r).
+template <class T, std::size_t kBytes, class Row>
+HWY_INLINE void transpose_tile(const Row& row, OutRows out, std::size_t out_offset) {
   constexpr std::size_t n = kBlock / sizeof(T);
   const hn::FixedTag<T, kBytes / sizeof(T)> d;
   const hn::FixedTag<std::uint8_t, kBytes> bytes;
   using V = hn::Vec<decltype(d)>;
   V a[n], b[n];
   HWY_UNROLL(16)
-  for (std::size_t v = 0; v < n; ++v) a[v] = hn::BitCast(d, load_blocks<kBytes, kPiece>(packed + v * kPiece, n));
+  for (std::size_t v = 0; v < n; ++v) {
+    a[v] = hn::BitCast(d, load_blocks<kBytes>([&](std::size_t block) HWY_ATTR { return row(block * n + v); }));
+  }
   // log2(n) rounds of the same perfect shuffle transpose n vectors of n elements.
   HWY_UNROLL(4)
   for (std::size_t round = 1; round < n; round *= 2) {
@@ -98,17 +100,18 @@ HWY_INLINE void transpose_piece(InRows in, OutRows out, const Piece& piece, cons
   } else {
     for (std::size_t r = 0; r < kRows; ++r) std::memcpy(packed + r * kPiece, rows[r] + offset, bytes);
   }
+  const std::size_t tiles = (piece.columns + n - 1) / n, rows_per_tile = (kRows + tiles - 1) / tiles;  // to prefetch
   std::size_t next_row = 0;
   for (std::size_t done = 0; done < piece.columns; done += n) {
     const std::size_t c = std::min(done, piece.columns - n);  // the last tile may overlap the one before
-    constexpr std::size_t kTiles = kPiece / kBlock;
-    for (std::size_t r = 0; r < (kRows + kTiles - 1) / kTiles && next_row < kRows; ++r, ++next_row) {
+    for (std::size_t r = 0; r < rows_per_tile && next_row < kRows; ++r, ++next_row) {
       const std::byte* row = in[next.i + next_row] + next.j * sizeof(T);
       const std::size_t length = next.columns * sizeof(T);
       for (std::size_t at = 0; at < length; at += kCacheLine) __builtin_prefetch(row + at, 0, 2);
       __builtin_prefetch(row + length - 1, 0, 2);
     }
-    transpose_tile<T, kBytes, kPiece>(packed + c * sizeof(T), out + piece.j + c, piece.i * sizeof(T));
+    const auto row = [&](std::size_t r) HWY_ATTR { return packed + r * kPiece + c * sizeof(T); };
+    transpose_tile<T, kBytes>(row, out + piece.j + c, piece.i * sizeof(T));
   }
 }
 
@@ -126,12 +129,26 @@ void transpose_pieces(InRows in, std::size_t n_in, OutRows out, std::size_t n_ou
     return Piece{std::min(row * kRows, n_in - kRows), j, std::min(kColumns, n_out - j)};
   };
   const std::size_t count = down * across;
-  Piece piece = at(0), next = at(std::min<std::size_t>(1, count - 1));
   for (std::size_t index = 0; index < count; ++index) {
-    const Piece last = at(std::min(index + 2, count - 1));
-    transpose_piece<T, kBytes, kPiece>(in, out, piece, ahead == 1 ? next : last);
-    piece = next;
-    next = last;
+    transpose_piece<T, kBytes, kPiece>(in, out, at(index), at(std::min(index + ahead, count - 1)));
+  }
+}
+
+// Rows shorter than a cache line follow each other in memory: read as they are.
+template <class T, std::size_t kBytes>
+void transpose_short_rows(InRows in, std::size_t n_in, OutRows out, std::size_t n_out) {
+  constexpr std::size_t kRows = kBytes / sizeof(T), n = kBlock / sizeof(T), kAhead = 4 * kRows;
+  const std::size_t rows_per_line = kCacheLine / (n_out * sizeof(T));
+  for (std::size_t done = 0; done < n_in; done += kRows) {
+    const std::size_t i = std::min(done, n_in - kRows);
+    for (std::size_t r = done + kAhead; r < std::min(done + kAhead + kRows, n_in); r += rows_per_line) {
+      __builtin_prefetch(in[r], 0, 2);
+    }
+    for (std::size_t j = 0; j < n_out; j += n) {
+      const std::size_t c = std::min(j, n_out - n);
+      const auto row = [&](std::size_t r) HWY_ATTR { return in[i + r] + c * sizeof(T); };
+      transpose_tile<T, kBytes>(row, out + c, i * sizeof(T));
+    }
   }
 }
 
@@ -141,7 +158,8 @@ template <class T, std::size_t kBytes>
 void transpose_vectors(InRows in, std::size_t n_in, OutRows out, std::size_t n_out) {
   constexpr std::size_t kRows = kBytes / sizeof(T), kLongPiece = kPacked / kRows;
   if (n_in <= n_out) return transpose_pieces<T, kBytes, kLongPiece>(in, n_in, out, n_out, 1);
-  transpose_pieces<T, kBytes, kShortPiece>(in, n_in, out, n_out, n_out * sizeof(T) < kShortPiece ? 1 : 2);
+  if (n_out * sizeof(T) < kCacheLine) return transpose_short_rows<T, kBytes>(in, n_in, out, n_out);
+  transpose_pieces<T, kBytes, kShortPiece>(in, n_in, out, n_out, 2);
 }
 
 template <class T>

@@ -12,9 +12,10 @@ constexpr std::uint64_t kShortRows = 16;  // at least so many are in a block
 constexpr std::int64_t kCacheLine = 64;
 // Members of this many bytes side by side in the source are taken together, so that no line is read twice and
 // neighbouring lines are read together.
-constexpr std::int64_t kGroupBytes = 256;
-// Staging of members that do not fit it whole: less than there is, as more of it stays in the cache.
-constexpr std::uint64_t kTileBytes = std::uint64_t{4} << 20;
+constexpr std::int64_t kGroupBytes = 512;
+// Staging of members that do not fit it whole: less than there is, as more of it stays in the cache; but for each
+// member what a write takes to be worth its call.
+constexpr std::int64_t kTileBytes = std::int64_t{4} << 20, kTileMemberBytes = 32 * 1024;
 
 bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t bytes, std::uint64_t shortest) {
   if (tensor.merge) return false;
@@ -166,11 +167,12 @@ class Cutter {
       return work_.families.first[family.members[m]] * from_size / kGroupBytes;
     };
     const std::int64_t elements = family.rows * family.cols;
-    const auto staging = static_cast<std::int64_t>(std::min(work_.sizes.staging, kTileBytes));
+    const auto most_staging = static_cast<std::int64_t>(work_.sizes.staging);
     for (std::size_t begin = 0, end = 0; begin < family.members.size(); begin = end) {
       for (end = begin; end < family.members.size() && line_of(end) == line_of(begin);) ++end;
       end = std::min(end, begin + kMaxPieces);
       const auto members = static_cast<std::int64_t>(end - begin);
+      const std::int64_t staging = std::min(most_staging, std::max(kTileBytes, members * kTileMemberBytes));
       const std::int64_t bytes_each = staging / members - 4 * kCacheLine;
       const std::int64_t most = std::max<std::int64_t>(1, bytes_each / (to_size + (family.converts() ? from_size : 0)));
       for (std::int64_t m = 0; m < elements; m += most) {

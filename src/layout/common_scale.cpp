@@ -15,8 +15,12 @@ double common_scale(const std::vector<const Factor*>& factors) {
       ++at->second;
   }
   return std::max_element(counts.begin(), counts.end(),
-                          [](const auto& x, const auto& y) { return x.second < y.second; })
+                          [](const auto& x, const auto& y) {
+                            return std::pair(x.first != 0, x.second) < std::pair(y.first != 0, y.second);
+                          })
       ->first;
 }
+
+double folded_gain(const Factor& factor, double common) { return factor.scale == common ? 1 : factor.scale / common; }
 
 }  // namespace peft::layout

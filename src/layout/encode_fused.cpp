@@ -102,7 +102,7 @@ void place(const Stack& stack, const ExpertsForm::Fused& parameter, Placer& plac
     for (std::size_t p = 0; p < stack.parts.size(); ++p) {
       if (const Factor* factor = stack.parts[p][at]) {
         placer.put_a(e, rank_at, factor->a);
-        placer.put_b(e, rank_at, out_at, factor->b, factor->scale / stack.scale);
+        placer.put_b(e, rank_at, out_at, factor->b, folded_gain(*factor, stack.scale));
       }
       rank_at += stack.ranks[p];
       out_at += stack.out[p];

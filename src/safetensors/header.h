@@ -45,4 +45,7 @@ std::size_t json_padding();
 // A reused buffer of the calling thread, for `length` bytes of JSON and the padding.
 std::span<char> json_buffer(std::size_t length);
 
+// Gives back that buffer and what the parser keeps, several times the JSON's size: for who opens one file and works on.
+void release_json_memory();
+
 }  // namespace peft::safetensors

@@ -56,4 +56,6 @@ std::span<char> json_buffer(std::size_t length) {
   return std::span(buffer).first(length);
 }
 
+void release_json_memory() { thread_memory() = ThreadMemory(); }
+
 }  // namespace peft::safetensors

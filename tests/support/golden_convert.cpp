@@ -113,7 +113,9 @@ class ConvertCase {
   // One fused file has one scale: what the case says about it.
   bool may_fold() const { return case_.json.at("expect").value("right", Json::object()).value("folded_scale", false); }
 
-  double tolerance() const { return folded_ ? kFolded : kExact; }
+  // The file keeps its dtype.
+  double one_rounding() const { return rounding(weights_in(adapter_)->tensors().front().dtype); }
+  double tolerance() const { return folded_ ? one_rounding() : kExact; }
   OracleAdapter read_fused(const fs::path& folder, const std::string& layout) const {
     const ModelFacts v5 = in_v5(v4_);
     return read_oracle(folder, v5, {layout == "unsloth-grouped", orientation_of(v5, layout)});
@@ -153,7 +155,7 @@ class ConvertCase {
     const fs::path right = case_.folder / "expected" / "right";
     if (!fs::exists(right)) return;
     const OracleAdapter want = read_fused(right, "peft-fused");
-    compare_deltas(want.factors, read_fused(fused_, "peft-fused").factors, may_fold() ? 2 * kFolded : kExact);
+    compare_deltas(want.factors, read_fused(fused_, "peft-fused").factors, may_fold() ? 2 * one_rounding() : kExact);
     const auto want_file = weights_in(right), got_file = weights_in(fused_);
     for (const std::string& key : want.others) {  // biases, saved modules: as they were
       const TensorInfo* got = got_file->find(key);

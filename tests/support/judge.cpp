@@ -14,7 +14,7 @@ std::string site_key(const Site& site) {
   return site.module + "." + site.parameter;
 }
 
-bool is_zero(const OracleFactor& factor) { return trimmed(factor).b.cols == 0; }
+bool is_zero(const OracleFactor& factor) { return factor.scale == 0 || trimmed(factor).b.cols == 0; }
 
 // Calls `compare(site, want, got)` for all sites that both have; what one side lacks must be zero on the other.
 template <typename Compare>

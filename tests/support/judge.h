@@ -22,9 +22,9 @@ inline void require(bool holds, const std::string& otherwise) {
 }
 
 // How far a delta may be from the right one, element by element, as a multiple of s * |B| * |A|.
-// kExact allows for the order of fp64 additions; kFolded for B multiplied by a scale and rounded once to fp32.
+// kExact allows for the order of fp64 additions; rounding() for B multiplied by a scale and rounded once to its dtype.
 inline constexpr double kExact = 1e-14;
-inline constexpr double kFolded = 0x1p-23;
+inline double rounding(Dtype dtype) { return dtype == Dtype::bf16 ? 0x1p-7 : dtype == Dtype::f16 ? 0x1p-10 : 0x1p-23; }
 
 // The library's own reading, in the oracle's terms.
 OracleFactors factors_of(const Input& input);
