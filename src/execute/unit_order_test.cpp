@@ -8,8 +8,9 @@
 #include <cstring>
 #include <set>
 
+#include "base/thread_pool.h"
 #include "execute/random_plan.h"
-#include "execute/stage.h"
+#include "execute/stream.h"
 #include "peft/execute.h"
 
 namespace peft::execution {
@@ -96,6 +97,31 @@ TEST_P(UnitOrder, MemoryIsBoundedInAnyOrder) {
   const GatherStore::Use use = use_of(plan, work);
   EXPECT_GT(use.groups, 3 * kGroups);
   EXPECT_LE(use.buffers, kMostBuffers);
+}
+
+// Threads wait for each other's groups, and give memory back that another one takes.
+TEST_P(UnitOrder, ThreadsMakeTheSameBytes) {
+  PlanBuilder builder(1);
+  const Plan plan = experts_plan(builder);
+  CutSizes sizes;
+  sizes.block = GetParam();
+  FileWork work = make_work(plan, plan.files[0], sizes);
+  for (int round = 0; round < 2; ++round) {
+    Stages stages(4);
+    std::vector<std::byte> image(work.layout.head.size() + work.layout.data_bytes);
+    std::memcpy(image.data(), work.layout.head.data(), work.layout.head.size());
+    parallel_for(work.units.size(), stages.threads(), [&](std::size_t u, int worker) {
+      for (const execution::Run& run : stages.of(worker).make(work, work.units[u])) {
+        std::byte* to = image.data() + work.layout.head.size() + run.offset;
+        for (const iovec& part : run.parts) {
+          std::memcpy(to, part.iov_base, part.iov_len);
+          to += part.iov_len;
+        }
+      }
+    });
+    EXPECT_TRUE(image == execute_in_memory(plan)[0]);
+    std::shuffle(work.units.begin(), work.units.end(), builder.random());
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Blocks, UnitOrder, testing::Values(3000, 20'000, std::uint64_t{1} << 20));
