@@ -16,6 +16,12 @@ class LineBuffer {
       : memory_(std::move(other.memory_)),
         first_(std::exchange(other.first_, nullptr)),
         size_(std::exchange(other.size_, 0)) {}
+  LineBuffer& operator=(LineBuffer&& other) noexcept {
+    memory_ = std::move(other.memory_);
+    first_ = std::exchange(other.first_, nullptr);
+    size_ = std::exchange(other.size_, 0);
+    return *this;
+  }
 
   T* resize(std::size_t count) {
     if (count > size_) {

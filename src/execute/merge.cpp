@@ -12,6 +12,7 @@ namespace {
 
 constexpr auto kWidth = static_cast<std::int64_t>(kPanel);
 constexpr std::size_t kPlaces = 4;  // that keep their packed factors
+constexpr auto kNoPlace = static_cast<std::size_t>(-1);
 
 bool like_peft(const Merge& merge) { return merge.mode == MergeMode::peft || merge.mode == MergeMode::peft_safe; }
 
@@ -22,7 +23,11 @@ bool computes_in_fp64(const Merge& merge) {
 template <class T>
 Tiles<T>& tiles_in(std::list<std::pair<std::size_t, Tiles<T>>>& kept, const MergedTensor& tensor, std::size_t place,
                    GatherStore& factors) {
-  auto it = std::find_if(kept.begin(), kept.end(), [&](const auto& entry) { return entry.first == place; });
+  const auto find = [&](std::size_t wanted) {
+    return std::find_if(kept.begin(), kept.end(), [&](const auto& entry) { return entry.first == wanted; });
+  };
+  auto it = find(place);
+  if (it == kept.end()) it = find(kNoPlace);
   if (it == kept.end() && kept.size() < kPlaces) it = kept.emplace(kept.end());
   if (it == kept.end()) it = std::prev(it);  // the one not used for the longest time
   kept.splice(kept.begin(), kept, it);
@@ -46,7 +51,6 @@ void Merger::open(const Plan& plan, const PlannedTensor& tensor, bool wide) {
   if (opened_ == &tensor) return;
   opened_ = nullptr;
   tensor_ = std::make_unique<MergedTensor>(plan, tensor, wide);
-  constexpr std::size_t kNoPlace = static_cast<std::size_t>(-1);
   for (auto& [place, tiles] : tiles32_) place = kNoPlace, tiles.forget();
   for (auto& [place, tiles] : tiles64_) place = kNoPlace, tiles.forget();
   weights_.resize(kTileSize);

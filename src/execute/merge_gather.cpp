@@ -1,7 +1,7 @@
 #include "execute/merge_gather.h"
 
 #include <algorithm>
-#include <vector>
+#include <utility>
 
 #include "execute/op.h"
 #include "execute/transpose.h"
@@ -35,38 +35,66 @@ FactorSource source_of(const Plan& plan, const View& view) {
   return source;
 }
 
-GatherStore::Elements GatherStore::gather(const Key& key, std::int64_t element_size) {
-  Elements elements;
-  std::byte* memory = elements.resize(static_cast<std::size_t>(key.neighbours * key.count * element_size));
-  std::vector<const std::byte*> in(static_cast<std::size_t>(key.count));
-  std::vector<std::byte*> out(static_cast<std::size_t>(key.neighbours));
-  for (std::size_t i = 0; i < in.size(); ++i) in[i] = key.first + static_cast<std::int64_t>(i) * key.step;
-  for (std::size_t j = 0; j < out.size(); ++j)
-    out[j] = memory + static_cast<std::int64_t>(j) * key.count * element_size;
-  transpose(in, out, static_cast<std::size_t>(element_size));
-  return elements;
-}
-
-FactorSource GatherStore::open(const Plan& plan, const View& view, std::size_t in_turn) {
-  FactorSource source = source_of(plan, view);
-  const std::int64_t size = element_size(source.dtype);
+std::optional<GatherGroup> group_of(const Plan& plan, const View& view, std::size_t in_turn) {
+  const std::int64_t size = element_size(plan.sources[view.source]->tensors()[view.tensor].dtype);
   const Comb comb = comb_of(view);
   const std::int64_t count = comb.inner * comb.outer;
-  if (comb.step < 4 || count < kLine || size == 0) return source;
+  if (comb.step < 4 || count < kLine || size == 0) return std::nullopt;
   // The element's place between two of the comb: an expert's number. Groups start at multiples of their size.
   const std::int64_t place = view.offset % comb.step;
   std::int64_t most = kLine / size;
   while (most > 1 && most * count * size > kAllBytes / static_cast<std::int64_t>(in_turn)) most /= 2;
   const std::int64_t before = place % most, neighbours = std::min(most, comb.step - (place - before));
-  if (neighbours < 2) return source;
+  if (neighbours < 2) return std::nullopt;
+  return GatherGroup{first_byte(plan, view) - before * size, count, comb.step * size, neighbours};
+}
+
+GatherStore::Lent::Lent(std::shared_ptr<Spare> spare) : spare_(std::move(spare)) {
+  const std::lock_guard lock(spare_->mutex);
+  ++spare_->use.groups;
+  if (spare_->buffers.empty()) {
+    ++spare_->use.buffers;
+  } else {
+    elements = std::move(spare_->buffers.back());
+    spare_->buffers.pop_back();
+  }
+}
+GatherStore::Lent::~Lent() {
+  if (!spare_) return;
+  const std::lock_guard lock(spare_->mutex);
+  spare_->buffers.push_back(std::move(elements));
+}
+
+GatherStore::Lent GatherStore::gather(const GatherGroup& group, std::int64_t element_size) const {
+  Lent lent(spare_);
+  std::byte* memory = lent.elements.resize(static_cast<std::size_t>(group.neighbours * group.count * element_size));
+  std::vector<const std::byte*> in(static_cast<std::size_t>(group.count));
+  std::vector<std::byte*> out(static_cast<std::size_t>(group.neighbours));
+  for (std::size_t i = 0; i < in.size(); ++i) in[i] = group.first + static_cast<std::int64_t>(i) * group.step;
+  for (std::size_t j = 0; j < out.size(); ++j)
+    out[j] = memory + static_cast<std::int64_t>(j) * group.count * element_size;
+  transpose(in, out, static_cast<std::size_t>(element_size));
+  return lent;
+}
+
+GatherStore::Use GatherStore::use() const {
+  const std::lock_guard lock(spare_->mutex);
+  return spare_->use;
+}
+
+FactorSource GatherStore::open(const Plan& plan, const View& view, std::size_t in_turn) {
+  FactorSource source = source_of(plan, view);
+  const auto group = group_of(plan, view, in_turn);
+  if (!group) return source;
+  const std::int64_t size = element_size(source.dtype);
   groups_.keep(in_turn);
-  const Key key{source.data - before * size, count, comb.step * size, neighbours};
-  const auto elements = groups_.get(key, [&] { return gather(key, size); });
-  source.data = elements->get() + before * count * size;
+  const auto lent = groups_.get(*group, [&] { return gather(*group, size); });
+  source.data = lent->elements.get() + (source.data - group->first) * group->count;
+  const Comb comb = comb_of(view);
   const std::int64_t inner = size, outer = comb.inner * size;
   source.row_stride = comb.inner_is_cols ? outer : inner;
   source.col_stride = comb.inner_is_cols ? inner : outer;
-  source.owner = elements;
+  source.owner = lent;
   return source;
 }
 

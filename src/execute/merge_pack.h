@@ -27,8 +27,8 @@ void pack_left(const FactorSource& source, std::int64_t rank, std::int64_t first
 template <class T>
 float pack_right(const FactorSource& source, std::int64_t rank, std::int64_t cols, std::int64_t panel, T* out);
 
-// The same for two bf16 factors in words of two elements (see merge_pairs.h). `safe` becomes false where an element is
-// too small for them.
+// The same for two bf16 factors in words of two elements (see merge_pairs.h), where has_pair_products(). `safe` becomes
+// false where an element is too small for them.
 bool can_pair(const Plan& plan, const Sides& sides);
 void pair_left(const FactorSource& source, std::int64_t rank, std::int64_t first, std::size_t rows, std::uint32_t* out,
                float* norms, bool& safe);

@@ -51,7 +51,7 @@ void Tiles<T>::open(const MergedTensor& tensor, std::size_t place, GatherStore& 
     packed.sides = sides_of(*updates_[n], lattice_.swapped);
     const auto source = [&](const View& side) {
       const bool is_ones = side.rows == 0 || side.cols == 0;
-      return is_ones ? FactorSource() : factors.open(tensor.plan(), side, 2 * where.updates.size());
+      return is_ones ? FactorSource() : factors.open(tensor.plan(), side, views_in_turn(where.updates.size()));
     };
     packed.left_source = source(packed.sides.left);
     packed.right_source = source(packed.sides.right);
@@ -68,6 +68,12 @@ void Tiles<T>::open(const MergedTensor& tensor, std::size_t place, GatherStore& 
   }
   place_ = place;
   tensor_ = &tensor;
+}
+
+template <class T>
+void Tiles<T>::forget() {
+  tensor_ = nullptr;
+  for (Packed& packed : packed_) packed.left_source = packed.right_source = {};
 }
 
 template <class T>

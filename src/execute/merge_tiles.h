@@ -24,7 +24,7 @@ template <class T>
 class Tiles {
  public:
   void open(const MergedTensor& tensor, std::size_t place, GatherStore& factors);
-  void forget() { tensor_ = nullptr; }
+  void forget();  // and lets go of the factors
   const MergeProgram& program() const { return program_; }
   const plan::Lattice& lattice() const { return lattice_; }
   const Update& update(std::size_t n) const { return *updates_[n]; }

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <utility>
 
+#include "execute/unit_order.h"
+
 namespace peft::execution {
 namespace {
 
@@ -234,6 +236,7 @@ FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& si
     }
   }
   Cutter(work).run();
+  order_units(work);
   return work;
 }
 

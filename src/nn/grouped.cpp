@@ -112,10 +112,6 @@ ExpertGroups group_on_host(const Tensor& indices, std::int64_t num_experts) {
   Tensor all = at::empty({4, rows}, flat.options());
   std::int64_t* token = all.mutable_data_ptr<std::int64_t>();
   std::int64_t *expert = token + rows, *choice = expert + rows, *inverse = choice + rows;
-  groups.ends = at::empty({num_experts}, flat.options().dtype(at::kInt));
-  for (std::int64_t e = 0; e < num_experts; ++e) {
-    groups.ends.mutable_data_ptr<int>()[e] = static_cast<int>(next[static_cast<std::size_t>(e) + 1]);
-  }
   for (std::int64_t i = 0; i < rows; ++i) {
     const std::int64_t row = next[static_cast<std::size_t>(chosen[i])]++;
     token[row] = i / groups.top_k, expert[row] = chosen[i], choice[row] = i, inverse[i] = row;
@@ -132,12 +128,10 @@ ExpertGroups group_on_device(const Tensor& indices, std::int64_t num_experts) {
   groups.inverse = at::empty_like(groups.choice);
   groups.inverse.scatter_(0, groups.choice, at::arange(flat.size(0), flat.options()));
   groups.token = groups.choice.floor_divide(groups.top_k);
-  const Tensor ends = at::bincount(flat, {}, num_experts).cumsum(0);
-  groups.ends = ends.to(at::kInt);
-  const Tensor host = ends.cpu();  // the one wait for the device
+  const Tensor ends = at::bincount(flat, {}, num_experts).cumsum(0).cpu();  // the one wait for the device
   std::int64_t before = 0;
   for (std::int64_t e = 0; e < num_experts; ++e) {
-    const std::int64_t end = host.const_data_ptr<std::int64_t>()[e];
+    const std::int64_t end = ends.const_data_ptr<std::int64_t>()[e];
     if (end != before) groups.hit.push_back(e), groups.begin.push_back(before);
     before = end;
   }

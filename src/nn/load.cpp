@@ -41,25 +41,22 @@ at::ScalarType dtype_of(const std::optional<at::ScalarType>& wanted, const Model
                                    .got = config.dtype});
 }
 
-at::Device device_of(const std::string& name) {
+// "meta" is for shapes alone: a model that is loaded is to run.
+at::Device device_of(const std::string& name, bool may_be_meta) {
+  const auto refuse = [&](const char* problem) {
+    throw Error(ErrorCode::USAGE,
+                {.tensor = "device", .problem = problem, .expected = "cpu, cuda or cuda:N", .got = name});
+  };
   at::Device device = at::kCPU;
   try {
     device = at::Device(name);
   } catch (const c10::Error&) {
-    throw Error(ErrorCode::USAGE,
-                {.tensor = "device", .problem = "not a device", .expected = "cpu, cuda or cuda:N", .got = name});
+    refuse("not a device");
   }
-  const bool known = device.is_cpu() || device.is_cuda() || device.is_meta();
-  if (!known)
-    throw Error(ErrorCode::USAGE, {.tensor = "device",
-                                   .problem = "not a device that models run on",
-                                   .expected = "cpu, cuda or cuda:N",
-                                   .got = name});
-  if (device.is_cuda() && !at::hasCUDA()) {
-    throw Error(
-        ErrorCode::USAGE,
-        {.tensor = "device", .problem = "this libtorch or this machine has no CUDA", .expected = "cpu", .got = name});
-  }
+  if (device.is_cpu() || (may_be_meta && device.is_meta())) return device;
+  if (!device.is_cuda()) refuse("not a device that models run on");
+  if (!at::hasCUDA()) refuse("this libtorch or this machine has no CUDA");
+  if (device.has_index() && device.index() >= at::detail::getCUDAHooks().deviceCount()) refuse("there is no such GPU");
   return device;
 }
 
@@ -135,9 +132,9 @@ void fill(CausalLM& model, const std::string& folder, const LoadOptions& options
 }  // namespace
 
 std::shared_ptr<CausalLM> load_model(const std::string& folder, const LoadOptions& options) {
+  const at::Device device = device_of(options.device, false);
   ModelConfig config = read_config(folder);
   const at::ScalarType dtype = dtype_of(options.dtype, config);
-  const at::Device device = device_of(options.device);
   auto model = std::make_shared<CausalLM>(build_model(std::move(config), dtype, at::kCPU));
   model->impl().folder = folder;
   fill(*model, folder, options);
@@ -146,9 +143,9 @@ std::shared_ptr<CausalLM> load_model(const std::string& folder, const LoadOption
 }
 
 std::shared_ptr<CausalLM> init_model(const std::string& path, const InitOptions& options) {
+  const at::Device device = device_of(options.device, true);
   ModelConfig config = read_config(path);
   const at::ScalarType dtype = dtype_of(options.dtype, config);
-  const at::Device device = device_of(options.device);
   auto model = std::make_shared<CausalLM>(
       build_model(std::move(config), dtype, device.is_meta() ? device : at::Device(at::kCPU)));
   model->impl().folder = path;

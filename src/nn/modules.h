@@ -96,7 +96,6 @@ struct ExpertGroups {
   Tensor expert{};   // [M] int64: its expert, ascending
   Tensor choice{};   // [M] int64: token * k + slot, where the row stood before sorting
   Tensor inverse{};  // [M] int64: the sorted row of token * k + slot
-  Tensor ends{};     // [E] int32: where each expert's rows end, as at::_grouped_mm takes it
   // The experts that got rows, and where their rows begin; begin has one more entry, M.
   std::vector<std::int64_t> hit{}, begin{};
   std::int64_t rows() const { return begin.empty() ? 0 : begin.back(); }

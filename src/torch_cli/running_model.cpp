@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <c10/util/Exception.h>
 
 #include "cli/input_flags.h"
 #include "cli/output.h"
@@ -23,23 +22,6 @@ std::optional<at::ScalarType> scalar_type(const std::string& name) {
       return at::kDouble;
     default:
       return at::kFloat;
-  }
-}
-
-// Before anything is loaded: a device that is no device, or that is not there.
-void check_device(const std::string& name) {
-  const auto refuse = [&](const char* problem) {
-    throw Error(ErrorCode::USAGE, {.problem = problem, .expected = "cpu, cuda, or cuda:N", .got = name});
-  };
-  try {
-    const at::Device device(name);
-    if (device.is_cpu()) return;
-    if (!device.is_cuda()) refuse("--device is not one that models run on here");
-    if (!at::hasCUDA()) refuse("--device: this libtorch has no CUDA, or the machine has no such GPU");
-    if (device.has_index() && device.index() >= at::detail::getCUDAHooks().deviceCount())
-      refuse("--device: there is no such GPU");
-  } catch (const c10::Error&) {
-    refuse("--device is not a device");
   }
 }
 
@@ -78,7 +60,6 @@ std::unique_ptr<nn::PeftModel> load_adapters(std::shared_ptr<nn::CausalLM> base,
 }
 
 RunningModel load(const cli::RuntimeFlags& flags) {
-  check_device(flags.device);
   if (flags.threads > 0) at::set_num_threads(flags.threads);
   nn::LoadOptions options;
   options.dtype = scalar_type(flags.dtype);

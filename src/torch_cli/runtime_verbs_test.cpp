@@ -231,7 +231,7 @@ TEST(Runtime, what_is_wrong_is_one_error) {
       {{"logits", "--base", model, "--ids", "1,2;3"}, 2, "row 2"},
       {{"logits", "--base", model, "--ids", "1,2", "--mask", "1,2"}, 2, "0 and 1"},
       {{"logits", "--base", model, "--ids", "1,99999"}, 2, "99999"},
-      {{"logits", "--base", model, "--ids", "1", "--device", "tpu9"}, 2, "--device"},
+      {{"logits", "--base", model, "--ids", "1", "--device", "tpu9"}, 2, "tpu9"},
       {{"logits", "--base", model, "--ids", "1", "--dtype", "F8"}, 2, "--dtype"},
       {{"logits", "--base", model, "--ids", "1", "--out", taken}, 2, "exists"},
       {{"logits", "--base", model, "--ids", "1", "--out", taken + "/x"}, 3, "folder"},

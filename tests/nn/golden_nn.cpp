@@ -1,6 +1,9 @@
 #include "nn/golden_nn.h"
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
+#include <cstdlib>
 
 #include "config/python_json.h"
 #include "peft/safetensors.h"
@@ -28,7 +31,29 @@ at::ScalarType torch_dtype(Dtype dtype) {
   }
 }
 
+// Asked for a device that is not there, no test runs: ctest knows the line (cmake/torch.cmake).
+class NeedsItsDevice : public ::testing::Environment {
+ public:
+  void SetUp() override {
+    if (device() != "cpu" && !at::hasCUDA()) GTEST_SKIP() << "no GPU here";
+  }
+};
+[[maybe_unused]] const auto* const needs_its_device = ::testing::AddGlobalTestEnvironment(new NeedsItsDevice);
+
 }  // namespace
+
+std::string device() {
+  const char* name = std::getenv("PEFT_TEST_DEVICE");
+  return name == nullptr ? "cpu" : name;
+}
+
+std::shared_ptr<CausalLM> load(const fs::path& model, at::ScalarType dtype) {
+  return load_model(model.string(), {.dtype = dtype, .device = device()});
+}
+
+std::shared_ptr<CausalLM> load_golden(const std::string& model, at::ScalarType dtype) {
+  return load(golden_root() / "models" / model, dtype);
+}
 
 fs::path golden_root() { return test::golden_root(); }
 
@@ -56,7 +81,7 @@ Tensors read_tensors(const fs::path& path) {
     at::Tensor tensor = at::empty(shape, torch_dtype(info.dtype));
     const auto bytes = file->bytes(info);
     std::copy(bytes.begin(), bytes.end(), static_cast<std::byte*>(tensor.mutable_data_ptr()));
-    tensors.emplace(info.name, tensor);
+    tensors.emplace(info.name, tensor.to(device()));
   }
   return tensors;
 }
@@ -81,8 +106,11 @@ at::Tensor masked(const std::string& name, const at::Tensor& value, const at::Te
   return v.index({mask.to(at::kBool)});
 }
 
+double allowed(double tolerance) { return device() == "cpu" ? tolerance : 2 * tolerance; }
+
 double max_difference(const at::Tensor& got, const at::Tensor& expected) {
-  return (got.to(at::kDouble) - expected.to(at::kDouble)).abs().max().item<double>();
+  const auto wide = [](const at::Tensor& tensor) { return tensor.to(at::kCPU, at::kDouble); };
+  return (wide(got) - wide(expected)).abs().max().item<double>();
 }
 
 double peak(const at::Tensor& expected) { return expected.to(at::kDouble).abs().max().item<double>(); }

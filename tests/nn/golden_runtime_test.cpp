@@ -16,12 +16,12 @@ class Runtime : public ::testing::TestWithParam<std::string> {
         mask_(ids_tensor(json_["attention_mask"])) {}
 
   std::shared_ptr<CausalLM> load(const std::string& key, at::ScalarType dtype) const {
-    return load_model((golden_root() / "models" / json_[key].get<std::string>()).string(), {.dtype = dtype});
+    return load_golden(json_[key], dtype);
   }
   Tensors expected(const std::string& key) const {
     return read_tensors(golden_root() / "runtime" / GetParam() / json_["expect"][key].get<std::string>());
   }
-  double tolerance(const char* dtype) const { return json_["expect"]["tolerance"][dtype]["base"]["abs"]; }
+  double tolerance(const char* dtype) const { return allowed(json_["expect"]["tolerance"][dtype]["base"]["abs"]); }
   at::Tensor real(const at::Tensor& logits) const { return masked("logits", logits, mask_); }
 
   Json json_;
@@ -109,8 +109,7 @@ class Generate : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Generate, BaseTokensAndLogits) {
   const Json json = case_json("generate", GetParam());
-  const auto model =
-      load_model((golden_root() / "models" / json["model"].get<std::string>()).string(), {.dtype = at::kFloat});
+  const auto model = load_golden(json["model"]);
   for (const char* key : {"base.single", "base.padded"}) {
     const Json& expect = json["expect"][key];
     std::vector<at::Tensor> steps;

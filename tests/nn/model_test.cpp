@@ -38,10 +38,7 @@ at::Tensor random_ids(std::int64_t rows, std::int64_t tokens) {
   return at::randint(60, {rows, tokens}, at::kLong);
 }
 
-class Model : public ::testing::TestWithParam<std::string> {
- protected:
-  std::shared_ptr<CausalLM> load() const { return load_model(path_of(GetParam()), {.dtype = at::kFloat}); }
-};
+class Model : public ::testing::TestWithParam<std::string> {};
 
 // Names, order, shapes and classes as facts.json has them from the real class; without weights.
 TEST_P(Model, HasTheModulesOfTheRealClass) {
@@ -57,7 +54,7 @@ TEST_P(Model, HasTheModulesOfTheRealClass) {
 }
 
 TEST_P(Model, ACacheChangesNothing) {
-  const auto model = load();
+  const auto model = load_golden(GetParam());
   const at::Tensor ids = random_ids(2, 150);
   const at::Tensor all = model->logits(ids);
   const auto cache = model->new_cache();
@@ -72,7 +69,7 @@ TEST_P(Model, ACacheChangesNothing) {
 
 // Attention in blocks of queries, experts in parts, against all at once, which recording does.
 TEST_P(Model, LongInputsAreTheSameInBlocks) {
-  const auto model = load();
+  const auto model = load_golden(GetParam());
   const at::Tensor ids = random_ids(1, 2500);
   const Recorder ignore = [](const std::string&, const at::Tensor&) {};
   Context context;
@@ -83,7 +80,7 @@ TEST_P(Model, LongInputsAreTheSameInBlocks) {
 }
 
 TEST_P(Model, TheLastLogitsAlone) {
-  const auto model = load();
+  const auto model = load_golden(GetParam());
   const at::Tensor ids = random_ids(3, 9), all = model->logits(ids);
   const at::NoGradGuard no_gradients;
   const at::Tensor last = model->forward({.ids = ids, .logits_to_keep = 2}, {}).logits;
@@ -101,7 +98,7 @@ GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Model);
 // The loss as the paper writes it: E times the sum over experts of (share of choices) * (mean probability).
 TEST(AuxLoss, IsTheFormulaOnTheRoutersLogits) {
   if (!has_model("rt-mixtral")) GTEST_SKIP() << "not in this selection of the golden data";
-  const auto model = load_model(path_of("rt-mixtral"), {.dtype = at::kFloat});
+  const auto model = load_golden("rt-mixtral");
   const at::Tensor ids = random_ids(2, 9);
   at::Tensor mask = at::ones({2, 9}, at::kLong);
   mask.select(0, 1).narrow(0, 0, 3).zero_();
@@ -218,7 +215,8 @@ TEST_F(Errors, OfIdsAndMasks) {
   }
   const auto shapes = init_model(path_of("rt-qwen3_moe"), {.device = "meta"});
   expect_error(ErrorCode::USAGE, "shapes only", [&] { shapes->logits(ids); });
-  expect_error(ErrorCode::USAGE, "device", [&] { load_model(path_of("rt-qwen3_moe"), {.device = "toaster"}); });
+  for (const char* device : {"toaster", "meta", "xla", "cuda:99"})
+    expect_error(ErrorCode::USAGE, "device", [&] { load_model(path_of("rt-qwen3_moe"), {.device = device}); });
 }
 
 TEST(Init, IsSeeded) {
@@ -234,7 +232,7 @@ TEST(Init, IsSeeded) {
 
 TEST(Sampling, IsSeededAndStaysInsideItsLimits) {
   if (!has_model("rt-mixtral")) GTEST_SKIP() << "not in this selection of the golden data";
-  const auto model = load_model(path_of("rt-mixtral"));
+  const auto model = load_golden("rt-mixtral");
   const at::Tensor ids = random_ids(1, 7);
   const GenerateOptions greedy{.max_new_tokens = 12};
   const auto draw = [&](GenerateOptions options) { return generate(*model, ids, {}, options); };
@@ -249,7 +247,7 @@ TEST(Sampling, IsSeededAndStaysInsideItsLimits) {
 
 TEST(Eos, EndsASequenceAndPadsIt) {
   if (!has_model("rt-mixtral")) GTEST_SKIP() << "not in this selection of the golden data";
-  const auto model = load_model(path_of("rt-mixtral"));
+  const auto model = load_golden("rt-mixtral");
   const at::Tensor ids = random_ids(2, 7);
   const auto free = generate(*model, ids, {}, {.max_new_tokens = 12});
   const std::int64_t end = free[0][3];
