@@ -67,9 +67,8 @@ Exactness exactness_of(const Stack& stack) {
   std::size_t count = 0;
   for (const Factor* factor : all_of(stack)) {
     ++count;
-    if (factor->scale != stack.scale)
-      worst =
-          std::max(worst, is_power_of_two(factor->scale / stack.scale) ? Exactness::value_exact : Exactness::rounded);
+    const double gain = folded_gain(*factor, stack.scale);
+    if (gain != 1) worst = std::max(worst, is_power_of_two(gain) ? Exactness::value_exact : Exactness::rounded);
     if (factor->rank != stack.rank) worst = std::max(worst, Exactness::value_exact);
   }
   if (count != stack.parts.size() * static_cast<std::size_t>(stack.experts))
@@ -91,10 +90,10 @@ void place(const Stack& stack, const ExpertsForm::Fused& parameter, Placer& plac
       if (gate == nullptr) continue;
       placer.put_a(e, 0, gate->a);
       if (const auto joined = joined_b(*gate, *up, parameter.interleaved)) {
-        placer.put_b(e, 0, 0, *joined, gate->scale / stack.scale);
+        placer.put_b(e, 0, 0, *joined, folded_gain(*gate, stack.scale));
       } else {
-        placer.put_b(e, 0, 0, gate->b, gate->scale / stack.scale);
-        placer.put_b(e, 0, gate->out, up->b, up->scale / stack.scale);
+        placer.put_b(e, 0, 0, gate->b, folded_gain(*gate, stack.scale));
+        placer.put_b(e, 0, gate->out, up->b, folded_gain(*up, stack.scale));
       }
       continue;
     }

@@ -102,6 +102,21 @@ bool keeps_everything(const Input& input, const layout::Encoded& encoded, const 
   return encoded.steps.empty() && !parameters;
 }
 
+// Scales that differ within a tensor are multiplied into lora_B and rounded to the file's dtype.
+void warn_of_coarse_rounding(const layout::Encoded& encoded, const ConvertOptions& options,
+                             std::vector<std::string>& warnings) {
+  if (encoded.exactness != Exactness::rounded || options.dtype) return;
+  for (const PlannedTensor& tensor : encoded.tensors) {
+    const bool scaled = std::ranges::any_of(tensor.blocks, [](const Block& block) { return block.scale != 1; });
+    if (!scaled || info(tensor.dtype).bits > 16) continue;
+    warnings.push_back(
+        fmt::format("scales that differ within one tensor are multiplied into lora_B and rounded to {}; "
+                    "--dtype F32 would round them less",
+                    info(tensor.dtype).name));
+    return;
+  }
+}
+
 // Experts of an unknown family look like dense modules: carried along they would be silently wrong in another layout.
 void require_known_experts(const Input& input) {
   if (!input.model.experts.empty()) return;
@@ -143,6 +158,7 @@ Plan plan_convert(const Input& input, const ConvertOptions& options) {
   warn_of_namesakes(encoded, input.model, options.to, plan.warnings);
   const AdapterConfig config =
       layout::write_config(input.adapter.config, encoded, input.model, options.to, plan.warnings);
+  warn_of_coarse_rounding(encoded, options, plan.warnings);
   plan.exactness = encoded.exactness;
   plan.steps = std::move(encoded.steps);
   plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());

@@ -83,7 +83,8 @@ void compare_factors(const OracleFactors& want, const OracleFactors& got, bool s
     const OracleFactor x = trimmed(w), y = trimmed(g);
     require(x.b.cols == y.b.cols, fmt::format("{}: expected rank {}, got {}", site, x.b.cols, y.b.cols));
     if (x.b.cols == 0) return;
-    const double moved = scale_may_move ? std::exp2(std::round(std::log2(x.scale / y.scale))) : 1;
+    const bool moves = scale_may_move && x.scale != y.scale;  // both may be 0
+    const double moved = moves ? std::exp2(std::round(std::log2(x.scale / y.scale))) : 1;
     require(same_bits(x.a, y.a), site + ": lora_A is not the same bit for bit");
     require(same_bits(scaled(moved, x.b), y.b), site + ": lora_B is not the same bit for bit");
     require(close(x.scale, moved * y.scale),

@@ -95,9 +95,8 @@ SiteFactors stack_pairs(const TensorFile& file, const Site& site, const ExpertsF
       const auto expert = static_cast<std::int64_t>(e);
       a.select(0, expert).narrow(0, first[p], factor->rank).copy_(read_view(file, factor->a, type));
       Tensor values = read_view(file, factor->b.transposed(), type);
-      if (factor->scale != factors.stack.scale) {
-        values = (values.to(at::kDouble) * (factor->scale / factors.stack.scale)).to(type);
-      }
+      const double gain = layout::folded_gain(*factor, factors.stack.scale);
+      if (gain != 1) values = (values.to(at::kDouble) * gain).to(type);
       const auto part = static_cast<std::int64_t>(p);
       Tensor rows = b.select(0, expert).narrow(0, first[p], factor->rank);
       rows = parameter.interleaved ? rows.slice(1, part, site.out(), parts) : rows.narrow(1, part * out, out);
