@@ -105,6 +105,9 @@ TEST(Faults, F11EveryAllocationFails) {
 }
 
 TEST(Faults, F11AddressSpace) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "a sanitizer needs terabytes of addresses";
+#endif
   const Job job({.shards = 4, .tensors = 8, .rows = 2000});
   int points = 0, enough = 0;
   for (long long mib = 0; mib <= 96; mib += 2, ++points) {
