@@ -57,7 +57,7 @@ fs::path adapter_folder(const std::string& root, const std::string& name) {
   if (name.find('/') != std::string::npos || name == "..") {
     throw Error(ErrorCode::USAGE, {.file = root, .problem = "an adapter name is the name of a subfolder", .got = name});
   }
-  const fs::path folder = fs::path(root) / name;
+  fs::path folder = fs::path(root) / name;
   if (!is_adapter(folder)) {
     std::string known;
     for (const auto& other : adapter_names(root)) known += (known.empty() ? "" : ", ") + other;

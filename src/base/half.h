@@ -52,7 +52,7 @@ struct SmallFloat {
       }
       mantissa &= (1u << kMantissaBits) - 1u;
     }
-    const auto biased = static_cast<std::uint64_t>(exponent - kBias + 1023);
+    const auto biased = static_cast<std::uint64_t>(std::int64_t{exponent} - kBias + 1023);
     return std::bit_cast<double>(sign | biased << 52 | mantissa << (52 - kMantissaBits));
   }
 

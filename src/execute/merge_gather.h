@@ -29,7 +29,7 @@ struct GatherGroup {
   const std::byte* first = nullptr;  // element of the first neighbour, in the file
   std::int64_t count = 0, step = 0;  // elements of each, bytes from one to the next
   std::int64_t neighbours = 0;
-  auto operator<=>(const GatherGroup&) const = default;
+  auto operator<=>(const GatherGroup&) const = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 mistakes it
 };
 // None, where elements lie close together. `in_turn`: how many views are asked for in turn; all their groups have to
 // fit.

@@ -45,8 +45,10 @@ inline void fetch_ahead(const std::byte* from, std::int64_t pitch, std::size_t b
   const auto at = reinterpret_cast<std::uintptr_t>(from);
   const std::uintptr_t below = at + static_cast<std::uintptr_t>(pitch) * kTileRows;
   for (std::size_t line = 0; line < bytes; line += 64) {
+    // NOLINTBEGIN(performance-no-int-to-ptr): may lie outside of the tensor, and is never read
     __builtin_prefetch(reinterpret_cast<const void*>(at + kSoon + line));
     __builtin_prefetch(reinterpret_cast<const void*>(below + line), 0, 2);
+    // NOLINTEND(performance-no-int-to-ptr)
   }
 }
 

@@ -18,7 +18,7 @@ constexpr std::size_t kMaxElement = 8;
 // What experts read that the adapter does not have.
 constexpr std::array<std::byte, kOutRows * kMaxElement> kZeros{};
 // Rows before conversion: enough to feed the kernel, little enough to stay in the second-level cache.
-constexpr std::int64_t kRawBytes = 128 * 1024;
+constexpr std::int64_t kRawBytes = std::int64_t{128} * 1024;
 // What is dequantised at once. As many rows as mxfp4 has codes under one scale: where it is stored transposed they lie
 // together.
 constexpr std::int64_t kDecodedRows = 32, kDecodedCols = 256;

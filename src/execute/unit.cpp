@@ -17,7 +17,7 @@ constexpr std::int64_t kCacheLine = 64;
 constexpr std::int64_t kGroupBytes = 512;
 // Staging of members that do not fit it whole: less than there is, as more of it stays in the cache; but for each
 // member what a write takes to be worth its call.
-constexpr std::int64_t kTileBytes = std::int64_t{4} << 20, kTileMemberBytes = 32 * 1024;
+constexpr std::int64_t kTileBytes = std::int64_t{4} << 20, kTileMemberBytes = std::int64_t{32} * 1024;
 
 bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t bytes, std::uint64_t shortest) {
   if (tensor.merge) return false;

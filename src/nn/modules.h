@@ -140,7 +140,7 @@ class Modules {
   Tensor* find_parameter(std::string_view full_name) const;
 
   template <class T>
-  T* add(std::string name, std::string class_name, ModuleKind kind) {
+  T* add(std::string name, std::string class_name, ModuleKind kind) {  // NOLINT(performance-unnecessary-value-param)
     auto module = std::make_unique<T>();
     module->name = std::move(name), module->class_name = std::move(class_name), module->kind = kind;
     T* raw = module.get();

@@ -43,7 +43,7 @@ std::unique_ptr<nn::PeftModel> adapters_on(std::shared_ptr<nn::CausalLM> base, c
   nn::AdapterModelOptions options;
   options.is_trainable = true;
   options.changed_base = nn::ChangedBase::is_residual;  // shapes are the same
-  auto lora = load_adapters(std::move(base), flags, options);
+  auto lora = load_adapters(base, flags, options);
   lora->set_adapter("0");
   return lora;
 }

@@ -41,7 +41,7 @@ std::vector<std::vector<std::int64_t>> RunningModel::generate(const at::Tensor& 
   return lora ? lora->generate(ids, mask, options) : nn::generate(*base, ids, mask, options);
 }
 
-std::unique_ptr<nn::PeftModel> load_adapters(std::shared_ptr<nn::CausalLM> base, const cli::RuntimeFlags& flags,
+std::unique_ptr<nn::PeftModel> load_adapters(const std::shared_ptr<nn::CausalLM>& base, const cli::RuntimeFlags& flags,
                                              nn::AdapterModelOptions options) {
   std::unique_ptr<nn::PeftModel> lora;
   std::vector<std::string> names;

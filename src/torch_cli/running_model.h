@@ -23,7 +23,7 @@ struct RunningModel {
 RunningModel load(const cli::RuntimeFlags& flags);
 
 // Adapters by the names "0", "1", ... in the order given, all active: their updates add up.
-std::unique_ptr<nn::PeftModel> load_adapters(std::shared_ptr<nn::CausalLM> base, const cli::RuntimeFlags& flags,
+std::unique_ptr<nn::PeftModel> load_adapters(const std::shared_ptr<nn::CausalLM>& base, const cli::RuntimeFlags& flags,
                                              nn::AdapterModelOptions options);
 
 // [rows, tokens] on the model's device; undefined for no rows.
