@@ -59,6 +59,7 @@ bool has_family(const FileWork& work, const Unit& unit) {
 }  // namespace
 
 void order_units(FileWork& work) {
+  if (std::ranges::find(work.making, Making::merged) == work.making.end()) return;  // nothing is gathered
   Groups groups(work);
   std::map<GatherGroup, std::size_t> place_of;  // of the group's first unit
   std::vector<std::pair<std::size_t, Unit>> placed;

@@ -75,53 +75,29 @@ GatherStore::Use use_of(const Plan& plan, const FileWork& work) {
 
 constexpr std::size_t kMostBuffers = 3;  // two groups are kept, and one is in use
 
-class UnitOrder : public testing::TestWithParam<std::uint64_t> {};  // bytes of a block
+class UnitOrder : public testing::TestWithParam<std::uint64_t> {  // bytes of a block
+ protected:
+  static CutSizes sizes() {
+    CutSizes sizes;
+    sizes.block = GetParam();
+    return sizes;
+  }
+  PlanBuilder builder_{1};
+  const Plan plan_ = experts_plan(builder_);
+  FileWork work_ = make_work(plan_, plan_.files[0], sizes());
+};
 
 TEST_P(UnitOrder, EachGroupIsReadOnce) {
-  PlanBuilder builder(1);
-  const Plan plan = experts_plan(builder);
-  CutSizes sizes;
-  sizes.block = GetParam();
-  const GatherStore::Use use = use_of(plan, make_work(plan, plan.files[0], sizes));
+  const GatherStore::Use use = use_of(plan_, work_);
   EXPECT_EQ(use.groups, 3 * kGroups);
   EXPECT_LE(use.buffers, kMostBuffers);
 }
 
 TEST_P(UnitOrder, MemoryIsBoundedInAnyOrder) {
-  PlanBuilder builder(1);
-  const Plan plan = experts_plan(builder);
-  CutSizes sizes;
-  sizes.block = GetParam();
-  FileWork work = make_work(plan, plan.files[0], sizes);
-  std::shuffle(work.units.begin(), work.units.end(), builder.random());
-  const GatherStore::Use use = use_of(plan, work);
+  std::shuffle(work_.units.begin(), work_.units.end(), builder_.random());
+  const GatherStore::Use use = use_of(plan_, work_);
   EXPECT_GT(use.groups, 3 * kGroups);
   EXPECT_LE(use.buffers, kMostBuffers);
-}
-
-// Threads wait for each other's groups, and give memory back that another one takes.
-TEST_P(UnitOrder, ThreadsMakeTheSameBytes) {
-  PlanBuilder builder(1);
-  const Plan plan = experts_plan(builder);
-  CutSizes sizes;
-  sizes.block = GetParam();
-  FileWork work = make_work(plan, plan.files[0], sizes);
-  for (int round = 0; round < 2; ++round) {
-    Stages stages(4);
-    std::vector<std::byte> image(work.layout.head.size() + work.layout.data_bytes);
-    std::memcpy(image.data(), work.layout.head.data(), work.layout.head.size());
-    parallel_for(work.units.size(), stages.threads(), [&](std::size_t u, int worker) {
-      for (const execution::Run& run : stages.of(worker).make(work, work.units[u])) {
-        std::byte* to = image.data() + work.layout.head.size() + run.offset;
-        for (const iovec& part : run.parts) {
-          std::memcpy(to, part.iov_base, part.iov_len);
-          to += part.iov_len;
-        }
-      }
-    });
-    EXPECT_TRUE(image == execute_in_memory(plan)[0]);
-    std::shuffle(work.units.begin(), work.units.end(), builder.random());
-  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Blocks, UnitOrder, testing::Values(3000, 20'000, std::uint64_t{1} << 20));
