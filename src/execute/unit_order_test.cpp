@@ -100,6 +100,26 @@ TEST_P(UnitOrder, MemoryIsBoundedInAnyOrder) {
   EXPECT_LE(use.buffers, kMostBuffers);
 }
 
+// Threads wait for each other's groups, and give memory back that another one takes.
+TEST_P(UnitOrder, ThreadsMakeTheSameBytes) {
+  for (int round = 0; round < 2; ++round) {
+    Stages stages(4);
+    std::vector<std::byte> image(work_.layout.head.size() + work_.layout.data_bytes);
+    std::memcpy(image.data(), work_.layout.head.data(), work_.layout.head.size());
+    parallel_for(work_.units.size(), stages.threads(), [&](std::size_t u, int worker) {
+      for (const execution::Run& run : stages.of(worker).make(work_, work_.units[u])) {
+        std::byte* to = image.data() + work_.layout.head.size() + run.offset;
+        for (const iovec& part : run.parts) {
+          std::memcpy(to, part.iov_base, part.iov_len);
+          to += part.iov_len;
+        }
+      }
+    });
+    EXPECT_TRUE(image == execute_in_memory(plan_)[0]);
+    std::shuffle(work_.units.begin(), work_.units.end(), builder_.random());
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Blocks, UnitOrder, testing::Values(3000, 20'000, std::uint64_t{1} << 20));
 
 TEST(UnitOrderOfOthers, StayInTheOrderOfTheFile) {
