@@ -32,6 +32,7 @@ GROUPS = {
     "tokenizer": [],
     "runtime": [],
     "generate": [],
+    "parity": [],
 }
 # Cases that show nothing the selection does not show without them: folders, and why. The whole set has them.
 CASES_LEFT_OUT = {
@@ -52,7 +53,7 @@ CASES_LEFT_OUT = {
     "a variant next to another one": [
         "convert/mixtral-all-linear-literal", "convert/mixtral-peft0171", "convert/mixtral-shuffled",
         "convert/mixtral-alpha-by-layer", "convert/mixtral-one-tensor-missing", "convert/mixtral-extra-expert",
-        "convert/mixtral-exclude-layer-random", "convert/mixtral-regex-numbers",
+        "convert/mixtral-exclude-layer-random", "convert/mixtral-regex-numbers", "convert/mixtral-alpha-by-projection",
     ],
     "what programs do with it is as for another model": [
         "consumers/qwen3_moe/perexpert-rslora", "consumers/qwen3_moe/perexpert-tied", "consumers/qwen3_moe/perexpert-router",
@@ -69,7 +70,7 @@ CONSUMER_LAYOUTS = ("llama_cpp", "mlx_lm", "tinker", "vllm")  # layouts that are
 MODEL_FILES = ("config.json", "facts.json")  # no weights: names and shapes are enough
 # ... but for these: whether attention has one query projection or two, only the checkpoint shows.
 MODELS_WITH_WEIGHTS = ("deepseek_v2-v4", "deepseek_v3-v4")
-GROUPS_WITH_WEIGHTS = ("merge", "runtime", "generate")  # what is merged or run
+GROUPS_WITH_WEIGHTS = ("merge", "runtime", "generate", "parity")  # what is merged or run
 # The same weights as checkpoints spell them (one tensor per expert), and a wrong base for an adapter.
 FURTHER_MODELS = ("rt-mixtral-v4", "qwen3_moe-disk", "mixtral-disk", "qwen3_moe-HI-v5")
 
