@@ -14,7 +14,7 @@ if(TARGET cli_test)
   target_link_libraries(cli_test PRIVATE GTest::gmock)
 endif()
 
-foreach(page errors layouts families)
+foreach(page errors layouts families config_fields)
   add_test(NAME docs_${page}_is_fresh COMMAND ${CMAKE_COMMAND} -DPROGRAM=$<TARGET_FILE:peft_cli> -DPAGE=${page}
     -DFILE=${CMAKE_CURRENT_SOURCE_DIR}/docs/${page}.md -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/check_page.cmake)
 endforeach()

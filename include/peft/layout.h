@@ -35,6 +35,7 @@ enum class BPacking : std::uint8_t { rank_major, grouped_by_expert };
 
 // What the user says where a file leaves it open.
 struct ReadOptions {
+  Verb verb = Verb::merge;       // what is read for: fields of the config that it cannot do right are refused
   std::optional<Layout> layout;  // --from
   std::string orientation;       // --orientation: "", "out-in", "in-out": how dP[e] = s B_e A_e lies in the parameter
   std::optional<BPacking> b_packing;  // --b-packing

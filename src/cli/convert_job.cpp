@@ -34,6 +34,7 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
   Conversion conversion{.path = path, .out = out};
   ConvertOptions options;
   options.input = command.input.options();
+  options.input.read.verb = Verb::convert;
   options.input.read.threads = command.execute.threads;
   options.to = parse_layout_flag("--to", command.to);
   if (!command.dtype.empty()) options.dtype = parse_dtype_flag("--dtype", command.dtype);

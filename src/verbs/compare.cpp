@@ -10,6 +10,7 @@
 
 #include "adapter/view_math.h"
 #include "base/thread_pool.h"
+#include "verbs/verify_config.h"
 #include "verbs/verify_describe.h"
 #include "verbs/verify_extras.h"
 #include "verbs/verify_factors.h"
@@ -227,6 +228,9 @@ VerifyReport compare(const Input& a, const Input& b, const VerifyOptions& option
     if (const Extra* extra = job.extra.x != nullptr ? job.extra.x : job.extra.y; extra != nullptr) {
       summary.add(describe(extra->site) + "." + extra->suffix, job.verdicts.front(), {});
     }
+  }
+  for (auto& [key, what] : verbs::compare_configs(a.adapter.config, b.adapter.config)) {
+    summary.add(std::move(key), {Exactness::lossy, 1, std::move(what)}, {});
   }
   return summary.finish(a, b);
 }

@@ -136,6 +136,7 @@ void require_known_experts(const Input& input) {
 }  // namespace
 
 Plan plan_convert(const Input& input, const ConvertOptions& options) {
+  require_usable(input.adapter.config, Verb::convert);
   require_known_experts(input);
   Plan plan;
   plan.warnings = input.reading.factors.warnings;

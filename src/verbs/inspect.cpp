@@ -1,7 +1,9 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <set>
 
+#include "config/peft_keys.h"
 #include "layout/keys.h"
 #include "layout/write_config.h"
 #include "peft/error.h"
@@ -32,9 +34,27 @@ std::string dtypes_of(const TensorFile& file) {
   return text;
 }
 
+// Fields whose values some verbs refuse.
+void list_refusals(const AdapterConfig& config, InspectReport& report) {
+  using enum Verb;
+  constexpr config::Verbs kOfAdapters{targets, convert, verify, merge, combine, resize, run};
+  for (const auto& [row, value] : config::telling_keys(config)) {
+    const config::Verbs refused = row->refused & kOfAdapters;
+    if (refused.empty()) continue;
+    report.anomalies.push_back(
+        fmt::format("{} = {}: {}; refused by {}", row->key, value, row->why, config::names(refused)));
+  }
+}
+
+bool is_refused_by(Verb verb, const AdapterConfig& config) {
+  const auto keys = config::telling_keys(config);
+  return std::ranges::any_of(keys, [verb](const auto& key) { return key.row->refused.contains(verb); });
+}
+
 // Patterns of the config that decide nothing, and modules the config targets that the file has no tensors for.
 void check_config(const Input& input, InspectReport& report) {
   const AdapterConfig& config = input.adapter.config;
+  if (is_refused_by(Verb::targets, config)) return;  // what it targets cannot be said
   const bool fused = input.reading.layout != Layout::peft_per_expert;
   const Generation g = input.reading.has_experts && !fused ? Generation::v4 : Generation::v5;
   const auto& tree = input.model.tree(g) ? input.model.tree(g)
@@ -112,6 +132,7 @@ InspectReport inspect(const std::string& path, const InputOptions& options) {
   InspectReport report;
   report.path = path;
   InputOptions lenient = options;
+  lenient.read.verb = Verb::inspect;
   lenient.read.ignore_unused = true;
   bool decoded = true;
   try {
@@ -134,6 +155,7 @@ InspectReport inspect(const std::string& path, const InputOptions& options) {
     report.parameters += count;
   }
   report.tensors = verbs::describe_tensors(input, decoded);
+  list_refusals(input.adapter.config, report);
   for (const auto& key : input.adapter.config.unknown)
     report.anomalies.push_back("unknown config key " + key + ": PEFT ignores it");
   if (decoded) {

@@ -182,6 +182,7 @@ void warn(const std::vector<MergeAdapter>& adapters, MergePlan& merge) {
 
 MergePlan plan_merge(const MergeOptions& given) {
   MergeOptions options = given;
+  options.input.read.verb = Verb::merge;
   check_options(options);
   options.base = resolve_path(options.base);
   const Checkpoint checkpoint = open_base(options.base);

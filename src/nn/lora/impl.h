@@ -80,7 +80,7 @@ void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config)
 
 std::vector<AdapterTensor> tensors_of(const PeftModel::Impl& impl, const AdapterEntry& entry);
 
-// Values of the config that change what is computed and are not implemented: CF_UNSUP, by name.
+// Of a new adapter: values that change what is computed and are not implemented, CF_UNSUP by name.
 void require_supported(const AdapterConfig& config);
 
 }  // namespace peft::nn

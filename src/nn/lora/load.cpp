@@ -90,8 +90,8 @@ void load_adapter_folder(PeftModel::Impl& impl, const std::string& name, const s
   InputOptions input_options;
   input_options.base = impl.base->folder();
   input_options.read = options.read;
+  input_options.read.verb = Verb::run;
   const Input input = load(folder, input_options);
-  require_supported(input.adapter.config);
   check_changed_base(input.adapter.config, options.changed_base);
   std::vector<std::string> warnings = input.reading.factors.warnings;
   const auto [config, layout] = config_to_save(input, warnings);
