@@ -57,4 +57,7 @@ struct Reading {
 // LO_PAIR, LO_SHAPE, LO_EXPERT, LO_UNUSED, ... when it is wrong.
 Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options = {});
 
+// What --ignore-unused left out, in one sentence that names the tensors (the first ones of many); "" when nothing.
+std::string left_out(const Reading& reading);
+
 }  // namespace peft

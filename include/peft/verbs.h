@@ -71,6 +71,7 @@ struct VerifyReport {
   std::int64_t compared = 0, identical = 0;
   std::vector<VerifyDifference> differences;  // up to 50
   std::int64_t num_differences = 0;
+  std::vector<std::string> left_out;  // tensors that --ignore-unused left out of the comparison, and why
   std::vector<std::string> notes;
 };
 VerifyReport verify(const std::string& a, const std::string& b, const VerifyOptions& options);

@@ -54,6 +54,7 @@ Json to_json(const ConvertCommand& command, const Conversion& conversion) {
                {"tensors_in", conversion.tensors_in},
                {"tensors_out", conversion.tensors_out},
                {"exactness", name(conversion.plan.exactness)},
+               {"unused", conversion.unused},
                {"notes", conversion.notes},
                {"warnings", conversion.plan.warnings}};
   if (conversion.done) {

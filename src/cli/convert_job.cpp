@@ -52,6 +52,8 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
     for (const auto& anomaly : input.reading.anomalies) {
       conversion.notes.push_back(folder.empty() ? anomaly : folder + ": " + anomaly);
     }
+    for (const auto& text : input.reading.unused)
+      conversion.unused.push_back(folder.empty() ? text : folder + ": " + text);
     plans.emplace_back(folder, plan_convert(input, options));
   }
   conversion.plan = combine_plans(std::move(plans));

@@ -16,7 +16,8 @@ struct Conversion {
   std::string from = {};                   // layouts read, joined with ", "
   std::vector<std::string> adapters = {};  // names inside the folder
   std::size_t tensors_in = 0, tensors_out = 0;
-  std::vector<std::string> notes = {};  // what is unusual about the input
+  std::vector<std::string> notes = {};   // what is unusual about the input
+  std::vector<std::string> unused = {};  // tensors that --ignore-unused left out, and why
   Plan plan = {};
   std::optional<ExecuteReport> done = {};  // absent: only planned
   std::optional<Error> error = {};

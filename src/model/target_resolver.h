@@ -41,7 +41,7 @@ class TargetResolver {
 
   // targets.cpp
   void check_config() const;
-  void add_task_heads(const std::string& task, const std::vector<std::string>& heads);
+  void add_task_heads(const std::string& task);
   void choose_modules();
   std::vector<std::string> all_linear() const;
   [[noreturn]] void nothing_found() const;

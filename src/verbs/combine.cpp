@@ -110,6 +110,7 @@ std::vector<ExpertCount> expert_counts(std::span<const Input> inputs) {
 void warn_of_bases(std::span<const Input> inputs, std::vector<std::string>& warnings) {
   std::set<std::string> bases;
   for (const Input& input : inputs) {
+    if (const auto text = left_out(input.reading); !text.empty()) warnings.push_back(input.adapter.folder + ": " + text);
     if (const auto& base = input.adapter.config.base_model_name_or_path) bases.insert(*base);
     for (const auto& text : input.reading.factors.warnings) warnings.push_back(input.adapter.folder + ": " + text);
   }
@@ -167,6 +168,9 @@ LowRankResult run(std::span<const Input> inputs, const Job& job) {
   result.plan = made.plan(config, first.model, to);
   result.plan.exactness = keeps_values ? Exactness::rounded : Exactness::lossy;
   result.plan.warnings.insert(result.plan.warnings.begin(), warnings.begin(), warnings.end());
+  for (const Input& input : inputs) {
+    for (const auto& text : input.reading.unused) result.unused.push_back(input.adapter.folder + ": " + text);
+  }
   for (const Input& input : inputs) result.plan.bytes_in += input.adapter.weights->file_size();
   for (const auto& name : inputs.front().adapter.side_files) {
     result.plan.copies.emplace_back(name, inputs.front().adapter.folder + "/" + name);

@@ -194,6 +194,11 @@ class Summary {
     if (a.reading.layout != b.reading.layout) {
       note(fmt::format("layouts: {} and {}", info(a.reading.layout).name, info(b.reading.layout).name));
     }
+    for (const auto& [which, input] : {std::pair("first", &a), std::pair("second", &b)}) {
+      if (const auto text = left_out(input->reading); !text.empty()) note(fmt::format("{} adapter: {}", which, text));
+      for (const auto& text : input->reading.unused)
+        report_.left_out.push_back(fmt::format("{} adapter: {}", which, text));
+    }
     if (zero_alone_ > 0) note(fmt::format("{} factors are zero in one adapter and absent in the other", zero_alone_));
     if (const auto n = counts_[static_cast<std::size_t>(Exactness::rounded)]; n > 0) {
       note(fmt::format(

@@ -140,6 +140,7 @@ Plan plan_convert(const Input& input, const ConvertOptions& options) {
   require_known_experts(input);
   Plan plan;
   plan.warnings = input.reading.factors.warnings;
+  if (std::string text = left_out(input.reading); !text.empty()) plan.warnings.push_back(std::move(text));
   const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal};
   layout::Encoded encoded =
       layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);

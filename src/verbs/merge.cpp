@@ -1,6 +1,7 @@
 #include "peft/merge.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -158,6 +159,9 @@ void warn(const std::vector<MergeAdapter>& adapters, MergePlan& merge) {
       warnings.push_back(adapter.adapter.folder + ": " + warning);
     for (const std::string& anomaly : adapter.reading.anomalies)
       warnings.push_back(adapter.adapter.folder + ": " + anomaly);
+    if (const auto text = left_out(adapter.reading); !text.empty())
+      warnings.push_back(adapter.adapter.folder + ": " + text);
+    for (const auto& text : adapter.reading.unused) merge.unused.push_back(adapter.adapter.folder + ": " + text);
     merge.zero_deltas.insert(merge.zero_deltas.end(), adapter.zero.begin(), adapter.zero.end());
     merge.layouts.emplace_back(info(adapter.reading.layout).name);
     merge.digests.push_back(adapter.digest);
@@ -176,6 +180,24 @@ void warn(const std::vector<MergeAdapter>& adapters, MergePlan& merge) {
     names += (i > 0 ? ", " : "") + merge.zero_deltas[i];
   warnings.push_back(fmt::format("{} of {} deltas are zero and change nothing: {}{}", merge.zero_deltas.size(), factors,
                                  names, merge.zero_deltas.size() > kShown ? ", ..." : ""));
+}
+
+// A head that the base lacks is added; what kind of model the folder holds, its config.json still does not say.
+void warn_of_heads(const Base& base, const std::vector<MergeAdapter>& adapters, std::vector<std::string>& warnings) {
+  for (const MergeAdapter& adapter : adapters) {
+    std::string names;
+    for (const Extra& extra : adapter.reading.factors.extras) {
+      if (!base.lacks_head(adapter, extra)) continue;
+      const auto& tensor = adapter.adapter.weights->tensors()[extra.tensor];
+      names += fmt::format("{}{}.{} [{}]", names.empty() ? "" : ", ", extra.site.module, extra.suffix,
+                           fmt::join(tensor.shape, ", "));
+    }
+    if (names.empty()) continue;
+    warnings.push_back(fmt::format(
+        "{}: the base has no head of this task ({}): {} added to it. Its config.json stays as it is: load the result "
+        "with transformers' class for the task, and num_labels where the head has another number of rows than 2",
+        adapter.adapter.folder, adapter.adapter.config.task_type.value_or(""), names));
+  }
 }
 
 }  // namespace
@@ -210,6 +232,7 @@ MergePlan plan_merge(const MergeOptions& given) {
   facts.untied = merge.untied = merging::add_updates(base, adapters, tensors);
   describe_quantization(quantized, keep, model, facts);
   facts.record = merging::merged_record(adapters, files.front()->metadata());
+  warn_of_heads(base, adapters, merge.plan.warnings);
   merge.plan.exactness = exactness_of(tensors, options.mode);
   describe_steps(tensors, adapters, options, merge);
   if (merge.dequantized > 0) {

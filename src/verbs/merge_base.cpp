@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/float_dtypes.h"
+#include "config/task_heads.h"
 #include "peft/error.h"
 #include "verbs/merge_updates.h"
 
@@ -151,6 +152,14 @@ Weight Base::place_of(const MergeAdapter& adapter, const Extra& extra) const {
   return *found;
 }
 
+bool Base::lacks_head(const MergeAdapter& adapter, const Extra& extra) const {
+  if (extra.kind != ExtraKind::saved_module || extra.site.expert >= 0) return false;
+  if (!config::is_saved_by(config::task_heads(adapter.adapter.config), extra.site.module)) return false;
+  const std::string whole = extra.site.module + "." + extra.suffix;
+  const auto dot = whole.rfind('.');
+  return !weights.find(whole.substr(0, dot), whole.substr(dot + 1));
+}
+
 std::set<OutTensors::Number> touched_codes(const Base& base, const std::vector<MergeAdapter>& adapters,
                                            const std::vector<QuantizedTensor>& quantized) {
   std::set<OutTensors::Number> touched;
@@ -164,7 +173,8 @@ std::set<OutTensors::Number> touched_codes(const Base& base, const std::vector<M
   for (const MergeAdapter& adapter : adapters) {
     for (const Factor& factor : adapter.reading.factors.factors) touch(base.weight_of(adapter, factor), factor.site);
     for (const Extra& extra : adapter.reading.factors.extras) {
-      if (extra.kind != ExtraKind::magnitude) touch(base.place_of(adapter, extra), extra.site);
+      if (extra.kind == ExtraKind::magnitude || base.lacks_head(adapter, extra)) continue;
+      touch(base.place_of(adapter, extra), extra.site);
     }
   }
   for (const Experts& experts : base.model.experts) {

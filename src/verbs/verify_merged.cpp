@@ -44,6 +44,8 @@ class Check {
     for (const std::string& name : merged_.extra(counterparts_)) extra(name);
     report_.same = report_.num_differences == 0;
     report_.bound = bound();
+    report_.left_out = plan_.unused;
+    for (const auto& text : plan_.unused) report_.notes.push_back("left out: " + text);
     for (const auto& site : plan_.zero_deltas)
       report_.notes.push_back(site + ": the delta is zero, nothing can be seen of it");
     return std::move(report_);
