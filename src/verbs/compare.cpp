@@ -157,6 +157,7 @@ class Summary {
       report_.largest_relative = verdict.relative;
       report_.where = site;
     }
+    if (verdict.bound > 0 && verdict.exactness == Exactness::rounded) note_basis(site, verdict);
     if (verdict.exactness > limit_) found_.push_back({{std::move(site), verdict.what, verdict.relative}, pair});
   }
 
@@ -189,6 +190,13 @@ class Summary {
       found.difference.what += "; what the first adapter has here, the second has at " + describe(twin->site);
   }
 
+  void note_basis(const std::string& site, const Verdict& verdict) {
+    ++other_basis_;
+    if (verdict.relative * nearest_.bound < nearest_.relative * verdict.bound) return;
+    nearest_ = verdict;
+    nearest_site_ = site;
+  }
+
   void add_notes(const Input& a, const Input& b) {
     const auto note = [this](std::string text) { report_.notes.push_back(std::move(text)); };
     if (a.reading.layout != b.reading.layout) {
@@ -200,7 +208,12 @@ class Summary {
         report_.left_out.push_back(fmt::format("{} adapter: {}", which, text));
     }
     if (zero_alone_ > 0) note(fmt::format("{} factors are zero in one adapter and absent in the other", zero_alone_));
-    if (const auto n = counts_[static_cast<std::size_t>(Exactness::rounded)]; n > 0) {
+    if (other_basis_ > 0) {
+      note(fmt::format("{} of {} are the same update in another basis, within one rounding (bound {:.2g}, measured {:.2g}, "
+                       "at {})",
+                       other_basis_, report_.compared, nearest_.bound, nearest_.relative, nearest_site_));
+    }
+    if (const auto n = counts_[static_cast<std::size_t>(Exactness::rounded)] - other_basis_; n > 0) {
       note(fmt::format(
           "{} of {} agree only up to one rounding (2^-24, 2^-11, 2^-8 for F32, F16, BF16, of the coarser dtype)", n,
           report_.compared));
@@ -213,6 +226,9 @@ class Summary {
   std::vector<Found> found_;
   std::int64_t counts_[4] = {};
   std::int64_t zero_alone_ = 0;
+  std::int64_t other_basis_ = 0;
+  Verdict nearest_;  // of those in another basis, the one nearest to its bound
+  std::string nearest_site_;
 };
 
 }  // namespace
