@@ -94,6 +94,9 @@ void make_factors(PeftModel::Impl& impl, int id, const ResolvedTargets& resolved
   std::sort(places.begin(), places.end(), [](const auto& x, const auto& y) { return x.first->order < y.first->order; });
   for (const auto& [site, target] : places) {
     SiteFactors factors = new_factors(*site, *target, config);
+    if (factors.bias.defined() && site->base_bias == nullptr) {
+      impl.warnings.push_back(site->module + ": lora_bias cannot be merged later, because the module has no bias");
+    }
     initialise(*site, factors, config.init_lora_weights, generator);
     if (config.use_dora) {
       factors.magnitude = site->weight->is_meta() ? at::empty({site->out()}, factors.stack.a.options())
@@ -179,7 +182,6 @@ void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraCo
   if (auto rewritten = rewrite_v4_targets(config, impl.model, impl.warnings)) config = std::move(*rewritten);
   require_one_bias(impl, config);
   const ResolvedTargets resolved = resolve_targets(config, impl.tree, impl.model, Generation::v5);
-  const bool inference = config.value("inference_mode") == "true";
   const int id = impl.add_entry(name, resolved.config_after).id;
   try {
     at::Generator generator = at::detail::createCPUGenerator(options.seed);
@@ -192,7 +194,6 @@ void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraCo
     throw;
   }
   AdapterEntry& entry = impl.entry(name);
-  entry.trainable = !inference;
   complete(entry.config);
   const bool list = std::holds_alternative<std::vector<std::string>>(entry.config.target_modules);
   if (list && !impl.model.peft_config.empty() && !entry.config.target_parameters) {

@@ -21,7 +21,6 @@ struct AdapterEntry {
   std::string name;
   AdapterConfig config;                // what save_pretrained writes
   Layout layout = Layout::peft_fused;  // the form that can hold it
-  bool trainable = false;
 };
 
 struct PeftModel::Impl {
@@ -53,10 +52,11 @@ struct PeftModel::Impl {
   // Where the factors of a site lie on disk: below one ".base_layer" for each later parameter of the same module.
   std::string key_of(const Site& site, int adapter) const;
 
-  void activate(std::vector<int> ids);
+  // Who acts from now on, and alone has gradients, if `train`.
+  void activate(std::vector<int> ids, bool train);
   void select_overlays(const std::vector<int>& ids) const;
-  void update_gradients();  // only tensors of active, trainable adapters are trained
-  void forget(int id);      // everything of one adapter
+  void set_gradients(int id, bool on);  // of all that this adapter trains
+  void forget(int id);                  // everything of one adapter
   void remove_hooks();
   bool any_merged() const;
 };

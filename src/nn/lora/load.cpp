@@ -97,7 +97,6 @@ void load_adapter_folder(PeftModel::Impl& impl, const std::string& name, const s
   const auto [config, layout] = config_to_save(input, warnings);
   AdapterEntry& added = impl.add_entry(name, config);
   added.layout = layout;
-  added.trainable = options.is_trainable;
   const int id = added.id;
   try {
     make_token_rows(impl, id, input.adapter.config);
@@ -109,6 +108,7 @@ void load_adapter_folder(PeftModel::Impl& impl, const std::string& name, const s
     impl.forget(id);
     throw;
   }
+  if (options.is_trainable) impl.set_gradients(id, true);
   if (options.changed_base == ChangedBase::subtract && config::changes_base(config.init_lora_weights)) {
     subtract_start(impl, id, config.init_lora_weights);
   }

@@ -68,7 +68,10 @@ void merge_one(PeftModel::Impl& impl, Site& site, int id, const Tensor& gain, co
                                       .hint = "run the adapter unmerged"});
   }
   const Tensor weight = merged_weight(site, *factors, gain, options.safe_merge);
-  if (options.safe_merge && !at::isfinite(weight).all().item<bool>()) not_finite(site, name);
+  const Tensor bias = factors->bias.defined() ? *site.base_bias + factors->bias * factors->stack.scale : Tensor();
+  for (const Tensor& merged : {weight, bias}) {
+    if (options.safe_merge && merged.defined() && !at::isfinite(merged).all().item<bool>()) not_finite(site, name);
+  }
   if (site.merged.empty() && options.keep_base) {
     site.unmerged = site.weight->detach().clone();
     if (factors->bias.defined()) site.unmerged_bias = site.base_bias->detach().clone();
@@ -76,7 +79,7 @@ void merge_one(PeftModel::Impl& impl, Site& site, int id, const Tensor& gain, co
   site.weight->copy_(weight);
   if (factors->bias.defined()) {
     if (!site.unmerged_bias.defined() && options.keep_base) site.unmerged_bias = site.base_bias->detach().clone();
-    site.base_bias->copy_(*site.base_bias + factors->bias * factors->stack.scale);
+    site.base_bias->copy_(bias);
   }
   site.merged.push_back(id);
 }
