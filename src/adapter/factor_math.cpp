@@ -192,8 +192,7 @@ double DeltaDifference::relative() const {
 }
 
 JointQr joint_qr(const Components& x, const Components& y) {
-  const Stack of_a{
-      .x = x.a, .y = y.a, .list_x = x.list, .list_y = y.list, .factor_x = 1, .factor_y = 1, .gain = {}};
+  const Stack of_a{.x = x.a, .y = y.a, .list_x = x.list, .list_y = y.list, .factor_x = 1, .factor_y = 1, .gain = {}};
   const Stack of_b{
       .x = x.b, .y = y.b, .list_x = x.list, .list_y = y.list, .factor_x = x.scale, .factor_y = -y.scale, .gain = {}};
   return {of_a.factorise(), of_b.factorise(), static_cast<std::int64_t>(x.list.size()),

@@ -209,9 +209,10 @@ class Summary {
     }
     if (zero_alone_ > 0) note(fmt::format("{} factors are zero in one adapter and absent in the other", zero_alone_));
     if (other_basis_ > 0) {
-      note(fmt::format("{} of {} are the same update in another basis, within one rounding (bound {:.2g}, measured {:.2g}, "
-                       "at {})",
-                       other_basis_, report_.compared, nearest_.bound, nearest_.relative, nearest_site_));
+      note(fmt::format(
+          "{} of {} are the same update in another basis, within one rounding (bound {:.2g}, measured {:.2g}, "
+          "at {})",
+          other_basis_, report_.compared, nearest_.bound, nearest_.relative, nearest_site_));
     }
     if (const auto n = counts_[static_cast<std::size_t>(Exactness::rounded)] - other_basis_; n > 0) {
       note(fmt::format(

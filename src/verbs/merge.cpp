@@ -14,6 +14,7 @@
 #include "verbs/merge_adapters.h"
 #include "verbs/merge_files.h"
 #include "verbs/merge_updates.h"
+#include "weights/own_output.h"
 
 namespace peft {
 namespace {
@@ -229,7 +230,11 @@ MergePlan plan_merge(const MergeOptions& given) {
   }
   OutTensors tensors(checkpoint, quantized, keep, options);
   merging::FileFacts facts;
-  facts.untied = merge.untied = merging::add_updates(base, adapters, tensors);
+  facts.untied = merging::add_updates(base, adapters, tensors);
+  // Two embeddings from the start: nothing becomes untied, but only a config that says so is read alike by every
+  // reader.
+  facts.own_output = weights::has_own_output(model, checkpoint, weights);
+  merge.untied = facts.untied && !facts.own_output;
   describe_quantization(quantized, keep, model, facts);
   facts.record = merging::merged_record(adapters, files.front()->metadata());
   warn_of_heads(base, adapters, merge.plan.warnings);

@@ -107,7 +107,11 @@ void add_copies(const fs::path& folder, const std::string& prefix, int depth,
 void add_texts(const Base& base, const FileFacts& facts, const std::vector<Shard>& shards, MergePlan& result) {
   Plan& plan = result.plan;
   const fs::path folder = base.options.base;
-  const ConfigChange change{facts.untied, facts.dequantized, facts.kept_quantized, !facts.dequantized.empty(),
+  const ConfigChange change{facts.untied,
+                            facts.own_output,
+                            facts.dequantized,
+                            facts.kept_quantized,
+                            !facts.dequantized.empty(),
                             base.options.out_dtype ? base.options.out_dtype : base.options.base_dtype};
   const auto config = changed_config((folder / "config.json").string(), change, plan.warnings);
   if (config)

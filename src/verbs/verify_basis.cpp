@@ -21,10 +21,10 @@ using adapter::kNoComponent;
 using adapter::Matrix;
 using adapter::TallQr;
 
-constexpr double kParallel = 0.99;        // cosine; below it, one vector is not a rounding of the other
-constexpr double kSameCosine = 1e-9;      // cosines that are no further apart say the same
-constexpr double kCancelled = 0x1p-5;     // of the changes: what changes independently does not cancel so far
-constexpr double kArithmetic = 0x1p-40;   // what an SVD in fp64 loses, and what combine cuts off
+constexpr double kParallel = 0.99;       // cosine; below it, one vector is not a rounding of the other
+constexpr double kSameCosine = 1e-9;     // cosines that are no further apart say the same
+constexpr double kCancelled = 0x1p-5;    // of the changes: what changes independently does not cancel so far
+constexpr double kArithmetic = 0x1p-40;  // what an SVD in fp64 loses, and what combine cuts off
 constexpr std::int64_t kRowsAtOnce = 256;
 
 double dot(std::span<const double> x, std::span<const double> y) {
@@ -66,7 +66,7 @@ class Angles {
 // How the elements of two vectors compare.
 struct Elements {
   Match match;
-  bool one_place = true;  // none is off by more than a last place or two, of its own or of an element of usual size
+  bool one_place = true;  // none is off by more than a last place of its own or of an element of usual size
 };
 
 // Column j of x times factor_x against column k of y times factor_y. `length`: of column j.
@@ -96,7 +96,7 @@ struct Pair {
   double gain = 1;  // y's a is about gain times x's, and y's b with the scale about x's divided by gain
   Match whole{false, false};
   bool matched_a = false, matched_b = false;  // the elements of that vector are equal or rounded once
-  bool one_place = false;                     // no element of either is off by more than a last place or two
+  bool one_place = false;                     // no element of either is off by more than a last place
 };
 
 class Comparison {
