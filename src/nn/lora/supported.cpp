@@ -1,4 +1,5 @@
 // What of a LoraConfig is not implemented. Never silent: a value that would change the result is refused by name.
+#include <algorithm>
 #include <array>
 
 #include "nn/lora/impl.h"
@@ -10,6 +11,7 @@ namespace {
 
 struct Unsupported {
   std::string_view key, why, hint;
+  bool start = false;  // of the first values alone
 };
 
 constexpr std::array kUnsupported = {
@@ -26,16 +28,43 @@ constexpr std::array kUnsupported = {
     Unsupported{"megatron_config", "Megatron's parallel layers are not implemented", "leave it out"},
     Unsupported{"ensure_weight_tying", "tying of adapters on tied embeddings is not implemented",
                 "trainable_token_indices follows tied embeddings by itself"},
-    Unsupported{"eva_config", "EVA initialisation needs data and is not implemented", "use init_lora_weights = true"},
-    Unsupported{"corda_config", "CorDA initialisation needs data and is not implemented", "use pissa"},
-    Unsupported{"lora_ga_config", "LoRA-GA initialisation needs gradients and is not implemented", "use pissa"},
-    Unsupported{"loftq_config", "LoftQ quantises the base and is not implemented", "use pissa"},
+    Unsupported{"eva_config", "EVA initialisation needs data and is not implemented", "use init_lora_weights = true",
+                true},
+    Unsupported{"corda_config", "CorDA initialisation needs data and is not implemented", "use pissa", true},
+    Unsupported{"lora_ga_config", "LoRA-GA initialisation needs gradients and is not implemented", "use pissa", true},
+    Unsupported{"loftq_config", "LoftQ quantises the base and is not implemented", "use pissa", true},
+};
+
+struct Task {
+  std::string_view type, what, heads;
+};
+
+// What PEFT puts on other classes than language models, and the modules it saves with the adapter.
+constexpr std::array kTasks = {
+    Task{"SEQ_CLS", "sequence classification", "classifier, score"},
+    Task{"TOKEN_CLS", "token classification", "classifier, score"},
+    Task{"QUESTION_ANS", "question answering", "qa_outputs"},
 };
 
 }  // namespace
 
-void require_supported(const AdapterConfig& config) {
+void require_language_model(const AdapterConfig& config) {
+  const auto task =
+      std::find_if(kTasks.begin(), kTasks.end(), [&](const Task& t) { return config.task_type == t.type; });
+  if (task == kTasks.end()) return;
+  throw Error(ErrorCode::CF_UNSUP,
+              {.file = config.file,
+               .tensor = "task_type",
+               .problem = "the adapter is for " + std::string(task->what) + " and has a head of its own (" +
+                          std::string(task->heads) + "), which a language model has no place for",
+               .expected = "CAUSAL_LM",
+               .got = std::string(task->type),
+               .hint = "run it on its own class with PEFT; peft inspect, convert and merge read it"});
+}
+
+void require_supported(const AdapterConfig& config, bool loaded) {
   for (const Unsupported& row : kUnsupported) {
+    if (loaded && row.start) continue;
     const std::string value = config.value(row.key);
     if (value.empty() || value == "null" || value == "false" || value == "{}" || value == "[]") continue;
     throw Error(ErrorCode::CF_UNSUP, {.file = config.file,
