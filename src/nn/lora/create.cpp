@@ -26,6 +26,7 @@ at::ScalarType factor_type(const Tensor& weight) {
 // Checks of the values, as for a config from a file.
 AdapterConfig checked(const LoraConfig& config) {
   AdapterConfig result = AdapterConfig::parse(config.dump(), config.file.empty() ? "LoraConfig" : config.file);
+  require_language_model(result);
   require_supported(result);
   require_known_init(result);
   return result;
@@ -142,38 +143,6 @@ void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
   }
 }
 
-// trainable_token_indices: a list for the input embedding, or embeddings by the end of their names.
-void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
-  if (!config.trainable_token_indices) return;
-  for (const auto& [name, ids] : *config.trainable_token_indices) {
-    std::vector<std::string> modules;
-    if (name.empty()) modules.push_back(impl.tree.input_embedding);
-    for (const auto& module : impl.base->modules().all()) {
-      if (!name.empty() && (module->name == name || module->name.ends_with("." + name)))
-        modules.push_back(module->name);
-    }
-    if (modules.empty()) {
-      throw Error(ErrorCode::CF_TARGET, {.tensor = "trainable_token_indices",
-                                         .problem = "no module of the base has this name",
-                                         .expected = "the name of an embedding",
-                                         .got = name});
-    }
-    for (const std::string& module : modules) {
-      TokenRows& rows = impl.rows_of(module);
-      const Tensor weight = *impl.base->modules().find(module)->find("weight");
-      for (const std::int64_t token : ids) {
-        if (token >= 0 && token < weight.size(0)) continue;
-        throw Error(ErrorCode::CF_VALUE, {.tensor = "trainable_token_indices",
-                                          .problem = "a token is outside of the vocabulary",
-                                          .expected = fmt::format("0 to {}", weight.size(0) - 1),
-                                          .got = std::to_string(token)});
-      }
-      const Tensor index = at::tensor(ids, at::kLong).to(weight.device());
-      rows.adapters[id] = {index, weight.detach().index_select(0, index).clone()};
-    }
-  }
-}
-
 void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraConfig& given,
                     const AdapterModelOptions& options) {
   const at::NoGradGuard no_grad;
@@ -189,6 +158,7 @@ void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraCo
     make_copies(impl, id, resolved);
     make_biases(impl, id, config);
     make_token_rows(impl, id, config);
+    require_rows_apart(impl);
   } catch (...) {
     impl.forget(id);
     throw;
@@ -200,6 +170,7 @@ void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraCo
     entry.config.target_parameters.emplace();  // PEFT's conversion for these types leaves a list, be it empty
   }
   entry.config.base_model_name_or_path = impl.base->folder();
+  warn_of_tied(impl, id);
   impl.warnings.insert(impl.warnings.end(), resolved.warnings.begin(), resolved.warnings.end());
 }
 

@@ -191,15 +191,16 @@ TokenRows& PeftModel::Impl::rows_of(const std::string& name) {
     if (known.module == name) return known;
   }
   auto* embedding = base->modules().find<Embedding>(name);
-  if (embedding == nullptr)
-    no_target(name, "trainable_token_indices needs an embedding", "name one, or give a list of ids");
+  auto* linear = base->modules().find<Linear>(name);
+  const bool plain = linear != nullptr && linear->kind == ModuleKind::linear && !linear->bias.defined();
+  if (embedding == nullptr && !plain) {
+    no_target(name, "trainable_token_indices needs an embedding, or a Linear without bias",
+              "name one, or give a list of ids");
+  }
   TokenRows& made = token_rows.emplace_back();
   made.module = name;
-  hook_in(*embedding, control).rows = &made;
-  for (const auto& other : base->modules().all()) {  // a tied output embedding has the same new rows
-    auto* linear = dynamic_cast<Linear*>(other.get());
-    if (linear != nullptr && linear->weight.is_same(embedding->weight)) hook_in(*linear, control).rows = &made;
-  }
+  made.weight = embedding != nullptr ? &embedding->weight : &linear->weight;
+  (embedding != nullptr ? hook_in(*embedding, control).rows : hook_in(*linear, control).rows) = &made;
   return made;
 }
 
@@ -273,8 +274,15 @@ void PeftModel::Impl::remove_hooks() {
   }
 }
 
+bool PeftModel::Impl::is_merged(int id) const {
+  const auto has = [id](const std::vector<int>& merged) { return std::count(merged.begin(), merged.end(), id) > 0; };
+  return std::any_of(sites.begin(), sites.end(), [&](const auto& s) { return has(s->merged); }) ||
+         std::any_of(token_rows.begin(), token_rows.end(), [&](const auto& r) { return has(r.merged); });
+}
+
 bool PeftModel::Impl::any_merged() const {
-  return std::any_of(sites.begin(), sites.end(), [](const auto& s) { return !s->merged.empty(); });
+  return std::any_of(sites.begin(), sites.end(), [](const auto& s) { return !s->merged.empty(); }) ||
+         std::any_of(token_rows.begin(), token_rows.end(), [](const auto& r) { return !r.merged.empty(); });
 }
 
 }  // namespace peft::nn

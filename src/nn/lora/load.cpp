@@ -5,6 +5,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #include "config/lora_init.h"
 #include "nn/lora/impl.h"
@@ -80,7 +81,8 @@ void check_changed_base(const AdapterConfig& config, ChangedBase choice) {
        .expected = "a base that is known to be the changed one (is_residual), or PiSSA and OLoRA to be taken out "
                    "of this one again (subtract)",
        .got = init,
-       .hint = "save such adapters with PEFT's path_initial_model_for_weight_conversion"});
+       .hint = "save such adapters with PEFT's path_initial_model_for_weight_conversion, or say that the base is the "
+               "changed one (--base-is-residual)"});
 }
 
 }  // namespace
@@ -91,9 +93,14 @@ void load_adapter_folder(PeftModel::Impl& impl, const std::string& name, const s
   input_options.base = impl.base->folder();
   input_options.read = options.read;
   input_options.read.verb = Verb::run;
+  const std::filesystem::path config_file = std::filesystem::path(folder) / "adapter_config.json";
+  if (std::filesystem::exists(config_file)) require_language_model(AdapterConfig::read(config_file.string()));
   const Input input = load(folder, input_options);
   check_changed_base(input.adapter.config, options.changed_base);
   std::vector<std::string> warnings = input.reading.factors.warnings;
+  if (options.is_trainable && config::lora_init(input.adapter.config.init_lora_weights) == config::LoraInit::mica) {
+    warnings.emplace_back("init_lora_weights = mica: PEFT trains lora_A alone, here lora_B is trained as well");
+  }
   const auto [config, layout] = config_to_save(input, warnings);
   AdapterEntry& added = impl.add_entry(name, config);
   added.layout = layout;
@@ -103,6 +110,7 @@ void load_adapter_folder(PeftModel::Impl& impl, const std::string& name, const s
     place_tensors(impl, input, id);
     make_biases(impl, id, config);
     require_complete(impl, input, config, id);
+    require_rows_apart(impl);
     input.adapter.weights->check_unchanged();
   } catch (...) {
     impl.forget(id);
@@ -112,6 +120,7 @@ void load_adapter_folder(PeftModel::Impl& impl, const std::string& name, const s
   if (options.changed_base == ChangedBase::subtract && config::changes_base(config.init_lora_weights)) {
     subtract_start(impl, id, config.init_lora_weights);
   }
+  warn_of_tied(impl, id);
   impl.warnings.insert(impl.warnings.end(), warnings.begin(), warnings.end());
 }
 

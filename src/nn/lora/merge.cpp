@@ -101,6 +101,9 @@ void subtract(Site& site, int id) {
 
 void merge_adapters(PeftModel::Impl& impl, const MergeOptions& options, const std::vector<int>& ids) {
   const at::NoGradGuard no_grad;
+  require_rows_disjoint(impl, ids);
+  untie_for_merge(impl, ids);
+  merge_token_rows(impl, options, ids);
   for (const auto& site : impl.sites) {
     auto norms = gains_of(*site, ids);
     for (const int id : ids) merge_one(impl, *site, id, norms[id], options);
@@ -121,6 +124,8 @@ void unmerge_adapters(PeftModel::Impl& impl) {
     site->unmerged.reset();
     site->unmerged_bias.reset();
   }
+  unmerge_token_rows(impl);
+  tie_again(impl);
 }
 
 }  // namespace peft::nn

@@ -106,6 +106,7 @@ void PeftModel::set_adapter(const std::vector<std::string>& names, bool inferenc
                                      .got = fmt::format("{}", fmt::join(names, ", "))});
     }
   }
+  require_rows_disjoint(*impl_, ids);
   impl_->activate(std::move(ids), !inference_mode);
 }
 
@@ -121,8 +122,7 @@ void PeftModel::set_requires_grad(const std::vector<std::string>& names, bool re
 
 void PeftModel::delete_adapter(const std::string& name) {
   const int id = live().entry(name).id;
-  for (const auto& site : impl_->sites) {
-    if (std::find(site->merged.begin(), site->merged.end(), id) == site->merged.end()) continue;
+  if (impl_->is_merged(id)) {
     throw Error(ErrorCode::USAGE, {.tensor = name,
                                    .problem = "the adapter is merged into the weights and cannot be deleted",
                                    .hint = "unmerge_adapter() first"});
@@ -185,19 +185,10 @@ std::shared_ptr<CausalLM> PeftModel::merge_and_unload(const MergeOptions& option
   MergeOptions final = options;
   final.keep_base = false;
   const std::vector<int> ids = ids_to_merge(live(), options);
+  if (!impl_->any_merged()) impl_->select_overlays(ids);  // LoRA is added to what these adapters put there
   merge_adapters(*impl_, final, ids);
-  for (Overlay& overlay : impl_->overlays) {  // what adapters replaced stays replaced
-    overlay.select(ids);
-    overlay.original = *overlay.places.front();
-  }
-  for (const TokenRows& rows : impl_->token_rows) {
-    for (const int id : ids) {
-      const auto own = rows.adapters.find(id);
-      if (own == rows.adapters.end()) continue;
-      Tensor& weight = *impl_->base->modules().find(rows.module)->find("weight");
-      weight.index_copy_(0, own->second.ids, own->second.delta.to(weight.scalar_type()));
-    }
-  }
+  for (Overlay& overlay : impl_->overlays) overlay.original = *overlay.places.front();  // what they replaced stays
+  stay_untied(*impl_);
   impl_->remove_hooks();
   return std::exchange(impl_->base, nullptr);
 }

@@ -191,7 +191,9 @@ std::pair<std::int64_t, std::int64_t> PeftModel::get_nb_trainable_parameters() c
     for (const auto& [id, tensor] : overlay.adapters) count(tensor, overlay.kind == Overlay::Kind::base_value);
   }
   for (const TokenRows& rows : impl_->token_rows) {
-    for (const auto& [id, own] : rows.adapters) count(own.delta, false);
+    for (const auto& [id, own] : rows.adapters) {
+      if (!own.follows) count(own.delta, false);
+    }
   }
   return {trainable, all};
 }
