@@ -44,7 +44,7 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
   for (const auto& [name, folder] : choose_adapters(path, options.input.adapter_name)) {
     options.input.adapter_name = name;
     const Input input = load(path, options.input);
-    const std::string layout(info(input.reading.layout).name);
+    const std::string layout(input.reading.has_experts ? info(input.reading.layout).name : kDense);
     if (conversion.from.find(layout) == std::string::npos)
       conversion.from += (conversion.from.empty() ? "" : ", ") + layout;
     conversion.adapters.push_back(name.empty() ? "default" : name);

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cli/convert.h"
@@ -10,6 +11,9 @@
 #include "peft/plan.h"
 
 namespace peft::cli {
+
+// What a file without experts is: there is no layout to tell.
+inline constexpr std::string_view kDense = "dense";
 
 struct Conversion {
   std::string path = {}, out = {};

@@ -199,7 +199,7 @@ class Summary {
 
   void add_notes(const Input& a, const Input& b) {
     const auto note = [this](std::string text) { report_.notes.push_back(std::move(text)); };
-    if (a.reading.layout != b.reading.layout) {
+    if (a.reading.has_experts && b.reading.has_experts && a.reading.layout != b.reading.layout) {
       note(fmt::format("layouts: {} and {}", info(a.reading.layout).name, info(b.reading.layout).name));
     }
     for (const auto& [which, input] : {std::pair("first", &a), std::pair("second", &b)}) {

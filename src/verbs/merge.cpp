@@ -130,8 +130,8 @@ void describe_steps(const OutTensors& tensors, const std::vector<MergeAdapter>& 
   auto& steps = merge.plan.steps;
   for (std::size_t i = 0; i < adapters.size(); ++i) {
     steps.push_back(fmt::format("adapter {}: {} ({}), weight {}, {} matrices", i + 1, adapters[i].adapter.folder,
-                                info(adapters[i].reading.layout).name, adapters[i].weight,
-                                adapters[i].reading.factors.factors.size()));
+                                adapters[i].reading.has_experts ? info(adapters[i].reading.layout).name : "dense",
+                                adapters[i].weight, adapters[i].reading.factors.factors.size()));
   }
   for (const auto& [rule, count] : rules)
     steps.push_back(fmt::format("{}: {} updates (mode {})", rule, count, name(options.mode)));
