@@ -6,6 +6,7 @@
 
 #include "peft/error.h"
 #include "safetensors/header.h"
+#include "safetensors/named_folder.h"
 
 namespace peft {
 namespace {
@@ -41,8 +42,9 @@ bool is_file(const fs::path& path) {
 
 std::vector<std::string> side_files(const fs::path& folder) {
   std::vector<std::string> found;
-  for (auto name : kSideFiles) {
-    if (is_file(folder / name)) found.emplace_back(name);
+  std::error_code ignored;
+  for (auto name : kSideFiles) {  // also what cannot be copied: that is said when it is to be
+    if (fs::exists(fs::symlink_status(folder / name, ignored))) found.emplace_back(name);
   }
   std::sort(found.begin(), found.end());
   return found;
@@ -118,12 +120,24 @@ Adapter open(const std::string& path, const AdapterOptions& options) {
   }
   Adapter adapter;
   adapter.folder = folder.string();
+  adapter.root = root;
+  adapter.follow_symlinks = options.open.follow_symlinks;
   adapter.name = options.adapter_name.empty() ? "default" : options.adapter_name;
   adapter.config = AdapterConfig::read((folder / kConfigFile).string());
   adapter.weights = TensorFile::open((folder / kWeightsFile).string(), options.open);
   safetensors::release_json_memory();
   adapter.side_files = side_files(folder);
   return adapter;
+}
+
+std::vector<std::pair<std::string, std::string>> side_file_paths(const Adapter& adapter) {
+  const fs::path below = fs::path(adapter.folder).lexically_relative(adapter.root);
+  std::vector<std::pair<std::string, std::string>> paths;
+  for (const std::string& name : adapter.side_files) {
+    const std::string in_root = below == "." ? name : (below / name).string();
+    paths.emplace_back(name, safetensors::path_inside(adapter.root, in_root, adapter.follow_symlinks));
+  }
+  return paths;
 }
 
 std::string describe(const Site& site) {

@@ -172,9 +172,7 @@ LowRankResult run(std::span<const Input> inputs, const Job& job) {
     for (const auto& text : input.reading.unused) result.unused.push_back(input.adapter.folder + ": " + text);
   }
   for (const Input& input : inputs) result.plan.bytes_in += input.adapter.weights->file_size();
-  for (const auto& name : inputs.front().adapter.side_files) {
-    result.plan.copies.emplace_back(name, inputs.front().adapter.folder + "/" + name);
-  }
+  for (auto& copy : side_file_paths(inputs.front().adapter)) result.plan.copies.push_back(std::move(copy));
   return result;
 }
 

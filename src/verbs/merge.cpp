@@ -40,7 +40,7 @@ void check_options(const MergeOptions& options) {
 }
 
 // The model and its weights. A config or a tree file alone has nothing to add to.
-Checkpoint open_base(const std::string& folder) {
+Checkpoint open_base(const std::string& folder, const OpenOptions& options) {
   std::error_code error;
   if (!std::filesystem::is_directory(folder, error)) {
     const bool exists = std::filesystem::exists(folder, error);
@@ -49,7 +49,7 @@ Checkpoint open_base(const std::string& folder) {
                  .problem = exists ? "the base is not a folder" : "there is no such folder",
                  .expected = "a model folder with config.json and *.safetensors"});
   }
-  return Checkpoint::open(folder);
+  return Checkpoint::open(folder, options);
 }
 
 // What stays quantised, and what no longer is, in the words that config.json uses.
@@ -208,7 +208,7 @@ MergePlan plan_merge(const MergeOptions& given) {
   options.input.read.verb = Verb::merge;
   check_options(options);
   options.base = resolve_path(options.base);
-  const Checkpoint checkpoint = open_base(options.base);
+  const Checkpoint checkpoint = open_base(options.base, options.input.open);
   const Model model =
       describe({options.base, options.input.family, options.input.families_file, options.input.num_experts, {}});
   const auto& files = checkpoint.files();
