@@ -70,7 +70,19 @@ TEST_F(Parity, SafeMergeLooksAtTheBiasToo) {
   EXPECT_TRUE(weight(name + "weight").equal(before));
   EXPECT_TRUE(weight(name + "bias").equal(bias));
 
+  // And at the weight, as before.
   fill(*model, "lora_B.bias", 0.5);
+  const at::Tensor b = model->adapter_tensors()[1].tensor.detach().clone();
+  fill(*model, "lora_B.weight", std::numeric_limits<double>::infinity());
+  EXPECT_NE(message([&] { model->merge_adapter({.safe_merge = true}); }).find("NUM_NONFINITE"), std::string::npos);
+  EXPECT_TRUE(weight(name + "weight").equal(before));
+  EXPECT_TRUE(weight(name + "bias").equal(bias));
+  {
+    const at::NoGradGuard no_grad;
+    for (const AdapterTensor& tensor : model->adapter_tensors()) {
+      if (tensor.key.ends_with("lora_B.weight")) at::Tensor(tensor.tensor).copy_(b);
+    }
+  }
   const at::Tensor logits = model->logits(ids_);
   for (const bool safe : {false, true}) {
     model->merge_adapter({.safe_merge = safe});
@@ -113,6 +125,26 @@ TEST_F(Parity, AModuleAndItsParameterAreNotTargetsTogether) {
       EXPECT_EQ(model->state_dict("other").front().second.size(1), module == "q_proj" ? 32 : name_first ? 32 : 64);
     }
   }
+}
+
+TEST_F(Parity, AModuleAndItsParameterAreTheSameUpdate) {
+  // k_proj is not square: swapped factors would not even fit.
+  const at::Tensor by_name = get_peft_model(base_, config({"k_proj"}), {.seed = 2})->logits(ids_);
+  const auto model = get_peft_model(base_, parameters({"k_proj.weight"}), {.seed = 2});
+  EXPECT_FALSE(by_name.equal(plain_));
+  EXPECT_LE(max_difference(model->logits(ids_), by_name), 1e-6 * peak(by_name));
+}
+
+TEST_F(Parity, OnlyOneAdapterTrainsBiases) {
+  LoraConfig biased = config();
+  biased.bias = "all";
+  const auto model = get_peft_model(base_, biased);
+  for (const LoraConfig& second : {biased, config()}) {
+    EXPECT_NE(
+        message([&] { model->add_adapter("other", second); }).find("only one adapter of a model can train biases"),
+        std::string::npos);
+  }
+  EXPECT_EQ(model->adapter_names(), std::vector<std::string>{"default"});
 }
 
 TEST_F(Parity, AGuardLeavesAnUnloadedBaseAlone) {
@@ -205,8 +237,10 @@ TEST_F(Parity, ANegativeWeightNegates) {
   model->add_weighted_adapter({"default"}, {-1}, "minus", {.combination_type = "linear"});
   const std::string name = "model.layers.0.self_attn.q_proj.weight";
   EXPECT_LE(max_difference(model->get_delta_weight(name, "minus"), -model->get_delta_weight(name)), 1e-6);
-  model->add_weighted_adapter({"default", "default"}, {1, -1}, "zero", {.combination_type = "cat"});
-  EXPECT_LE(peak(model->get_delta_weight(name, "zero").abs()), 1e-6);
+  model->add_weighted_adapter({"default", "minus"}, {2, 1}, "same", {.combination_type = "cat"});
+  EXPECT_LE(max_difference(model->get_delta_weight(name, "same"), model->get_delta_weight(name)), 1e-6);
+  model->add_weighted_adapter({"default", "minus"}, {1, 1}, "zero", {.combination_type = "cat"});
+  EXPECT_LE(peak(model->get_delta_weight(name, "zero")), 1e-6);
 }
 
 TEST_F(Parity, MergingTwiceIsMergingOnce) {
@@ -297,6 +331,31 @@ TEST_F(Parity, MixedBatchesAreRefusedWherePeftRefusesThem) {
   }
   model->merge_adapter();
   EXPECT_NE(said({.adapter_names = {"default", "default"}}).find("merged"), std::string::npos);
+}
+
+TEST_F(Parity, AReplacedNormIsNotMixed) {
+  LoraConfig c = config();
+  c.modules_to_save = {"post_attention_layernorm"};
+  const auto model = get_peft_model(base_, c);
+  const std::string said = message([&] { model->logits(ids_, {}, {.adapter_names = {"default", base_name}}); });
+  EXPECT_NE(said.find("post_attention_layernorm"), std::string::npos) << said;
+}
+
+TEST_F(Parity, AMixedBatchGeneratesWhatEachWouldAlone) {
+  const auto model = get_peft_model(base_, config());
+  model->add_adapter("other", config(), {.seed = 5});
+  const at::Tensor ids =
+      at::tensor(std::vector<std::int64_t>{5, 9, 11, 3, 5, 9, 11, 3, 5, 9, 11, 3}, at::kLong).view({3, 4});
+  const GenerateOptions options{.max_new_tokens = 6};
+  const auto mixed = model->generate(ids, {}, options, {.adapter_names = {"other", base_name, "default"}});
+  const at::Tensor one = ids.narrow(0, 0, 1);
+  const auto first = model->generate(one, {}, options).front();
+  model->set_adapter("other");
+  const auto second = model->generate(one, {}, options).front();
+  const auto off = model->disable_adapter();
+  const auto plain = model->generate(one, {}, options).front();
+  EXPECT_EQ(mixed, (std::vector<std::vector<std::int64_t>>{second, plain, first}));
+  EXPECT_NE(first, second);
 }
 
 TEST_F(Parity, AnOddRankHasNoOrthogonalStart) {

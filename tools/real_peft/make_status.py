@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Writes tests/nn/status.json: what get_layer_status and get_model_status of the real PEFT say after each step of a
 few stories about adapters. tests/nn/status_test.cpp tells the same stories. A step without "layers" leaves them as they
 were before it.
