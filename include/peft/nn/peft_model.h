@@ -34,7 +34,8 @@ using LoraConfig = AdapterConfig;
 inline const std::string all_linear = "all-linear";
 inline const std::string base_name = "__base__";  // in adapter_names: no adapter
 
-// PiSSA and OLoRA subtract their start from the base model's weights, so such an adapter belongs to the changed base.
+// PiSSA, OLoRA, CorDA and LoRA-GA subtract their start from the base, LoftQ rounds it: the adapter belongs to that
+// base.
 enum class ChangedBase : std::uint8_t {
   refuse,       // an error that says so
   is_residual,  // the base given is the changed one
@@ -63,8 +64,8 @@ struct SaveOptions {
   // Default: peft-fused; per expert where an adapter has no fused form (DoRA on experts).
   std::optional<Layout> layout{};
   std::optional<bool> save_embedding_layers{};  // default: PEFT's "auto", without the network
-  // PiSSA, OLoRA: the folder of the adapter as it was before training. What is saved then belongs to the unchanged
-  // base, at twice the rank.
+  // PiSSA, OLoRA, CorDA, LoRA-GA: the folder of the adapter as it was before training. What is saved then belongs to
+  // the unchanged base, at twice the rank.
   std::string path_initial_model_for_weight_conversion{};
   bool overwrite = true;  // as PEFT does, but in one step; other files of the folder are kept
   bool sync = true;
