@@ -31,7 +31,6 @@ void join(std::vector<std::string>& sorted, const std::string& name) {
 class Layers {
  public:
   explicit Layers(const PeftModel::Impl& impl) : impl_(impl) {
-    for (const auto& site : impl.sites) merged_.insert(site->merged.begin(), site->merged.end());
     const auto& modules = impl.base->modules().all();
     for (std::size_t i = 0; i < modules.size(); ++i) {
       position_ = i;
@@ -105,10 +104,8 @@ class Layers {
     if (rows.adapters.empty()) return;
     LayerStatus& status = add(module + ".token_adapter", "TrainableTokensLayer");
     list_active(status, rows.adapters);
-    for (const auto& [id, own] : rows.adapters) {
-      describe(status, id, own.delta);
-      if (merged_.contains(id)) status.merged_adapters.push_back(impl_.entry_of(id).name);
-    }
+    for (const auto& [id, own] : rows.adapters) describe(status, id, own.delta);
+    for (const int id : rows.merged) status.merged_adapters.push_back(impl_.entry_of(id).name);
   }
 
   // The module that PEFT copied: this one, or one above it. PEFT looks at the ends of names, wherever a name begins.
@@ -145,7 +142,6 @@ class Layers {
 
   static constexpr const char* kSaved = "ModulesToSaveWrapper";
   const PeftModel::Impl& impl_;
-  std::set<int> merged_;
   std::size_t position_ = 0;
   std::vector<Layer> layers_;
 };
