@@ -8,6 +8,7 @@
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <sstream>
@@ -412,6 +413,79 @@ TEST_F(Cli, a_dense_adapter_is_called_dense) {
   EXPECT_THAT(text.out, testing::Not(HasSubstr("peft-fused"))) << text.out;
   const Result keys = peft({"inspect", (fs::path(PEFT_SOURCE_DIR) / "tests/heads/t5").string()});
   EXPECT_THAT(keys.out, testing::Not(HasSubstr("{expert}"))) << keys.out;
+}
+
+// ---- folders that are not quite adapters
+
+struct NotQuite {
+  const char* name;
+  const char* code;  // of every verb that needs weights
+  std::vector<const char*> words;
+  bool has_config = true;
+  std::map<std::string, std::string> files{};  // beside adapter_config.json
+};
+
+TEST_F(Cli, folders_that_are_not_quite_adapters_are_named_and_their_config_is_shown) {
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4096\n";
+  const std::vector<NotQuite> kinds = {
+      {"config", "IO_OPEN", {"a config and no weights"}},
+      {"pointer", "NOT_ST", {"Git LFS pointer", "git lfs pull"}, true, {{"adapter_model.safetensors", pointer}}},
+      {"pickle", "E_PICKLE", {"adapter_model.bin"}, true, {{"adapter_model.bin", "PK"}}},
+      {"sharded", "IO_KIND", {"sharded"}, true, {{"adapter_model.safetensors.index.json", "{}"}}},
+      {"mlx",
+       "IO_KIND",
+       {"MLX-LM"},
+       false,
+       {{"adapters.safetensors", "x"}, {"adapter_config.json", R"({"fine_tune_type": "lora"})"}}},
+      {"model", "IO_KIND", {"a whole model", "--base"}, false, {{"model.safetensors", "x"}, {"config.json", "{}"}}},
+      {"checkpoints", "IO_OPEN", {"checkpoint-500", "--adapter-name"}, false, {}},
+      {"config-pointer",
+       "CF_FORM",
+       {"Git LFS pointer"},
+       false,
+       {{"adapter_config.json", pointer},
+        {"adapter_model.safetensors", read_text(fs::path(kV4) / "adapter_model.safetensors")}}},
+  };
+  const std::string config = read_text(fs::path(kV4) / "adapter_config.json");
+  for (const NotQuite& kind : kinds) {
+    SCOPED_TRACE(kind.name);
+    const fs::path folder = in(kind.name);
+    fs::create_directories(folder);
+    if (kind.has_config) std::ofstream(folder / "adapter_config.json") << config;
+    for (const auto& [name, content] : kind.files) std::ofstream(folder / name, std::ios::binary) << content;
+    if (std::string(kind.name) == "checkpoints") without_a_link(kV4, folder / "checkpoint-500");
+    const std::vector<std::vector<std::string>> commands = {
+        {"verify", folder, kV4, "--base", kModel},
+        {"combine", folder.string() + "@1", "--type", "cat", "--base", kModel, "--out", in("out")},
+        {"resize", folder, "--rank", "1", "--base", kModel, "--out", in("out")},
+        {"merge", "--base", (kGolden / "models/rt-mixtral-v4").string(), "--adapter", folder, "--out", in("out")}};
+    for (auto command : commands) {
+      command.push_back("--json");
+      const Result result = peft(command);
+      ASSERT_NE(result.exit_code, 0) << command[0];
+      EXPECT_EQ(result.parsed()["error"]["code"], kind.code) << command[0] << result.out;
+      for (const char* word : kind.words) EXPECT_THAT(result.out, HasSubstr(word)) << command[0];
+      EXPECT_FALSE(fs::exists(in("out"))) << command[0];
+    }
+    const Result inspected = peft({"inspect", folder, "--json"});
+    EXPECT_NE(inspected.exit_code, 0);
+    if (!kind.has_config) continue;
+    const json report = inspected.parsed();
+    EXPECT_EQ(inspected.exit_code, 1) << inspected.out;
+    EXPECT_EQ(report["config"]["r"], json::parse(config)["r"]) << inspected.out;
+    EXPECT_THAT(report["error"].get<std::string>(), HasSubstr(kind.code));
+    EXPECT_THAT(peft({"inspect", folder}).out, HasSubstr("What the config says"));
+  }
+}
+
+TEST_F(Cli, a_base_needs_only_its_config_also_where_the_adapter_lies_beside_it) {
+  const std::string folder = without_a_link(kV4, in("both"));
+  fs::copy_file(fs::path(kModel) / "config.json", in("both/config.json"));
+  const Result beside = peft({"convert", folder, "--to", "peft-fused", "--base", folder, "--out", in("a"), "--json"});
+  ASSERT_EQ(beside.exit_code, 0) << beside.out << beside.err;
+  const Result apart = peft({"convert", kV4, "--to", "peft-fused", "--base", kModel, "--out", in("b"), "--json"});
+  ASSERT_EQ(apart.exit_code, 0) << apart.out;
+  EXPECT_EQ(read_text(in("a/adapter_model.safetensors")), read_text(in("b/adapter_model.safetensors")));
 }
 
 }  // namespace

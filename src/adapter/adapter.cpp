@@ -71,16 +71,35 @@ fs::path adapter_folder(const std::string& root, const std::string& name) {
   return folder;
 }
 
+// What a folder without adapter_model.safetensors is, told by what lies in it: the first row that fits.
+struct FolderKind {
+  std::string_view file;
+  ErrorCode code;
+  std::string_view problem, hint;
+};
+constexpr FolderKind kFolderKinds[] = {
+    {"adapter_model.bin", ErrorCode::E_PICKLE,
+     "the adapter is a pickle, which can run code when loaded; it is never opened",
+     "load it with PEFT in a sandbox and save it with safe_serialization=True"},
+    {"adapter_model.safetensors.index.json", ErrorCode::IO_KIND, "a sharded adapter: its weights are in several files",
+     "load it with PEFT and save it again, in one file"},
+    {"adapters.safetensors", ErrorCode::IO_KIND, "an adapter of MLX-LM, whose format is another one",
+     "train or export it with PEFT"},
+    {"model.safetensors.index.json", ErrorCode::IO_KIND, "a whole model, not an adapter", "give it as --base"},
+    {"model.safetensors", ErrorCode::IO_KIND, "a whole model, not an adapter", "give it as --base"},
+    {kConfigFile, ErrorCode::IO_OPEN, "the folder has a config and no weights", "is the download complete?"},
+};
+
 [[noreturn]] void no_weights(const fs::path& folder) {
-  if (is_file(folder / "adapter_model.bin")) {
-    throw Error(ErrorCode::E_PICKLE,
-                {.file = (folder / "adapter_model.bin").string(),
-                 .problem = "the adapter is a pickle, which can run code when loaded; it is never opened",
-                 .expected = std::string(kWeightsFile),
-                 .hint = "load it with PEFT in a sandbox and save it with safe_serialization=True"});
-  }
   std::string inside;
   for (const auto& name : adapter_names(folder.string())) inside += (inside.empty() ? "" : ", ") + name;
+  for (const FolderKind& kind : kFolderKinds) {
+    if (!is_file(folder / kind.file) || !inside.empty()) continue;
+    throw Error(kind.code, {.file = (folder / kind.file).string(),
+                            .problem = std::string(kind.problem),
+                            .expected = std::string(kWeightsFile),
+                            .hint = std::string(kind.hint)});
+  }
   throw Error(ErrorCode::IO_OPEN,
               {.file = folder.string(),
                .problem = "no adapter weights here",

@@ -14,14 +14,24 @@ using model::Json;
 using model::OrderedJson;
 using model::Table;
 
-bool has_safetensors(const fs::path& folder) {
+// An adapter may lie beside the config.json of its base: its weights are not the base's. A folder of shards without
+// their index is described by its config.json too, with a note.
+bool has_checkpoint(const fs::path& folder) {
   std::error_code status;
-  if (fs::exists(folder / "model.safetensors.index.json", status) || fs::exists(folder / "model.safetensors", status))
-    return true;
+  return fs::exists(folder / "model.safetensors.index.json", status) ||
+         fs::exists(folder / "model.safetensors", status);
+}
+
+std::string note_on_unused_weights(const fs::path& folder) {
+  std::error_code status;
+  std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder, status)) {
-    if (entry.path().extension() == ".safetensors") return true;
+    const std::string name = entry.path().filename().string();
+    if (name.ends_with(".safetensors") && !name.starts_with("adapter")) names.push_back(name);
   }
-  return false;
+  if (names.empty()) return {};
+  return "shapes come from config.json: " + *std::min_element(names.begin(), names.end()) +
+         " is not looked at, because there is no model.safetensors and no index of shards";
 }
 
 bool knows(const Table& table, const std::string& type) {
@@ -139,8 +149,10 @@ Model from_folder(const std::shared_ptr<const Table>& table, const DescribeOptio
   }
   ConfigFacts facts(model::parse_object(model::read_text(config.string()), config.string(), ErrorCode::MD_FORM),
                     config.string());
-  if (has_safetensors(options.base)) return from_checkpoint(table, std::move(facts), options);
-  return from_config(table, std::move(facts), options);
+  if (has_checkpoint(options.base)) return from_checkpoint(table, std::move(facts), options);
+  Model model = from_config(table, std::move(facts), options);
+  if (std::string note = note_on_unused_weights(options.base); !note.empty()) model.notes.push_back(std::move(note));
+  return model;
 }
 
 // A composite's adapter may come from its text class, whose names have another prefix.

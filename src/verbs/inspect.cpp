@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <set>
 
 #include "config/peft_keys.h"
@@ -125,6 +126,37 @@ void fill_decoded(const Input& input, InspectReport& report) {
   report.consumers = verbs::consumer_verdicts(verbs::consumer_facts(input));
 }
 
+void fill_config(const AdapterConfig& config, InspectReport& report) {
+  constexpr std::string_view kShown[] = {
+      "peft_type",      "task_type",    "base_model_name_or_path", "r",
+      "lora_alpha",     "rank_pattern", "alpha_pattern",           "use_rslora",
+      "use_dora",       "bias",         "target_modules",          "target_parameters",
+      "modules_to_save"};
+  report.producer = producer(config);
+  for (const std::string_view key : kShown) {
+    const std::string value = config.value(key);
+    if (!value.empty() && value != "null" && value != "false" && value != "{}") report.config.emplace_back(key, value);
+  }
+}
+
+// The weights are missing or no safetensors file: what the config says is shown all the same. `error` is thrown again
+// where there is no config either.
+InspectReport config_alone(const std::string& path, const InputOptions& options, const Error& error) {
+  InspectReport report;
+  report.path = path;
+  report.error = error.what();
+  const std::filesystem::path root = resolve_path(path);
+  const bool whole = options.adapter_name.empty() || options.adapter_name == "default";
+  try {
+    const AdapterConfig config = AdapterConfig::read((whole ? root : root / options.adapter_name).string());
+    fill_config(config, report);
+    list_refusals(config, report);
+  } catch (const Error&) {
+    throw error;
+  }
+  return report;
+}
+
 }  // namespace
 
 InspectReport inspect(const std::string& path, const InputOptions& options) {
@@ -139,11 +171,15 @@ InspectReport inspect(const std::string& path, const InputOptions& options) {
     input = load(path, lenient);
   } catch (const Error& error) {
     // The file itself must open; what it means may be in doubt, and that is what inspect is for.
-    input.adapter = open(path, {options.adapter_name, options.open});
+    try {
+      input.adapter = open(path, {options.adapter_name, options.open});
+    } catch (const Error& unopened) {
+      return config_alone(path, options, unopened);
+    }
     report.error = error.what();
     decoded = false;
   }
-  report.producer = producer(input.adapter.config);
+  fill_config(input.adapter.config, report);
   report.model_type = input.model.model_type;
   report.family = input.model.source;
   report.dtype = dtypes_of(*input.adapter.weights);
