@@ -38,11 +38,13 @@ TEST(Dense, NoBaseMakesAnAdapterUnreadable) {
     const std::string adapter = (folder / "adapter").string();
     const auto alone = load(adapter, {}).reading.factors.factors;
     EXPECT_FALSE(alone.empty()) << folder;
-    for (const fs::path& base : {folder / "base", folder / "base/config.json", temporary / "unknown",
-                                 temporary / "unknown/config.json"}) {
+    for (const fs::path& base : {folder / "base", folder / "base/config.json", fs::path(temporary / "unknown"),
+                                 fs::path(temporary / "unknown/config.json")}) {
       SCOPED_TRACE(base.string());
       try {
-        EXPECT_EQ(load(adapter, {.base = base.string()}).reading.factors.factors.size(), alone.size());
+        InputOptions options;
+        options.base = base.string();
+        EXPECT_EQ(load(adapter, options).reading.factors.factors.size(), alone.size());
       } catch (const std::exception& error) {
         ADD_FAILURE() << error.what();
       }

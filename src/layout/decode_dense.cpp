@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "layout/decode.h"
+#include "model/index.h"
 
 namespace peft::layout {
 
