@@ -52,32 +52,44 @@ TEST(Dense, NoBaseMakesAnAdapterUnreadable) {
   }
 }
 
+void expect_merged(const fs::path& folder, const fs::path& base_folder);
+
 TEST(Dense, MergedAsPeftMergesThem) {
+  for (const fs::path& folder : cases()) expect_merged(folder, folder / "base");
+}
+
+TEST(Dense, MergedIntoABaseOfAnUnknownType) {
   for (const fs::path& folder : cases()) {
-    SCOPED_TRACE(folder.string());
     const TemporaryFolder temporary;
-    MergeOptions options;
-    options.base = (folder / "base").string();
-    options.adapters = {{(folder / "adapter").string(), 1}};
-    try {
-      execute(plan_merge(options).plan, temporary / "out");
-    } catch (const std::exception& error) {
-      ADD_FAILURE() << error.what();
+    write_unknown(folder / "base", temporary / "unknown");
+    expect_merged(folder, temporary / "unknown");
+  }
+}
+
+void expect_merged(const fs::path& folder, const fs::path& base_folder) {
+  SCOPED_TRACE(base_folder.string() + " of " + folder.string());
+  const TemporaryFolder temporary;
+  MergeOptions options;
+  options.base = base_folder.string();
+  options.adapters = {{(folder / "adapter").string(), 1}};
+  try {
+    execute(plan_merge(options).plan, temporary / "out");
+  } catch (const std::exception& error) {
+    ADD_FAILURE() << error.what();
+    return;
+  }
+  const auto base = tensors_in(folder / "base"), want = tensors_in(folder / "merged"),
+             got = tensors_in(temporary / "out");
+  for (const auto& [name, tensor] : base) {
+    const auto changed = want.find(name);
+    ASSERT_TRUE(got.contains(name)) << name;
+    if (changed == want.end()) {
+      EXPECT_EQ(got.at(name).bytes, tensor.bytes) << name;
       continue;
     }
-    const auto base = tensors_in(folder / "base"), want = tensors_in(folder / "merged"),
-               got = tensors_in(temporary / "out");
-    for (const auto& [name, tensor] : base) {
-      const auto changed = want.find(name);
-      ASSERT_TRUE(got.contains(name)) << name;
-      if (changed == want.end()) {
-        EXPECT_EQ(got.at(name).bytes, tensor.bytes) << name;
-        continue;
-      }
-      ASSERT_EQ(got.at(name).shape, changed->second.shape) << name;
-      for (std::size_t i = 0; i < tensor.values.size(); ++i)
-        ASSERT_NEAR(got.at(name).values[i], changed->second.values[i], 2e-6) << name << " " << i;
-    }
+    ASSERT_EQ(got.at(name).shape, changed->second.shape) << name;
+    for (std::size_t i = 0; i < tensor.values.size(); ++i)
+      ASSERT_NEAR(got.at(name).values[i], changed->second.values[i], 2e-6) << name << " " << i;
   }
 }
 
