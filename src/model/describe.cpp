@@ -106,7 +106,24 @@ Model from_checkpoint(const std::shared_ptr<const Table>& table, ConfigFacts fac
   return std::move(draft.model);
 }
 
+// A config of a type that the table lacks: the adapter's own names serve, as they do without a base.
+Model from_unknown_config(const std::shared_ptr<const Table>& table, ConfigFacts facts,
+                          const DescribeOptions& options) {
+  Draft draft = model::draft_without_row(table, facts.model_type());
+  draft.model = model::model_from_names(table, options.names, options.num_experts);
+  draft.model.default_targets_type = facts.model_type();
+  draft.model.source = "names alone, and config.json (" + facts.file() + ")";
+  draft.model.notes.push_back("model type \"" + facts.model_type() +
+                              "\" is not in the family table; its modules are taken from the adapter's names");
+  draft.facts = std::move(facts);
+  finish(draft, options);
+  return std::move(draft.model);
+}
+
 Model from_config(const std::shared_ptr<const Table>& table, ConfigFacts facts, const DescribeOptions& options) {
+  const std::string type = facts.model_type();
+  if (options.family.empty() && !type.empty() && !knows(*table, type))
+    return from_unknown_config(table, std::move(facts), options);
   Draft draft = draft_for_base(table, facts.model_type(), options);
   draft.model.source = "config.json and family table (" + facts.file() + ")";
   draft.facts = std::move(facts);

@@ -6,6 +6,7 @@
 
 #include "base/float_dtypes.h"
 #include "config/task_heads.h"
+#include "model/index.h"
 #include "peft/error.h"
 #include "verbs/merge_updates.h"
 
@@ -105,6 +106,13 @@ Weight Base::weight_of(const MergeAdapter& adapter, const Factor& factor) const 
   }
   if (!found) no_target(adapter, factor.b.tensor, factor.site);
   require_readable(adapter, factor.site, *found);
+  // Without a row a Conv1D looks like a Linear; only fan_in_fan_out tells, and a square weight shows nothing.
+  const bool row = model.index && (model.index->family || model.index->dense);
+  if (!row && factor.kind == FactorKind::linear && factor.site.parameter.empty() &&
+      adapter.adapter.config.fan_in_fan_out) {
+    std::swap(found->out, found->in);
+    for (WeightPart& part : found->parts) part.view = part.view.transposed();
+  }
   if (found->out == factor.out && found->in == factor.in) return *found;
   const bool fits_turned = found->out == factor.in && found->in == factor.out;
   const bool may_turn =
