@@ -38,7 +38,7 @@ foreach(source IN LISTS cross_tests)
   add_executable(${stem} ${source})
   target_include_directories(${stem} PRIVATE src tests)
   target_link_libraries(${stem} PRIVATE peft peft_test_flags)
-  if(stem MATCHES "^(golden|oracle|roundtrip|weights|config_fields|merge_[a-z]+|low_rank|no_form|router|verify_merged|heads)_test$")
+  if(stem MATCHES "^(golden|oracle|roundtrip|weights|config_fields|merge_[a-z]+|low_rank|no_form|router|verify_merged|heads|wild)_test$")
     target_link_libraries(${stem} PRIVATE peft_test_support peft GTest::gmock)
   endif()
   if(stem STREQUAL "golden_test")  # a program of its own, not GoogleTest
