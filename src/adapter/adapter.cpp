@@ -92,9 +92,12 @@ constexpr FolderKind kFolderKinds[] = {
 
 [[noreturn]] void no_weights(const fs::path& folder) {
   std::string inside;
-  for (const auto& name : adapter_names(folder.string())) inside += (inside.empty() ? "" : ", ") + name;
+  for (const auto& name : adapter_names(folder.string())) {
+    if (name != "default") inside += (inside.empty() ? "" : ", ") + name;
+  }
   for (const FolderKind& kind : kFolderKinds) {
-    if (!is_file(folder / kind.file) || !inside.empty()) continue;
+    const bool is_adapters_root = kind.file == kConfigFile && !inside.empty();
+    if (!is_file(folder / kind.file) || is_adapters_root) continue;
     throw Error(kind.code, {.file = (folder / kind.file).string(),
                             .problem = std::string(kind.problem),
                             .expected = std::string(kWeightsFile),

@@ -51,6 +51,8 @@ def new(name, what, base, everywhere, **verbs):
     folder = HERE / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    bad = (2, everywhere[1]) if everywhere[0] != 0 else everywhere  # verify: 1 is for "different"
+    verbs.setdefault("verify", bad)
     expect = {"what": what, "base": base, "verbs": {verb: list(verbs.get(verb, everywhere)) for verb in VERBS}}
     (folder / "expect.json").write_text(json.dumps(expect, indent=1) + "\n")
     return folder
@@ -62,14 +64,14 @@ def copy(source, folder):
 
 
 def main():
-    llama = "../heads/llama"
+    llama = "../../heads/llama"
     right = (0, [])
     copy(HEADS / "llama-seq-cls", new("classification-head", "SEQ_CLS of PEFT 0.10: the file has score.weight, modules_to_save is null",
-                                      llama, right, inspect=(0, ["score.weight", "refuses it"]), targets=(0, ["score"]), merge=(0, ["score"])))
+                                      llama, right, inspect=(0, ["score.weight", "refuses it"]), merge=(0, ["score"])))
     copy(HEADS / "bert-token-cls", new("token-classifier", "TOKEN_CLS on an encoder, without a base", "", right, inspect=(0, ["classifier"]),
-                                       targets=None or (2, ["--base"]), merge=(2, ["--base"])))
+                                       targets=(2, ["--base"]), merge=(2, ["--base"])))
     copy(HEADS / "bert-all-biases", new("original-module", "bias = all: the wrapper of the head is in the file with both of its modules", "",
-                                        (1, ["original_module", "--ignore-unused"]), inspect=(0, ["original_module"]), targets=(2, ["--base"]),
+                                        right, inspect=(0, ["original_module"]), convert=(0, ["original_module"]), targets=(2, ["--base"]),
                                         merge=(2, ["--base"])))
 
     folder = new("pickle-only", "only adapter_model.bin", llama, (1, ["E_PICKLE", "adapter_model.bin", "safe_serialization"]),
@@ -122,8 +124,7 @@ def main():
     (folder / "adapter_config.json").write_text(config(**old, enable_lora=[True, False, True], merge_weights=False))
     lora_only(folder)
 
-    copy(DENSE / "distilbert" / "adapter", new("unknown-type", "a model type without a row in the table, with its base", "../dense/distilbert/base", right,
-                                               targets=(2, [])))
+    copy(DENSE / "distilbert" / "adapter", new("unknown-type", "a model type without a row in the table, with its base", "../../dense/distilbert/base", right))
 
     folder = new("beside-its-base", "an adapter in the folder of its base's config.json", ".", right, merge=(3, ["model.safetensors"]))
     (folder / "adapter_config.json").write_text(config())
