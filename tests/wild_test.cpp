@@ -56,8 +56,8 @@ TEST_P(Wild, every_verb_says_what_a_user_needs) {
     EXPECT_EQ(fs::exists(out), result.exit_code == 0 && verb != "inspect" && verb != "targets" && verb != "verify");
   }
 }
-INSTANTIATE_TEST_SUITE_P(Folders, Wild, ::testing::ValuesIn(folders()), [](const auto& info) {
-  std::string name = info.param;
+INSTANTIATE_TEST_SUITE_P(Folders, Wild, ::testing::ValuesIn(folders()), [](const auto& parameter) {
+  std::string name = parameter.param;
   std::replace_if(
       name.begin(), name.end(), [](char c) { return c == '-' || c == '.'; }, '_');
   return name;
