@@ -368,6 +368,7 @@ TEST_F(Cli, links_within_a_folder_and_to_the_blobs_of_a_cache_are_followed) {
   fs::remove_all(in("out"));
   EXPECT_THAT(peft(command).err, HasSubstr("IX_LINK"));
   fs::remove(snapshot + "/README.md");
+  fs::remove(snapshot + "/LICENSE");
   fs::create_symlink("nowhere", snapshot + "/README.md");
   const Result dangling = peft(command);
   EXPECT_EQ(dangling.exit_code, 3) << dangling.err;
