@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -374,6 +375,23 @@ TEST_F(Cli, links_within_a_folder_and_to_the_blobs_of_a_cache_are_followed) {
   EXPECT_EQ(dangling.exit_code, 3) << dangling.err;
   EXPECT_THAT(dangling.err, HasSubstr("README.md"));
   EXPECT_FALSE(fs::exists(in("out")));
+}
+
+TEST_F(Cli, a_side_file_that_is_no_file_is_refused_by_name_and_never_waited_for) {
+  const std::string adapter = without_a_link(kV4, in("a"));
+  const std::vector<std::string> command = {"convert", adapter, "--to",    "peft-fused", "--base",
+                                            kModel,    "--out", in("out"), "--json"};
+  fs::remove(in("a/README.md"));
+  ASSERT_EQ(mkfifo(in("a/README.md").c_str(), 0600), 0);
+  for (const char* kind : {"pipe", "folder"}) {
+    const Result result = peft(command);
+    EXPECT_EQ(result.exit_code, 1) << kind << result.out;
+    EXPECT_EQ(result.parsed()["error"]["code"], "IO_KIND") << kind;
+    EXPECT_THAT(result.out, HasSubstr("README.md")) << kind;
+    EXPECT_FALSE(fs::exists(in("out"))) << kind;
+    fs::remove(in("a/README.md"));
+    fs::create_directory(in("a/README.md"));
+  }
 }
 
 // A tensor of a module that the model does not have, in a copy of an adapter of another model.

@@ -52,6 +52,7 @@ struct MergePlan {
   std::vector<std::string> digests;                      // what the output remembers of the adapters
   std::size_t changed = 0, copied = 0, dequantized = 0;  // tensors of the output
   bool untied = false;                                   // the output embedding became a tensor of its own
+  bool own_output = false;  // the base's config says tied, and its file has another output embedding: both are used
   double seconds_estimate = 0;
 };
 // Everything is checked here; nothing is written.

@@ -101,8 +101,8 @@ struct InspectReport {
     std::string name, verdict, why;
   };  // "reads it right", "refuses", "silently wrong"
   std::vector<Consumer> consumers;
-  // What the config says: r, lora_alpha, target_modules and the like, by their names there, as JSON texts. Also where the
-  // weights cannot be opened.
+  // What the config says: r, lora_alpha, target_modules and the like, by their names there, as JSON texts. Also where
+  // the weights cannot be opened.
   std::vector<std::pair<std::string, std::string>> config;
   std::string error;  // when the file cannot be decoded: what the reading said
 };

@@ -62,8 +62,8 @@ std::vector<fs::path> config_files() {
 // ---- files of the real programs
 // --------------------------------------------------------------------------------------
 
-// Every PEFT version tried writes keys sorted, indent 2. Tinker does not, nor does the script that rewrote the configs of
-// quantised bases: their files keep their meaning, not their bytes.
+// Every PEFT version tried writes keys sorted, indent 2. Tinker does not, nor does the script that rewrote the configs
+// of quantised bases: their files keep their meaning, not their bytes.
 bool is_written_by_peft(const std::string& name) {
   return name.find("consumers/tinker/") == std::string::npos && !name.starts_with("quant4/runtime-");
 }

@@ -11,14 +11,15 @@
 namespace peft::config {
 
 // As PeftModelForSequenceClassification, -TokenClassification and -QuestionAnswering add them to modules_to_save.
-// Files of PEFT before 0.12 hold the heads and say modules_to_save: null; later ones name them.
+// PEFT up to 0.10 saves the heads and writes modules_to_save: null. PEFT 0.13 and later name them there.
 std::span<const std::string> task_heads(std::string_view task_type);
 std::span<const std::string> task_heads(const AdapterConfig& config);
 
 // modules_to_save, and the heads of the task.
 std::vector<std::string> saved_entries(const AdapterConfig& config);
 
-// Whether an entry saves the module, or one above it: the name ends with the entry, and PEFT asks for no dot in between.
+// Whether an entry saves the module, or one above it: the name ends with the entry, and PEFT asks for no dot in
+// between.
 bool is_saved_by(std::span<const std::string> entries, std::string_view module);
 
 }  // namespace peft::config

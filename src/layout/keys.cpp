@@ -90,7 +90,8 @@ Unwrapped unwrap(std::string_view module) {
     const bool original = segment == "original_module";
     if (!path.empty() && (original || segment == "modules_to_save")) {
       constexpr std::string_view kAdapter = ".default";
-      if (!original && (rest == kAdapter || rest.starts_with(std::string(kAdapter) + "."))) rest.erase(0, kAdapter.size());
+      if (!original && (rest == kAdapter || rest.starts_with(std::string(kAdapter) + ".")))
+        rest.erase(0, kAdapter.size());
       return {std::string(path) + rest, original ? WrapperPart::original : WrapperPart::saved};
     }
     rest.insert(0, "." + std::string(segment));

@@ -75,12 +75,14 @@ std::vector<Carried> carry_for_combination(std::span<const Input> inputs, Adapte
         const Carried& first = carried[at->second];
         const bool same = first.dtype == mine.dtype && first.shape == mine.shape && first.bytes == mine.bytes;
         if (!same) refuse(input, extra, "two adapters carry this module whole, and not the same one");
-        notes.push_back(tensor_name(input, extra) + " is the same in several adapters: carried whole, without a weight");
+        notes.push_back(tensor_name(input, extra) +
+                        " is the same in several adapters: carried whole, without a weight");
         continue;
       }
       carried.push_back(std::move(mine));
       adopt(config, input.adapter.config);
-      notes.push_back(tensor_name(input, extra) + " is carried whole, without a weight: it is from " + input.adapter.folder);
+      notes.push_back(tensor_name(input, extra) + " is carried whole, without a weight: it is from " +
+                      input.adapter.folder);
     }
   }
   return carried;

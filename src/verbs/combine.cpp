@@ -110,7 +110,8 @@ std::vector<ExpertCount> expert_counts(std::span<const Input> inputs) {
 void warn_of_bases(std::span<const Input> inputs, std::vector<std::string>& warnings) {
   std::set<std::string> bases;
   for (const Input& input : inputs) {
-    if (const auto text = left_out(input.reading); !text.empty()) warnings.push_back(input.adapter.folder + ": " + text);
+    if (const auto text = left_out(input.reading); !text.empty())
+      warnings.push_back(input.adapter.folder + ": " + text);
     if (const auto& base = input.adapter.config.base_model_name_or_path) bases.insert(*base);
     for (const auto& text : input.reading.factors.warnings) warnings.push_back(input.adapter.folder + ": " + text);
   }

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <set>
 
+#include "config/adapter_fields.h"
 #include "config/peft_keys.h"
 #include "layout/keys.h"
 #include "layout/write_config.h"
@@ -133,9 +134,12 @@ void fill_config(const AdapterConfig& config, InspectReport& report) {
       "use_dora",       "bias",         "target_modules",          "target_parameters",
       "modules_to_save"};
   report.producer = producer(config);
+  const config::Json object = config::object_of(config);
   for (const std::string_view key : kShown) {
-    const std::string value = config.value(key);
-    if (!value.empty() && value != "null" && value != "false" && value != "{}") report.config.emplace_back(key, value);
+    const auto found = object.find(std::string(key));
+    if (found == object.end() || found->is_null() || *found == false || (found->is_object() && found->empty()))
+      continue;
+    report.config.emplace_back(key, config::dump_python(*found, -1));
   }
 }
 

@@ -47,10 +47,8 @@ class Check {
     report_.bound = bound();
     report_.left_out = plan_.unused;
     for (const auto& text : plan_.unused) report_.notes.push_back("left out: " + text);
-    const std::string two_embeddings = weights::own_output_text(resolve_path(options_.merge.base) + "/config.json");
-    for (const std::string& warning : plan_.plan.warnings) {
-      if (warning.starts_with(two_embeddings)) report_.notes.push_back(two_embeddings);
-    }
+    if (plan_.own_output)
+      report_.notes.push_back(weights::own_output_text(resolve_path(options_.merge.base) + "/config.json"));
     for (const auto& site : plan_.zero_deltas)
       report_.notes.push_back(site + ": the delta is zero, nothing can be seen of it");
     return std::move(report_);

@@ -5,7 +5,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "config/lora_init.h"
 #include "nn/lora/impl.h"
@@ -93,9 +92,8 @@ void load_adapter_folder(PeftModel::Impl& impl, const std::string& name, const s
   input_options.base = impl.base->folder();
   input_options.read = options.read;
   input_options.read.verb = Verb::run;
-  const std::filesystem::path config_file = std::filesystem::path(folder) / "adapter_config.json";
-  if (std::filesystem::exists(config_file)) require_language_model(AdapterConfig::read(config_file.string()));
   const Input input = load(folder, input_options);
+  require_language_model(input.adapter.config);
   check_changed_base(input.adapter.config, options.changed_base);
   std::vector<std::string> warnings = input.reading.factors.warnings;
   if (options.is_trainable && config::lora_init(input.adapter.config.init_lora_weights) == config::LoraInit::mica) {
