@@ -250,7 +250,7 @@ TEST_F(ConfigFields, TargetsShowsBlocksAsTheyAreStored) {
       (void)resolve(value, rank);
       return std::string();
     } catch (const Error& error) {
-      return std::string(info(error.code()).name) + " " + error.detail().got;
+      return std::string(info(error.code()).name) + " " + error.detail().python_error;
     }
   };
   EXPECT_EQ(problem(R"({"target_modules_bd_a": ["o_proj"]})"), "CF_TARGET ValueError");  // q_proj is in neither list

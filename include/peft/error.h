@@ -36,7 +36,8 @@ struct ErrorDetail {
   std::string problem{};   // what is wrong, lower case, no full stop
   std::string expected{};  // numbers exact
   std::string got{};
-  std::string hint{};  // one action that helps
+  std::string hint{};          // one action that helps
+  std::string python_error{};  // the exception that PEFT raises here, such as "ValueError"
 };
 
 class Error : public std::exception {
@@ -51,6 +52,21 @@ class Error : public std::exception {
   ErrorDetail detail_;
   std::string message_;
 };
+
+// What is wrong at a place that is known.
+struct ErrorReason {
+  std::string problem{}, expected{}, got{}, hint{}, python_error{};  // as in ErrorDetail
+};
+
+// The place that errors are about. A reader of a file or a tensor makes it once:
+//   const ErrorPlace here = at(path, name);
+//   here.fail(ErrorCode::ST_SHAPE, {.problem = "the shape does not fit", .expected = "[3, 4]", .got = "[4, 3]"});
+struct ErrorPlace {
+  std::string file{}, tensor{};  // as in ErrorDetail
+
+  [[noreturn]] void fail(ErrorCode code, ErrorReason reason) const;
+};
+ErrorPlace at(std::string file, std::string tensor = {});
 
 // Text from a file, safe for a terminal: control, escape and bidi characters become \u{..}, longer than
 // `limit` characters is cut and its full length named. Invalid UTF-8 bytes become \x{..}.

@@ -19,6 +19,7 @@ std::string compose(ErrorCode code, const ErrorDetail& detail) {
   text += ": " + printable(detail.problem, 4096);
   if (!detail.expected.empty()) text += ": expected " + printable(detail.expected, 1024);
   if (!detail.got.empty()) text += (detail.expected.empty() ? ": got " : ", got ") + printable(detail.got, 1024);
+  if (!detail.python_error.empty()) text += " (PEFT raises " + printable(detail.python_error) + ")";
   if (!detail.hint.empty()) text += ". hint: " + printable(detail.hint, 1024);
   return text;
 }
@@ -31,5 +32,17 @@ const ErrorCodeInfo& info(ErrorCode code) { return kCodes[static_cast<std::size_
 
 Error::Error(ErrorCode code, ErrorDetail detail)
     : code_(code), detail_(std::move(detail)), message_(compose(code_, detail_)) {}
+
+void ErrorPlace::fail(ErrorCode code, ErrorReason reason) const {
+  throw Error(code, {.file = file,
+                     .tensor = tensor,
+                     .problem = std::move(reason.problem),
+                     .expected = std::move(reason.expected),
+                     .got = std::move(reason.got),
+                     .hint = std::move(reason.hint),
+                     .python_error = std::move(reason.python_error)});
+}
+
+ErrorPlace at(std::string file, std::string tensor) { return {std::move(file), std::move(tensor)}; }
 
 }  // namespace peft

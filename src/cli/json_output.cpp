@@ -11,9 +11,14 @@ void print_json(const Json& value) { write_out(config::dump_python(value) + "\n"
 
 Json error_json(const Error& error) {
   const ErrorDetail& detail = error.detail();
-  return {
-      {"code", info(error.code()).name}, {"file", detail.file}, {"tensor", detail.tensor}, {"problem", detail.problem},
-      {"expected", detail.expected},     {"got", detail.got},   {"hint", detail.hint}};
+  return {{"code", info(error.code()).name},
+          {"file", detail.file},
+          {"tensor", detail.tensor},
+          {"problem", detail.problem},
+          {"expected", detail.expected},
+          {"got", detail.got},
+          {"hint", detail.hint},
+          {"python_error", detail.python_error}};
 }
 
 Json plan_json(const Plan& plan) {

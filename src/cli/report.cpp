@@ -24,7 +24,7 @@ Error current_error() {
   } catch (const Error& error) {
     return error;
   } catch (const std::bad_alloc&) {
-    return Error(ErrorCode::OUT_SPACE, {.problem = "out of memory"});
+    return Error(ErrorCode::OUT_MEMORY, {.problem = "out of memory"});
   } catch (const std::exception& error) {
     return Error(ErrorCode::INTERNAL, {.problem = error.what(), .hint = "please report this, with the command line"});
   }

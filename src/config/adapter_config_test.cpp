@@ -136,7 +136,7 @@ TEST(AdapterConfig, RefusesWhatPeftRefuses) {
     const Json expected = Json::parse(testing::text_of(expected_file));
     if (expected.value("stage", "") != "config") continue;
     const Error error = error_of([&] { AdapterConfig::read(adapter.string()); });
-    EXPECT_NE(error.detail().got.find(expected["error"]["class"].get<std::string>()), std::string::npos)
+    EXPECT_NE(error.detail().python_error.find(expected["error"]["class"].get<std::string>()), std::string::npos)
         << entry.path() << " " << error.what();
     EXPECT_NE(error.detail().problem, expected["error"]["message"].get<std::string>()) << "our own words";
     EXPECT_EQ(error.detail().file, (adapter / "adapter_config.json").string());

@@ -298,7 +298,7 @@ void refuse(ErrorCode code, const AdapterConfig& config, std::string_view key, s
   detail.problem = std::move(problem);
   detail.expected = std::move(expected);
   detail.got = dump_python(got, -1);
-  if (!exception.empty()) detail.got += fmt::format(" (PEFT raises {})", exception);
+  detail.python_error = exception;
   detail.hint = std::move(hint);
   throw Error(code, std::move(detail));
 }

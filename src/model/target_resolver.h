@@ -16,7 +16,7 @@ inline constexpr AdapterConfig::Version kConvertsSince{0, 19, 1};  // PEFT rewri
 // NoMatchingPeftModuleError; a dimension check of its own.
 inline constexpr AdapterConfig::Version kOwnErrorSince{0, 21, 2};
 
-// CF_TARGET; `got` is the class of Python's exception.
+// CF_TARGET; `python_class` is the class of PEFT's exception.
 [[noreturn]] void refuse_target(const std::string& python_class, const std::string& target, const std::string& problem,
                                 const std::string& hint = {});
 

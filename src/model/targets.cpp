@@ -28,7 +28,7 @@ std::vector<std::string> sorted_set(const std::vector<std::string>& names) {
 
 void refuse_target(const std::string& python_class, const std::string& target, const std::string& problem,
                    const std::string& hint) {
-  throw Error(ErrorCode::CF_TARGET, {.tensor = target, .problem = problem, .got = python_class, .hint = hint});
+  throw Error(ErrorCode::CF_TARGET, {.tensor = target, .problem = problem, .hint = hint, .python_error = python_class});
 }
 
 ResolvedTargets TargetResolver::run() {

@@ -92,12 +92,12 @@ int guarded(int (*verb)(const void*), const void* command) {
   try {
     return verb(command);
   } catch (const c10::OutOfMemoryError&) {
-    throw Error(ErrorCode::OUT_SPACE,
+    throw Error(ErrorCode::OUT_MEMORY,
                 {.problem = "the device is out of memory", .hint = "a narrower --dtype, or fewer tokens"});
   } catch (const c10::Error& error) {
     const std::string text = error.what_without_backtrace();
     if (text.find("DefaultCPUAllocator") != std::string::npos) {
-      throw Error(ErrorCode::OUT_SPACE, {.problem = "out of memory", .hint = "a narrower --dtype, or fewer tokens"});
+      throw Error(ErrorCode::OUT_MEMORY, {.problem = "out of memory", .hint = "a narrower --dtype, or fewer tokens"});
     }
     throw Error(ErrorCode::INTERNAL,
                 {.problem = "libtorch: " + text, .hint = "please report this, with the command line"});

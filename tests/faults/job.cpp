@@ -164,7 +164,7 @@ std::optional<Error> run(const Job& job, const ExecuteOptions& options, ExecuteR
   } catch (const Error& error) {
     return error;
   } catch (const std::bad_alloc&) {
-    return Error(ErrorCode::OUT_SPACE, {.file = job.folder(), .problem = "out of memory"});
+    return Error(ErrorCode::OUT_MEMORY, {.file = job.folder(), .problem = "out of memory"});
   }
   return std::nullopt;
 }

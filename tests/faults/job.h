@@ -49,7 +49,7 @@ Contents contents_of(const std::string& folder);
 std::string read_file(const std::string& path);
 void write_file(const std::string& path, const std::string& bytes);
 
-// Runs it. Absent: done. std::bad_alloc is shown as the command line shows it, as OUT_SPACE.
+// Runs it. Absent: done. std::bad_alloc is shown as the command line shows it, as OUT_MEMORY.
 std::optional<Error> run(const Job& job, const ExecuteOptions& options, ExecuteReport* report = nullptr);
 ExecuteOptions keeping(int threads = 1);   // Unfinished::keep, no syncing
 ExecuteOptions resuming(int threads = 1);  // Unfinished::resume, no syncing

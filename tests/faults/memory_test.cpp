@@ -72,7 +72,7 @@ bool run_without_memory(const Job& job, long long n, bool from_then_on, int thre
   }
   counting = false;
   if (code) thrown = Error(*code, {});
-  if (out_of_memory) thrown = Error(ErrorCode::OUT_SPACE, {.problem = "out of memory"});
+  if (out_of_memory) thrown = Error(ErrorCode::OUT_MEMORY, {.problem = "out of memory"});
   return allocations >= n;
 }
 

@@ -140,7 +140,7 @@ void compare_error(const Error& error, const Json& expected) {
   }
   const auto python_class = expected.at("error").at("class").get<std::string>();
   const bool in_config = expected.contains("stage");  // refused by the config alone: by us perhaps on the model
-  require(in_config || error.detail().got == python_class,
+  require(in_config || error.detail().python_error == python_class,
           fmt::format("PEFT raises {}, we say: {}", python_class, error.what()));
 }
 
