@@ -5,10 +5,10 @@ file(GLOB cli_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/*_test
 add_executable(test_cli ${cli_tests} src/cli/hand_over.cpp)
 target_include_directories(test_cli PRIVATE src tests)
 target_link_libraries(test_cli PRIVATE peft_cli_parts peft_test_flags GTest::gmock)
-gtest_discover_tests(test_cli DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 300)
+peft_discover_tests(test_cli)
 
 # These run the program itself.
-foreach(program cli_test wild_test)
+foreach(program command_test wild_test)
   if(TARGET ${program})
     add_dependencies(${program} peft_cli)
     target_compile_definitions(${program} PRIVATE PEFT_PROGRAM="$<TARGET_FILE:peft_cli>")

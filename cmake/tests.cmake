@@ -1,4 +1,4 @@
-# One test program per stage (src/<stage>/*_test.cpp), and one per file in tests/ for what crosses stages.
+# One test program per stage (src/<stage>/*_test.cpp), and one per file of tests/<subject>/ for what crosses stages.
 find_package(GTest REQUIRED)
 find_package(rapidcheck QUIET)
 include(GoogleTest)
@@ -8,8 +8,18 @@ target_link_libraries(peft_test_flags INTERFACE peft_build_flags peft_dependenci
 if(TARGET rapidcheck)
   target_link_libraries(peft_test_flags INTERFACE rapidcheck)
 endif()
-target_compile_definitions(peft_test_flags INTERFACE
-  PEFT_SOURCE_DIR="${CMAKE_CURRENT_SOURCE_DIR}" PEFT_BINARY_DIR="${CMAKE_CURRENT_BINARY_DIR}")
+# Where the checkout is. A header and not a flag, so that ccache serves several worktrees.
+file(CONFIGURE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/generated/test_paths.h @ONLY CONTENT [[
+#pragma once
+#define PEFT_SOURCE_DIR "@CMAKE_CURRENT_SOURCE_DIR@"
+#define PEFT_BINARY_DIR "@CMAKE_CURRENT_BINARY_DIR@"
+]])
+target_include_directories(peft_test_flags INTERFACE ${CMAKE_CURRENT_BINARY_DIR}/generated)
+
+# Registers the tests of a program. Names of parametrised tests are those that the test gives, not the bytes of its parameter.
+function(peft_discover_tests program)
+  gtest_discover_tests(${program} NO_PRETTY_VALUES DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900 ${ARGN})
+endfunction()
 
 # A stage's tests link the stages up to it, so that one stage can be built and tested while a later one is not.
 set(objects_so_far)
@@ -22,7 +32,7 @@ foreach(stage IN LISTS PEFT_STAGES)
     add_executable(test_${stage} ${tests} ${objects_so_far} $<TARGET_OBJECTS:peft_families>)
     target_include_directories(test_${stage} PRIVATE include src tests)
     target_link_libraries(test_${stage} PRIVATE peft_test_flags)
-    gtest_discover_tests(test_${stage} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900)
+    peft_discover_tests(test_${stage})
   endif()
 endforeach()
 
@@ -32,19 +42,18 @@ add_library(peft_test_support STATIC ${support})
 target_include_directories(peft_test_support PUBLIC include src tests)
 target_link_libraries(peft_test_support PUBLIC peft_test_flags)
 
-file(GLOB cross_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/*_test.cpp)
+# A folder of tests/ is a subject; its data lies beside its tests.
+file(GLOB cross_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/*/*_test.cpp)
+list(FILTER cross_tests EXCLUDE REGEX "/tests/(faults|nn)/")
 foreach(source IN LISTS cross_tests)
   get_filename_component(stem ${source} NAME_WE)
   add_executable(${stem} ${source})
   target_include_directories(${stem} PRIVATE src tests)
-  target_link_libraries(${stem} PRIVATE peft peft_test_flags)
-  if(stem MATCHES "^(golden|oracle|roundtrip|weights|config_fields|merge_[a-z]+|low_rank|no_form|router|verify_merged|heads|wild)_test$")
-    target_link_libraries(${stem} PRIVATE peft_test_support peft GTest::gmock)
-  endif()
+  target_link_libraries(${stem} PRIVATE peft_test_support peft peft_test_flags GTest::gmock)
   if(stem STREQUAL "golden_test")  # a program of its own, not GoogleTest
     add_test(NAME golden COMMAND golden_test)
   else()
-    gtest_discover_tests(${stem} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900)
+    peft_discover_tests(${stem})
   endif()
 endforeach()
 
@@ -53,6 +62,6 @@ file(GLOB fault_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/faults
 add_executable(faults_test ${fault_tests} ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/interrupt.cpp)
 target_include_directories(faults_test PRIVATE src tests)
 target_link_libraries(faults_test PRIVATE peft peft_test_flags)
-gtest_discover_tests(faults_test DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900)
+peft_discover_tests(faults_test)
 
 include(cmake/command_tests.cmake)

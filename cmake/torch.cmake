@@ -83,7 +83,7 @@ if(PEFT_BUILD_TESTS)
     target_include_directories(test_nn PRIVATE src tests)
     target_link_libraries(test_nn PRIVATE peft_nn peft_test_support peft_test_flags GTest::gmock)
     target_precompile_headers(test_nn PRIVATE src/nn/torch.h)
-    gtest_discover_tests(test_nn DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900)
+    peft_discover_tests(test_nn)
     # The golden data once more on a GPU, where there is one.
     add_test(NAME nn_on_cuda COMMAND test_nn --gtest_filter=Golden/*:Sizes/*:LoraApi.*:AuxLoss.*:Sampling.*:Eos.*)
     set_tests_properties(nn_on_cuda PROPERTIES ENVIRONMENT PEFT_TEST_DEVICE=cuda SKIP_REGULAR_EXPRESSION "no GPU here" TIMEOUT 900)

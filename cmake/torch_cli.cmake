@@ -17,7 +17,7 @@ if(PEFT_BUILD_TESTS)
   target_compile_definitions(test_torch_cli PRIVATE PEFT_PROGRAM="$<TARGET_FILE:peft_cli>")
   target_link_libraries(test_torch_cli PRIVATE peft_torch_parts peft_test_support peft_test_flags GTest::gmock)
   add_dependencies(test_torch_cli peft_cli peft_torch)
-  gtest_discover_tests(test_torch_cli DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900)
+  peft_discover_tests(test_torch_cli)
   # Names are looked up in the order of these lines (cmake/torch.cmake says why it matters).
   add_test(NAME libstdcxx_comes_before_torch COMMAND sh -c
     "readelf -d $<TARGET_FILE:peft_torch> | grep -o -m1 'NEEDED.*lib\\(torch\\|stdc++\\).*' | grep stdc++")

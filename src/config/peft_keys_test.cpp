@@ -1,5 +1,5 @@
 // The one table of config fields: its names are those of the real LoraConfig of every PEFT version, and its verdicts
-// hold. tests/config_fields_test.cpp asks the verbs themselves.
+// hold. tests/config/config_fields_test.cpp asks the verbs themselves.
 #include "config/peft_keys.h"
 
 #include <gtest/gtest.h>
@@ -10,6 +10,7 @@
 #include "config/test_files.h"
 #include "peft/error.h"
 #include "support/telling_values.h"
+#include "test_paths.h"
 
 namespace peft::config {
 namespace {

@@ -14,6 +14,7 @@
 #include "execute/random_plan.h"
 #include "peft/execute.h"
 #include "plan/check.h"
+#include "test_paths.h"
 
 namespace peft::execution {
 namespace {

@@ -11,6 +11,7 @@
 #include "model/path.h"
 #include "peft/error.h"
 #include "peft/model.h"
+#include "test_paths.h"
 
 namespace peft {
 namespace {

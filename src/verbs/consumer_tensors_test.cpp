@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 
+#include "test_paths.h"
 #include "verbs/consumers.h"
 
 namespace peft::verbs {

@@ -5,6 +5,7 @@
 #include "config/python_json.h"
 #include "nn/small_models.h"
 #include "peft/nn/peft_model.h"
+#include "test_paths.h"
 
 namespace peft::nn::testing {
 namespace {

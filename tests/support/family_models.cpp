@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "support/model_writer.h"
+#include "test_paths.h"
 
 namespace peft::testing {
 namespace {

@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "test_paths.h"
+
 namespace peft::test {
 
 inline std::filesystem::path golden_root() {

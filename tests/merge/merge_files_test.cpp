@@ -13,6 +13,7 @@
 #include "support/judge.h"
 #include "support/program.h"
 #include "support/tiny_moe.h"
+#include "test_paths.h"
 
 namespace peft::testing {
 namespace {

@@ -18,6 +18,7 @@
 #include "support/matrix.h"
 #include "support/model_writer.h"
 #include "support/oracle.h"
+#include "test_paths.h"
 
 namespace peft::testing {
 namespace {
@@ -92,9 +93,9 @@ TEST(Combine, golden_weighted_sums) {
   if (seen == 0) GTEST_SKIP() << "no combination in this golden data";
 }
 
-// Types that prune, against the real PEFT 0.21.2 with our random masks: tests/combine/make_cases.py.
+// Types that prune, against the real PEFT 0.21.2 with our random masks: tests/low_rank/make_cases.py.
 TEST(Combine, operators_are_those_of_peft) {
-  const fs::path root = fs::path(PEFT_SOURCE_DIR) / "tests/combine";
+  const fs::path root = fs::path(PEFT_SOURCE_DIR) / "tests/low_rank";
   const Json list = read_json(root / "cases.json");
   ASSERT_EQ(list.size(), 16u);
   for (const Json& c : list) {

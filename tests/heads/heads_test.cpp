@@ -16,6 +16,7 @@
 #include "peft/targets.h"
 #include "peft/verify_merged.h"
 #include "support/model_writer.h"
+#include "test_paths.h"
 
 namespace peft::testing {
 namespace {

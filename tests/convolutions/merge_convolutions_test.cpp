@@ -11,6 +11,7 @@
 #include "peft/verify_merged.h"
 #include "support/judge.h"
 #include "support/model_writer.h"
+#include "test_paths.h"
 
 namespace peft::testing {
 namespace {

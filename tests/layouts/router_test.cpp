@@ -2,9 +2,13 @@
 // tells the layouts apart, so the config alone says whether the file was converted.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <string>
+
 #include "peft/execute.h"
 #include "peft/verbs.h"
 #include "support/model_writer.h"
+#include "test_paths.h"
 
 namespace peft::testing {
 namespace {
@@ -12,8 +16,6 @@ namespace {
 struct Router {
   const char *model, *v4, *v5;  // a golden model of transformers 4, the router's name in each generation
 };
-
-void PrintTo(const Router& router, std::ostream* out) { *out << router.model; }
 
 class RouterAlone : public ::testing::TestWithParam<Router> {};
 
@@ -64,7 +66,12 @@ INSTANTIATE_TEST_SUITE_P(Families, RouterAlone,
                                            Router{"qwen2_moe-v4", "mlp.gate", "mlp.gate"},
                                            Router{"olmoe-v4", "mlp.gate", "mlp.gate"},
                                            Router{"mixtral-v4", "block_sparse_moe.gate", "mlp.gate"},
-                                           Router{"phimoe-v4", "block_sparse_moe.gate", "mlp.router"}));
+                                           Router{"phimoe-v4", "block_sparse_moe.gate", "mlp.router"}),
+                         [](const auto& info) {
+                           std::string name = info.param.model;
+                           std::ranges::replace(name, '-', '_');
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace peft::testing

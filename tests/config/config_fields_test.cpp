@@ -85,7 +85,7 @@ class ConfigFields : public ::testing::Test {
         (void)plan_resize(adapter_, resized);
         return;
       default:
-        require_usable(AdapterConfig::read(adapter_), verb);  // their own tests: cli_test, tests/nn
+        require_usable(AdapterConfig::read(adapter_), verb);  // their own tests: command_test, tests/nn
     }
   }
 

@@ -5,6 +5,7 @@
 
 #include "support/golden.h"
 #include "support/program.h"
+#include "test_paths.h"
 
 namespace peft::testing {
 namespace {

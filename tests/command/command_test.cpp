@@ -14,6 +14,8 @@
 #include <regex>
 #include <sstream>
 
+#include "test_paths.h"
+
 namespace {
 
 namespace fs = std::filesystem;

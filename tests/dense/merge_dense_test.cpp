@@ -8,6 +8,7 @@
 #include "peft/merge.h"
 #include "peft/verbs.h"
 #include "support/model_writer.h"
+#include "test_paths.h"
 
 namespace peft::testing {
 namespace {
