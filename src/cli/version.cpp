@@ -1,5 +1,7 @@
 #include "cli/version.h"
 
+#include "peft/version.h"
+
 namespace peft::cli {
 
 const char* const kVersion = PEFT_VERSION;

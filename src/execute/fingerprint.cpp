@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "execute/hash.h"
+#include "peft/version.h"
 #include "safetensors/input_file.h"
 
 namespace peft::execution {

@@ -18,6 +18,10 @@ step(${work}/build/consumer ${SOURCE}/tests/golden/convert/mixtral-plain/adapter
 if(NOT output MATCHES "^peft-per-expert, [1-9][0-9]* factors")
   message(FATAL_ERROR "unexpected output: ${output}")
 endif()
+step(${work}/build/consumer_c ${SOURCE}/tests/golden/convert/mixtral-plain/adapter ${work}/converted)
+if(NOT output MATCHES "the same function")
+  message(FATAL_ERROR "unexpected output: ${output}")
+endif()
 if(TORCH)
   step(${CMAKE_COMMAND} -S ${SOURCE}/tests/consumer/nn -B ${work}/nn -G ${GENERATOR} -DTorch_DIR=${TORCH}
     -DCMAKE_PREFIX_PATH=${work}/prefix -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_BUILD_TYPE=Release)
