@@ -87,8 +87,8 @@ std::map<std::string, std::string> contents(const fs::path& folder) {
 }
 
 TEST_F(CApi, MergesAsTheLibraryDoes) {
-  const std::string base = golden("models/mixtral-v4"), other = out.string() + "_library";
-  const std::string path = adapter();
+  const std::string base = golden("models/llama"), other = out.string() + "_library";
+  const std::string path = golden("merge/llama-bf16/adapter");
   const peft_weighted_adapter half{path.c_str(), 0.5};
   peft_merge_options options{};
   options.mode = "peft";
