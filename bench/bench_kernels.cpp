@@ -23,6 +23,7 @@
 #include "execute/stage.h"
 #include "execute/unit.h"
 #include "peft/plan.h"
+#include "results.h"
 
 namespace {
 
@@ -171,6 +172,8 @@ void measure(const std::string& title, const Case& c, const Job& job, int rounds
            },
            [&] { render(false); }, [&] { render(true); }},
           rounds, best);
+  peft::bench::record({"kernels", fmt::format("{}, {}", title, c.name), "memcpy", best[1] * 1e3, best[0] * 1e3, "ms",
+                       best[0] / best[1]});
   fmt::print("{:<8} {:<28} {:6.0f} MB  memcpy {:5.1f} GB/s   rendered {:4.2f}   to memory {:4.2f}\n", title, c.name,
              static_cast<double>(written) / 1e6, static_cast<double>(written) / best[0] / 1e9, best[0] / best[1],
              best[0] / best[2]);

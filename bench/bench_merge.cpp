@@ -27,6 +27,7 @@
 
 #include "execute/merge.h"
 #include "peft/execute.h"
+#include "results.h"
 
 namespace {
 
@@ -199,6 +200,12 @@ void file_to_file(Plan& plan, const Options& options) {
     fmt::print("  {:<18} {:8.1f} ms  {:5.2f} GB/s  {:5.2f} x cp, medians {:8.1f} ms  {:5.2f} x cp", c.name, least * 1e3,
                bytes / least / 1e9, candidates[0].seconds.front() / least, median(c) * 1e3,
                median(candidates[0]) / median(c));
+    if (&c != &candidates[0] && !options.in_turn && !options.swapped && !options.durable) {
+      const std::size_t comma = c.name.find(',');  // "best, 2 threads" -> "best, rank 8, 2 threads"
+      peft::bench::record(
+          {"merge", fmt::format("{}, rank {}{}", c.name.substr(0, comma), options.rank, c.name.substr(comma)), "cp",
+           least * 1e3, candidates[0].seconds.front() * 1e3, "ms", candidates[0].seconds.front() / least});
+    }
     if (c.memory->load() > 0) fmt::print("  {:5.1f} MiB anonymous", c.memory->load());
     fmt::print("\n");
   }

@@ -28,6 +28,7 @@ import mmap
 import os
 import platform
 import random
+import re
 import shutil
 import statistics
 import struct
@@ -37,6 +38,8 @@ import threading
 import time
 from array import array
 from pathlib import Path
+
+from results import record
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN, INTERMEDIATE, EXPERTS, RANK = 2048, 768, 128, 8
@@ -314,6 +317,33 @@ def print_table(rows):
     print("PEFT in memory: anon is what the call adds to the tensors that it was given.")
 
 
+def record_rows(rows):
+    """Keeps the rows that docs/benchmarks.md has (bench/results.py)."""
+    title, ours = "", {}
+    for row in rows:
+        name = row.name.strip()
+        if name.startswith("cp of the result of "):
+            title = name.removeprefix("cp of the result of ")
+            continue
+        least = row.least("seconds")
+        match = re.fullmatch(r"(ours, durable|ours|least I/O), (?:--threads )?(\d)(?: threads)?", name)
+        if match:
+            kind, threads = match[1], int(match[2])
+            what = {"ours": "", "ours, durable": "durable, ", "least I/O": "least I/O, "}[kind] + f"{threads} thread{'s' if threads > 1 else ''}"
+            reference = row.reference.least("seconds")
+            against = "cp + sync + cmp" if kind == "ours, durable" else "cp"
+            record("convert", f"{title}, {what}", against, least, reference, "s", reference / least)
+            ours[kind, threads] = row
+        elif name.startswith("PEFT"):
+            kind = name.split(", ")[1]
+            mine = [ours["ours", threads].least("seconds") for threads in (1, 2)]
+            for threads, seconds in zip(("1 thread", "2 threads"), mine):
+                record("convert_peft", f"{kind}, {threads}", name, seconds, least, "s", least / seconds)
+            memory, real = max(m.anon for m in ours["ours", 1].runs), max(m.anon for m in row.runs)
+            if kind == "whole job":
+                record("convert_peft", "anonymous memory of the whole job", name, memory, real, "MiB", real / memory)
+
+
 def main():
     if sys.argv[1:2] == ["--worker"]:
         return peft_worker(*sys.argv[2:])
@@ -350,6 +380,7 @@ def main():
         for row in rows:
             row.run()
     print_table(rows)
+    record_rows(rows)
     for path in (folder / "scratch", folder / "real", back):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     sys.exit(1 if failed else 0)

@@ -24,6 +24,8 @@ import sys
 import tempfile
 import time
 
+from results import record
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KINDS = ("base", "attention", "experts", "both")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -162,6 +164,12 @@ def forward(options):
         for kind in KINDS:
             mine, (other, how) = best["ours", what, kind][0], best["theirs", what, kind]
             name = "nothing" if kind == "base" else kind
+            case = {"decode": "decode", "prefill": "prefill of 512 tokens"}[what]
+            lora = "no LoRA" if kind == "base" else f"LoRA on {kind}"
+            record("run", f"{case}, {lora}", "transformers" if kind == "base" else "PEFT", mine, other, "ms", other / mine)
+            if kind != "base":
+                base = best["ours", what, "base"][0]
+                record("run_lora", f"{case}, {lora}", "our base", mine, base, "ms", mine / base)
             print(f"| {what} | {name} | {mine:.2f} | {mine / best['ours', what, 'base'][0]:.2f} | {other:.1f} ({how}) | {other / mine:.2f} |")
     print("\nLoRA on experts and on both, of our base, in each round by itself:")
     for what in ("decode", "prefill"):
@@ -181,6 +189,10 @@ def loading(options):
         run = [options.build / "peft-torch", "logits", "--base", f"{folder}/v4", "--ids", ids, "--threads", str(options.threads), "--json"]
         base, lora = peak_mib(run), peak_mib(run + ["--adapter", f"{folder}/adapter"])
         factors = os.path.getsize(f"{folder}/adapter/adapter_model.safetensors") / 2**20
+    times = {line.split()[0].rstrip(","): line for line in load.splitlines()}
+    loaded = float(re.search(r"([\d.]+) ms least", times["load"])[1])
+    read, ratio = re.search(r"([\d.]+) ms least.*load / read ([\d.]+) least", next(l for l in load.splitlines() if "huge" in l)).groups()
+    record("load", "load, huge pages", "reading", loaded, float(read), "ms", float(ratio))
     print(f"\nloading, one tensor per expert:\n{load.strip()}")
     print(f"peak of anonymous memory of `peft-torch logits`, 512 tokens: {base:.0f} MiB; with LoRA on experts {lora:.0f} MiB "
           f"(+{lora - base:.0f}; the adapter's file has {factors:.0f})")

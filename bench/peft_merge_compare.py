@@ -20,6 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from results import record
 from peft_convert_compare import ATTENTION, EXPERT, EXPERTS, HIDDEN, INTERMEDIATE, ROOT, Row, describe_machine, model_config, random_bf16
 
 VOCABULARY = 1000
@@ -149,6 +150,18 @@ def print_table(rows):
               f" | {max(m.high_water for m in row.runs):.1f} |")
 
 
+def record_rows(rows, rank):
+    """Keeps the rows that docs/benchmarks.md has (bench/results.py): ours beside PEFT, both of the same rank."""
+    least = {row.name.strip(): min(m.seconds for m in row.runs) for row in rows}
+    memory = {row.name.strip(): max(m.anon for m in row.runs) for row in rows}
+    theirs = next((name for name in least if name.startswith("PEFT")), None)
+    for threads in (1, 2) if theirs else ():
+        ours = f"best, r {rank}, --threads {threads}"
+        what = f"best, {threads} thread{'s' if threads > 1 else ''}"
+        record("merge_peft", what, "PEFT: load, merge, save", least[ours], least[theirs], "s", least[theirs] / least[ours])
+        record("merge_peft", f"anonymous memory, {what}", "PEFT: load, merge, save", memory[ours], memory[theirs], "MiB", memory[theirs] / memory[ours])
+
+
 def table(arguments, folder):
     base = folder / f"base-{arguments.layers}"
     make_base(base, arguments.layers)
@@ -166,6 +179,7 @@ def table(arguments, folder):
         for row in rows:
             row.run()
     print_table(rows)
+    record_rows(rows, arguments.rank)
     shutil.rmtree(folder / "scratch", ignore_errors=True)
 
 
