@@ -3,6 +3,7 @@ import copy
 import importlib
 import json
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -56,21 +57,30 @@ EXPERTS = {"num_local_experts": 11, "num_experts": 11, "n_routed_experts": 11, "
 ROPE3 = {"rope_type": "default", "mrope_section": [24, 20, 20], "rope_theta": 10000.0}
 OVERRIDES = {
     "Qwen3OmniMoeTalkerConfig": dict(spatial_merge_size=2),
-    "lfm2_moe": dict(num_dense_layers=2),
+    "lfm2_moe": dict(num_dense_layers=2, layer_types=["conv", "full_attention", "conv"] * 4),
+    "DbrxAttentionConfig": dict(rope_theta=10000.0),
+    "llama4": dict(pad_token_id=None),
+    "dots3_note_text": dict(num_key_value_heads=6, head_dim=38),
+    "inkling2_vision": dict(text_hidden_size=96),
+    "radio": dict(video_temporal_patch_size=2),
     "qwen3_omni_moe_talker_text": dict(shared_expert_intermediate_size=448),
-    "qwen4_exp_text": dict(indexer_n_heads=4, indexer_kv_heads=2, indexer_head_dim=64, indexer_budget=2048,
+    "qwen4_exp_text": dict(indexer_n_heads=4, indexer_kv_heads=1, indexer_head_dim=64, indexer_budget=2048,
                            indexer_compress_ratio=4),
     "qwen3_vl_moe_text": {} if V5 else dict(rope_scaling=ROPE3),
     "gemma4_text": dict(enable_moe_block=True, num_experts=11, top_k_experts=4, moe_intermediate_size=56),
     "diffusion_gemma_text": dict(num_experts=11, top_k_experts=4, moe_intermediate_size=56),
     "dots1": dict(n_routed_experts=11, num_experts_per_tok=4, n_shared_experts=2),
     "deepseek_v2": dict(num_experts_per_tok=4),
-    "deepseek_ocr2_text": dict(num_experts_per_tok=4),
+    "deepseek_ocr2_text": dict(num_experts_per_tok=4, mlp_layer_types=["dense"] + ["sparse"] * 11),
     "hunyuan_v1_moe": dict(num_experts=11, moe_topk=4, head_dim=20),
     "hunyuan_v1_dense": dict(head_dim=20),
     "cohere2_moe": dict(num_shared_experts=2),
     "switch_transformers": dict(num_sparse_encoder_layers=3, num_sparse_decoder_layers=3),
 }
+
+
+def config_class_of(model_type):
+    return CONFIG_MAPPING[model_type]
 
 
 def classes_of(model_type):
@@ -82,6 +92,8 @@ def classes_of(model_type):
         mapping = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES" if task else "MODEL_MAPPING_NAMES", {})
         found = mapping.get(model_type)
         for name in [found] if isinstance(found, str) else found or []:
+            if hasattr(transformers, name) and getattr(transformers, name).config_class is not config_class_of(model_type):
+                continue  # takes a part of this config
             if name not in names and task != "TOKEN_CLASSIFICATION" or not names:
                 names.append(name)
     return names
@@ -104,6 +116,26 @@ def fields_of(config_class):
             if p.default is not inspect.Parameter.empty}
 
 
+LEGACY = re.compile(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']\s*(?:,\s*([^()]*?))?\)""")
+
+
+def legacy_keys(config_class):
+    """Keys that a config class takes from older files, though they are no fields of it: {key: default}."""
+    import ast
+    import inspect
+    try:
+        text = inspect.getsource(config_class)
+    except OSError:
+        return {}
+    found = {}
+    for key, default in LEGACY.findall(text):
+        try:
+            found[key] = ast.literal_eval(default) if default else None
+        except (ValueError, SyntaxError):
+            found[key] = None
+    return {k: v for k, v in found.items() if not k.startswith("_") and "rope" not in k and not isinstance(v, (dict, float))}
+
+
 class Schema:
     """The fields of a config class and of the configs below it."""
 
@@ -112,6 +144,8 @@ class Schema:
         self.type = type(config)
         self.model_type = getattr(config, "model_type", "")
         self.fields = fields_of(self.type)
+        self.legacy = {k: v for k, v in legacy_keys(self.type).items() if k not in self.fields}
+        self.fields |= self.legacy
         self.children = {}
         for key, value in vars(config).items():
             if isinstance(value, PretrainedConfig) and key in self.fields | dict.fromkeys(getattr(self.type, "sub_configs", {}) or {}):
@@ -152,11 +186,12 @@ def small(schema, level):
                     value = min(default, 7)
             elif isinstance(default, (list, tuple)) and layers and len(default) == layers:
                 value = cycled(default, next(v for k, v in LAYERS.items() if k in part.fields))
-            if key in part.children and not isinstance(default, (dict, PretrainedConfig)):
+            if key in part.children:
                 continue
             if not (value is default and default is None):
                 point[path] = value
-    return {k: v for k, v in point.items() if not isinstance(v, PretrainedConfig)}
+        point |= {part.path + k: v for k, v in fixed.items() if k not in part.fields}
+    return point
 
 
 def symbolic(value, path):
@@ -176,12 +211,10 @@ def symbolic(value, path):
 def make_config(schema, point, with_symbols=True):
     def keywords(part):
         kw = {}
-        for key in part.fields:
-            path = part.path + key
-            if key in part.children:
-                continue
-            if path in point:
-                kw[key] = symbolic(point[path], path) if with_symbols else point[path]
+        for path, value in point.items():
+            key = path[len(part.path):]
+            if path.startswith(part.path) and "." not in key:
+                kw[key] = symbolic(value, path) if with_symbols else value
         for key, child in part.children.items():
             kw[key] = keywords(child)
             if child.model_type:
@@ -242,7 +275,7 @@ def kind_of(module):
 def modules_of(model):
     """[(name, class, kind, {parameter: shape}, {parameter: formulas})] of the modules that own parameters, in order."""
     rows = []
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in model.named_modules():
         kind = kind_of(module)
         own = {n: p for n, p in module._parameters.items() if p is not None and (kind == "other" or n != "bias")}
         if not own:
@@ -281,3 +314,12 @@ def strip(value):
     drop = {"id2label", "label2id", "dtype", "torch_dtype", "_name_or_path", "rope_parameters", "transformers_version",
             "rope_scaling", "initializer_range", "rms_norm_eps", "use_cache"}
     return {k: strip(v) for k, v in value.items() if k not in drop and not k.endswith("_token_id")}
+
+
+# Kinds of layers that a list may name and the default has not.
+KINDS = {}
+
+
+def all_types():
+    families = json.loads((ROOT / "data/families.json").read_text())
+    return [*families["families"], *families["dense"]]

@@ -30,6 +30,8 @@ def combine(op, a, b, value):
         return make(value, text_of(b) if text_of(a) == "1" else text_of(a))
     if op in ("//", "/") and text_of(b) == "1":
         return make(value, text_of(a))
+    if op == "//" and text_of(a) == text_of(b):
+        return 1
     left = text_of(a) if op == "+" else wrapped(a)
     return make(value, f"{left} {op} {wrapped(b)}")
 
