@@ -40,6 +40,8 @@ void finish_tree(ModuleTree& tree);
 
 // Experts and both trees from what a source shows.                                               shown.cpp
 void use_shown_tree(Draft& draft, ModuleTree shown, bool in_registration_order);
+// Experts alone, from a tree that the config itself gave.
+void use_experts_of(Draft& draft, const ModuleTree& tree);
 // Experts and both trees from the config and the row alone.                                      from_config.cpp
 void use_config_alone(Draft& draft);
 // Experts from the names of an adapter.                                                          from_names.cpp

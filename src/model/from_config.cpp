@@ -6,6 +6,7 @@
 #include "model/builder.h"
 #include "model/names.h"
 #include "model/path.h"
+#include "model/tree_rows.h"
 #include "peft/error.h"
 
 namespace peft::model {
@@ -44,9 +45,10 @@ class Maker {
 
   void run() {
     draft_.model.index = draft_.index;
-    if (draft_.family() != nullptr) find_experts();
+    make_known_trees();
+    if (draft_.family() != nullptr && !use_known_experts()) find_experts();
     for (const Generation g : {Generation::v4, Generation::v5}) {
-      if (exists(g)) (g == Generation::v4 ? draft_.model.v4 : draft_.model.v5) = make_tree(g);
+      if (exists(g) && !tree(g)) tree(g) = make_tree(g);
     }
     for (const std::string& part : undecided_) {
       draft_.model.notes.push_back("the config does not say which layers have " + part + "; it is left out");
@@ -59,6 +61,31 @@ class Maker {
   bool exists(Generation g) const {
     if (draft_.family() != nullptr) return draft_.family()->generation(g).has_value();
     return (g == Generation::v4 ? draft_.index->dense->v4 : draft_.index->dense->v5).has_value();
+  }
+
+  std::optional<ModuleTree>& tree(Generation g) { return g == Generation::v4 ? draft_.model.v4 : draft_.model.v5; }
+
+  // The trees of the config's class as the real ones are, where the table of module trees has it.
+  void make_known_trees() {
+    const std::string& type = draft_.model.model_type;
+    const auto* classes = draft_.index->table->replaced.contains(type) ? nullptr : find_trees(type);
+    if (classes == nullptr) return;
+    const std::string stated = draft_.facts.architecture();
+    auto trees = std::find_if(classes->begin(), classes->end(), [&](const ClassTrees& c) { return c.class_name == stated; });
+    const bool exact = stated.empty() || trees != classes->end();
+    if (trees == classes->end()) trees = classes->begin();  // the usual class; a head may be another
+    for (const Generation g : {Generation::v4, Generation::v5}) {
+      const auto& rows = g == Generation::v4 ? trees->v4 : trees->v5;
+      if (!exists(g) || !rows) continue;
+      tree(g) = tree_from_rows(*rows, draft_.facts.config(), draft_.facts.file());
+      tree(g)->complete = tree(g)->complete && exact;
+    }
+  }
+
+  bool use_known_experts() {
+    const auto& known = tree(Generation::v5) ? tree(Generation::v5) : tree(Generation::v4);
+    if (known) use_experts_of(draft_, *known);
+    return known.has_value();
   }
 
   void find_experts() {

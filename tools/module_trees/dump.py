@@ -62,9 +62,11 @@ def boxes(places):
 
 def tree_of(model_type, class_name, schema, point):
     config = make_config(schema, point, with_symbols=False)
-    model = build(class_name, config)
+    saved = config_json(config, class_name)
+    # What the file says counts: a class that changes a key when it is made may make another model of its own file.
+    model = build(class_name, schema.type.from_dict(dict(saved)))
     source, output = embedding_names(model)
-    return {"model_type": model_type, "class": class_name, "transformers": models.VERSION, "config": config_json(config, class_name),
+    return {"model_type": model_type, "class": class_name, "transformers": models.VERSION, "config": saved,
             "input": source, "output": output, "modules": grouped(modules_of(model))}
 
 

@@ -95,7 +95,8 @@ class Seen:
             for key in [*part.fields, *[k[len(part.path):] for k in point if k.startswith(part.path)]]:
                 if key not in part.children and "." not in key:
                     value = read(section, key)
-                    self.values[part.path + key] = plain(point.get(part.path + key) if value is None else value)
+                    stated = point.get(part.path + key)  # a class may change it, as bailing_hybrid does with head_dim
+                    self.values[part.path + key] = plain(stated if value is None or type(stated) is int else value)
         model = build(class_name, config)
         self.input, self.output = models.embedding_names(model)
         lists = {n for n, m in model.named_modules() if isinstance(m, (torch.nn.ModuleList, torch.nn.ModuleDict))}
@@ -147,7 +148,7 @@ def variants(schema, base):
     for part in schema.all():
         for key, default in part.fields.items():
             path = part.path + key
-            if key in part.children or NO_SHAPE.search(key):
+            if key in part.children or NO_SHAPE.search(key) or key == "is_encoder_decoder":
                 continue
             value = base.get(path)
             computed = part.computed.get(key)
@@ -162,7 +163,7 @@ def other_values(key, value, computed, part):
     if isinstance(value, int):
         # Sizes are known by their Symbols; whether a part is there at all depends on 0 and None.
         if SIZE_KEY.search(key) and not OPTIONAL_KEY.search(key):
-            return [value + 2]
+            return [value + 2] if re.search(r"^(hidden_size|vocab_size|intermediate_size|head_dim|num_attention_heads)$", key) else []
         return [0, 3, 1, value + 2] if LAYER_KEY.search(key) else [0, None]
     if isinstance(value, list) and value and not isinstance(value[0], (list, dict)):
         kinds = list(dict.fromkeys(value))
@@ -238,7 +239,7 @@ def pairs(class_name, schema, base):
             unset.append((path, value))
     lists = [(path, value) for path, value in variants(schema, base) if isinstance(value, list) and len(value) > 4]
     for switch, other in itertools.product(switches[:6], unset[:10]):
-        for more in [[], *[[x] for x in lists[1:3]]]:
+        for more in [[], *[[x] for x in lists[1:2]]]:
             try:
                 yield Seen(class_name, schema, base | dict([switch, other, *more]))
             except Exception:
@@ -248,7 +249,7 @@ def pairs(class_name, schema, base):
 def mixed(class_name, schema, base, good, seed):
     """Several keys at once."""
     rng, result = random.Random(seed), []
-    for _ in range(24):
+    for _ in range(14):
         point = dict(base)
         for path, value in rng.sample(good, min(len(good), 4)):
             point[path] = value
@@ -372,7 +373,7 @@ class Conditions:
         self.mask_of = {c[2]: m for m, c in self.atoms.items()}
         return self.search(target)
 
-    def search(self, target):
+    def search(self, target, inverse=False):
         """A list of alternatives; [] where it is always so; None where none is found."""
         if target == self.all:
             return []
@@ -387,7 +388,12 @@ class Conditions:
         either = self.either(below, target)
         if either:
             return either
-        return self.within(above, ranked, target) or self.alternatives(ranked, target)
+        found = self.within(above, ranked, target)
+        if not found and not inverse:
+            other = self.search(self.all & ~target, inverse=True)
+            if other and len(other) == 1:
+                return [f"not ({other[0]})"]
+        return found or (None if inverse else self.alternatives(ranked, target))
 
     def pair(self, above, target):
         best = None

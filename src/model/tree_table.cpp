@@ -1,0 +1,167 @@
+#include "model/tree_table.h"
+
+#include <algorithm>
+#include <mutex>
+#include <tuple>
+
+#include "model/json_file.h"
+#include "model/path.h"
+
+namespace peft::model {
+
+extern const std::string_view kModuleTreesJson;  // data/module_trees.json, embedded by cmake/embed_families.cmake
+
+namespace {
+
+constexpr std::int64_t kMaxList = 100'000;
+
+// "Conv1d" tells its kind; a subclass is written "FalconLinear:linear".
+std::pair<std::string, ModuleKind> class_and_kind(const std::string& text) {
+  const std::size_t colon = text.find(':');
+  const std::string kind = colon == std::string::npos ? text : text.substr(colon + 1);
+  const std::string name = text.substr(0, colon);
+  if (kind == "Linear" || kind == "linear") return {name, ModuleKind::linear};
+  if (kind == "Conv1D" || kind == "conv1d") return {name, ModuleKind::conv1d};
+  if (kind == "Embedding" || kind == "embedding") return {name, ModuleKind::embedding};
+  const bool conv = kind == "Conv1d" || kind == "Conv2d" || kind == "Conv3d" || kind == "conv";
+  return {name, conv ? ModuleKind::conv : ModuleKind::other};
+}
+
+// [path, class, dimensions of "weight" or {parameter: dimensions}, conditions]
+TreeRow read_row(const OrderedJson& json) {
+  TreeRow row;
+  row.path = json.at(0).get<std::string>();
+  std::tie(row.class_name, row.kind) = class_and_kind(json.at(1).get<std::string>());
+  const OrderedJson& sizes = json.at(2);
+  if (sizes.is_array()) {
+    row.parameters.emplace_back("weight", sizes.get<std::vector<std::string>>());
+  } else {
+    for (const auto& [name, dims] : sizes.items())
+      row.parameters.emplace_back(name, dims.get<std::vector<std::string>>());
+  }
+  if (json.size() > 3) row.when = json.at(3).get<std::vector<std::string>>();
+  return row;
+}
+
+std::shared_ptr<const ConfigKeys> read_keys(const OrderedJson& json) {
+  auto keys = std::make_shared<ConfigKeys>();
+  keys->defaults = Json::parse(json.at("defaults").dump());
+  for (const auto& [path, names] : json.at("aliases").items())
+    keys->aliases[path] = names.get<std::vector<std::string>>();
+  for (const auto& [path, made] : json.at("derived").items()) {
+    DerivedKey& key = keys->derived[path];
+    if (!made.is_object()) {
+      key.formula = made.is_string() ? made.get<std::string>() : made.dump();
+      continue;
+    }
+    key.length = made.at("length").get<std::string>();
+    for (const auto& kind : made.at("values")) {
+      key.kinds.emplace_back(Json::parse(kind.at(0).dump()), kind.at(1).get<std::vector<std::string>>());
+    }
+  }
+  return keys;
+}
+
+using KeysList = std::vector<std::shared_ptr<const ConfigKeys>>;
+
+std::shared_ptr<const TreeRows> read_rows(const OrderedJson& json, const KeysList& keys) {
+  auto tree = std::make_shared<TreeRows>();
+  tree->input_embedding = json.at("input").get<std::string>();
+  tree->output_embedding = json.at("output").get<std::string>();
+  tree->counts = json.at("counts").get<std::map<std::string, std::string, std::less<>>>();
+  for (const auto& row : json.at("modules")) tree->rows.push_back(read_row(row));
+  tree->keys = keys.at(json.at("keys").get<std::size_t>());
+  return tree;
+}
+
+std::vector<ClassTrees> read_type(const OrderedJson& json) {
+  KeysList keys;
+  for (const auto& set : json.at("keys")) keys.push_back(read_keys(set));
+  std::vector<ClassTrees> classes;
+  for (const auto& [name, generations] : json.at("classes").items()) {
+    ClassTrees trees;
+    trees.class_name = name;
+    if (generations.contains("v5")) trees.v5 = read_rows(generations.at("v5"), keys);
+    if (generations.contains("v4")) {
+      const OrderedJson& v4 = generations.at("v4");
+      trees.v4 = v4.is_string() ? trees.v5 : read_rows(v4, keys);  // "v5": the same
+    }
+    classes.push_back(std::move(trees));
+  }
+  return classes;
+}
+
+// The text of each type is parsed when the type is asked for; most runs ask for one.
+const OrderedJson& whole_table() {
+  static const OrderedJson table = OrderedJson::parse(kModuleTreesJson);
+  return table;
+}
+
+bool has_text_section(const Json& config) {
+  const auto found = config.find("text_config");
+  return found != config.end() && found->is_object();
+}
+
+}  // namespace
+
+const std::vector<ClassTrees>* find_trees(std::string_view model_type) {
+  static std::map<std::string, std::vector<ClassTrees>, std::less<>> known;
+  static std::mutex guard;
+  const std::lock_guard lock(guard);
+  const auto found = known.find(model_type);
+  if (found != known.end()) return &found->second;
+  const auto json = whole_table().find(model_type);
+  if (json == whole_table().end()) return nullptr;
+  return &known.emplace(model_type, read_type(*json)).first->second;
+}
+
+ConfigValues::ConfigValues(const Json& config, std::shared_ptr<const ConfigKeys> keys)
+    : config_(config), keys_(std::move(keys)) {}
+
+// Older composites have the keys of their text at the top.
+const Json* ConfigValues::find(std::string_view path) const {
+  constexpr std::string_view kText = "text_config.";
+  if (path.starts_with(kText) && !has_text_section(config_)) path.remove_prefix(kText.size());
+  const Json* at = &config_;
+  while (true) {
+    const std::size_t end = std::min(path.find('.'), path.size());
+    const auto found = at->find(path.substr(0, end));
+    if (!at->is_object() || found == at->end()) return nullptr;
+    at = &*found;
+    if (end == path.size()) return at;
+    path.remove_prefix(end + 1);
+  }
+}
+
+std::optional<Value> ConfigValues::operator()(std::string_view path) const {
+  const Json* value = find(path);
+  if (const auto other = keys_->aliases.find(path); value == nullptr && other != keys_->aliases.end()) {
+    for (const std::string& alias : other->second) value = value == nullptr ? find(alias) : value;
+  }
+  if (value != nullptr && !value->is_null()) return to_value(*value);
+  const auto derived = keys_->derived.find(path);
+  if (derived != keys_->derived.end()) return derive(derived->first, derived->second);
+  const auto standard = keys_->defaults.find(path);
+  if (value == nullptr && standard != keys_->defaults.end()) return to_value(*standard);
+  return Value(std::monostate{});
+}
+
+std::optional<Value> ConfigValues::derive(const std::string& path, const DerivedKey& key) const {
+  if (!key.formula.empty()) return evaluate(key.formula, *this);
+  const auto made = made_.find(path);
+  if (made != made_.end()) return to_value(made->second);
+  const auto length = evaluate_integer(key.length, *this);
+  if (!length || *length < 0 || *length > kMaxList) return std::nullopt;
+  Json list = Json::array();
+  for (std::int64_t i = 0; i < *length; ++i) {
+    const Lookup names = [&](std::string_view name) { return name == "i" ? Value(i) : (*this)(name); };
+    const auto kind = std::find_if(key.kinds.begin(), key.kinds.end(), [&](const auto& candidate) {
+      const auto holds = [&](const std::string& condition) { return evaluate_condition(condition, names).value_or(false); };
+      return candidate.second.empty() || std::any_of(candidate.second.begin(), candidate.second.end(), holds);
+    });
+    list.push_back(kind != key.kinds.end() ? kind->first : Json());
+  }
+  return to_value(made_.emplace(path, std::move(list)).first->second);
+}
+
+}  // namespace peft::model
