@@ -279,9 +279,8 @@ class Evaluator {
   std::string_view take_identifier() {
     skip_space();
     const std::size_t start = position_;
-    while (position_ < text_.size() &&
-           (std::isalnum(static_cast<unsigned char>(text_[position_])) || text_[position_] == '_' ||
-            (text_[position_] == '.' && position_ > start))) {
+    while (position_ < text_.size() && (std::isalnum(static_cast<unsigned char>(text_[position_])) ||
+                                        text_[position_] == '_' || (text_[position_] == '.' && position_ > start))) {
       ++position_;
     }
     return text_.substr(start, position_ - start);

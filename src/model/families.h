@@ -115,7 +115,8 @@ struct Table {
   std::map<std::string, std::vector<DenseLinear>, std::less<>> dense_layers;
   std::vector<ModuleRule> module_rules;  // those of a type before those of any; longer parts first
   std::vector<std::string> layer_rules;  // every rule about layers with experts, for configs with another family's keys
-  std::set<std::string, std::less<>> replaced;  // types whose rows are from --families: module_trees.json says nothing of them
+  std::set<std::string, std::less<>>
+      replaced;  // types whose rows are from --families: module_trees.json says nothing of them
   std::map<std::string, std::string, std::less<>> part_of;  // a type without classes of its own -> its composite
 };
 

@@ -69,9 +69,10 @@ class Maker {
   void make_known_trees() {
     const std::string& type = draft_.model.model_type;
     const auto* classes = draft_.index->table->replaced.contains(type) ? nullptr : find_trees(type);
-    if (classes == nullptr) return;
+    if (classes == nullptr || has_keys_by_layer()) return;
     const std::string stated = draft_.facts.architecture();
-    auto trees = std::find_if(classes->begin(), classes->end(), [&](const ClassTrees& c) { return c.class_name == stated; });
+    auto trees =
+        std::find_if(classes->begin(), classes->end(), [&](const ClassTrees& c) { return c.class_name == stated; });
     const bool exact = stated.empty() || trees != classes->end();
     if (trees == classes->end()) trees = classes->begin();  // the usual class; a head may be another
     for (const Generation g : {Generation::v4, Generation::v5}) {
@@ -80,6 +81,14 @@ class Maker {
       tree(g) = tree_from_rows(*rows, draft_.facts.config(), draft_.facts.file());
       tree(g)->complete = tree(g)->complete && exact;
     }
+  }
+
+  // transformers 5 saves keys that differ by layer as per_layer_config; the rows know them by their older names only.
+  bool has_keys_by_layer() const {
+    const auto has = [](const Json& json) {
+      return json.contains("per_layer_config") && !json.at("per_layer_config").empty();
+    };
+    return has(draft_.facts.config()) || has(draft_.facts.section("text_config"));
   }
 
   bool use_known_experts() {

@@ -1,5 +1,5 @@
-// What describe() says of a model from its config.json alone, against the real classes of transformers: tests/module_trees,
-// written by tools/module_trees/dump.py.
+// What describe() says of a model from its config.json alone, against the real classes of transformers:
+// tests/module_trees, written by tools/module_trees/dump.py.
 #include <gtest/gtest.h>
 
 #include <fstream>

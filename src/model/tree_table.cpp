@@ -156,7 +156,9 @@ std::optional<Value> ConfigValues::derive(const std::string& path, const Derived
   for (std::int64_t i = 0; i < *length; ++i) {
     const Lookup names = [&](std::string_view name) { return name == "i" ? Value(i) : (*this)(name); };
     const auto kind = std::find_if(key.kinds.begin(), key.kinds.end(), [&](const auto& candidate) {
-      const auto holds = [&](const std::string& condition) { return evaluate_condition(condition, names).value_or(false); };
+      const auto holds = [&](const std::string& condition) {
+        return evaluate_condition(condition, names).value_or(false);
+      };
       return candidate.second.empty() || std::any_of(candidate.second.begin(), candidate.second.end(), holds);
     });
     list.push_back(kind != key.kinds.end() ? kind->first : Json());

@@ -25,9 +25,9 @@ struct TreeRow {
 
 // What the class makes of a key that a config leaves out.
 struct DerivedKey {
-  std::string formula;                                             // of a number
-  std::string length;                                              // of a list; its elements:
-  std::vector<std::pair<Json, std::vector<std::string>>> kinds;    // the first one whose condition holds for i
+  std::string formula;                                           // of a number
+  std::string length;                                            // of a list; its elements:
+  std::vector<std::pair<Json, std::vector<std::string>>> kinds;  // the first one whose condition holds for i
 };
 
 struct ConfigKeys {

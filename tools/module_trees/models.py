@@ -310,10 +310,10 @@ def config_json(config, class_name):
 def strip(value):
     """Leaves out what no description of modules can need, so that golden files stay small."""
     if not isinstance(value, dict):
-        return value
+        return value if value not in (float("inf"), [0.0, float("inf")]) else None
     drop = {"id2label", "label2id", "dtype", "torch_dtype", "_name_or_path", "rope_parameters", "transformers_version",
             "rope_scaling", "initializer_range", "rms_norm_eps", "use_cache"}
-    return {k: strip(v) for k, v in value.items() if k not in drop and not k.endswith("_token_id")}
+    return {k: strip(v) for k, v in value.items() if k not in drop and (k == "pad_token_id" or not k.endswith("_token_id"))}
 
 
 # Kinds of layers that a list may name and the default has not.
