@@ -69,7 +69,7 @@ class Maker {
   void make_known_trees() {
     const std::string& type = draft_.model.model_type;
     const auto* classes = draft_.index->table->replaced.contains(type) ? nullptr : find_trees(type);
-    if (classes == nullptr || has_keys_by_layer()) return;
+    if (classes == nullptr) return;
     const std::string stated = draft_.facts.architecture();
     auto trees =
         std::find_if(classes->begin(), classes->end(), [&](const ClassTrees& c) { return c.class_name == stated; });
@@ -78,17 +78,11 @@ class Maker {
     for (const Generation g : {Generation::v4, Generation::v5}) {
       const auto& rows = g == Generation::v4 ? trees->v4 : trees->v5;
       if (!exists(g) || !rows) continue;
-      tree(g) = tree_from_rows(*rows, draft_.facts.config(), draft_.facts.file());
-      tree(g)->complete = tree(g)->complete && exact;
+      ModuleTree made = tree_from_rows(*rows, draft_.facts.config(), draft_.facts.file());
+      if (!made.complete) continue;  // a key is missing that the class does not do without: what is certain is said instead
+      made.complete = exact;
+      tree(g) = std::move(made);
     }
-  }
-
-  // transformers 5 saves keys that differ by layer as per_layer_config; the rows know them by their older names only.
-  bool has_keys_by_layer() const {
-    const auto has = [](const Json& json) {
-      return json.contains("per_layer_config") && !json.at("per_layer_config").empty();
-    };
-    return has(draft_.facts.config()) || has(draft_.facts.section("text_config"));
   }
 
   bool use_known_experts() {

@@ -68,20 +68,20 @@ class Maker {
     return [this](std::string_view name) -> std::optional<Value> {
       const std::size_t letter = name.size() == 1 ? kLetters.find(name[0]) : std::string_view::npos;
       if (letter < numbers_.size()) return Value(numbers_[letter]);
-      return values_(name);
+      auto value = values_(name);
+      if (!value) unknown_ = true;
+      return value;
     };
   }
 
   bool is_there(const TreeRow& row) {
     if (row.when.empty()) return true;
     const Lookup names = lookup();
-    bool known = true;
+    unknown_ = false;
     for (const std::string& condition : row.when) {
-      const auto holds = evaluate_condition(condition, names);
-      if (holds.value_or(false)) return true;
-      known = known && holds;
+      if (evaluate_condition(condition, names).value_or(false)) return true;
     }
-    if (!known) tree_.complete = false;
+    if (unknown_) tree_.complete = false;
     return false;
   }
 
@@ -124,6 +124,7 @@ class Maker {
   ConfigValues values_;
   const std::string& file_;
   std::vector<std::int64_t> numbers_;
+  mutable bool unknown_ = false;  // a key was asked for that neither the config nor the table has
   ModuleTree tree_;
 };
 

@@ -54,6 +54,8 @@ std::shared_ptr<const ConfigKeys> read_keys(const OrderedJson& json) {
       key.formula = made.is_string() ? made.get<std::string>() : made.dump();
       continue;
     }
+    key.by_layer = made.value("by_layer", "");
+    if (!key.by_layer.empty()) continue;
     key.length = made.at("length").get<std::string>();
     for (const auto& kind : made.at("values")) {
       key.kinds.emplace_back(Json::parse(kind.at(0).dump()), kind.at(1).get<std::vector<std::string>>());
@@ -138,15 +140,38 @@ std::optional<Value> ConfigValues::operator()(std::string_view path) const {
   if (const auto other = keys_->aliases.find(path); value == nullptr && other != keys_->aliases.end()) {
     for (const std::string& alias : other->second) value = value == nullptr ? find(alias) : value;
   }
-  if (value != nullptr && !value->is_null()) return to_value(*value);
   const auto derived = keys_->derived.find(path);
-  if (derived != keys_->derived.end()) return derive(derived->first, derived->second);
+  const bool can_derive = derived != keys_->derived.end();
+  // -1 stands for "to the last" where the class computes the key.
+  const bool stated = value != nullptr && !value->is_null() && !(can_derive && *value == -1);
+  if (stated) return to_value(*value);
   const auto standard = keys_->defaults.find(path);
-  if (value == nullptr && standard != keys_->defaults.end()) return to_value(*standard);
+  const bool has_default = value == nullptr && standard != keys_->defaults.end();
+  if (can_derive) {
+    const auto made = derive(derived->first, derived->second);
+    if (made) return made;
+    if (!has_default && derived->second.by_layer.empty()) return std::nullopt;
+  }
+  if (has_default) return to_value(*standard);
   return Value(std::monostate{});
 }
 
+// The first layer that states it: all that do have the same, in the classes that are known.
+const Json* ConfigValues::find_by_layer(std::string_view path, const std::string& key) const {
+  const std::size_t dot = path.rfind('.');
+  const Json* layers = find(std::string(path.substr(0, dot == std::string_view::npos ? 0 : dot + 1)) + "per_layer_config");
+  if (layers == nullptr || !layers->is_object()) return nullptr;
+  for (const auto& [number, layer] : layers->items()) {
+    if (layer.is_object() && layer.contains(key)) return &layer.at(key);
+  }
+  return nullptr;
+}
+
 std::optional<Value> ConfigValues::derive(const std::string& path, const DerivedKey& key) const {
+  if (!key.by_layer.empty()) {
+    const Json* value = find_by_layer(path, key.by_layer);
+    return value != nullptr ? to_value(*value) : std::nullopt;
+  }
   if (!key.formula.empty()) return evaluate(key.formula, *this);
   const auto made = made_.find(path);
   if (made != made_.end()) return to_value(made->second);

@@ -25,6 +25,7 @@ struct TreeRow {
 
 // What the class makes of a key that a config leaves out.
 struct DerivedKey {
+  std::string by_layer;  // its name in per_layer_config, where transformers 5 saves what differs by layer
   std::string formula;                                           // of a number
   std::string length;                                            // of a list; its elements:
   std::vector<std::pair<Json, std::vector<std::string>>> kinds;  // the first one whose condition holds for i
@@ -59,6 +60,7 @@ class ConfigValues {
 
  private:
   const Json* find(std::string_view path) const;
+  const Json* find_by_layer(std::string_view path, const std::string& key) const;
   std::optional<Value> derive(const std::string& path, const DerivedKey& key) const;
 
   const Json& config_;

@@ -96,7 +96,7 @@ class Seen:
                 if key not in part.children and "." not in key:
                     value = read(section, key)
                     stated = point.get(part.path + key)  # a class may change it, as bailing_hybrid does with head_dim
-                    self.values[part.path + key] = plain(stated if value is None or type(stated) is int else value)
+                    self.values[part.path + key] = plain(stated if value is None or type(stated) is int and stated >= 0 else value)
         model = build(class_name, config)
         self.input, self.output = models.embedding_names(model)
         lists = {n for n, m in model.named_modules() if isinstance(m, (torch.nn.ModuleList, torch.nn.ModuleDict))}
@@ -818,7 +818,8 @@ def fit_list(path, cases, extra):
     length = fit.count_formula(wanted)
     places = [(s, (i,)) for s in cases for i in range(len(s.derived[path][1]))]
     result = None
-    if length is not None:
+    values = {v for s in cases for v in s.derived[path][1]}
+    if length is not None and (len(values) <= 2 or all(isinstance(v, str) for v in values)):  # not a list of numbers of layers
         finder = Conditions(cases, places)
         finder.make_atoms(extra)
         kinds = list(dict.fromkeys(v for s in cases for v in s.derived[path][1]))
@@ -851,6 +852,27 @@ def used_paths(tree, derived):
     return {n for t in texts for n in NAME.findall(re.sub(r"'[^']*'", "", t))} - {"and", "or", "in", "not", "None", "True", "False", "i", "j", "k"} - FUNCTIONS
 
 
+def facts_of(schema, used, derived):
+    """What keys are when they are left out, as the whole config has them, and their other names."""
+    defaults, aliases = {}, {}
+    for part in schema.all():
+        for alias, key in (getattr(part.type, "attribute_map", None) or {}).items():
+            for one, other in ((alias, key), (key, alias)):  # a file may have either
+                if part.path + one in used:
+                    aliases.setdefault(part.path + one, []).append(part.path + other)
+        names = {key: key for key in part.fields} | {a: k for a, k in (getattr(part.type, "attribute_map", None) or {}).items()}
+        for name, key in names.items():
+            stated = part.fields.get(key)
+            value = read(part.config, key)
+            value = stated if value is None else value
+            if stated is None and value == []:
+                stated = value
+            if part.path + name in used and part.path + name not in derived and stated is not None:
+                if isinstance(value, (bool, int, str, list, tuple, float)):
+                    defaults[part.path + name] = plain(list(value) if isinstance(value, tuple) else value)
+    return defaults, aliases
+
+
 def fit_class(model_type, class_name, rules):
     schema, base, level = find_small(model_type, class_name)
     training, held_out, good = observe(class_name, schema, base)
@@ -871,18 +893,7 @@ def fit_class(model_type, class_name, rules):
             changed = {k: v for k, v in s.point.items() if base.get(k, "-") != v}
             wrong.append((s in held_out, changed, sorted(names)[:2], [(ours.get(n), theirs.get(n)) for n in sorted(names)[:1]]))
     used = used_paths(tree, derived)
-    defaults, aliases = {}, {}
-    fields = {}
-    for part in schema.all():
-        for key, default in part.fields.items():
-            fields[part.path + key] = default
-        for alias, key in (getattr(part.type, "attribute_map", None) or {}).items():
-            if part.path + key in used:
-                aliases.setdefault(part.path + key, []).append(part.path + alias)
-    for path in sorted(used):
-        value = fields.get(path)
-        if value is not None and isinstance(value, (bool, int, str, list, tuple, float)):
-            defaults[path] = list(value) if isinstance(value, tuple) else value
+    defaults, aliases = facts_of(schema, used, derived)
     derived = {k: v for k, v in derived.items() if k in used}
     return {"tree": tree, "defaults": defaults, "aliases": aliases, "derived": derived, "level": level,
             "problems": fit.problems + [p for p in problems if p.split()[1].rstrip(":") in used],

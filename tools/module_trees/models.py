@@ -116,6 +116,19 @@ def fields_of(config_class):
             if p.default is not inspect.Parameter.empty}
 
 
+ASKED = re.compile(r"""getattr\(\s*(?:self\.)?config,\s*["'](\w+)["']""")
+
+
+def asked_keys(config_class):
+    """Keys that the model asks for though the config does not declare them (head_dim of qwen3_moe)."""
+    import inspect
+    try:
+        module = importlib.import_module(config_class.__module__.replace(".configuration_", ".modeling_"))
+        return set(ASKED.findall(inspect.getsource(module)))
+    except (ImportError, OSError, TypeError):
+        return set()
+
+
 LEGACY = re.compile(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']\s*(?:,\s*([^()]*?))?\)""")
 
 
@@ -145,6 +158,8 @@ class Schema:
         self.model_type = getattr(config, "model_type", "")
         self.fields = fields_of(self.type)
         self.legacy = {k: v for k, v in legacy_keys(self.type).items() if k not in self.fields}
+        self.legacy |= {k: None for k in asked_keys(self.type) if k not in self.fields and k not in self.legacy and
+                        not hasattr(config, k)}
         self.fields |= self.legacy
         self.children = {}
         for key, value in vars(config).items():
