@@ -79,7 +79,8 @@ class Maker {
       const auto& rows = g == Generation::v4 ? trees->v4 : trees->v5;
       if (!exists(g) || !rows) continue;
       ModuleTree made = tree_from_rows(*rows, draft_.facts.config(), draft_.facts.file());
-      if (!made.complete) continue;  // a key is missing that the class does not do without: what is certain is said instead
+      if (!made.complete)
+        continue;  // a key is missing that the class does not do without: what is certain is said instead
       made.complete = exact;
       tree(g) = std::move(made);
     }

@@ -142,8 +142,9 @@ std::optional<Value> ConfigValues::operator()(std::string_view path) const {
   }
   const auto derived = keys_->derived.find(path);
   const bool can_derive = derived != keys_->derived.end();
-  // -1 stands for "to the last" where the class computes the key.
-  const bool stated = value != nullptr && !value->is_null() && !(can_derive && *value == -1);
+  // -1 and "auto" stand for what the class computes.
+  const bool left_open = can_derive && value != nullptr && (*value == -1 || *value == "auto");
+  const bool stated = value != nullptr && !value->is_null() && !left_open;
   if (stated) return to_value(*value);
   const auto standard = keys_->defaults.find(path);
   const bool has_default = value == nullptr && standard != keys_->defaults.end();
@@ -159,7 +160,8 @@ std::optional<Value> ConfigValues::operator()(std::string_view path) const {
 // The first layer that states it: all that do have the same, in the classes that are known.
 const Json* ConfigValues::find_by_layer(std::string_view path, const std::string& key) const {
   const std::size_t dot = path.rfind('.');
-  const Json* layers = find(std::string(path.substr(0, dot == std::string_view::npos ? 0 : dot + 1)) + "per_layer_config");
+  const Json* layers =
+      find(std::string(path.substr(0, dot == std::string_view::npos ? 0 : dot + 1)) + "per_layer_config");
   if (layers == nullptr || !layers->is_object()) return nullptr;
   for (const auto& [number, layer] : layers->items()) {
     if (layer.is_object() && layer.contains(key)) return &layer.at(key);

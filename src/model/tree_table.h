@@ -26,8 +26,8 @@ struct TreeRow {
 // What the class makes of a key that a config leaves out.
 struct DerivedKey {
   std::string by_layer;  // its name in per_layer_config, where transformers 5 saves what differs by layer
-  std::string formula;                                           // of a number
-  std::string length;                                            // of a list; its elements:
+  std::string formula;   // of a number
+  std::string length;    // of a list; its elements:
   std::vector<std::pair<Json, std::vector<std::string>>> kinds;  // the first one whose condition holds for i
 };
 
