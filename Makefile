@@ -10,8 +10,10 @@ SOURCES = $(shell git ls-files '*.cpp' '*.h')
 build: configure-release                ## build/release/peft, and peft-torch, which runs models
 	cmake --build --preset release -j $(JOBS) --target $(PROGRAMS)
 
-demo: build                             ## inspect, convert, verify, convert back: on bundled adapters
-	tools/demo.sh build/release/peft
+demo: configure-demo                    ## inspect, convert, verify, convert back: on bundled adapters; builds peft alone
+	@echo "Building peft: about four minutes with two cores, the first time"
+	@cmake --build --preset demo -j $(JOBS) --target peft_cli -- $$([ -t 2 ] || echo --quiet)
+	@tools/demo.sh build/demo/peft
 
 test: configure-release                 ## all tests
 	cmake --build --preset release -j $(JOBS)
@@ -51,13 +53,13 @@ bench: configure-release                ## ratios to memcpy and cp
 	  if [ -x "$$program" ] && [ -f "$$program" ]; then echo "== $$program"; "$$program" || exit 1; fi; done
 
 docs: build                             ## the pages of docs/ that are made from the program's tables
-	for page in errors layouts families; do build/release/peft docs $$page > docs/$$page.md; done
+	for page in errors layouts families config_fields; do build/release/peft docs $$page > docs/$$page.md; done
 
 clean:
 	rm -rf build
 
-.PHONY: configure-release configure-debug configure-asan configure-tsan
-configure-release configure-debug configure-asan configure-tsan: configure-%:
+.PHONY: configure-release configure-demo configure-debug configure-asan configure-tsan
+configure-release configure-demo configure-debug configure-asan configure-tsan: configure-%:
 	@tools/install_dependencies.sh build
 	@if [ $* = release ]; then tools/install_torch.sh; fi
 	@mkdir -p build

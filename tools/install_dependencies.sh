@@ -32,13 +32,18 @@ for package in $packages; do
 done
 [[ -n $missing ]] || exit 0
 
-echo "Installing:$missing"
+echo "Installing with apt-get:$missing"
 as_root=""
 if [[ $(id -u) != 0 ]]; then
   command -v sudo >/dev/null || { echo "Run as root, or install sudo:$missing" >&2; exit 1; }
   as_root="sudo"
 fi
 export DEBIAN_FRONTEND=noninteractive
-$as_root apt-get update -qq
-# shellcheck disable=SC2086  # a list of words
-$as_root apt-get install -y -qq --no-install-recommends $missing
+# Package managers print hundreds of lines. They are shown only when something goes wrong.
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+install() {
+  $as_root apt-get update -qq &&
+    $as_root apt-get install -y -qq --no-install-recommends $missing  # a list of words
+}
+install >"$log" 2>&1 </dev/null || { cat "$log" >&2; exit 1; }

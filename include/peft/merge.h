@@ -47,6 +47,7 @@ struct MergePlan {
   Plan plan;
   std::vector<MergedPart> parts;                         // in the order of the plan
   std::vector<std::string> zero_deltas;                  // sites whose factors are zero: nothing of them changes
+  std::vector<std::string> unused;                       // tensors that --ignore-unused left out, and why
   std::vector<std::string> layouts;                      // of the adapters
   std::vector<std::string> digests;                      // what the output remembers of the adapters
   std::size_t changed = 0, copied = 0, dequantized = 0;  // tensors of the output

@@ -173,3 +173,19 @@ void refuse_unused(const std::vector<Unused>& unused, const Adapter& adapter, bo
 }
 
 }  // namespace peft::layout
+
+namespace peft {
+
+std::string left_out(const Reading& reading) {
+  constexpr std::size_t kNamed = 5;
+  const auto& unused = reading.unused;
+  if (unused.empty()) return {};
+  std::string text = unused.size() == 1 ? "1 tensor that belongs to nothing is left out: "
+                                        : std::to_string(unused.size()) + " tensors that belong to nothing are left out: ";
+  for (std::size_t i = 0; i < std::min(unused.size(), kNamed); ++i)
+    text += (i == 0 ? "" : ", ") + unused[i].substr(0, unused[i].find(": "));
+  if (unused.size() > kNamed) text += " and " + std::to_string(unused.size() - kNamed) + " more (--json lists all)";
+  return text;
+}
+
+}  // namespace peft

@@ -117,7 +117,8 @@ struct Table {
   std::vector<std::string> layer_rules;  // every rule about layers with experts, for configs with another family's keys
   std::set<std::string, std::less<>>
       replaced;  // types whose rows are from --families: module_trees.json says nothing of them
-  std::map<std::string, std::string, std::less<>> part_of;  // a type without classes of its own -> its composite
+  std::vector<std::pair<std::string, std::string>> same_prefixes;  // of names that stand for the same module
+  std::map<std::string, std::string, std::less<>> part_of;         // a type without classes of its own -> its composite
 };
 
 // The built-in table, read on first use; with `file`, its rows add to the built-in ones or replace them.
