@@ -48,7 +48,7 @@ class Maker {
     make_known_trees();
     if (draft_.family() != nullptr && !use_known_experts()) find_experts();
     for (const Generation g : {Generation::v4, Generation::v5}) {
-      if (exists(g) && !tree(g)) tree(g) = make_tree(g);
+      if (exists(g) && has_rows(g) && !tree(g)) tree(g) = make_tree(g);
     }
     for (const std::string& part : undecided_) {
       draft_.model.notes.push_back("the config does not say which layers have " + part + "; it is left out");
@@ -62,6 +62,9 @@ class Maker {
     if (draft_.family() != nullptr) return draft_.family()->generation(g).has_value();
     return (g == Generation::v4 ? draft_.index->dense->v4 : draft_.index->dense->v5).has_value();
   }
+
+  // A type that only the table of module trees has is described by that or not at all.
+  bool has_rows(Generation g) const { return draft_.family() != nullptr || !draft_.index->known(g).empty(); }
 
   std::optional<ModuleTree>& tree(Generation g) { return g == Generation::v4 ? draft_.model.v4 : draft_.model.v5; }
 

@@ -322,6 +322,13 @@ class Conditions:
             if NO_SHAPE.search(path.rsplit(".", 1)[-1]):
                 continue
             self.about(path, found, letters)
+        base = self.points[0]
+        for one, found in changing.items():  # a projection between two widths (opt)
+            if len(found) < 2 or not re.search(r"_dim$", one):
+                continue
+            for other in base:
+                if other != one and re.search(r"hidden_size$", other) and type(base[other]) is int and base[other] == base.get(one):
+                    self.add(f"{one} != {other}", 3)
         for text in extra:
             self.add(text, 1)
 

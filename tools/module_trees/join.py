@@ -99,9 +99,9 @@ def main():
                 tree = tree | {"keys": keys.index(own)}
                 row = classes.setdefault(class_name, {})
                 row[generation] = "v5" if generation == "v4" and row.get("v5") == tree else tree
-        # The usual class first: one that generates text, then one of the type's own name.
-        rank = {"ForCausalLM": 0, "ForConditionalGeneration": 1, "LMHeadModel": 2}
-        names = sorted(classes, key=lambda n: (next((r for end, r in rank.items() if n.endswith(end)), 3 if "For" in n else 4), n))
+        # The usual class first: the decoder of an encoder-decoder and an encoder that writes text are rarer than they.
+        rank = {"ForConditionalGeneration": 0, "ForMaskedLM": 1, "ForCausalLM": 2, "LMHeadModel": 3}
+        names = sorted(classes, key=lambda n: (next((r for end, r in rank.items() if n.endswith(end)), 4 if "For" in n else 5), n))
         table[model_type] = {"keys": keys, "classes": {n: classes[n] for n in names}}
     lines = []
     for model_type, entry in table.items():
