@@ -116,7 +116,7 @@ Draft draft_for(std::shared_ptr<const Table> table, const std::string& model_typ
 Draft draft_for_trees(std::shared_ptr<const Table> table, const std::string& model_type) {
   auto dense = std::make_shared<DenseFamily>();
   dense->model_type = model_type;
-  for (const ClassTrees& trees : *find_trees(model_type)) {
+  for (const ClassTrees& trees : find_trees(model_type)->classes) {
     if (trees.v4) dense->v4.emplace();
     if (trees.v5) dense->v5.emplace();
   }

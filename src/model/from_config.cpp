@@ -68,22 +68,28 @@ class Maker {
 
   std::optional<ModuleTree>& tree(Generation g) { return g == Generation::v4 ? draft_.model.v4 : draft_.model.v5; }
 
-  // The trees of the config's class as the real ones are, where the table of module trees has it.
+  // The trees of the config's class as the real ones are, where the table of module trees has it. Of a class that only
+  // has the body of one, the head is not known. Any other class is described by what is certain.
   void make_known_trees() {
     const std::string& type = draft_.model.model_type;
-    const auto* classes = draft_.index->table->replaced.contains(type) ? nullptr : find_trees(type);
-    if (classes == nullptr) return;
+    const TypeTrees* known = draft_.index->table->replaced.contains(type) ? nullptr : find_trees(type);
+    if (known == nullptr) return;
     const std::string stated = draft_.facts.architecture();
-    auto trees =
-        std::find_if(classes->begin(), classes->end(), [&](const ClassTrees& c) { return c.class_name == stated; });
-    const bool exact = stated.empty() || trees != classes->end();
-    if (trees == classes->end()) trees = classes->begin();  // the usual class; a head may be another
+    const auto body = known->bodies.find(stated);
+    const bool by_body = body != known->bodies.end();
+    // The paths of a family's experts are those of its usual class.
+    if (by_body && draft_.family() != nullptr && body->second.own != body->second.prefix) return;
+    const ClassTrees* trees =
+        stated.empty() ? &known->classes.front() : known->find(by_body ? body->second.of : stated);
+    if (trees == nullptr) return;
+    const bool exact = !by_body && (!stated.empty() || known->classes.size() == 1);
     for (const Generation g : {Generation::v4, Generation::v5}) {
       const auto& rows = g == Generation::v4 ? trees->v4 : trees->v5;
       if (!exists(g) || !rows) continue;
       ModuleTree made = tree_from_rows(*rows, draft_.facts.config(), draft_.facts.file());
       if (!made.complete)
         continue;  // a key is missing that the class does not do without: what is certain is said instead
+      if (by_body) made = body_of(made, body->second);
       made.complete = exact;
       tree(g) = std::move(made);
     }

@@ -130,6 +130,24 @@ class Maker {
 
 }  // namespace
 
+ModuleTree body_of(const ModuleTree& tree, const ClassBody& body) {
+  const auto renamed = [&](const std::string& name) { return body.own + name.substr(body.prefix.size()); };
+  ModuleTree result;
+  for (Module module : tree.modules) {
+    if (!module.name.starts_with(body.prefix)) continue;
+    module.name = renamed(module.name);
+    result.modules.push_back(std::move(module));
+  }
+  for (Parameter parameter : tree.parameters) {
+    if (!parameter.module.starts_with(body.prefix)) continue;
+    parameter.module = renamed(parameter.module);
+    result.parameters.push_back(std::move(parameter));
+  }
+  if (tree.input_embedding.starts_with(body.prefix)) result.input_embedding = renamed(tree.input_embedding);
+  result.build_lookup();
+  return result;
+}
+
 ModuleTree tree_from_rows(const TreeRows& rows, const Json& config, const std::string& file) {
   return Maker(rows, config, file).run();
 }

@@ -77,10 +77,10 @@ std::shared_ptr<const TreeRows> read_rows(const OrderedJson& json, const KeysLis
   return tree;
 }
 
-std::vector<ClassTrees> read_type(const OrderedJson& json) {
+TypeTrees read_type(const OrderedJson& json) {
+  TypeTrees type;
   KeysList keys;
   for (const auto& set : json.at("keys")) keys.push_back(read_keys(set));
-  std::vector<ClassTrees> classes;
   for (const auto& [name, generations] : json.at("classes").items()) {
     ClassTrees trees;
     trees.class_name = name;
@@ -89,9 +89,13 @@ std::vector<ClassTrees> read_type(const OrderedJson& json) {
       const OrderedJson& v4 = generations.at("v4");
       trees.v4 = v4.is_string() ? trees.v5 : read_rows(v4, keys);  // "v5": the same
     }
-    classes.push_back(std::move(trees));
+    type.classes.push_back(std::move(trees));
   }
-  return classes;
+  if (!json.contains("bodies")) return type;
+  for (const auto& [name, body] : json.at("bodies").items()) {
+    type.bodies[name] = {body.at(0).get<std::string>(), body.at(1).get<std::string>(), body.at(2).get<std::string>()};
+  }
+  return type;
 }
 
 // The object of one type, cut out of the table's text: join.py begins each type, and no other line, with one space and
@@ -115,8 +119,14 @@ bool has_text_section(const Json& config) {
 
 }  // namespace
 
-const std::vector<ClassTrees>* find_trees(std::string_view model_type) {
-  static std::map<std::string, std::vector<ClassTrees>, std::less<>> known;
+const ClassTrees* TypeTrees::find(std::string_view class_name) const {
+  const auto found =
+      std::find_if(classes.begin(), classes.end(), [&](const ClassTrees& c) { return c.class_name == class_name; });
+  return found == classes.end() ? nullptr : &*found;
+}
+
+const TypeTrees* find_trees(std::string_view model_type) {
+  static std::map<std::string, TypeTrees, std::less<>> known;
   static std::mutex guard;
   const std::lock_guard lock(guard);
   const auto found = known.find(model_type);

@@ -49,8 +49,21 @@ struct ClassTrees {
   std::shared_ptr<const TreeRows> v4, v5;
 };
 
-// The classes of a model type, the usual one first; nullptr for a type that is not there.
-const std::vector<ClassTrees>* find_trees(std::string_view model_type);
+// A class with another head, or without one: its body is that of a class with trees.
+struct ClassBody {
+  std::string of;           // "LlamaForCausalLM"
+  std::string prefix, own;  // its modules begin with "model."; those of this class with "transformer."
+};
+
+struct TypeTrees {
+  std::vector<ClassTrees> classes;  // the usual one first
+  std::map<std::string, ClassBody, std::less<>> bodies;
+
+  const ClassTrees* find(std::string_view class_name) const;
+};
+
+// nullptr for a model type that is not there.
+const TypeTrees* find_trees(std::string_view model_type);
 
 // Names in the formulas of a tree, for one config. What the config leaves out is as the class has it.
 class ConfigValues {

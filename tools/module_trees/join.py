@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Joins what fit.py found for both generations into data/module_trees.json.
 
-    python3 tools/module_trees/join.py /tmp/v5 /tmp/v4
+    python3 tools/module_trees/join.py /tmp/v5 /tmp/v4 [/tmp/bodies5.json /tmp/bodies4.json]
 
-Only classes that came out right in every config are taken; the others are listed, and stay unknown.
+Only classes that came out right in every config are taken; the others are listed, and stay unknown. The last two are of bodies.py.
 """
 import json
 import sys
@@ -81,9 +81,20 @@ def order_of(model_type, order):
     return order.index(model_type) if model_type in order else len(order)
 
 
+def read_bodies(files):
+    """Those that are the same in each generation that has the class."""
+    found = {}
+    for file in files:
+        for model_type, classes in json.loads(Path(file).read_text()).items():
+            for class_name, body in classes.items():
+                found.setdefault(model_type, {}).setdefault(class_name, []).append(body)
+    return {t: {c: b[0] for c, b in sorted(classes.items()) if b[0] and all(other == b[0] for other in b)} for t, classes in found.items()}
+
+
 def main():
+    bodies = read_bodies(sys.argv[3:])
     v5, left5 = read(sys.argv[1], "v5")
-    v4, left4 = read(sys.argv[2], "v4") if len(sys.argv) > 2 else ({}, {})
+    v4, left4 = read(sys.argv[2], "v4")
     for model_type, classes in v4.items():  # a file of transformers 5 describes the modules of 4, too
         for class_name, (own, _) in classes.items():
             newer = v5.get(model_type, {}).get(class_name)
@@ -118,6 +129,9 @@ def main():
                 inner.append(f'"{generation}": {head},"modules":[\n    {rows}]}}')
             texts.append(f'   "{name}": {{' + ",\n   ".join(inner) + "}")
         parts.append('  "classes": {\n' + ",\n".join(texts) + "}")
+        here = {c: b for c, b in bodies.get(model_type, {}).items() if b[0] in entry["classes"]}
+        if here:
+            parts.append('  "bodies": ' + json.dumps(here, separators=(",", ":")))
         lines.append(f' "{model_type}": {{\n' + ",\n".join(parts) + "}")
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     json.loads(text)

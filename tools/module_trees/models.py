@@ -66,7 +66,7 @@ OVERRIDES = {
     "qwen3_omni_moe_talker_text": dict(shared_expert_intermediate_size=448),
     "qwen4_exp_text": dict(indexer_n_heads=4, indexer_kv_heads=1, indexer_head_dim=64, indexer_budget=2048,
                            indexer_compress_ratio=4),
-    "gemma3n_text": dict(num_kv_shared_layers=3),
+    "gemma3n_text": dict(num_kv_shared_layers=3, intermediate_size=[136] * 12),
     "gpt_neo": dict(attention_types=[[["global", "local"], 6]]),
     "qwen3_vl_text": {} if V5 else dict(rope_scaling=ROPE3),
     "qwen3_vl_moe_text": {} if V5 else dict(rope_scaling=ROPE3),
