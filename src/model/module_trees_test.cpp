@@ -175,5 +175,74 @@ TEST(ModuleTrees, ExceptionsAreOfFiles) {
   }
 }
 
+// A golden tree and its config, to be described after a change of the config.
+struct Golden {
+  explicit Golden(const std::string& stem)
+      : json(test::read_json(folder() / (stem + ".json"))), config(json["config"]) {}
+  Model described() const { return describe({.base = scratch_config("changed.json", config)}); }
+  void expect_the_same_v5() const { EXPECT_EQ(difference(real_tree(json), our_tree(*described().v5)), ""); }
+
+  OrderedJson json, config;
+};
+
+// Files of before transformers 5 say the same by other keys.
+TEST(ModuleTrees, OlderKeysOfAConfigCount) {
+  Golden nemotron("nemotron_h.NemotronHForCausalLM.v5");
+  nemotron.config.erase("layers_block_type");
+  nemotron.config["hybrid_override_pattern"] = "ME*-";
+  nemotron.expect_the_same_v5();
+  Golden gemma("gemma4_text.Gemma4ForCausalLM.v5");
+  gemma.config.erase("per_layer_config");
+  gemma.config["global_head_dim"] = 28;
+  gemma.expect_the_same_v5();
+}
+
+// Heads and bare models of tools/module_trees/bodies.py: the body under the class's own prefix, and no head.
+TEST(ModuleTrees, OtherHeadsHaveTheBody) {
+  for (const auto& [class_name, prefix] : {std::pair{"LlamaForSequenceClassification", "model."},
+                                           {"LlamaForQuestionAnswering", "transformer."},
+                                           {"LlamaModel", ""}}) {
+    Golden llama("llama.LlamaForCausalLM.v5");
+    llama.config["architectures"] = {class_name};
+    const Model model = llama.described();
+    const std::string query = std::string(prefix) + "layers.3.self_attn.q_proj";
+    ASSERT_NE(model.v5->find(query), nullptr) << class_name;
+    EXPECT_EQ(model.v5->find(query)->weight, (std::vector<std::int64_t>{96, 96}));
+    EXPECT_EQ(model.v5->find("lm_head"), nullptr);
+    EXPECT_EQ(model.v5->input_embedding, std::string(prefix) + "embed_tokens");
+    EXPECT_EQ(model.has(Generation::v5, "score"), std::nullopt) << "the head is not known";
+    EXPECT_EQ(our_tree(*model.v5).size(), real_tree(llama.json).size() - 1) << "all but lm_head";
+  }
+}
+
+TEST(ModuleTrees, AClassThatNobodyKnowsIsNotDescribedByAnother) {
+  Golden whisper("whisper.WhisperForConditionalGeneration.v5");
+  whisper.config["architectures"] = {"WhisperForAudioClassification"};  // an encoder alone, under another name
+  const Model unknown = whisper.described();
+  EXPECT_FALSE(unknown.v4 || unknown.v5);
+  ASSERT_FALSE(unknown.notes.empty());
+  Golden qwen("qwen3_moe.Qwen3MoeForCausalLM.v5");
+  qwen.config["architectures"] = {"Qwen3MoeForSomethingElse"};
+  const Model by_rows = qwen.described();
+  EXPECT_FALSE(by_rows.v5->complete);
+  EXPECT_FALSE(by_rows.experts.empty()) << "data/families.json still says where experts are";
+}
+
+// No row in data/families.json: seen as unknown types before.
+TEST(ModuleTrees, DenseTypesWithoutARowAreKnown) {
+  const Model gemma = Golden("gemma3.Gemma3ForConditionalGeneration.v5").described();
+  EXPECT_TRUE(gemma.notes.empty());
+  EXPECT_EQ(gemma.has(Generation::v5, "model.language_model.layers.0.self_attn.q_proj"), true);
+  EXPECT_EQ(gemma.has(Generation::v5, "language_model.model.layers.0.self_attn.q_proj"), true) << "before 4.52";
+  EXPECT_EQ(gemma.has(Generation::v5, "model.language_model.layers.99.self_attn.q_proj"), false);
+  for (const std::string stem : {"distilbert.DistilBertForMaskedLM", "qwen3_vl.Qwen3VLForConditionalGeneration",
+                                 "whisper.WhisperForConditionalGeneration", "t5.T5ForConditionalGeneration"}) {
+    const Model model = Golden(stem + ".v5").described();
+    EXPECT_TRUE(model.v4 && model.v5) << stem;
+    EXPECT_TRUE(model.notes.empty()) << stem;
+    EXPECT_TRUE(model.experts.empty()) << stem;
+  }
+}
+
 }  // namespace
 }  // namespace peft
