@@ -35,7 +35,8 @@ def main():
              "(`fit.py`), which builds each from many configs on the meta device. `dump.py` writes the trees of the real classes to",
              "`tests/module_trees`: at small sizes, and at the sizes of the config class (`default`). The test `ModuleTrees.AreTheRealOnes` compares names,",
              "classes, kinds and shapes of all modules with ours, in both directions. A class that is not equal is described by the names in the",
-             "adapter and by `data/families.json`, as far as these say something for certain.", "",
+             "adapter and by `data/families.json`, as far as these say something for certain. Classes with other heads, and models without one, have the",
+             "body of a class below where `bodies.py` found it equal; their heads are not described.", "",
              f"{len({t for t, _ in classes})} types, {len(classes)} classes, {sum(len(e) for e in classes.values())} trees; "
              f"{equal} classes are equal in all their trees, {len(reasons)} trees are exceptions. A row has a tree of transformers 4 only where it "
              "differs from that of 5.", "",
