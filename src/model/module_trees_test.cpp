@@ -9,6 +9,7 @@
 #include "model/golden_test_data.h"
 #include "model/tree_table.h"
 #include "peft/model.h"
+#include "test_paths.h"
 
 namespace peft {
 namespace {
