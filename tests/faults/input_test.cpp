@@ -93,7 +93,7 @@ TEST(Faults, F9ABitFlipsInAFinishedFile) {
       ASSERT_TRUE(job.is_complete());
     }
   }
-  add_row("F9", "a bit flips in a finished file before it is gone on with", points,
+  add_row("F9", "a bit flips in a finished file before the run is resumed", points,
           "noticed by its digest; written again");
 }
 
