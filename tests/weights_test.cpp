@@ -1,4 +1,5 @@
 // Where weights lie: the same model in several forms fills the same parameters, byte for byte.
+#include "peft/reference.h"
 #include "peft/weights.h"
 
 #include <fmt/format.h>

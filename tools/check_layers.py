@@ -15,7 +15,7 @@ STAGES = ["base", "safetensors", "config", "model", "adapter", "plan", "weights"
 PUBLIC = {
     "error.h": "base", "error_codes.inc": "base", "tensor.h": "base", "safetensors.h": "safetensors",
     "config.h": "config", "model.h": "model", "targets.h": "model", "adapter.h": "adapter", "layout.h": "layout",
-    "plan.h": "plan", "weights.h": "weights", "execute.h": "execute", "verbs.h": "verbs", "merge.h": "verbs",
+    "plan.h": "plan", "weights.h": "weights", "execute.h": "execute", "reference.h": "execute", "verbs.h": "verbs", "merge.h": "verbs",
     "low_rank.h": "verbs", "verify_merged.h": "verbs", "nn/model.h": "nn", "nn/peft_model.h": "nn",
 }
 

@@ -8,6 +8,7 @@
 #include "peft/config.h"
 #include "peft/error.h"
 #include "peft/execute.h"
+#include "peft/reference.h"
 #include "peft/layout.h"
 #include "peft/low_rank.h"
 #include "peft/merge.h"

@@ -10,11 +10,10 @@
 #include <utility>
 
 #include "base/thread_pool.h"
-#include "execute/fingerprint.h"
-#include "execute/merge_norms.h"
-#include "execute/resume.h"
-#include "execute/share.h"
-#include "execute/stream.h"
+#include "execute/resume/fingerprint.h"
+#include "execute/merge/merger.h"
+#include "execute/resume/resume.h"
+#include "execute/run/stream.h"
 #include "peft/error.h"
 #include "plan/check.h"
 
@@ -145,24 +144,24 @@ class Execution {
     std::uint64_t total = 0;
     for (const std::size_t index : missing) total += sizes_[index];
     Monitor monitor(options_, total);
-    Stages stages(std::min(thread_count(options_.threads), kMaxWorkers));
+    UnitRenderers renderers(std::min(thread_count(options_.threads), kMaxWorkers));
     for (const std::size_t index : missing) {
       const PlannedFile& planned = plan_.files[index];
-      const FileWork work = make_work(plan_, planned, stages.sizes(), std::exchange(layouts_[index], {}));
+      const FileWork work = make_work(plan_, planned, renderers.sizes(), std::exchange(layouts_[index], {}));
       NewFile& file = output.add_file(planned.name, sizes_[index]);
-      const Digests digests = write_units(work, file, stages, monitor, options_.readback);
-      if (options_.readback) read_back(work, file, digests, stages, monitor);
+      const Digests digests = write_units(work, file, renderers, monitor, options_.readback);
+      if (options_.readback) read_back(work, file, digests, renderers, monitor);
       if (journal) check_sources(plan_, planned);
       output.finish(file);
       if (journal) {
-        FinishedFile finished{.name = planned.name, .size = sizes_[index], .staging = stages.sizes().staging};
+        FinishedFile finished{.name = planned.name, .size = sizes_[index], .staging = renderers.sizes().staging};
         if (options_.readback) finished.digest = digest_of(digests);
         journal->add({finished});
       }
       report_.bytes_out += sizes_[index];
       ++report_.files_written;
     }
-    report_.error = stages.merge_error();
+    report_.error = renderers.merge_error();
     monitor.check();
   }
 

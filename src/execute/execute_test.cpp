@@ -15,6 +15,7 @@
 
 #include "execute/random_plan.h"
 #include "peft/error.h"
+#include "peft/reference.h"
 
 namespace peft::execution {
 namespace {

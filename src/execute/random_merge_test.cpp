@@ -7,7 +7,7 @@
 #include <functional>
 #include <iterator>
 
-#include "execute/element.h"
+#include "execute/values/element.h"
 #include "plan/check.h"
 
 namespace peft::execution {
@@ -176,8 +176,8 @@ void exact_sum(const Plan& plan, Matrix& m) {
         const double value = before[static_cast<std::size_t>(i * m.target.cols + j)] + delta64(plan, *u, i, j);
         norm += value * value;
       }
-      const double gain = u->magnitude ? at(plan, *u->magnitude, i, 0) / std::sqrt(norm) : 1;
-      for (std::int64_t j = 0; j < m.target.cols; ++j) m.w(i, j) = gain * (m.w(i, j) + delta64(plan, *u, i, j));
+      const double row_scale = u->magnitude ? at(plan, *u->magnitude, i, 0) / std::sqrt(norm) : 1;
+      for (std::int64_t j = 0; j < m.target.cols; ++j) m.w(i, j) = row_scale * (m.w(i, j) + delta64(plan, *u, i, j));
     }
   }
 }
@@ -200,7 +200,7 @@ class LikePeft {
 
  private:
   double base(float value) const { return rounded(merge_.base_dtype, static_cast<double>(value)); }
-  float gain(std::size_t n, std::int64_t i) const {
+  float row_scale(std::size_t n, std::int64_t i) const {
     return static_cast<float>(at(plan_, *m_.updates[n]->magnitude, i, 0)) / norms_[n][static_cast<std::size_t>(i)];
   }
   template <class Step>
@@ -214,14 +214,14 @@ class LikePeft {
     const Update& u = *m_.updates[n];
     const bool safe = (merge_.mode == MergeMode::peft_safe && u.b.rows != 0) || u.delta_is_rounded;
     each(n, [&](std::int64_t i, float w, float d) {
-      if (u.magnitude) return base(gain(n, i) * (w + d));
+      if (u.magnitude) return base(row_scale(n, i) * (w + d));
       return base(safe ? w + static_cast<float>(base(d)) : w + d);
     });
   }
   void take_out(std::size_t n) {
     const Update& u = *m_.updates[n];
     each(n, [&](std::int64_t i, float w, float d) {
-      return u.magnitude ? base(w / gain(n, i) - d) : base(w - static_cast<float>(base(d)));
+      return u.magnitude ? base(w / row_scale(n, i) - d) : base(w - static_cast<float>(base(d)));
     });
   }
   void measure(std::size_t n) {

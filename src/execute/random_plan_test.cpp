@@ -7,7 +7,7 @@
 #include <iterator>
 #include <utility>
 
-#include "execute/element.h"
+#include "execute/values/element.h"
 #include "plan/check.h"
 
 namespace peft::execution {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "execute/value.h"
+#include "execute/values/element.h"
 
 namespace peft::verbs {
 namespace {

@@ -1,0 +1,93 @@
+#include "execute/merge/inputs/merge_program.h"
+
+#include <algorithm>
+
+namespace peft::execution {
+namespace {
+
+// All norms are those of the unmerged weight.
+MergeProgram best_program(const Merge& merge, const TargetMatrix& place) {
+  MergeProgram program;
+  for (std::size_t n = 0; n < place.updates.size(); ++n) {
+    if (!merge.updates[place.updates[n]].magnitude) continue;
+    program.steps.push_back({Step::Kind::measure, n, program.row_scales.size(), AddRule::fused});
+    program.row_scales.push_back(n);
+  }
+  std::size_t row_scale = 0;
+  for (std::size_t n = 0; n < place.updates.size(); ++n) {
+    const bool dora = merge.updates[place.updates[n]].magnitude.has_value();
+    program.steps.push_back({dora ? Step::Kind::scale : Step::Kind::add, n, dora ? row_scale++ : 0, AddRule::fused});
+  }
+  return program;
+}
+
+// PEFT merges one adapter after the other. Before a DoRA adapter it takes out those already merged, the last one first,
+// measures the norm, and merges them again, DoRA with newly measured norms.
+class PeftProgram {
+ public:
+  PeftProgram(const Merge& merge, const TargetMatrix& place)
+      : merge_(merge), place_(place), row_scale_of_(place.updates.size()) {}
+
+  MergeProgram run() {
+    for (std::size_t n = 0; n < place_.updates.size(); ++n) {
+      if (!is_dora(n)) {
+        put_in(n);
+        continue;
+      }
+      for (std::size_t m = n; m-- > 0;) take_out(m);
+      for (std::size_t m = 0; m <= n; ++m) {
+        if (is_dora(m)) measure(m);
+      }
+      for (std::size_t m = 0; m <= n; ++m) put_in(m);
+    }
+    return std::move(program_);
+  }
+
+ private:
+  const Update& update(std::size_t n) const { return merge_.updates[place_.updates[n]]; }
+  bool is_dora(std::size_t n) const { return update(n).magnitude.has_value(); }
+
+  void measure(std::size_t n) {
+    row_scale_of_[n] = program_.row_scales.size();
+    program_.steps.push_back({Step::Kind::measure, n, row_scale_of_[n], AddRule::plain});
+    program_.row_scales.push_back(n);
+  }
+  void put_in(std::size_t n) {
+    const bool is_bias = update(n).b.rows == 0;  // added in fp32 in both modes
+    const bool rounded = (merge_.mode == MergeMode::peft_safe && !is_bias) || update(n).delta_is_rounded;
+    if (is_dora(n)) {
+      program_.steps.push_back({Step::Kind::scale, n, row_scale_of_[n], AddRule::plain});
+    } else {
+      program_.steps.push_back({Step::Kind::add, n, 0, rounded ? AddRule::delta_rounded : AddRule::plain});
+    }
+  }
+  void take_out(std::size_t n) {
+    program_.steps.push_back({is_dora(n) ? Step::Kind::take_out : Step::Kind::add, n, row_scale_of_[n], AddRule::taken_out});
+  }
+
+  const Merge& merge_;
+  const TargetMatrix& place_;
+  std::vector<std::size_t> row_scale_of_;
+  MergeProgram program_;
+};
+
+}  // namespace
+
+std::vector<std::size_t> MergeProgram::passes() const {
+  std::vector<std::size_t> ends;
+  bool measured = false;  // since the last end
+  for (std::size_t s = 0; s < steps.size(); ++s) {
+    const bool measures = steps[s].kind == Step::Kind::measure;
+    if (measured && !measures) ends.push_back(s), measured = false;
+    measured |= measures;
+  }
+  ends.push_back(steps.size());
+  return ends;
+}
+
+MergeProgram make_program(const Merge& merge, const TargetMatrix& place) {
+  const bool uses_peft_rounding = merge.mode == MergeMode::peft || merge.mode == MergeMode::peft_safe;
+  return uses_peft_rounding ? PeftProgram(merge, place).run() : best_program(merge, place);
+}
+
+}  // namespace peft::execution
