@@ -11,8 +11,8 @@
 
 namespace peft {
 
-// One byte image per planned file, made element by element, with none of the machinery of execute(). Merged tensors are an
-// exception: they are made as execute() makes them, and Evaluator is what they compare with.
+// One byte image per planned file, made element by element, with none of the machinery of execute(). Merged tensors are
+// an exception: they are made as execute() makes them, and Evaluator is what they compare with.
 std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan);
 
 // What a planned tensor's values are, computed in fp64 and not rounded: the reference for merges. Slow and simple.

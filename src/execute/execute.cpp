@@ -10,8 +10,8 @@
 #include <utility>
 
 #include "base/thread_pool.h"
-#include "execute/resume/fingerprint.h"
 #include "execute/merge/merger.h"
+#include "execute/resume/fingerprint.h"
 #include "execute/resume/resume.h"
 #include "execute/run/stream.h"
 #include "peft/error.h"
@@ -36,7 +36,7 @@ void check_sources(const Plan& plan) {
   for (const auto& source : plan.sources) source->check_unchanged();
 }
 
-// A file that is kept was made of sources that had not changed when it was finished.
+// A file may be kept for a later run only if its sources had not changed when it was finished.
 void check_sources(const Plan& plan, const PlannedFile& file) {
   std::set<std::uint32_t> used;
   for (const PlannedTensor& tensor : file.tensors) {
@@ -99,7 +99,7 @@ class Execution {
   bool resumes() const { return is_part() || options_.finish || options_.unfinished == Unfinished::resume; }
   bool keeps() const { return resumes() || options_.unfinished == Unfinished::keep; }
 
-  // Parts may read copies of the sources, on disks of their own.
+  // The machines of a shared run may read copies of the sources, with other times.
   std::string new_fingerprint() const { return fingerprint(plan_, !is_part() && !options_.finish); }
 
   StagedOutput::Options staged_options() const {
@@ -185,14 +185,14 @@ class Execution {
                  .hint = "run the parts that write them again"});
   }
 
-  // Decides what is kept, and throws again.
+  // Decides what is kept after a failure, and rethrows.
   [[noreturn]] void fail(StagedOutput& output, std::optional<Journal>& journal, const std::exception& failure) {
     try {
-      // An input that was cut short shows up as any kind of failure; say what really happened.
+      // An input that was truncated can cause any kind of failure. The check names the cause.
       check_sources(plan_);
       const auto* error = dynamic_cast<const Error*>(&failure);
       if (error == nullptr || error->code() == ErrorCode::IO_CHANGED) throw;
-      // Bad input stays bad: there is nothing to go on with. What another run has left is not ours to throw away.
+      // Bad input stays bad, so there is nothing to resume. Files that another run has left are not discarded.
       const int exit_code = info(error->code()).exit_code;
       const bool lasting =
           exit_code != info(ErrorCode::IO_WRITE).exit_code && exit_code != info(ErrorCode::INTERRUPTED).exit_code;
@@ -213,9 +213,9 @@ class Execution {
 
   const Plan& plan_;
   const ExecuteOptions& options_;
-  std::vector<FileLayout> layouts_;   // of the planned files, until they are written
-  std::vector<std::uint64_t> sizes_;  // of the planned files
-  std::vector<std::size_t> share_;    // of the files: what this run writes
+  std::vector<FileLayout> layouts_;   // layouts of the planned files, until they are written
+  std::vector<std::uint64_t> sizes_;  // sizes of the planned files
+  std::vector<std::size_t> share_;    // the files that this run writes
   std::string fingerprint_;
   ExecuteReport report_;
 };

@@ -81,14 +81,14 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan) {
 
 namespace {
 
-using execution::TargetMatrix;
-using execution::TargetIndex;
 using execution::RowIndex;
 using execution::StepRange;
+using execution::TargetIndex;
+using execution::TargetMatrix;
 
-constexpr std::int64_t kChunk = 64;  // rows of a pass over a whole matrix
+constexpr std::int64_t kChunk = 64;  // rows that a pass over a matrix takes at once
 
-// scale * B * A, laid as the tensor is stored: element (i, j) of the place is the sum over k of left(i, k) *
+// scale * B * A in the orientation of the tensor: element (i, j) of the target matrix is the sum over k of left(i, k) *
 // right[k][j].
 struct Delta {
   const Plan& plan;
@@ -127,16 +127,16 @@ struct Evaluator::State {
   RowIndex blocks;
   TargetIndex index;
   std::vector<std::vector<double>>
-      row_scales;  // of each update: magnitude / norm for each row of W + delta; empty without DoRA
-  std::map<std::size_t, std::vector<Delta>> deltas;  // of the places used last
+      row_scales;  // for each update: magnitude / norm of each row of W + delta; empty without DoRA
+  std::map<std::size_t, std::vector<Delta>> deltas;  // of the target matrices used last
 
-  const std::vector<Delta>& deltas_of(std::size_t place) {
-    constexpr std::size_t kPlaces = 8;
-    if (const auto known = deltas.find(place); known != deltas.end()) return known->second;
-    if (deltas.size() == kPlaces) deltas.clear();
-    std::vector<Delta>& made = deltas[place];
-    for (std::uint32_t u : index.places[place].updates)
-      made.emplace_back(*plan, tensor->merge->updates[u], index.places[place].lattice.swapped);
+  const std::vector<Delta>& deltas_of(std::size_t matrix) {
+    constexpr std::size_t kKeptMatrices = 8;
+    if (const auto known = deltas.find(matrix); known != deltas.end()) return known->second;
+    if (deltas.size() == kKeptMatrices) deltas.clear();
+    std::vector<Delta>& made = deltas[matrix];
+    for (std::uint32_t u : index.matrices[matrix].updates)
+      made.emplace_back(*plan, tensor->merge->updates[u], index.matrices[matrix].lattice.swapped);
     return made;
   }
 
@@ -157,10 +157,10 @@ struct Evaluator::State {
     return values;
   }
 
-  // Visits the row's elements that the place covers: visit(i, j, value).
+  // Calls visit(i, first element) for each row i of the target matrix that lies in rows [first, first + count).
   template <class Visit>
   void each(std::size_t p, std::int64_t first, std::int64_t count, std::vector<double>& values, const Visit& visit) {
-    const plan::Lattice& lattice = index.places[p].lattice;
+    const plan::Lattice& lattice = index.matrices[p].lattice;
     const StepRange rows = execution::steps_in(lattice.rows, first, first + count);
     for (std::int64_t i = rows.first; i < rows.first + rows.count; ++i) {
       visit(i, &values[static_cast<std::size_t>((lattice.rows.first + i * lattice.rows.step - first) * tensor->cols +
@@ -169,15 +169,15 @@ struct Evaluator::State {
   }
 
   void measure(std::size_t p) {
-    const TargetMatrix& place = index.places[p];
+    const TargetMatrix& matrix = index.matrices[p];
     const std::vector<Update>& updates = tensor->merge->updates;
-    const bool dora = std::any_of(place.updates.begin(), place.updates.end(),
+    const bool dora = std::any_of(matrix.updates.begin(), matrix.updates.end(),
                                   [&](auto u) { return updates[u].magnitude.has_value(); });
     if (!dora) return;
-    const plan::Lattice& lattice = place.lattice;
+    const plan::Lattice& lattice = matrix.lattice;
     const std::int64_t begin = lattice.rows.first, end = lattice.rows.last() + 1;
     std::vector<std::vector<double>> sums(
-        place.updates.size(),
+        matrix.updates.size(),
         std::vector<double>(static_cast<std::size_t>(lattice.swapped ? lattice.cols.count : lattice.rows.count)));
     for (std::int64_t row = begin; row < end; row += kChunk) {
       const std::int64_t rows = std::min(kChunk, end - row);
@@ -193,23 +193,23 @@ struct Evaluator::State {
       });
     }
     for (std::size_t n = 0; n < sums.size(); ++n) {
-      const Update& update = updates[place.updates[n]];
+      const Update& update = updates[matrix.updates[n]];
       if (!update.magnitude) continue;
-      std::vector<double>& row_scale = row_scales[place.updates[n]];
+      std::vector<double>& row_scale = row_scales[matrix.updates[n]];
       for (std::size_t o = 0; o < sums[n].size(); ++o) {
         row_scale.push_back(execution::value_at(*plan, *update.magnitude, static_cast<std::int64_t>(o), 0) /
-                       std::sqrt(sums[n][o]));
+                            std::sqrt(sums[n][o]));
       }
     }
   }
 
   void apply(std::size_t p, std::int64_t first, std::int64_t count, std::vector<double>& values) {
-    const TargetMatrix& place = index.places[p];
-    const plan::Lattice& lattice = place.lattice;
+    const TargetMatrix& matrix = index.matrices[p];
+    const plan::Lattice& lattice = matrix.lattice;
     each(p, first, count, values, [&](std::int64_t i, double* at) {
-      for (std::size_t n = 0; n < place.updates.size(); ++n) {
+      for (std::size_t n = 0; n < matrix.updates.size(); ++n) {
         const std::vector<double> delta = deltas_of(p)[n].row(i);
-        const std::vector<double>& row_scale = row_scales[place.updates[n]];
+        const std::vector<double>& row_scale = row_scales[matrix.updates[n]];
         for (std::int64_t j = 0; j < lattice.cols.count; ++j) {
           double& value = at[j * lattice.cols.step];
           value += delta[static_cast<std::size_t>(j)];
@@ -231,7 +231,7 @@ Evaluator::Evaluator(const Plan& plan, std::size_t file, std::size_t tensor) : s
   if (!state.tensor->merge) return;
   state.index = TargetIndex(*state.tensor);
   state.row_scales.resize(state.tensor->merge->updates.size());
-  for (std::size_t p = 0; p < state.index.places.size(); ++p) state.measure(p);
+  for (std::size_t p = 0; p < state.index.matrices.size(); ++p) state.measure(p);
 }
 Evaluator::~Evaluator() = default;
 Evaluator::Evaluator(Evaluator&&) noexcept = default;

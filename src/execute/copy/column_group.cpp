@@ -10,7 +10,7 @@
 namespace peft::execution {
 namespace {
 
-// Fewer tensors than this gain nothing from being rendered together.
+// Rendering fewer tensors than this together gains nothing.
 constexpr std::size_t kMinMembers = 8;
 // Elements of each member per round: the source rows of a round stay in the second-level cache while
 // several groups of members are taken from them.
@@ -19,7 +19,7 @@ constexpr std::int64_t kRound = 1024;
 using Key =
     std::tuple<std::uint32_t, std::uint32_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, Dtype, double>;
 
-// Whole tensors whose elements lie apart in the source in both directions.
+// Whole tensors whose elements are apart in the source along rows and along columns.
 bool is_candidate(const PlannedTensor& tensor) {
   if (tensor.blocks.size() != 1 || info(tensor.dtype).bits % 8 != 0 || tensor.merge) return false;
   const Block& block = tensor.blocks.front();
@@ -91,7 +91,7 @@ void render_members(const ColumnGroup& group, std::int64_t begin, std::int64_t e
     for (std::size_t d = 0; d < destinations.size();) {
       const std::byte* base = group.data + destinations[d].first * size;
       scratch.out_rows.clear();
-      // Members side by side in the source.
+      // Members that are neighbours in the source.
       const std::int64_t first = destinations[d].first;
       while (d < destinations.size() &&
              destinations[d].first == first + static_cast<std::int64_t>(scratch.out_rows.size())) {

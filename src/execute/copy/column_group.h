@@ -1,5 +1,5 @@
-// Output tensors that are columns of one source tensor: lora_B of the experts, taken out of a fused one.
-// Each alone would read the whole source for a few bytes of every cache line; together they read it once.
+// Output tensors that are columns of one source tensor: the experts' lora_B, taken out of a fused lora_B.
+// One member alone would read the whole source for a few bytes of every cache line. Together the members read it once.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,8 @@
 
 namespace peft::execution {
 
-// Element (i, j) of member `first` is at data + first * element size + i * row_stride + j * col_stride (bytes).
+// Element (i, j) of the member whose first column is `first` lies at data + first * element size + i * row_stride +
+// j * col_stride. Strides are in bytes.
 struct ColumnGroup {
   const std::byte* data = nullptr;
   std::int64_t rows = 0, cols = 0, row_stride = 0, col_stride = 0;
@@ -27,7 +28,7 @@ struct ColumnGroups {
   static constexpr std::size_t kNone = static_cast<std::size_t>(-1);
   std::vector<ColumnGroup> groups;
   std::vector<std::size_t> group_of_tensor;  // for each planned tensor of the file, or kNone
-  std::vector<std::int64_t> first;     // for each planned tensor that is a member
+  std::vector<std::int64_t> first;           // for each planned tensor that is a member
 };
 ColumnGroups find_column_groups(const Plan& plan, const PlannedFile& file);
 
@@ -36,7 +37,7 @@ struct Destination {
   std::int64_t first = 0;
   std::byte* out = nullptr;
 };
-// Moves bytes; conversion is the caller's. Sorts `destinations` by `first`.
+// Copies elements [begin, end) of several members without converting them. Sorts `destinations` by `first`.
 void render_members(const ColumnGroup& group, std::int64_t begin, std::int64_t end, std::span<Destination> destinations,
                     Scratch& scratch);
 

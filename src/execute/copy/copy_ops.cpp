@@ -12,7 +12,7 @@
 namespace peft::execution {
 namespace {
 
-// Above this many blocks, gaps are not looked for: the whole tensor is zeroed first.
+// With more blocks than this, the whole tensor is zeroed first instead of looking for gaps.
 constexpr std::size_t kMaxBlocksForGaps = 4096;
 
 Op op_of(const Plan& plan, const PlannedTensor& tensor, const Block& block) {
@@ -33,21 +33,21 @@ Op op_of(const Plan& plan, const PlannedTensor& tensor, const Block& block) {
     return op;
   }
   op.data = first_byte(plan, view);
-  // Strides that are never taken get the value that makes the block look contiguous.
+  // The stride of a single row or column is never used. It gets the value of a contiguous block.
   const std::int64_t size = element_size(dtype);
   op.col_stride = view.cols == 1 ? size : view.col_stride * size;
   op.row_stride = view.rows == 1 ? view.cols * size : view.row_stride * size;
   return op;
 }
 
-// Blocks that may become columns of one interleave agree in all of this.
+// Blocks that may become columns of one interleave have equal keys.
 using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, Dtype, double>;
 
 // A candidate: its columns start at `col`; for group > 1 they are col, col + step, ...
 struct Candidate {
   std::int64_t col = 0;
   Member member;
-  Op op;  // what it stays if no group forms
+  Op op;  // the operation if no group forms
 };
 
 bool overlap(std::int64_t a, std::int64_t a_size, std::int64_t b, std::int64_t b_size) {
@@ -142,8 +142,8 @@ class Grouping {
     }
   }
 
-  // An interleave with missing members writes zeros, so nothing else may write into its rectangle. (Nor may its scale
-  // be negative, which would make them -0.)
+  // An interleave with missing members writes zeros, so nothing else may write into its rectangle. Nor may its scale
+  // be negative, which would turn the zeros into -0.
   bool alone(const Op& op, std::size_t members) const {
     std::size_t inside = 0;
     for (const Block& block : tensor_.blocks) {
@@ -167,7 +167,8 @@ class Grouping {
   std::map<Key, std::vector<Candidate>> columns_, fused_;
 };
 
-// What the dense operations leave open: for each band of rows between their edges, the columns between them.
+// The rectangles that no dense operation covers: for each band of rows between two edges, the columns between
+// operations.
 std::vector<Rectangle> gaps(const PlannedTensor& tensor, const std::vector<Op>& ops) {
   std::int64_t covered = 0;
   std::vector<std::int64_t> edges = {0, tensor.rows};

@@ -1,4 +1,4 @@
-// The blocks of a planned tensor, sorted into the few shapes that can be rendered fast.
+// The blocks of a planned tensor as copy operations: the few shapes for which rendering is fast.
 #pragma once
 
 #include <cstddef>
@@ -50,10 +50,10 @@ struct TensorOps {
   std::vector<Op> ops;
 };
 
-// What the blocks of a tensor are converted to: the dtype they are merged in, if they are.
+// The dtype that the blocks of a tensor are converted to: base_dtype for a merged tensor, else the tensor's own.
 Dtype rendered_dtype(const PlannedTensor& tensor);
 
-// `wide` rows do not fit a buffer: then only the operations that can start at any column are used.
+// `wide`: the rows do not fit a buffer. Then only operations that can start at any column are used.
 TensorOps make_ops(const Plan& plan, const PlannedTensor& tensor, bool wide);
 
 }  // namespace peft::execution

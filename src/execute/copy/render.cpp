@@ -8,27 +8,27 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "execute/kernels/transpose.h"
 #include "execute/values/element.h"
 #include "execute/values/nonfinite.h"
-#include "execute/kernels/transpose.h"
 #include "peft/error.h"
 #include "plan/check.h"
 
 namespace peft::execution {
 namespace {
 
-// Output rows of one call of the kernel, so that its pointers stay in the first-level cache.
+// Output rows of one kernel call; its pointers stay in the first-level cache.
 constexpr std::int64_t kOutRows = 2048;
 constexpr std::size_t kMaxElement = 8;
-// What experts read that the adapter does not have.
+// Zeros, for experts that the adapter does not have.
 constexpr std::array<std::byte, kOutRows * kMaxElement> kZeros{};
-// Rows before conversion: enough to feed the kernel, little enough to stay in the second-level cache.
+// Bytes of rows before conversion: enough to feed the kernel, and small enough for the second-level cache.
 constexpr std::int64_t kRawBytes = std::int64_t{128} * 1024;
-// What is dequantised at once. As many rows as mxfp4 has codes under one scale: where it is stored transposed they lie
-// together.
+// The size of a tile that is dequantised at once. It has as many rows as mxfp4 has codes under one scale: in transposed
+// storage these codes are neighbours.
 constexpr std::int64_t kDecodedRows = 32, kDecodedCols = 256;
 
-// Where an operation writes: element (i, j) of its own rectangle at data + i * pitch + j * element size.
+// Where an operation writes: element (i, j) of its rectangle goes to data + i * pitch + j * element size.
 struct Target {
   std::byte* data;
   std::int64_t pitch;
@@ -126,7 +126,7 @@ void move(const Op& op, const Rectangle& part, const Target& target, Scratch& sc
   }
 }
 
-// Numbers of a quantised tensor: a band of rows in fp32, then converted.
+// Dequantises a band of rows to fp32, then converts it.
 bool decode_and_convert(const Op& op, const Rectangle& part, Dtype dtype, const Target& target, Scratch& scratch) {
   const std::int64_t size = element_size(dtype);
   for (std::int64_t first = 0; first < part.rows; first += kDecodedRows) {
@@ -177,7 +177,7 @@ bool move_and_convert(const Op& op, const Rectangle& part, Dtype dtype, const Ta
   return true;
 }
 
-// The columns of an operation with a column step that fall into [begin, end): first number and count.
+// The columns of an operation with a column step that lie in [begin, end): index of the first one, and how many.
 std::pair<std::int64_t, std::int64_t> columns_in(const Op& op, std::int64_t begin, std::int64_t end) {
   const auto up = [&](std::int64_t col) { return col <= op.col ? 0 : (col - op.col + op.col_step - 1) / op.col_step; };
   const std::int64_t first = up(begin), last = std::min(up(end), op.cols);

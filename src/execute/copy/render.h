@@ -1,4 +1,4 @@
-// Fills a buffer with part of a planned tensor.
+// Renders planned tensors into memory: a part of one, or all tensors of a file.
 #pragma once
 
 #include <cstddef>
@@ -23,8 +23,10 @@ struct Scratch {
 // does not fit the tensor's dtype.
 bool render(const TensorOps& ops, Dtype dtype, const Rectangle& part, std::byte* out, Scratch& scratch);
 
-// `destinations` has one span for each tensor of the file, of exactly its size. Checks what execute() checks: values
-// that do not fit (NUM_OVERFLOW), NaN and infinity where the plan forbids them, sources that change.
+// Renders all tensors of a planned file into memory that the caller owns; a model is loaded so without a second copy.
+// `destinations` has one span for each tensor, of exactly the tensor's size. Throws what execute() throws: NUM_OVERFLOW
+// for values that do not fit, NUM_NONFINITE where the plan forbids NaN and infinity, IO_CHANGED for sources that
+// change.
 void render_into(const Plan& plan, std::size_t file, std::span<const std::span<std::byte>> destinations, int threads);
 
 }  // namespace peft::execution

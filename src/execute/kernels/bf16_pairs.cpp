@@ -1,7 +1,8 @@
 #include "execute/kernels/bf16_pairs.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
-#pragma GCC diagnostic ignored "-Wuninitialized"  // g++ 12, of undefined values that its own header means to be so
+#pragma GCC diagnostic ignored \
+    "-Wuninitialized"  // g++ 12 warns of values that its own header leaves undefined on purpose
 #include <immintrin.h>
 #define PEFT_HAS_PAIRS 1
 #define PEFT_PAIRS_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
@@ -34,7 +35,7 @@ PEFT_PAIRS_TARGET inline __m512 add_pair(__m512 sum, __m512i left, __m512i right
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(left), reinterpret_cast<__m512bh>(right));
 }
 
-// kRows rows of a panel stay in registers while the chain runs.
+// Multiplies kRows rows with a panel. The sums stay in registers.
 template <std::size_t kRows>
 PEFT_PAIRS_TARGET inline void multiply_rows(const std::uint32_t* left, std::size_t pairs, const std::uint32_t* right,
                                             __m512 (&sums)[kRows][kPairVectors]) {
@@ -77,7 +78,7 @@ PEFT_PAIRS_TARGET void multiply_all(const std::uint32_t* left, std::size_t rows,
   for (; i < rows; ++i) multiply_to<1>(left + i * pairs, pairs, right, tile + i * kPanel);
 }
 
-// Whether the processor's products are the chain that merges are defined by.
+// Whether the processor's products equal the chain of fused multiply-adds that merges are defined by.
 bool try_out() {
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vl")) return false;
   constexpr std::size_t kPairs = 16;
@@ -117,7 +118,7 @@ void multiply_pairs(const std::uint32_t* left, std::size_t rows, std::size_t pai
 
 namespace {
 
-constexpr std::size_t kLanes = kPairLanes;  // sums side by side, as in merge_pack.cpp
+constexpr std::size_t kLanes = kPairLanes;  // independent sums, as in pack_factors.cpp
 
 PEFT_PAIRS_TARGET inline std::uint32_t bits_at(const std::byte* from) {
   std::uint16_t bits;
@@ -125,8 +126,8 @@ PEFT_PAIRS_TARGET inline std::uint32_t bits_at(const std::byte* from) {
   return bits;
 }
 
-// Whether a word has an element that is neither zero nor large enough. An element minus one, as unsigned: zero becomes
-// large.
+// Whether a word has an element that is nonzero and too small. Unsigned subtraction of 1 turns zero into a large
+// number.
 PEFT_PAIRS_TARGET inline std::uint32_t too_small(std::uint32_t word) {
   const std::uint32_t high = word >> 16 & 0x7FFFu, low = word & 0x7FFFu;
   return static_cast<std::uint32_t>(high - 1 < kSmallestSafe - 1) |
@@ -136,7 +137,7 @@ PEFT_PAIRS_TARGET inline std::uint32_t too_small(std::uint32_t word) {
 // words[j] of elements 2p and 2p + 1 of columns j, which lie `step` bytes apart.
 PEFT_PAIRS_TARGET void pair_columns(const std::byte* first, const std::byte* second, std::int64_t step,
                                     std::size_t count, std::uint32_t* words) {
-  // These loops become vectors.
+  // The compiler vectorises these loops.
   if (step == 2) {
     for (std::size_t j = 0; j < count; ++j) words[j] = bits_at(first + 2 * j) << 16 | bits_at(second + 2 * j);
     return;
@@ -149,7 +150,7 @@ PEFT_PAIRS_TARGET void pair_columns(const std::byte* first, const std::byte* sec
     words[j] = bits_at(first) << 16 | bits_at(second);
 }
 
-// Each row has too little of a panel for the processor to see where the next one is.
+// A row has too few bytes of a panel for the hardware prefetcher to find the next panel.
 PEFT_PAIRS_TARGET void fetch_next_panel(const std::byte* first, const std::byte* second) {
   for (std::size_t line = 0; line < 2 * kPanel; line += 64) {
     const auto ahead = 2 * kPanel + line;
@@ -160,7 +161,7 @@ PEFT_PAIRS_TARGET void fetch_next_panel(const std::byte* first, const std::byte*
   }
 }
 
-// What kLanes words at a time have: sums of squares, and whether one is too small.
+// Sums of squares of kLanes words at a time, and whether an element was too small.
 struct PairSums {
   float squares[kLanes] = {};
   std::uint32_t small = 0;
@@ -181,7 +182,7 @@ PEFT_PAIRS_TARGET float root_of_sum(const float (&squares)[kLanes]) {
   return std::sqrt(sum);
 }
 
-// As PairSums, and root_of_sum(), of a row that has a lane for each word.
+// The norm of a row with at most kLanes words. Same order of additions as PairSums and root_of_sum().
 PEFT_PAIRS_TARGET float norm_of_short_row(const std::uint32_t* words, std::size_t count) {
   float sum = 0;
   for (std::size_t p = 0; p < count; ++p)
@@ -205,7 +206,8 @@ PEFT_PAIRS_TARGET void pair_left(const FactorSource& source, std::int64_t rank, 
                                  std::uint32_t* out, float* norms, bool& safe) {
   const std::size_t pairs = pairs_of(static_cast<std::size_t>(rank)), whole = static_cast<std::size_t>(rank) / 2;
   const std::byte* from = source.data + first * source.row_stride;
-  if (whole == pairs && source.row_stride == rank * source.col_stride) {  // the rows follow each other: one long one
+  if (whole == pairs &&
+      source.row_stride == rank * source.col_stride) {  // the rows follow each other like one long row
     pair_columns(from, from + source.col_stride, 2 * source.col_stride, rows * pairs, out);
   } else {
     for (std::size_t i = 0; i < rows; ++i, from += source.row_stride) {
@@ -258,17 +260,17 @@ constexpr std::uint32_t kInfinite = 0x7F7F8000;  // the first magnitude that bf1
 constexpr std::uint32_t kInfinity = 0x7F80;      // as a bf16
 constexpr std::size_t kHalf = 2 * kPairLanes;    // results that are rounded together
 
-// The least magnitude of a result in bf16 that needs no second look: none below the limit is rounded to it. Not zero,
-// which vcvtne2ps2bf16 makes of subnormal numbers.
+// The smallest bf16 magnitude of a result that needs no careful pass: no value below the limit rounds to it. It is not
+// zero, because vcvtne2ps2bf16 turns subnormal numbers into zero.
 std::uint16_t least_sure(float limit) {
   const std::uint32_t bits = std::min(std::bit_cast<std::uint32_t>(limit), kInfinite);
   return static_cast<std::uint16_t>(std::min(((bits + 0xFFFF) >> 16) + 1, kInfinity));
 }
 
-// Of the rows of a panel together: looking at each by itself would take half as long as the arithmetic.
+// Whether any row of a panel needs the careful pass. Checking each row alone would cost half of the arithmetic.
 struct Doubt {
   __m512i least, none;
-  __m512i most;  // of magnitudes above the least; those below wrap around
+  __m512i most;  // of magnitude - least; magnitudes below `least` wrap around
 
   PEFT_PAIRS_TARGET explicit Doubt(std::uint16_t sure)
       : least(_mm512_set1_epi16(static_cast<short>(sure))),
@@ -295,7 +297,7 @@ PEFT_PAIRS_TARGET inline void finish_half(__m512 scale, __m512 first, __m512 sec
   doubt.add(results);
 }
 
-// What a panel is made of, from a row on.
+// Pointers to the operands of a panel, from row `row` on.
 struct PanelRows {
   const std::uint32_t* left;
   const std::uint32_t* right;
@@ -309,7 +311,7 @@ struct PanelRows {
         out(strip.out + static_cast<std::int64_t>(row) * strip.out_pitch + panel * kPanel * 2) {}
 };
 
-// A row with results that the instructions do not round, or suspects, or what is no number.
+// Finishes a row that has results which the instruction does not round, which cancelled, or which are not finite.
 PEFT_PAIRS_TARGET std::uint64_t finish_carefully(__m512 scale, const __m512 (&sums)[kPairVectors],
                                                  const std::byte* from, std::byte* to, float limit,
                                                  StripResult& result) {
@@ -330,7 +332,7 @@ PEFT_PAIRS_TARGET std::uint64_t finish_carefully(__m512 scale, const __m512 (&su
   return cancelled;
 }
 
-// kRows rows from row `row` on, whose sums are known.
+// The same for kRows rows from row `row` on, whose sums are known.
 template <std::size_t kRows>
 PEFT_PAIRS_TARGET void finish_rows_carefully(__m512 scale, const __m512 (&sums)[kRows][kPairVectors],
                                              const Strip& strip, std::size_t panel, std::size_t row,
@@ -345,7 +347,7 @@ PEFT_PAIRS_TARGET void finish_rows_carefully(__m512 scale, const __m512 (&sums)[
   }
 }
 
-// Few pairs: their columns stay in registers, kWide vectors of them, and the rows come one after the other.
+// For small ranks: kWide vectors of columns stay in registers, and the rows follow one after the other.
 template <std::size_t kPairs, std::size_t kWide = kPairs <= 4 ? 4 : 2>
 PEFT_PAIRS_TARGET void merge_few(float scale, const Strip& strip, std::size_t panel, std::uint16_t sure,
                                  StripResult& result) {

@@ -1,4 +1,4 @@
-// Memory of T that starts at a cache line and is reused.
+// A buffer of T that starts at a cache line and is reused from call to call.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ class LineBuffer {
 
   T* resize(std::size_t count) {
     if (count > size_) {
-      // Not by an aligned new: glibc does not use again what such a block leaves, and memory would grow with the model.
+      // No aligned new: glibc does not reuse what such a block leaves behind, and memory would grow with the model.
       memory_ = std::make_unique_for_overwrite<std::byte[]>(count * sizeof(T) + kLine);
       const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
       first_ = reinterpret_cast<T*>(memory_.get() + (kLine - address % kLine) % kLine);

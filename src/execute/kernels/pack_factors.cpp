@@ -5,8 +5,8 @@
 #include <cstring>
 
 #include "base/half.h"
-#include "execute/values/element.h"
 #include "execute/copy/copy_ops.h"
+#include "execute/values/element.h"
 
 namespace peft::execution {
 namespace {
@@ -24,7 +24,7 @@ T read_f32(const std::byte* from) {
   return static_cast<T>(value);
 }
 
-// out[i * out_row + j * out_col] = element (i, j), in the order in which the source lies.
+// out[i * out_row + j * out_col] = element (i, j). Reads in the order of the source.
 template <class T, class Read>
 void gather(const FactorSource& s, std::int64_t rows, std::int64_t cols, T* out, std::int64_t out_row,
             std::int64_t out_col, const Read& read) {
@@ -63,7 +63,7 @@ void widen(const FactorSource& s, std::int64_t rows, std::int64_t cols, T* out, 
   }
 }
 
-constexpr std::size_t kLanes = 16;  // sums side by side
+constexpr std::size_t kLanes = 16;  // independent sums
 
 float root_of_sum(const float (&squares)[kLanes]) {
   float sum = 0;
@@ -71,8 +71,8 @@ float root_of_sum(const float (&squares)[kLanes]) {
   return std::sqrt(sum);
 }
 
-// Squares are added two elements at a time, as pair_left() and pair_right() do: which elements are suspects depends on
-// the last place of a norm, and must not depend on how a processor has its factors packed.
+// Squares are added two elements at a time, as pair_left() and pair_right() add them. The last place of a norm decides
+// which elements are recomputed, and that must not depend on how a processor packs its factors.
 template <class T>
 float norm_of_row(const T* row, std::int64_t rank) {
   float squares[kLanes] = {};

@@ -8,8 +8,8 @@
 #include <cmath>
 #include <vector>
 
-#include "execute/kernels/line_buffer.h"
 #include "execute/kernels/bf16_pairs.h"
+#include "execute/kernels/line_buffer.h"
 #include "execute/random_plan.h"
 
 namespace peft::execution {

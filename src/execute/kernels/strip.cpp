@@ -7,7 +7,7 @@
 
 #include "execute/kernels/bf16_pairs.h"
 
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)  // as in merge_kernel.cpp
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)  // as in tile_math.cpp
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "execute/kernels/strip.cpp"
@@ -20,12 +20,12 @@ HWY_BEFORE_NAMESPACE();
 namespace peft::execution::HWY_NAMESPACE {
 namespace {
 
-// Magnitudes as bits, which are ordered as the numbers are.
+// Smallest and largest magnitude, as bits: they are ordered like the numbers.
 struct Range {
   U32 least, most;
 };
 
-// kPanel columns of a row.
+// Finishes kPanel columns of a row.
 template <AddRule kRule, class Base>
 HWY_INLINE void finish_row(V32 scale, const float* d, const std::byte* from, std::byte* to, Range& range) {
   const Tag32 tag;

@@ -1,5 +1,5 @@
-// A few rows of W from memory, one product, its tail, and back to memory in one go: the way of most weights of most
-// merges.
+// The fast path of a merge: loads a few rows of W, adds one product, and stores the result in one pass. Most weights of
+// most merges take it.
 #pragma once
 
 #include <cstddef>
@@ -10,23 +10,23 @@
 namespace peft::execution {
 
 struct Strip {
-  // Factors as packed: fp32, or words of two bf16 (merge_pairs.h). A row of `left` has `width` of them, a panel of
-  // `right`, and they follow each other, kPanel times as many.
+  // Packed factors: fp32, or words of two bf16 (bf16_pairs.h). A row of `left` has `width` of them; a panel of `right`
+  // has kPanel times as many. Panels follow each other.
   bool paired = false;
   std::size_t width = 0;
   const void* left = nullptr;
   const void* right = nullptr;
 
-  // Columns [begin, end), counted from the first of the first panel. Pitches are bytes from row to row; columns follow
-  // each other, and the first byte is that of column `begin`. `base` and `out` do not overlap.
+  // Columns [begin, end), counted from the first column of the first panel. `base` and `out` point to column `begin`;
+  // columns follow each other without gaps. Pitches are bytes from row to row. `base` and `out` do not overlap.
   std::size_t rows = 0, begin = 0, end = 0;
   const std::byte* base = nullptr;
   std::int64_t base_pitch = 0;
   std::byte* out = nullptr;
   std::int64_t out_pitch = 0;
 
-  // Where |result| < row_limits[row] * panel_limits[panel], too few bits are left of it: bit `column` of
-  // suspects[panel * kTileRows + row] is set. None are looked for when row_limits is null.
+  // Where |result| < row_limits[row] * panel_limits[panel], cancellation has left too few correct bits. Bit `column` of
+  // cancelled[panel * kTileRows + row] is set there. Without row_limits nothing is checked.
   const float* row_limits = nullptr;
   const float* panel_limits = nullptr;
   std::uint64_t* cancelled = nullptr;
@@ -35,11 +35,11 @@ struct Strip {
 };
 
 struct StripResult {
-  bool finite = true;   // every result is
-  bool marked = false;  // there are suspects
+  bool finite = true;   // all results are finite
+  bool marked = false;  // some bit of `cancelled` is set
 };
 
-// Asks for some bytes to come: soon, from the row; and after the strip, from below it.
+// Prefetches bytes that are needed next: further along this row, and in the row below the strip.
 inline void fetch_ahead(const std::byte* from, std::int64_t pitch, std::size_t bytes) {
   constexpr std::uintptr_t kSoon = 512;
   const auto at = reinterpret_cast<std::uintptr_t>(from);
@@ -52,10 +52,10 @@ inline void fetch_ahead(const std::byte* from, std::int64_t pitch, std::size_t b
   }
 }
 
-// Whether the target in use has vectors of 64 bytes.
+// Whether the instruction set in use has vectors of 64 bytes.
 bool has_wide_vectors();
 
-// All in options.base: bf16, f16 or f32.
+// Weights and results have dtype options.base: bf16, f16 or f32.
 StripResult merge_strip(const AddOptions& options, const Strip& strip);
 
 }  // namespace peft::execution

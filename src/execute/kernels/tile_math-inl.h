@@ -1,6 +1,6 @@
-// The vector code of tile_math.cpp and strip.cpp: floating-point formats as vectors of fp32 or fp64, a multiply-add that
-// rounds once on every target, and products of packed factors. Compiled once per target. Rounding is done with integer
-// arithmetic, so that no mode of the processor changes a bit.
+// The vector code of tile_math.cpp and strip.cpp: floating-point formats as vectors of fp32 or fp64, a multiply-add
+// that rounds once on every target, and products of packed factors. Compiled once per target. Rounding is done with
+// integer arithmetic, so that no mode of the processor changes a bit.
 #if defined(PEFT_MERGE_KERNEL_INL) == defined(HWY_TARGET_TOGGLE)
 #ifdef PEFT_MERGE_KERNEL_INL
 #undef PEFT_MERGE_KERNEL_INL
@@ -55,7 +55,8 @@ HWY_INLINE bool below(U32 magnitude, std::uint32_t limit) {
   return hn::AllTrue(Bits32(), hn::Lt(magnitude, hn::Set(Bits32(), limit)));
 }
 
-// Each format: bytes of an element; the smallest magnitude, as bits of a float, that does not round to a finite number.
+// Each format has kSize, the bytes of an element, and kInfinite, the smallest magnitude (as bits of a float) that
+// rounds to infinity.
 struct Bf16 {
   static constexpr std::size_t kSize = 2;
   static constexpr std::uint32_t kInfinite = 0x7F7F8000;
@@ -94,7 +95,7 @@ struct F16 {
   static HWY_INLINE V32 widen(Tag32 d, U32 half) {
     const U32 magnitude = hn::And(half, hn::Set(Bits32(), 0x7FFF));
     const U32 sign = hn::ShiftLeft<16>(hn::And(half, hn::Set(Bits32(), 0x8000)));
-    // As a float the exponent is 112 too small; subnormal numbers come out right too.
+    // Read as a float, the exponent is 112 too small. The product corrects it, for subnormal numbers too.
     const V32 value = hn::Mul(hn::BitCast(d, hn::ShiftLeft<13>(magnitude)), hn::Set(d, 0x1p112F));
     const U32 special =
         hn::IfThenElseZero(hn::Gt(magnitude, hn::Set(Bits32(), 0x7BFF)), hn::Set(Bits32(), 0x7F800000u));
@@ -106,7 +107,7 @@ struct F16 {
     const U32 odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(Bits32(), 1));
     const U32 normal = hn::ShiftRight<13>(
         hn::Sub(hn::Add(hn::Add(magnitude, hn::Set(Bits32(), 0xFFF)), odd), hn::Set(Bits32(), 112u << 23)));
-    // Added to 1/2, the last place of the sum is that of subnormal numbers.
+    // The last place of 1/2 + x is the last place of subnormal halves.
     const V32 sum = hn::Add(hn::BitCast(d, magnitude), hn::Set(d, 0.5F));
     const U32 subnormal = hn::Sub(hn::BitCast(Bits32(), sum), hn::Set(Bits32(), 0x3F000000));
     U32 result = hn::IfThenElse(hn::Lt(magnitude, hn::Set(Bits32(), 0x38800000)), subnormal, normal);
@@ -206,7 +207,7 @@ HWY_INLINE void round_row(T* values, std::size_t count) {
     hn::StoreU(Base::round(tag, hn::LoadU(tag, values + i)), tag, values + i);
 }
 
-// ---- products of packed factors, and what becomes of them
+// ---- products of packed factors, and how they are added
 
 // kRows rows of kVectors vectors stay in registers while k runs.
 template <class T, std::size_t kRows, std::size_t kVectors>

@@ -81,60 +81,60 @@ HWY_INLINE void transpose_tile(const Row& row, OutRows out, std::size_t out_offs
 }
 
 // Part of the input: a fixed number of rows from i on, `columns` elements of each from j on.
-struct TensorSlice {
+struct Piece {
   std::size_t i, j, columns;
 };
 
 // Transposes one piece and prefetches another. Experts often lie a power of two apart, where their lines compete
 // for the same few sets of the cache; so each line is read once, into a packed copy, and used from there.
-template <class T, std::size_t kBytes, std::size_t kSliceBytes>
-HWY_INLINE void transpose_piece(InRows in, OutRows out, const TensorSlice& slice, const TensorSlice& next) {
+template <class T, std::size_t kBytes, std::size_t kPiece>
+HWY_INLINE void transpose_piece(InRows in, OutRows out, const Piece& piece, const Piece& next) {
   constexpr std::size_t kRows = kBytes / sizeof(T), n = kBlock / sizeof(T);
-  alignas(64) std::byte packed[kRows * kSliceBytes];
-  const InRows rows = in + slice.i;
-  const std::size_t offset = slice.j * sizeof(T), bytes = slice.columns * sizeof(T);
-  if (bytes == kSliceBytes) {  // sizes known to the compiler are copied without a call
-    for (std::size_t r = 0; r < kRows; ++r) std::memcpy(packed + r * kSliceBytes, rows[r] + offset, kSliceBytes);
+  alignas(64) std::byte packed[kRows * kPiece];
+  const InRows rows = in + piece.i;
+  const std::size_t offset = piece.j * sizeof(T), bytes = piece.columns * sizeof(T);
+  if (bytes == kPiece) {  // sizes known to the compiler are copied without a call
+    for (std::size_t r = 0; r < kRows; ++r) std::memcpy(packed + r * kPiece, rows[r] + offset, kPiece);
   } else if (bytes == kBlock) {
-    for (std::size_t r = 0; r < kRows; ++r) std::memcpy(packed + r * kSliceBytes, rows[r] + offset, kBlock);
+    for (std::size_t r = 0; r < kRows; ++r) std::memcpy(packed + r * kPiece, rows[r] + offset, kBlock);
   } else {
-    for (std::size_t r = 0; r < kRows; ++r) std::memcpy(packed + r * kSliceBytes, rows[r] + offset, bytes);
+    for (std::size_t r = 0; r < kRows; ++r) std::memcpy(packed + r * kPiece, rows[r] + offset, bytes);
   }
   // Rows of the next piece to prefetch with each tile: one more than would do, so that the last are early as well.
-  const std::size_t rows_per_tile = kRows / ((slice.columns + n - 1) / n) + 1;
+  const std::size_t rows_per_tile = kRows / ((piece.columns + n - 1) / n) + 1;
   std::size_t next_row = 0;
-  for (std::size_t done = 0; done < slice.columns; done += n) {
-    const std::size_t c = std::min(done, slice.columns - n);  // the last tile may overlap the one before
+  for (std::size_t done = 0; done < piece.columns; done += n) {
+    const std::size_t c = std::min(done, piece.columns - n);  // the last tile may overlap the one before
     for (std::size_t r = 0; r < rows_per_tile && next_row < kRows; ++r, ++next_row) {
       const std::byte* row = in[next.i + next_row] + next.j * sizeof(T);
       const std::size_t length = next.columns * sizeof(T);
       for (std::size_t at = 0; at < length; at += kCacheLine) __builtin_prefetch(row + at, 0, 2);
       __builtin_prefetch(row + length - 1, 0, 2);
     }
-    const auto row = [&](std::size_t r) HWY_ATTR { return packed + r * kSliceBytes + c * sizeof(T); };
-    transpose_tile<T, kBytes>(row, out + slice.j + c, slice.i * sizeof(T));
+    const auto row = [&](std::size_t r) HWY_ATTR { return packed + r * kPiece + c * sizeof(T); };
+    transpose_tile<T, kBytes>(row, out + piece.j + c, piece.i * sizeof(T));
   }
 }
 
 // All pieces, in the order that finishes the rows of the shorter side one after the other. Pieces at the end are
 // moved back to full size and overlap. Needs n_in >= kBytes / sizeof(T) and n_out >= 16 / sizeof(T).
 // Prefetches the piece that comes `ahead` pieces later.
-template <class T, std::size_t kBytes, std::size_t kSliceBytes>
+template <class T, std::size_t kBytes, std::size_t kPiece>
 void transpose_pieces(InRows in, std::size_t n_in, OutRows out, std::size_t n_out, std::size_t ahead) {
-  constexpr std::size_t kRows = kBytes / sizeof(T), kColumns = kSliceBytes / sizeof(T), n = kBlock / sizeof(T);
+  constexpr std::size_t kRows = kBytes / sizeof(T), kColumns = kPiece / sizeof(T), n = kBlock / sizeof(T);
   const std::size_t down = (n_in + kRows - 1) / kRows, across = (n_out + kColumns - 1) / kColumns;
   const auto at = [&](std::size_t index) HWY_ATTR {
     const std::size_t row = n_in > n_out ? index / across : index % down;
     const std::size_t column = n_in > n_out ? index % across : index / down;
     const std::size_t j = std::min(column * kColumns, n_out - n);
-    return TensorSlice{std::min(row * kRows, n_in - kRows), j, std::min(kColumns, n_out - j)};
+    return Piece{std::min(row * kRows, n_in - kRows), j, std::min(kColumns, n_out - j)};
   };
   const std::size_t count = down * across;
-  TensorSlice slice = at(0), next = at(std::min<std::size_t>(1, count - 1));
+  Piece piece = at(0), next = at(std::min<std::size_t>(1, count - 1));
   for (std::size_t index = 0; index < count; ++index) {
-    const TensorSlice last = at(std::min(index + 2, count - 1));
-    transpose_piece<T, kBytes, kSliceBytes>(in, out, slice, ahead == 1 ? next : last);
-    slice = next;
+    const Piece last = at(std::min(index + 2, count - 1));
+    transpose_piece<T, kBytes, kPiece>(in, out, piece, ahead == 1 ? next : last);
+    piece = next;
     next = last;
   }
 }

@@ -14,7 +14,7 @@ namespace peft::execution {
 void transpose(std::span<const std::byte* const> in_rows, std::span<std::byte* const> out_rows,
                std::size_t element_size);
 
-// The same as two loops. What transpose() is tested against.
+// The same as two plain loops, for tests.
 void transpose_scalar(std::span<const std::byte* const> in_rows, std::span<std::byte* const> out_rows,
                       std::size_t element_size);
 

@@ -10,9 +10,8 @@
 namespace peft::execution {
 namespace {
 
-
-// Sums of squares of one row, in the order of PyTorch's norm (2.13, x86), so that its bits are the same: vectors of
-// eight; then what fills no vector, one after the other, the last three at most with fused multiply-adds.
+// The norm of a row, summed in the order of PyTorch's norm (2.13, x86), which gives the same bits: vectors of eight;
+// then the rest one by one, the last three at most with fused multiply-adds.
 constexpr std::size_t kChains = 8;
 template <class T>
 struct RowSum {
@@ -20,7 +19,7 @@ struct RowSum {
   T rest[kChains] = {};
   std::size_t num_rest = 0;
 
-  void add(const T* values, std::size_t count) {  // a multiple of kChains, except for the last call
+  void add(const T* values, std::size_t count) {  // `count` is a multiple of kChains, except in the last call
     const std::size_t whole = count / kChains * kChains;
     for (std::size_t j = 0; j < whole; j += kChains) {
       for (std::size_t c = 0; c < kChains; ++c) chains[c] += values[j + c] * values[j + c];
@@ -43,7 +42,8 @@ class Measuring {
   Measuring(const MergedTensor& tensor, UpdateProducts<T>& products, std::int64_t first, std::int64_t count)
       : tensor_(tensor), products_(products), swapped_(products.lattice().swapped), first_(first), count_(count) {
     row_scales_.first = first;
-    row_scales_.values.assign(products.program().row_scales.size(), std::vector<double>(static_cast<std::size_t>(count)));
+    row_scales_.values.assign(products.program().row_scales.size(),
+                              std::vector<double>(static_cast<std::size_t>(count)));
     weights_.resize(kTileSize);
     sum_.resize(kTileSize);
   }
@@ -53,7 +53,8 @@ class Measuring {
     for (const std::size_t end : products_.program().passes()) {
       measured_.clear();
       for (std::size_t s = begin; s < end; ++s) {
-        if (products_.program().steps[s].kind == Step::Kind::measure) measured_.push_back(&products_.program().steps[s]);
+        if (products_.program().steps[s].kind == Step::Kind::measure)
+          measured_.push_back(&products_.program().steps[s]);
       }
       if (measured_.empty()) break;  // the last pass is the merge itself
       pass(end);
@@ -84,8 +85,8 @@ class Measuring {
   void tile(std::size_t end, std::int64_t first, std::int64_t row, std::size_t rows, std::int64_t panel) {
     const plan::Lattice& lattice = products_.lattice();
     load_tile(tensor_, lattice, first + row, rows, panel, weights_.get(), bytes_, scratch_);
-    for (std::size_t n = 0; n < products_.num_updates(); ++n) products_.product(n, row, rows, panel);
-    products_.run(0, end, tensor_.merge(), row, rows, panel, row_scales_, weights_.get());
+    for (std::size_t n = 0; n < products_.num_updates(); ++n) products_.product(n, {row, rows, panel});
+    products_.run(end, {row, rows, panel}, row_scales_, weights_.get());
     const auto cols = static_cast<std::size_t>(std::min(kWidth, lattice.cols.count - panel * kWidth));
     for (std::size_t m = 0; m < measured_.size(); ++m) {
       std::copy_n(weights_.get(), rows * kPanel, sum_.get());
@@ -123,7 +124,8 @@ class Measuring {
                                              .problem = "DoRA divides by the norm of a row that is zero",
                                              .got = std::to_string(out)});
     }
-    row_scales_.values[step.row_scale][static_cast<std::size_t>(out - row_scales_.first)] = static_cast<double>(magnitude / norm);
+    row_scales_.values[step.row_scale][static_cast<std::size_t>(out - row_scales_.first)] =
+        static_cast<double>(magnitude / norm);
   }
 
   static constexpr Dtype kUnrounded = sizeof(T) == sizeof(float) ? Dtype::f32 : Dtype::f64;
@@ -144,7 +146,8 @@ class Measuring {
 }  // namespace
 
 template <class T>
-DoraRowScales measure_row_scales(const MergedTensor& tensor, UpdateProducts<T>& products, std::int64_t first, std::int64_t count) {
+DoraRowScales measure_row_scales(const MergedTensor& tensor, UpdateProducts<T>& products, std::int64_t first,
+                                 std::int64_t count) {
   return Measuring<T>(tensor, products, first, count).run();
 }
 

@@ -1,4 +1,5 @@
-// DoRA: what each output of a matrix is multiplied with, magnitude / norm(W + delta). Needs a pass over the matrix.
+// DoRA: each output row of a matrix is multiplied with magnitude / norm(W + delta). The norms need a pass over the
+// matrix.
 #pragma once
 
 #include <cstdint>
@@ -10,14 +11,16 @@
 
 namespace peft::execution {
 
-// For outputs [first, first + count) of the opened place; for a swapped one all outputs at once.
+// Measures outputs [first, first + count) of the opened target matrix. For a matrix stored as [in, out] all outputs
+// have to be measured at once.
 template <class T>
-DoraRowScales measure_row_scales(const MergedTensor& tensor, UpdateProducts<T>& products, std::int64_t first, std::int64_t count);
+DoraRowScales measure_row_scales(const MergedTensor& tensor, UpdateProducts<T>& products, std::int64_t first,
+                                 std::int64_t count);
 
-// Gains of whole matrices: several units need the same ones. Keys are a tensor and a place.
+// Row scales of whole matrices, which several units need. A key is a tensor and the index of a target matrix.
 using RowScaleStore = SharedStore<std::tuple<const PlannedTensor*, std::size_t>, DoraRowScales>;
 
-// What the threads of one run share.
+// What the threads of a run share.
 struct MergeStores {
   RowScaleStore row_scales{64};
   GatherStore factors;

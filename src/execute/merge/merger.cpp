@@ -6,55 +6,57 @@
 #include <memory>
 
 #include "base/thread_pool.h"
+#include "execute/merge/dora_row_scales.h"
 #include "execute/values/element.h"
 #include "execute/values/nonfinite.h"
-#include "execute/merge/dora_row_scales.h"
 
 namespace peft::execution {
 namespace {
 
-constexpr std::size_t kPlaces = 4;  // that keep their packed factors
-constexpr auto kNoPlace = static_cast<std::size_t>(-1);
+constexpr std::size_t kKeptMatrices = 4;  // target matrices that keep their packed factors
+constexpr auto kNoMatrix = static_cast<std::size_t>(-1);
 
-bool uses_peft_rounding(const Merge& merge) { return merge.mode == MergeMode::peft || merge.mode == MergeMode::peft_safe; }
+bool uses_peft_rounding(const Merge& merge) {
+  return merge.mode == MergeMode::peft || merge.mode == MergeMode::peft_safe;
+}
 
 bool computes_in_fp64(const Merge& merge) {
   return merge.base_dtype == Dtype::f64 || (merge.base_dtype == Dtype::f32 && merge.mode == MergeMode::best);
 }
 
 template <class T>
-UpdateProducts<T>& products_in(std::list<std::pair<std::size_t, UpdateProducts<T>>>& kept, const MergedTensor& tensor, std::size_t place,
-                   GatherStore& factors) {
+UpdateProducts<T>& products_in(std::list<std::pair<std::size_t, UpdateProducts<T>>>& kept, const MergedTensor& tensor,
+                               std::size_t matrix, GatherStore& factors) {
   const auto find = [&](std::size_t wanted) {
     return std::find_if(kept.begin(), kept.end(), [&](const auto& entry) { return entry.first == wanted; });
   };
-  auto it = find(place);
-  if (it == kept.end()) it = find(kNoPlace);
-  if (it == kept.end() && kept.size() < kPlaces) it = kept.emplace(kept.end());
-  if (it == kept.end()) it = std::prev(it);  // the one not used for the longest time
+  auto it = find(matrix);
+  if (it == kept.end()) it = find(kNoMatrix);
+  if (it == kept.end() && kept.size() < kKeptMatrices) it = kept.emplace(kept.end());
+  if (it == kept.end()) it = std::prev(it);  // the least recently used one
   kept.splice(kept.begin(), kept, it);
-  kept.front().first = place;
-  kept.front().second.open(tensor, place, factors);
+  kept.front().first = matrix;
+  kept.front().second.open(tensor, matrix, factors);
   return kept.front().second;
 }
 
 }  // namespace
 
 template <>
-UpdateProducts<float>& Merger::products_of(std::size_t place) {
-  return products_in(products32_, *tensor_, place, stores_.factors);
+UpdateProducts<float>& Merger::products_of(std::size_t matrix) {
+  return products_in(products32_, *tensor_, matrix, stores_.factors);
 }
 template <>
-UpdateProducts<double>& Merger::products_of(std::size_t place) {
-  return products_in(products64_, *tensor_, place, stores_.factors);
+UpdateProducts<double>& Merger::products_of(std::size_t matrix) {
+  return products_in(products64_, *tensor_, matrix, stores_.factors);
 }
 
 void Merger::open(const Plan& plan, const PlannedTensor& tensor, bool wide) {
   if (opened_ == &tensor) return;
   opened_ = nullptr;
   tensor_ = std::make_unique<MergedTensor>(plan, tensor, wide);
-  for (auto& [place, products] : products32_) place = kNoPlace, products.forget();
-  for (auto& [place, products] : products64_) place = kNoPlace, products.forget();
+  for (auto& [matrix, products] : products32_) matrix = kNoMatrix, products.forget();
+  for (auto& [matrix, products] : products64_) matrix = kNoMatrix, products.forget();
   weights_.resize(kTileSize);
   opened_ = &tensor;
 }
@@ -72,21 +74,21 @@ void Merger::render(const Plan& plan, const PlannedTensor& tensor, bool wide, co
 void Merger::render_stretch(const Rectangle& area, std::byte* out) {
   const Merge& merge = tensor_->merge();
   const Dtype dtype = tensor_->tensor().dtype;
-  std::byte* scratch = out;  // rows are made where they go, if they have the right size there
+  std::byte* scratch = out;  // rows of the same dtype are rendered in matrix
   if (dtype != merge.base_dtype)
     scratch = base_.resize(static_cast<std::size_t>(area.rows * area.cols * element_size(merge.base_dtype)));
   const AreaRows target{area, tensor_->base(area, scratch, scratch_), out, area.cols * element_size(dtype)};
   if (!is_covered(area)) copy_base(target);
-  tensor_->index().by_row.find(area.row, area.row + area.rows, [&](std::size_t place) {
-    computes_in_fp64(merge) ? render_place<double>(place, target) : render_place<float>(place, target);
+  tensor_->index().by_row.find(area.row, area.row + area.rows, [&](std::size_t matrix) {
+    computes_in_fp64(merge) ? merge_matrix<double>(matrix, target) : merge_matrix<float>(matrix, target);
   });
 }
 
-// Whether updates change every element of the area: places do not overlap.
+// Whether updates change every element of the area. Target matrices do not overlap.
 bool Merger::is_covered(const Rectangle& area) const {
   std::int64_t covered = 0;
-  tensor_->index().by_row.find(area.row, area.row + area.rows, [&](std::size_t place) {
-    const plan::Lattice& lattice = tensor_->index().places[place].lattice;
+  tensor_->index().by_row.find(area.row, area.row + area.rows, [&](std::size_t matrix) {
+    const plan::Lattice& lattice = tensor_->index().matrices[matrix].lattice;
     covered += steps_in(lattice.rows, area.row, area.row + area.rows).count *
                steps_in(lattice.cols, area.col, area.col + area.cols).count;
   });
@@ -107,64 +109,65 @@ void Merger::copy_base(const AreaRows& target) {
   }
 }
 
-// Of the rows, or for a swapped matrix of all columns. The norms of `best` are computed in fp64.
+// Row scales of the given rows; of a matrix stored as [in, out], of all outputs. Mode `best` computes norms in fp64.
 template <class T>
-std::shared_ptr<const DoraRowScales> Merger::row_scales_of(std::size_t place, const StepRange& rows) {
-  const plan::Lattice& lattice = tensor_->index().places[place].lattice;
+std::shared_ptr<const DoraRowScales> Merger::row_scales_of(std::size_t matrix, const StepRange& rows) {
+  const plan::Lattice& lattice = tensor_->index().matrices[matrix].lattice;
   const auto measure = [&](std::int64_t first, std::int64_t count) {
-    if (uses_peft_rounding(tensor_->merge())) return measure_row_scales(*tensor_, products_of<T>(place), first, count);
-    return measure_row_scales(*tensor_, products_of<double>(place), first, count);
+    if (uses_peft_rounding(tensor_->merge())) return measure_row_scales(*tensor_, products_of<T>(matrix), first, count);
+    return measure_row_scales(*tensor_, products_of<double>(matrix), first, count);
   };
   if (!lattice.swapped) return std::make_shared<const DoraRowScales>(measure(rows.first, rows.count));
-  return stores_.row_scales.get({&tensor_->tensor(), place}, [&] { return measure(0, lattice.cols.count); });
+  return stores_.row_scales.get({&tensor_->tensor(), matrix}, [&] { return measure(0, lattice.cols.count); });
 }
 
-// In one go where that can be, else tile by tile.
+// Takes the fast path where it is exact, else goes tile by tile.
 template <class T>
-bool Merger::merge_strip_of(UpdateProducts<T>& products, const DoraRowScales& row_scales, const AreaRows& target, const StripArea& place) {
+bool Merger::merge_strip_of(UpdateProducts<T>& products, const DoraRowScales& row_scales, const AreaRows& target,
+                            const StripArea& strip) {
   if constexpr (sizeof(T) == sizeof(float)) {
     if (is_strip(*tensor_, products)) {
-      if (const auto finite = strips_.run(*tensor_, products, target, place, error_)) return *finite;
+      if (const auto finite = strips_.run(*tensor_, products, target, strip, error_)) return *finite;
     }
   }
   bool finite = true;
-  for (std::int64_t panel = place.begin / kWidth; panel * kWidth < place.end; ++panel) {
-    const TileArea tile{place.first,
-                         place.row,
-                         place.rows,
-                         panel,
-                         static_cast<std::size_t>(std::max<std::int64_t>(place.begin - panel * kWidth, 0)),
-                         static_cast<std::size_t>(std::min(place.end - panel * kWidth, kWidth))};
+  for (std::int64_t panel = strip.begin / kWidth; panel * kWidth < strip.end; ++panel) {
+    const TileArea tile{strip.first,
+                        strip.row,
+                        strip.rows,
+                        panel,
+                        static_cast<std::size_t>(std::max<std::int64_t>(strip.begin - panel * kWidth, 0)),
+                        static_cast<std::size_t>(std::min(strip.end - panel * kWidth, kWidth))};
     finite &= merge_tile(*tensor_, products, row_scales, target, tile, reinterpret_cast<T*>(weights_.get()), error_);
   }
   return finite;
 }
 
 template <class T>
-void Merger::render_place(std::size_t place, const AreaRows& target) {
+void Merger::merge_matrix(std::size_t matrix, const AreaRows& target) {
   const Rectangle& area = target.area;
-  const plan::Lattice& lattice = tensor_->index().places[place].lattice;
+  const plan::Lattice& lattice = tensor_->index().matrices[matrix].lattice;
   const StepRange rows = steps_in(lattice.rows, area.row, area.row + area.rows);
   const StepRange cols = steps_in(lattice.cols, area.col, area.col + area.cols);
   if (rows.count == 0 || cols.count == 0) return;
   std::shared_ptr<const DoraRowScales> row_scales = std::make_shared<const DoraRowScales>();
-  if (!products_of<T>(place).program().row_scales.empty()) row_scales = row_scales_of<T>(place, rows);
-  UpdateProducts<T>& products = products_of<T>(place);
+  if (!products_of<T>(matrix).program().row_scales.empty()) row_scales = row_scales_of<T>(matrix, rows);
+  UpdateProducts<T>& products = products_of<T>(matrix);
   bool finite = true;
   for (std::int64_t first = rows.first; first < rows.first + rows.count;) {
     const std::int64_t taken = products.take_rows(first, rows.first + rows.count - first);
-    const auto strip = [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
+    const auto merge_rows = [&](std::int64_t row, std::int64_t begin, std::int64_t end) {
       const std::size_t height = std::min(kTileRows, static_cast<std::size_t>(taken - row));
       finite &= merge_strip_of(products, *row_scales, target, {first, row, height, begin, end});
     };
     constexpr auto kRows = static_cast<std::int64_t>(kTileRows);
     const std::int64_t end = cols.first + cols.count;
-    if (products.keeps_all()) {  // a few rows at a time are read and written from left to right
-      for (std::int64_t row = 0; row < taken; row += kRows) strip(row, cols.first, end);
+    if (products.keeps_all()) {  // reads and writes a few rows at a time, from left to right
+      for (std::int64_t row = 0; row < taken; row += kRows) merge_rows(row, cols.first, end);
     } else {
       for (std::int64_t begin = cols.first; begin < end; begin = begin / kWidth * kWidth + kWidth) {
         for (std::int64_t row = 0; row < taken; row += kRows)
-          strip(row, begin, std::min(end, begin / kWidth * kWidth + kWidth));
+          merge_rows(row, begin, std::min(end, begin / kWidth * kWidth + kWidth));
       }
     }
     first += taken;
@@ -174,7 +177,7 @@ void Merger::render_place(std::size_t place, const AreaRows& target) {
 
 namespace {
 
-constexpr std::size_t kLanes = 8;  // sums side by side, so that adding does not wait
+constexpr std::size_t kLanes = 8;  // independent sums, so that additions do not wait for each other
 
 double sum_of_squares(const double* values, std::size_t count) {
   double sums[kLanes] = {};
@@ -186,13 +189,13 @@ double sum_of_squares(const double* values, std::size_t count) {
   return sum;
 }
 
-// The matrices of one thread's tensor.
+// Measures target matrices. Not for several threads.
 class Norms {
  public:
-  // base_norm and delta_norm of each update of a place.
-  void measure(const MergedTensor& tensor, std::size_t place, MergedMatrix* results) {
+  // Fills base_norm and delta_norm of each update of a target matrix.
+  void measure(const MergedTensor& tensor, std::size_t matrix, MergedMatrix* results) {
     products_.forget();
-    products_.open(tensor, place, factors_);
+    products_.open(tensor, matrix, factors_);
     const plan::Lattice& lattice = products_.lattice();
     const std::size_t count = products_.num_updates();
     const DoraRowScales row_scales = own_row_scales(tensor);
@@ -209,7 +212,7 @@ class Norms {
           load_tile(tensor, lattice, first + row, rows, panel, weights, bytes_, scratch_);
           base += sum_of_squares(weights, rows * kPanel);
           for (std::size_t n = 0; n < count; ++n) {
-            const double* delta = products_.product(n, row, rows, panel);
+            const double* delta = products_.product(n, {row, rows, panel});
             alone(n, row_scales, row, rows, panel, delta, weights, changed);
             deltas[n] += sum_of_squares(changed, rows * kPanel);
           }
@@ -224,14 +227,14 @@ class Norms {
   }
 
  private:
-  // Every gain as if its adapter were the only one: the norms of `best`.
+  // Every row scale as if its adapter were the only one: mode `best`.
   DoraRowScales own_row_scales(const MergedTensor& tensor) {
     if (products_.program().row_scales.empty()) return {};
     const plan::Lattice& lattice = products_.lattice();
     return measure_row_scales(tensor, products_, 0, lattice.swapped ? lattice.cols.count : lattice.rows.count);
   }
 
-  // What update n alone adds to the weights.
+  // changed = what update n alone adds to the weights.
   void alone(std::size_t n, const DoraRowScales& row_scales, std::int64_t row, std::size_t rows, std::int64_t panel,
              const double* delta, const double* weights, double* changed) const {
     const double scale = products_.update(n).scale;
@@ -280,12 +283,12 @@ std::vector<MergedMatrix> merged_norms(const Plan& plan, std::span<const std::si
     auto& mine = norms[static_cast<std::size_t>(worker)];
     if (!mine) mine = std::make_unique<Norms>();
     const PlannedTensor& planned = plan.files[tasks[i].file].tensors[tasks[i].tensor];
-    PlannedTensor alike = planned;  // norms of `best`, whatever the mode
+    PlannedTensor alike = planned;  // measured as mode `best`, whatever the mode is
     alike.merge->mode = MergeMode::best;
     const MergedTensor tensor(plan, alike, false);
     std::vector<MergedMatrix> found;
-    for (std::size_t p = 0; p < tensor.index().places.size(); ++p) {
-      const std::vector<std::uint32_t>& updates = tensor.index().places[p].updates;
+    for (std::size_t p = 0; p < tensor.index().matrices.size(); ++p) {
+      const std::vector<std::uint32_t>& updates = tensor.index().matrices[p].updates;
       found.assign(updates.size(), {});
       mine->measure(tensor, p, found.data());
       for (std::size_t n = 0; n < updates.size(); ++n) {

@@ -1,4 +1,4 @@
-// Makes pieces of tensors that a merge changes.
+// Renders parts of the tensors that a merge changes, and measures what a merge changed.
 #pragma once
 
 #include <cstddef>
@@ -14,13 +14,13 @@
 
 namespace peft::execution {
 
-// One thread's. What it needs of a tensor stays until the next tensor.
+// Not for several threads at once. Keeps what it has prepared for a tensor until it is given another one.
 class Merger {
  public:
   explicit Merger(MergeStores& stores) : stores_(stores) {}
 
   // Writes the rectangle `area` of the tensor to `out`, row after row without gaps. Throws NUM_NONFINITE or
-  // NUM_OVERFLOW for a result that is no number.
+  // NUM_OVERFLOW if a result is not finite.
   void render(const Plan& plan, const PlannedTensor& tensor, bool wide, const Rectangle& area, std::byte* out);
 
   const MergeError& error() const { return error_; }
@@ -31,18 +31,19 @@ class Merger {
   bool is_covered(const Rectangle& area) const;
   void copy_base(const AreaRows& target);
   template <class T>
-  void render_place(std::size_t place, const AreaRows& target);
+  void merge_matrix(std::size_t matrix, const AreaRows& target);
   template <class T>
-  bool merge_strip_of(UpdateProducts<T>& products, const DoraRowScales& row_scales, const AreaRows& target, const StripArea& place);
+  bool merge_strip_of(UpdateProducts<T>& products, const DoraRowScales& row_scales, const AreaRows& target,
+                      const StripArea& strip);
   template <class T>
-  std::shared_ptr<const DoraRowScales> row_scales_of(std::size_t place, const StepRange& rows);
+  std::shared_ptr<const DoraRowScales> row_scales_of(std::size_t matrix, const StepRange& rows);
   template <class T>
-  UpdateProducts<T>& products_of(std::size_t place);
+  UpdateProducts<T>& products_of(std::size_t matrix);
 
   MergeStores& stores_;
   const PlannedTensor* opened_ = nullptr;
   std::unique_ptr<MergedTensor> tensor_;
-  // The places used last keep their packed factors.
+  // The target matrices used last keep their packed factors.
   std::list<std::pair<std::size_t, UpdateProducts<float>>> products32_;
   std::list<std::pair<std::size_t, UpdateProducts<double>>> products64_;
   LineBuffer<std::byte> base_;
@@ -52,8 +53,8 @@ class Merger {
   MergeError error_;
 };
 
-// Of some files, in the order of the plan. Reads every matrix that changes; the sums do not depend on the number of
-// threads.
+// Norms of the matrices and updates of some planned files, in the order of the plan, for reports. Reads every matrix
+// that changes. The sums do not depend on the number of threads.
 std::vector<MergedMatrix> merged_norms(const Plan& plan, std::span<const std::size_t> files, int threads);
 
 }  // namespace peft::execution

@@ -8,10 +8,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "execute/values/element.h"
 #include "execute/every_target.h"
 #include "execute/random_merge.h"
 #include "execute/run/unit_renderer.h"
+#include "execute/values/element.h"
 #include "peft/error.h"
 #include "peft/reference.h"
 

@@ -1,4 +1,4 @@
-// Rows of a place with one update and nothing else to do, from the weights as they were to those that are written.
+// The fast path for target matrices with a single plain update: strips of rows instead of tiles.
 #pragma once
 
 #include "execute/kernels/line_buffer.h"
@@ -9,8 +9,8 @@ namespace peft::execution {
 
 bool is_strip(const MergedTensor& tensor, const UpdateProducts<float>& products);
 
-// Rows [row, row + rows) of those taken, the first of which is `first`; columns [begin, end), of one panel or all that
-// are packed. One thread's.
+// Rows [row, row + rows) of the rows that UpdateProducts::take_rows() took from row `first` of the matrix on; columns
+// [begin, end), of one panel or of all packed panels.
 struct StripArea {
   std::int64_t first = 0, row = 0;
   std::size_t rows = 0;
@@ -18,13 +18,14 @@ struct StripArea {
 };
 class StripMerger {
  public:
-  // False when a result is not finite. Nothing is done, and that told, where products need more care.
+  // Returns whether all results are finite, or nullopt where the fast path would be inexact; then nothing was written.
   std::optional<bool> run(const MergedTensor& tensor, UpdateProducts<float>& products, const AreaRows& target,
-                          const StripArea& place, MergeError& error);
+                          const StripArea& area, MergeError& error);
 
  private:
-  void recompute_exact(const Strip& strip, Dtype dtype, const StripArea& place, const UpdateProducts<float>& products) const;
-  void sample(const Strip& strip, Dtype dtype, const StripArea& place, const UpdateProducts<float>& products,
+  void recompute_exact(const Strip& strip, Dtype dtype, const StripArea& area,
+                       const UpdateProducts<float>& products) const;
+  void sample(const Strip& strip, Dtype dtype, const StripArea& area, const UpdateProducts<float>& products,
               MergeError& error) const;
 
   LineBuffer<std::byte> kept_, made_;

@@ -8,10 +8,10 @@
 #include <random>
 #include <vector>
 
-#include "execute/values/element.h"
 #include "execute/every_target.h"
 #include "execute/random_plan.h"
 #include "execute/run/unit_renderer.h"
+#include "execute/values/element.h"
 
 namespace peft::execution {
 namespace {

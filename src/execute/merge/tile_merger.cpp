@@ -4,12 +4,11 @@
 #include <cmath>
 #include <cstring>
 
-#include "execute/values/element.h"
 #include "execute/copy/copy_ops.h"
+#include "execute/values/element.h"
 
 namespace peft::execution {
 namespace {
-
 
 void move_columns(const std::byte* from, std::int64_t from_step, std::byte* to, std::int64_t to_step, std::size_t cols,
                   std::size_t size) {
@@ -23,31 +22,31 @@ template <class T>
 class Tile {
  public:
   Tile(const MergedTensor& tensor, UpdateProducts<T>& products, const DoraRowScales& row_scales, const AreaRows& target,
-       const TileArea& place)
+       const TileArea& tile)
       : tensor_(tensor),
         products_(products),
         row_scales_(row_scales),
         target_(target),
-        place_(place),
+        tile_(tile),
         lattice_(products.lattice()),
         base_(tensor.merge().base_dtype),
         dtype_(tensor.tensor().dtype) {
-    const std::int64_t row = lattice_.rows.first + (place.first + place.row) * lattice_.rows.step - target.area.row;
+    const std::int64_t row = lattice_.rows.first + (tile.first + tile.row) * lattice_.rows.step - target.area.row;
     const std::int64_t col = lattice_.cols.first +
-                             (place.panel * kWidth + static_cast<std::int64_t>(place.begin)) * lattice_.cols.step -
+                             (tile.panel * kWidth + static_cast<std::int64_t>(tile.begin)) * lattice_.cols.step -
                              target.area.col;
     from_ = target.base.data + row * target.base.pitch + col * element_size(base_);
     to_ = target.out + row * target.out_pitch + col * element_size(dtype_);
   }
 
   bool run(T* weights, MergeError& error) {
-    for (std::size_t n = 0; n < products_.num_updates(); ++n) products_.product(n, place_.row, place_.rows, place_.panel);
+    for (std::size_t n = 0; n < products_.num_updates(); ++n) products_.product(n, range());
     const bool guarded = sizeof(T) == sizeof(float) && tensor_.merge().mode == MergeMode::best;
-    if (guarded) products_.smallest(place_.row, place_.rows, place_.panel, base_, row_scales_, smallest_);
-    // A row is looked at before it is overwritten.
+    if (guarded) products_.smallest(range(), base_, row_scales_, smallest_);
+    // The exact row is computed before the weights are overwritten.
     double exact[kPanel];
-    const std::size_t row = first_sampled(place_.first + place_.row, place_.panel);
-    const bool sampled = tensor_.merge().mode == MergeMode::fast && row < place_.rows;
+    const std::size_t row = first_sampled(tile_.first + tile_.row, tile_.panel);
+    const bool sampled = tensor_.merge().mode == MergeMode::fast && row < tile_.rows;
     if (sampled) exact_row(row, exact);
     const bool finite = run_steps(weights, guarded);
     if (sampled) compare_sample({base_, dtype_}, exact, cols(), to(row), lattice_.cols.step, error);
@@ -61,33 +60,33 @@ class Tile {
   std::byte* to(std::size_t i) const {
     return to_ + static_cast<std::int64_t>(i) * lattice_.rows.step * target_.out_pitch;
   }
-  std::size_t cols() const { return place_.end - place_.begin; }
+  TileRange range() const { return {tile_.row, tile_.rows, tile_.panel}; }
+  std::size_t cols() const { return tile_.end - tile_.begin; }
 
   double exact_at(double weight, std::size_t i, std::size_t j) const {
-    return products_.exact(weight, place_.row + static_cast<std::int64_t>(i), place_.panel, place_.begin + j, row_scales_);
+    return products_.exact(weight, tile_.row + static_cast<std::int64_t>(i), tile_.panel, tile_.begin + j, row_scales_);
   }
 
   bool run_steps(T* weights, bool guarded) {
     const auto size = static_cast<std::size_t>(element_size(base_));
     std::byte packed[kPanel * sizeof(double)];
-    for (std::size_t i = 0; i < place_.rows; ++i) {
+    for (std::size_t i = 0; i < tile_.rows; ++i) {
       T* row = weights + i * kPanel;
       std::fill_n(row, kPanel, T{0});
       const std::byte* at = from(i);
       if (lattice_.cols.step != 1) move_columns(from(i), lattice_.cols.step, packed, 1, cols(), size), at = packed;
-      load(base_, at, cols(), row + place_.begin);
+      load(base_, at, cols(), row + tile_.begin);
     }
     T before[kTileSize];
-    if (guarded) std::copy_n(weights, place_.rows * kPanel, before);
-    products_.run(0, products_.program().steps.size(), tensor_.merge(), place_.row, place_.rows, place_.panel, row_scales_,
-               weights);
-    for (std::size_t i = 0; guarded && i < place_.rows; ++i) {
-      for (std::size_t j = place_.begin; j < place_.end; ++j) {
+    if (guarded) std::copy_n(weights, tile_.rows * kPanel, before);
+    products_.run(products_.program().steps.size(), range(), row_scales_, weights);
+    for (std::size_t i = 0; guarded && i < tile_.rows; ++i) {
+      for (std::size_t j = tile_.begin; j < tile_.end; ++j) {
         T& value = weights[i * kPanel + j];
         if (!(std::fabs(value) < static_cast<T>(smallest_[i]))) continue;
-        // Rounded here, once, to a value that rounding again does not change.
+        // Rounded here, once. Rounding the result again does not change it.
         std::byte rounded[sizeof(double)];
-        store_element(base_, exact_at(static_cast<double>(before[i * kPanel + j]), i, j - place_.begin), rounded);
+        store_element(base_, exact_at(static_cast<double>(before[i * kPanel + j]), i, j - tile_.begin), rounded);
         value = static_cast<T>(load_element(base_, rounded));
       }
     }
@@ -96,12 +95,12 @@ class Tile {
 
   bool write(T* weights) {
     const auto size = static_cast<std::size_t>(element_size(dtype_));
-    if (base_ != dtype_) round_to(base_, weights, place_.rows * kPanel);
+    if (base_ != dtype_) round_to(base_, weights, tile_.rows * kPanel);
     bool finite = true;
     std::byte packed[kPanel * sizeof(double)];
-    for (std::size_t i = 0; i < place_.rows; ++i) {
+    for (std::size_t i = 0; i < tile_.rows; ++i) {
       std::byte* at = lattice_.cols.step == 1 ? to(i) : packed;
-      finite &= store_row(weights + i * kPanel + place_.begin, at);
+      finite &= store_row(weights + i * kPanel + tile_.begin, at);
       if (lattice_.cols.step != 1) move_columns(packed, 1, to(i), lattice_.cols.step, cols(), size);
     }
     return finite;
@@ -132,7 +131,7 @@ class Tile {
   UpdateProducts<T>& products_;
   const DoraRowScales& row_scales_;
   const AreaRows& target_;
-  const TileArea& place_;
+  const TileArea& tile_;
   const plan::Lattice& lattice_;
   Dtype base_, dtype_;
   const std::byte* from_;
@@ -143,21 +142,21 @@ class Tile {
 }  // namespace
 
 template <class T>
-bool merge_tile(const MergedTensor& tensor, UpdateProducts<T>& products, const DoraRowScales& row_scales, const AreaRows& target,
-                const TileArea& place, T* weights, MergeError& error) {
-  return Tile<T>(tensor, products, row_scales, target, place).run(weights, error);
+bool merge_tile(const MergedTensor& tensor, UpdateProducts<T>& products, const DoraRowScales& row_scales,
+                const AreaRows& target, const TileArea& tile, T* weights, MergeError& error) {
+  return Tile<T>(tensor, products, row_scales, target, tile).run(weights, error);
 }
 
-template bool merge_tile(const MergedTensor&, UpdateProducts<float>&, const DoraRowScales&, const AreaRows&, const TileArea&, float*,
-                         MergeError&);
-template bool merge_tile(const MergedTensor&, UpdateProducts<double>&, const DoraRowScales&, const AreaRows&, const TileArea&,
-                         double*, MergeError&);
+template bool merge_tile(const MergedTensor&, UpdateProducts<float>&, const DoraRowScales&, const AreaRows&,
+                         const TileArea&, float*, MergeError&);
+template bool merge_tile(const MergedTensor&, UpdateProducts<double>&, const DoraRowScales&, const AreaRows&,
+                         const TileArea&, double*, MergeError&);
 
 namespace {
 
 constexpr std::int64_t kEveryRow = 32, kEveryPanel = 509;
 
-// How many representable values lie between two of the same dtype.
+// The distance of two values in last places of the dtype.
 double steps_between(Dtype dtype, const std::byte* a, const std::byte* b) {
   const auto ordered = [&](const std::byte* at) {
     std::uint64_t bits = 0;

@@ -1,4 +1,4 @@
-// One tile from the weights as they were to the weights as they are written.
+// Merges one tile: loads the weights, runs the program, recomputes what cancelled, and stores the result.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace peft::execution {
 
-// Where the rows of an area are, before and after.
+// Where the rows of an area lie before and after the merge.
 struct AreaRows {
   Rectangle area;
   BaseRows base;
@@ -18,8 +18,8 @@ struct AreaRows {
   std::int64_t out_pitch = 0;
 };
 
-// One tile of an opened place: rows [row, row + rows) of those taken, the first of which is `first`; of the panel's
-// columns [begin, end). False when a result is not finite.
+// A tile of the opened target matrix: rows [row, row + rows) of the rows that UpdateProducts::take_rows() took from row
+// `first` of the matrix on; columns [begin, end) of a panel.
 struct TileArea {
   std::int64_t first = 0, row = 0;
   std::size_t rows = 0;
@@ -27,13 +27,15 @@ struct TileArea {
   std::size_t begin = 0, end = 0;
 };
 template <class T>
-bool merge_tile(const MergedTensor& tensor, UpdateProducts<T>& products, const DoraRowScales& row_scales, const AreaRows& target,
-                const TileArea& place, T* weights, MergeError& error);
+bool merge_tile(const MergedTensor& tensor, UpdateProducts<T>& products, const DoraRowScales& row_scales,
+                const AreaRows& target, const TileArea& tile, T* weights, MergeError& error);
 
-// How many rows after `row` the next one is that is compared in this panel.
+// The error of MergeMode::fast is measured on sampled rows. They are chosen by their tile in the matrix, so that they
+// do not depend on how the file is cut. Returns how many rows after `row` the next sampled row of this panel is.
 std::size_t first_sampled(std::int64_t row, std::int64_t panel);
 
-// Steps are elements from one result to the next. Exact sums are rounded to the base's dtype, then to the result's.
+// Compares results with exact sums, which are rounded to `base`, then to `out`. `step`: elements from one result to the
+// next.
 struct SampleDtypes {
   Dtype base = Dtype::bf16, out = Dtype::bf16;
 };

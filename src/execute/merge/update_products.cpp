@@ -9,7 +9,7 @@
 namespace peft::execution {
 namespace {
 
-// What one update's columns may take when they all stay packed, and its rows.
+// Limits for the packed columns of an update that stay in memory, and for its packed rows.
 constexpr std::size_t kRightBytes = std::size_t{2} << 20, kLeftBytes = std::size_t{256} << 10;
 
 template <class T>
@@ -21,7 +21,7 @@ const std::uint32_t* words(const T* memory) {
   return reinterpret_cast<const std::uint32_t*>(memory);
 }
 
-// Element k of a chain that is packed in steps of `step`, at `offset`.
+// Element k of a chain in packed factors: at k * step + offset, or in words of two elements.
 template <class T>
 double element(bool paired, const T* packed, std::size_t k, std::size_t step, std::size_t offset) {
   if (!paired) return static_cast<double>(packed[k * step + offset]);
@@ -35,10 +35,10 @@ std::int64_t panels_of(std::int64_t cols) { return (cols + kWidth - 1) / kWidth;
 }  // namespace
 
 template <class T>
-void UpdateProducts<T>::open(const MergedTensor& tensor, std::size_t place, GatherStore& factors) {
-  if (tensor_ == &tensor && place_ == place) return;
+void UpdateProducts<T>::open(const MergedTensor& tensor, std::size_t matrix, GatherStore& factors) {
+  if (tensor_ == &tensor && matrix_ == matrix) return;
   tensor_ = nullptr;
-  const TargetMatrix& where = tensor.index().places[place];
+  const TargetMatrix& where = tensor.index().matrices[matrix];
   lattice_ = where.lattice;
   program_ = make_program(tensor.merge(), where);
   updates_.clear();
@@ -65,7 +65,7 @@ void UpdateProducts<T>::open(const MergedTensor& tensor, std::size_t place, Gath
     packed.only_panel = -1;
     packed.safe_panels = 0;
   }
-  place_ = place;
+  matrix_ = matrix;
   tensor_ = &tensor;
 }
 
@@ -117,22 +117,23 @@ const T* UpdateProducts<T>::right_of(std::size_t n, std::int64_t panel) {
 }
 
 template <class T>
-T* UpdateProducts<T>::product(std::size_t n, std::int64_t row, std::size_t rows, std::int64_t panel) {
+T* UpdateProducts<T>::product(std::size_t n, const TileRange& tile) {
   Packed& packed = packed_[n];
-  const T* right = right_of(n, panel);
-  const T* left = packed.left.get() + static_cast<std::size_t>(row) * packed.width();
+  const T* right = right_of(n, tile.panel);
+  const T* left = packed.left.get() + static_cast<std::size_t>(tile.row) * packed.width();
   if (!packed.paired) {
-    multiply(left, rows, packed.width(), right, packed.tile.get());
-  } else if (packed.left_safe && packed.right_safe[static_cast<std::size_t>(panel)]) {
-    multiply_pairs(words(left), rows, packed.width(), words(right), reinterpret_cast<float*>(packed.tile.get()));
+    multiply(left, tile.rows, packed.width(), right, packed.tile.get());
+  } else if (packed.left_safe && packed.right_safe[static_cast<std::size_t>(tile.panel)]) {
+    multiply_pairs(words(left), tile.rows, packed.width(), words(right), reinterpret_cast<float*>(packed.tile.get()));
   } else {
-    multiply_unpaired(packed, row, rows, right);
+    multiply_unpaired(packed, tile.row, tile.rows, right);
   }
   return packed.tile.get();
 }
 
 template <class T>
-std::optional<typename UpdateProducts<T>::Factors> UpdateProducts<T>::factors(std::int64_t row, std::int64_t panel, std::int64_t panels) {
+std::optional<typename UpdateProducts<T>::Factors> UpdateProducts<T>::factors(std::int64_t row, std::int64_t panel,
+                                                                              std::int64_t panels) {
   Packed& packed = packed_.front();
   if (panel + panels > packed.safe_panels) {
     bool safe = true;
@@ -152,7 +153,8 @@ std::optional<typename UpdateProducts<T>::Factors> UpdateProducts<T>::factors(st
                  &packed.right_norms[static_cast<std::size_t>(panel)]};
 }
 
-// Numbers so small that pairs would take them for zero: the words are taken apart.
+// For factors with numbers so small that pair products would treat them as zero: unpacks the words and multiplies in
+// fp32.
 template <class T>
 void UpdateProducts<T>::multiply_unpaired(Packed& packed, std::int64_t row, std::size_t rows, const T* right) {
   const auto rank = static_cast<std::size_t>(packed.sides.rank);
@@ -178,16 +180,16 @@ double UpdateProducts<T>::Packed::left_at(std::size_t i, std::size_t k) const {
 }
 
 template <class T>
-double UpdateProducts<T>::row_scale_of(const DoraRowScales& row_scales, std::size_t row_scale, std::int64_t row, std::int64_t panel,
-                         std::size_t col) const {
+double UpdateProducts<T>::row_scale_of(const DoraRowScales& row_scales, std::size_t row_scale, std::int64_t row,
+                                       std::int64_t panel, std::size_t col) const {
   const std::int64_t out = lattice_.swapped
                                ? std::min(panel * kWidth + static_cast<std::int64_t>(col), lattice_.cols.count - 1)
                                : first_row_ + row;
   return row_scales.values[row_scale][static_cast<std::size_t>(out - row_scales.first)];
 }
 
-// The error of a chain in fp32 is below 2^-22 of the product of the norms, but for chains longer than any seen; half a
-// last place of a result is 2^-9 of it in bf16, 2^-12 in fp16.
+// The error of a chain in fp32 is below 2^-22 of the product of the norms for every rank in use; `longer` covers higher
+// ranks. Half a last matrix of a result is 2^-9 of it in bf16 and 2^-12 in fp16.
 template <class T>
 float UpdateProducts<T>::smallest_of_norms(std::size_t n, Dtype base) const {
   const float longer = std::max(1.0F, std::sqrt(static_cast<float>(packed_[n].sides.rank)) / 8);
@@ -195,21 +197,20 @@ float UpdateProducts<T>::smallest_of_norms(std::size_t n, Dtype base) const {
 }
 
 template <class T>
-void UpdateProducts<T>::smallest(std::int64_t row, std::size_t rows, std::int64_t panel, Dtype base, const DoraRowScales& row_scales,
-                        float* out) const {
-  std::fill_n(out, rows, 0.0F);
+void UpdateProducts<T>::smallest(const TileRange& tile, Dtype base, const DoraRowScales& row_scales, float* out) const {
+  std::fill_n(out, tile.rows, 0.0F);
   for (std::size_t n = 0; n < num_updates(); ++n) {
     const Packed& packed = packed_[n];
-    const float right = packed.right_norms[static_cast<std::size_t>(panel)] * smallest_of_norms(n, base);
-    const float* left = &packed.left_norms[static_cast<std::size_t>(row)];
-    for (std::size_t i = 0; i < rows; ++i) out[i] += left[i] * right;
+    const float right = packed.right_norms[static_cast<std::size_t>(tile.panel)] * smallest_of_norms(n, base);
+    const float* left = &packed.left_norms[static_cast<std::size_t>(tile.row)];
+    for (std::size_t i = 0; i < tile.rows; ++i) out[i] += left[i] * right;
   }
-  for (std::size_t g = 0; g < program_.row_scales.size(); ++g) {
-    for (std::size_t i = 0; i < rows; ++i) {
+  for (std::size_t s = 0; s < program_.row_scales.size(); ++s) {
+    for (std::size_t i = 0; i < tile.rows; ++i) {
+      const std::int64_t row = tile.row + static_cast<std::int64_t>(i);
       float most = 1;
       for (std::size_t col = 0; col < (lattice_.swapped ? kPanel : 1); ++col)
-        most = std::max(
-            most, static_cast<float>(std::fabs(row_scale_of(row_scales, g, row + static_cast<std::int64_t>(i), panel, col))));
+        most = std::max(most, static_cast<float>(std::fabs(row_scale_of(row_scales, s, row, tile.panel, col))));
       out[i] *= most;
     }
   }
@@ -221,8 +222,8 @@ bool UpdateProducts<T>::keeps_all() const {
                       [](const Packed& packed) { return packed.is_packed.empty(); });
 }
 
-// Products of floats are exact in a double: added to a sum, they need no fma(), which is a slow function where the
-// compiler may not count on the instruction.
+// Products of floats are exact in fp64, so that no fma() is needed. It is a slow function call where the compiler may
+// not use the instruction.
 template <class T>
 double UpdateProducts<T>::exact_product(const Packed& packed, std::size_t row, const T* right, std::size_t col) {
   const std::size_t width = packed.width();
@@ -245,7 +246,8 @@ double UpdateProducts<T>::exact_product(const Packed& packed, std::size_t row, c
 }
 
 template <class T>
-double UpdateProducts<T>::exact(double weight, std::int64_t row, std::int64_t panel, std::size_t col, const DoraRowScales& row_scales) const {
+double UpdateProducts<T>::exact(double weight, std::int64_t row, std::int64_t panel, std::size_t col,
+                                const DoraRowScales& row_scales) const {
   for (const Step& step : program_.steps) {
     if (step.kind == Step::Kind::measure) continue;
     const Packed& packed = packed_[step.update];
@@ -258,23 +260,26 @@ double UpdateProducts<T>::exact(double weight, std::int64_t row, std::int64_t pa
   return weight;
 }
 
-// W = gain * (W + scale * d), or the reverse.
+// W = row_scale * (W + scale * d), or the inverse.
 template <class T>
-void UpdateProducts<T>::scale_rows(const Step& step, const Merge& merge, std::int64_t row, std::size_t rows, std::int64_t panel,
-                          const DoraRowScales& row_scales, T* weights) const {
+void UpdateProducts<T>::scale_rows(const Step& step, const TileRange& tile, const DoraRowScales& row_scales,
+                                   T* weights) const {
   const T* d = packed_[step.update].tile.get();
   const auto factor = static_cast<T>(updates_[step.update]->scale);
-  const bool out = step.kind == Step::Kind::take_out;
+  const bool takes_out = step.kind == Step::Kind::take_out;
+  const Dtype base = tensor_->merge().base_dtype;
   if (step.rule == AddRule::fused)
-    apply_rule({AddRule::fused, merge.base_dtype, updates_[step.update]->scale}, d, weights, rows * kPanel);
-  for (std::size_t i = 0; i < rows; ++i) {
+    apply_rule({AddRule::fused, base, updates_[step.update]->scale}, d, weights, tile.rows * kPanel);
+  for (std::size_t i = 0; i < tile.rows; ++i) {
     T row_scale[kPanel];
-    for (std::size_t j = 0; j < kPanel; ++j)
-      row_scale[j] = static_cast<T>(row_scale_of(row_scales, step.row_scale, row + static_cast<std::int64_t>(i), panel, j));
+    for (std::size_t j = 0; j < kPanel; ++j) {
+      row_scale[j] = static_cast<T>(
+          row_scale_of(row_scales, step.row_scale, tile.row + static_cast<std::int64_t>(i), tile.panel, j));
+    }
     T* w = weights + i * kPanel;
     const T* delta = d + i * kPanel;
     for (std::size_t j = 0; j < kPanel; ++j) {
-      if (out) {
+      if (takes_out) {
         w[j] = w[j] / row_scale[j] - delta[j] * factor;
       } else if (step.rule == AddRule::fused) {
         w[j] *= row_scale[j];
@@ -283,22 +288,21 @@ void UpdateProducts<T>::scale_rows(const Step& step, const Merge& merge, std::in
       }
     }
   }
-  if (step.rule != AddRule::fused) round_to(merge.base_dtype, weights, rows * kPanel);
+  if (step.rule != AddRule::fused) round_to(base, weights, tile.rows * kPanel);
 }
 
 template <class T>
-void UpdateProducts<T>::run(std::size_t begin, std::size_t end, const Merge& merge, std::int64_t row, std::size_t rows,
-                   std::int64_t panel, const DoraRowScales& row_scales, T* weights) const {
-  for (std::size_t s = begin; s < end; ++s) {
+void UpdateProducts<T>::run(std::size_t end, const TileRange& tile, const DoraRowScales& row_scales, T* weights) const {
+  for (std::size_t s = 0; s < end; ++s) {
     const Step& step = program_.steps[s];
     switch (step.kind) {
       case Step::Kind::add:
-        apply_rule({step.rule, merge.base_dtype, updates_[step.update]->scale}, packed_[step.update].tile.get(),
-                   weights, rows * kPanel);
+        apply_rule({step.rule, tensor_->merge().base_dtype, updates_[step.update]->scale},
+                   packed_[step.update].tile.get(), weights, tile.rows * kPanel);
         break;
       case Step::Kind::scale:
       case Step::Kind::take_out:
-        scale_rows(step, merge, row, rows, panel, row_scales, weights);
+        scale_rows(step, tile, row_scales, weights);
         break;
       case Step::Kind::measure:
         break;

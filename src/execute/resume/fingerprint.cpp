@@ -12,11 +12,11 @@
 namespace peft::execution {
 namespace {
 
-constexpr std::size_t kSamples = 64;          // of a source
-constexpr std::uint64_t kSampleBytes = 4096;  // of each
+constexpr std::size_t kSamples = 64;          // samples of a source
+constexpr std::uint64_t kSampleBytes = 4096;  // bytes of a sample
 
-// Each add() names the members of its struct in a binding: a member that is added to the struct does not compile until
-// it is covered here.
+// Each add() lists the members of its struct in a structured binding. A new member of the struct is a compile error
+// until it is listed here.
 class Writer {
  public:
   template <class Number>

@@ -25,7 +25,7 @@ std::string line_of(std::string_view text) {
   return fmt::format("{:016x} {}\n", XXH3_64bits(text.data(), text.size()), text);
 }
 
-// The text of a line that is as it was written.
+// The text of a line whose checksum is right.
 std::optional<std::string_view> text_of(std::string_view line) {
   if (line.size() <= kChecksumDigits) return std::nullopt;
   const std::string_view text = line.substr(kChecksumDigits + 1);
@@ -86,11 +86,11 @@ void read_journal(const std::string& path, const std::string& fingerprint, std::
   const safetensors::InputFile input(path);
   std::string text(input.size(), '\0');
   input.read(0, text);
-  std::size_t bad = 0;  // number of the first line that cannot be used
+  std::size_t bad = 0;  // number of the first damaged line
   for (std::size_t begin = 0, number = 1; begin < text.size(); ++number) {
     const std::size_t end = std::min(text.find('\n', begin), text.size());
     const auto line = text_of(std::string_view(text).substr(begin, end - begin));
-    // A line without an end, or damaged, is the last one of a run that was stopped; but only the last one.
+    // A run that was stopped may leave its last line damaged or without an end. Only the last line.
     if (!line || end == text.size()) {
       if (bad == 0) bad = number;
     } else if (bad != 0) {

@@ -1,8 +1,8 @@
-// Which files of an output are finished, for a run that goes on where another stopped.
+// The record of finished files that makes runs resumable.
 //
-// A journal is text, one line for each file, with a checksum in front. The first line names the fingerprint. Every run
-// writes a journal of its own; what counts is all of them together. A line is added after its file is synced and
-// renamed.
+// A journal is text with one line for each finished file. Each line starts with its checksum. The first line names the
+// fingerprint. Every run writes a journal of its own; readers join all of them. A line is added after its file is
+// synced and renamed.
 #pragma once
 
 #include <cstdint>
@@ -17,13 +17,13 @@ namespace peft::execution {
 struct FinishedFile {
   std::string name;
   std::uint64_t size = 0;
-  std::optional<std::uint64_t> digest{};  // of the digests of its units; absent when nothing was read back
+  std::optional<std::uint64_t> digest{};  // digest of its units' digests; absent when the file was not read back
   std::uint64_t staging = 0;              // CutSizes::staging, which decides what the units are
   bool operator==(const FinishedFile&) const = default;
 };
 
-// All that the journals of a staging folder say. Throws RS_JOURNAL for a journal that is damaged other than at its end,
-// or belongs to an output with another fingerprint.
+// Reads all journals of a staging folder. Throws RS_JOURNAL for a journal that is damaged before its last line, and for
+// one with another fingerprint.
 std::vector<FinishedFile> read_journals(const std::string& staging, const std::string& fingerprint);
 
 class Journal {
@@ -34,7 +34,7 @@ class Journal {
   Journal& operator=(const Journal&) = delete;
 
   void add(const std::vector<FinishedFile>& files);
-  void withdraw() noexcept;  // nothing that this run has finished is to be used
+  void withdraw() noexcept;  // removes the journal: later runs use nothing of this run
 
  private:
   void write(const std::string& lines);

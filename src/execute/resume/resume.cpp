@@ -16,7 +16,7 @@ namespace {
 
 using safetensors::InputFile;
 
-// A journal may be kept from a run with any number of workers, but from no other cutting than those have.
+// Whether a run with some number of workers cuts files with this staging size.
 bool is_sensible(std::uint64_t staging) {
   return staging >= cut_sizes(kMaxWorkers).staging && staging <= cut_sizes(1).staging;
 }
@@ -34,11 +34,11 @@ bool is_as_journaled(const FileWork& work, const std::string& path, const Finish
     return true;
   } catch (const Error& error) {
     if (error.code() == ErrorCode::INTERRUPTED) throw;
-    return false;  // what cannot be read is written again
+    return false;  // a file that cannot be read is written again
   }
 }
 
-// One line for each file: those with a digest are worth more.
+// One line for each file. A line with a digest replaces one without.
 std::map<std::string, FinishedFile> by_name(const std::vector<FinishedFile>& journaled) {
   std::map<std::string, FinishedFile> files;
   for (const FinishedFile& file : journaled) {

@@ -1,9 +1,9 @@
-#include "execute/resume/resume.h"
-
 #include <gtest/gtest.h>
 
 #include <numeric>
 #include <random>
+
+#include "execute/resume/resume.h"
 
 namespace peft::execution {
 namespace {

@@ -19,8 +19,8 @@ std::pair<std::uint64_t, std::uint64_t> bytes_of(const Plan& plan, const View& v
                                                  std::int64_t end, bool packed = false) {
   const TensorInfo& tensor = plan.sources[view.source]->tensors()[view.tensor];
   const std::int64_t size = element_size(tensor.dtype);
-  if (size == 0) return {tensor.begin, tensor.end};              // less than a byte: only ever copied whole
-  const auto codes = static_cast<std::int64_t>(packed ? 2 : 1);  // of a byte
+  if (size == 0) return {tensor.begin, tensor.end};              // dtypes below a byte are always copied whole
+  const auto codes = static_cast<std::int64_t>(packed ? 2 : 1);  // codes in a byte
   const std::int64_t start = view.offset + begin * view.row_stride;
   const std::int64_t down = (end - begin - 1) * view.row_stride, across = (view.cols - 1) * view.col_stride;
   const std::int64_t low = start + std::min<std::int64_t>(down, 0) + std::min<std::int64_t>(across, 0);
@@ -29,12 +29,12 @@ std::pair<std::uint64_t, std::uint64_t> bytes_of(const Plan& plan, const View& v
           tensor.begin + static_cast<std::uint64_t>((high * size + codes - 1) / codes)};
 }
 
-// What the blocks and updates of a tensor are, by row. Pieces of a tensor follow each other: the last one is kept.
+// Finds the blocks and updates of a tensor by row. Slices of a tensor follow each other, so the last index is kept.
 class Readers {
  public:
   explicit Readers(const FileWork& work) : work_(work) {}
 
-  // Calls visit(source, begin, end) for what a piece reads.
+  // Calls visit(source, begin, end) for the bytes that a slice reads.
   template <class Visit>
   void for_each_range(const TensorSlice& slice, const Visit& visit) {
     open(slice.tensor);
@@ -55,7 +55,7 @@ class Readers {
       if (block.scales) visit_view(block.scales->grid, 0, block.scales->grid.rows);
     });
     merges_.by_row.find(row, row_end, [&](std::size_t p) {
-      for (const std::uint32_t u : merges_.places[p].updates) {
+      for (const std::uint32_t u : merges_.matrices[p].updates) {
         const Update& update = tensor.merge->updates[u];
         visit_view(update.a, 0, update.a.rows);
         if (update.b.rows != 0) visit_view(update.b, 0, update.b.rows);
@@ -105,8 +105,9 @@ PageSchedule::PageSchedule(const FileWork& work) : plan_(*work.plan) {
   last_ = by_unit(plan_, last, work.units.size());
 }
 
-PageSchedule::Windows PageSchedule::by_unit(const Plan& plan, const std::vector<std::vector<std::uint32_t>>& unit_of_window,
-                              std::size_t num_units) {
+PageSchedule::Windows PageSchedule::by_unit(const Plan& plan,
+                                            const std::vector<std::vector<std::uint32_t>>& unit_of_window,
+                                            std::size_t num_units) {
   Windows result;
   const auto for_each_window = [&](const auto& visit) {
     for (std::size_t s = 0; s < unit_of_window.size(); ++s) {

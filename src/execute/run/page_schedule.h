@@ -1,4 +1,4 @@
-// Which parts of the sources each unit needs: mapped in one go before it runs, let go after the last one.
+// When source pages are mapped and released: before the first unit that needs them, and after the last one.
 #pragma once
 
 #include <cstddef>
@@ -13,9 +13,9 @@ class PageSchedule {
  public:
   explicit PageSchedule(const FileWork& work);
 
-  // Units beyond the last are nothing. Safe from several threads for different units.
-  void prefetch(std::size_t unit) const;  // what no earlier unit needed
-  void release(std::size_t unit) const;   // what no later unit needs
+  // Does nothing for units beyond the last. Safe from several threads for different units.
+  void prefetch(std::size_t unit) const;  // maps what no earlier unit needed
+  void release(std::size_t unit) const;   // releases what no later unit needs
 
  private:
   struct Window {

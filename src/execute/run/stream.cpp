@@ -12,18 +12,18 @@
 namespace peft::execution {
 namespace {
 
-std::uint64_t digest_of(std::span<const Run> runs) {
+std::uint64_t digest_of(std::span<const FileExtent> extents) {
   Hash hash;
-  for (const Run& run : runs) {
-    for (const iovec& part : run.parts) hash.add(part.iov_base, part.iov_len);
+  for (const FileExtent& extent : extents) {
+    for (const iovec& part : extent.parts) hash.add(part.iov_base, part.iov_len);
   }
   return hash.digest();
 }
 
-// Bytes that are read at once: they are still in the second-level cache when they are hashed.
+// Bytes that are read at once. They are still in the second-level cache when they are hashed.
 constexpr std::uint64_t kReadBytes = 512 * 1024;
 
-template <class Visit>  // visit(bytes): the file's bytes [begin, end), piece by piece
+template <class Visit>  // visit(bytes) gets the file's bytes [begin, end), part by part
 void read_range(const ReadAt& file, std::uint64_t begin, std::uint64_t end, std::vector<std::byte>& buffer,
                 Visit&& visit) {
   buffer.resize(kReadBytes);
@@ -46,12 +46,12 @@ ReadAt reader(const NewFile& file) {
                                         .hint = "check the disk and the memory of this machine, then try again"});
 }
 
-// Makes the unit again to see which tensor is wrong.
+// Renders the unit again to find the tensor that differs, and throws.
 [[noreturn]] void blame(const FileWork& work, const Unit& unit, const NewFile& file, UnitRenderer& renderer) {
   std::vector<std::byte> expected, buffer;
-  for (const Run& run : renderer.make(work, unit)) {
-    std::uint64_t offset = run.offset;
-    for (const iovec& part : run.parts) {
+  for (const FileExtent& extent : renderer.make(work, unit)) {
+    std::uint64_t offset = extent.offset;
+    for (const iovec& part : extent.parts) {
       const auto* made = static_cast<const std::byte*>(part.iov_base);
       const std::uint64_t begin = work.layout.head.size() + offset;
       read_range(reader(file), begin, begin + part.iov_len, buffer, [&](std::span<const std::byte> bytes) {
@@ -69,7 +69,7 @@ ReadAt reader(const NewFile& file) {
       });
     }
   }
-  not_as_written(file, {});  // wrong the first time, right the second: still not to be trusted
+  not_as_written(file, {});  // it differed the first time and not the second: still not to be trusted
 }
 
 std::uint64_t digest_in_file(const FileWork& work, const Unit& unit, const ReadAt& file,
@@ -101,7 +101,8 @@ MergeError UnitRenderers::merge_error() const {
   return all;
 }
 
-Digests write_units(const FileWork& work, NewFile& file, UnitRenderers& renderers, Monitor& monitor, bool want_digests) {
+Digests write_units(const FileWork& work, NewFile& file, UnitRenderers& renderers, Monitor& monitor,
+                    bool want_digests) {
   const PageSchedule touch(work);
   const std::string& head = work.layout.head;
   file.write_at(0, std::as_bytes(std::span(head)));
@@ -112,9 +113,9 @@ Digests write_units(const FileWork& work, NewFile& file, UnitRenderers& renderer
     monitor.check();
     if (u < ahead) touch.prefetch(u);
     touch.prefetch(u + ahead);
-    const std::span<const Run> runs = renderers.of(worker).make(work, work.units[u]);
-    if (want_digests) digests[u] = digest_of(runs);
-    for (const Run& run : runs) file.writev_at(head.size() + run.offset, run.parts);
+    const std::span<const FileExtent> extents = renderers.of(worker).make(work, work.units[u]);
+    if (want_digests) digests[u] = digest_of(extents);
+    for (const FileExtent& extent : extents) file.writev_at(head.size() + extent.offset, extent.parts);
     touch.release(u);
     monitor.add(bytes_of(work, work.units[u]));
   });

@@ -15,13 +15,13 @@ namespace peft::execution {
 namespace {
 
 constexpr std::uint64_t kMaxSlices = 1000;
-constexpr std::uint64_t kShortRows = 16;  // at least so many are in a block
+constexpr std::uint64_t kShortRows = 16;  // a block has at least so many of them
 constexpr std::int64_t kCacheLine = 64;
-// Members of this many bytes side by side in the source are taken together, so that no line is read twice and
-// neighbouring lines are read together.
+// Members that are neighbours in the source are rendered together, this many bytes of them: no cache line is read
+// twice.
 constexpr std::int64_t kGroupBytes = 512;
-// Staging of members that do not fit it whole: less than there is, as more of it stays in the cache; but for each
-// member what a write takes to be worth its call.
+// Staging for members that do not fit whole: less than there is, so that it stays in the cache; but enough for each
+// member to make a write worth its call.
 constexpr std::int64_t kTileBytes = std::int64_t{4} << 20, kTileMemberBytes = std::int64_t{32} * 1024;
 
 bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t bytes, std::uint64_t shortest) {
@@ -41,7 +41,7 @@ bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t byte
   return row == tensor.rows && (tensor.blocks.size() == 1 || bytes >= tensor.blocks.size() * shortest);
 }
 
-// Bytes a member needs in the staging buffer. Odd lines keep the members apart in the cache (see stage()).
+// Bytes that a tensor needs in the staging buffer.
 std::uint64_t staged_bytes(const FileWork& work, std::size_t t) {
   std::uint64_t bytes = staging_size(work.bytes_of(t));
   if (work.byte_source[t] == ByteSource::member) {
@@ -57,7 +57,7 @@ struct Span {
   std::size_t begin = 0, end = 0;
 };
 
-// The families' extents in the file, joined where they overlap: a layer's gate, up and down experts.
+// Where column groups lie in the file. Overlapping spans are joined: gate, up and down experts of a layer.
 std::vector<Span> group_spans(const FileWork& work) {
   std::vector<Span> spans;
   std::vector<std::size_t> span_of(work.column_groups.groups.size(), ColumnGroups::kNone);
@@ -132,8 +132,8 @@ class Cutter {
     }
   }
 
-  // Units end where blocks of the file do. Rows that are short are cut there and made twice; long ones stay whole, and
-  // those that are longer than a block are cut between elements.
+  // Units end where blocks of the file end. Short rows are cut there and rendered twice. Long rows stay whole. Rows
+  // longer than a block are cut between elements.
   void cut_tensor(std::size_t t) {
     const std::uint64_t size = std::max<std::uint64_t>(
                             1, static_cast<std::uint64_t>(info(work_.tensor(t).dtype).bits) / 8),
@@ -147,7 +147,7 @@ class Cutter {
       if (slices_ >= kMaxSlices || room < step) flush();
       if (keeps_rows) room = block - (unit_.end - unit_.begin);
       bytes = std::min(std::max<std::uint64_t>(room / step, 1) * step, work_.bytes_of(t) - done);
-      if (wide) bytes = std::min(bytes, row - done % row);  // a piece is a rectangle
+      if (wide) bytes = std::min(bytes, row - done % row);  // a slice is a rectangle
       extend(t, done, bytes);
       if (bytes >= room || (wide && (done + bytes) % row == 0)) flush();
     }
@@ -166,7 +166,7 @@ class Cutter {
     slices_ = 0;
   }
 
-  // Members side by side in the source, kGroupBytes of them at a time, and as many elements as fit the buffer.
+  // Takes neighbouring members, kGroupBytes of them at a time, and as many elements as fit the buffer.
   void tile(std::size_t index) {
     const ColumnGroup& group = work_.column_groups.groups[index];
     const std::int64_t from_size = element_size(group.from), to_size = element_size(group.to);
@@ -283,19 +283,19 @@ Rectangle area_of(const FileWork& work, const TensorSlice& slice) {
 
 namespace {
 
-// Pieces of a tensor follow each other: the index of the last one is kept.
-class Groups {
+// Finds the gather group of a slice. Slices of a tensor follow each other, so the last index is kept.
+class GatherGroups {
  public:
-  explicit Groups(const FileWork& work) : work_(work) {}
+  explicit GatherGroups(const FileWork& work) : work_(work) {}
 
-  // Of the first matrix that the piece changes.
+  // The group of the first matrix that the slice changes.
   std::optional<GatherGroup> of(const TensorSlice& slice) {
     if (work_.byte_source[slice.tensor] != ByteSource::merged) return std::nullopt;
     open(slice.tensor);
     const Rectangle area = area_of(work_, slice);
     const TargetMatrix* first = nullptr;
-    places_.by_row.find(area.row, area.row + area.rows, [&](std::size_t place) {
-      if (first == nullptr) first = &places_.places[place];
+    matrices_.by_row.find(area.row, area.row + area.rows, [&](std::size_t matrix) {
+      if (first == nullptr) first = &matrices_.matrices[matrix];
     });
     return first == nullptr ? std::nullopt : of(*first);
   }
@@ -304,11 +304,11 @@ class Groups {
   void open(std::size_t t) {
     if (tensor_ == t) return;
     tensor_ = t;
-    places_ = TargetIndex(work_.tensor(t));
+    matrices_ = TargetIndex(work_.tensor(t));
   }
-  std::optional<GatherGroup> of(const TargetMatrix& place) const {
-    const Update& update = work_.tensor(tensor_).merge->updates[place.updates.front()];
-    const std::size_t in_turn = views_in_turn(place.updates.size());
+  std::optional<GatherGroup> of(const TargetMatrix& matrix) const {
+    const Update& update = work_.tensor(tensor_).merge->updates[matrix.updates.front()];
+    const std::size_t in_turn = views_in_turn(matrix.updates.size());
     for (const View* view : {&update.b, &update.a}) {
       if (view->rows == 0 || view->cols == 0) continue;
       if (const auto group = group_of(*work_.plan, *view, in_turn)) return group;
@@ -318,12 +318,13 @@ class Groups {
 
   const FileWork& work_;
   std::size_t tensor_ = static_cast<std::size_t>(-1);
-  TargetIndex places_;
+  TargetIndex matrices_;
 };
 
 bool has_column_group(const FileWork& work, const Unit& unit) {
   bool has = false;
-  for_each_slice(work, unit, [&](const TensorSlice& slice) { has |= work.byte_source[slice.tensor] == ByteSource::member; });
+  for_each_slice(work, unit,
+                 [&](const TensorSlice& slice) { has |= work.byte_source[slice.tensor] == ByteSource::member; });
   return has;
 }
 
@@ -331,8 +332,8 @@ bool has_column_group(const FileWork& work, const Unit& unit) {
 
 void order_units(FileWork& work) {
   if (std::ranges::find(work.byte_source, ByteSource::merged) == work.byte_source.end()) return;  // nothing is gathered
-  Groups groups(work);
-  std::map<GatherGroup, std::size_t> place_of;  // of the group's first unit
+  GatherGroups groups(work);
+  std::map<GatherGroup, std::size_t> place_of;  // where the group's first unit stands
   std::vector<std::pair<std::size_t, Unit>> placed;
   for (const Unit& unit : work.units) {
     std::optional<GatherGroup> group;

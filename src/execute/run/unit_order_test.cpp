@@ -1,6 +1,4 @@
 // Factors that are read together are read once, in little memory, however the experts' names are sorted.
-#include "execute/run/unit.h"
-
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -11,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "execute/random_plan.h"
 #include "execute/run/stream.h"
+#include "execute/run/unit.h"
 #include "peft/execute.h"
 #include "peft/reference.h"
 

@@ -35,8 +35,8 @@ UnitRenderer::UnitRenderer(std::uint64_t bytes, MergeStores& stores) : size_(byt
   madvise(memory, bytes, MADV_HUGEPAGE);  // a hint: fewer first touches
 }
 
-std::span<const Run> UnitRenderer::make(const FileWork& work, const Unit& unit) {
-  used_ = num_runs_ = 0;
+std::span<const FileExtent> UnitRenderer::make(const FileWork& work, const Unit& unit) {
+  used_ = num_extents_ = 0;
   waiting_.clear();
   made_.clear();
   for_each_slice(work, unit, [&](const TensorSlice& slice) {
@@ -51,8 +51,7 @@ std::span<const Run> UnitRenderer::make(const FileWork& work, const Unit& unit) 
     }
   });
   const auto group = [&](const Waiting& waiting) { return work.column_groups.group_of_tensor[waiting.slice.tensor]; };
-  std::stable_sort(waiting_.begin(), waiting_.end(),
-                   [&](const auto& a, const auto& b) { return group(a) < group(b); });
+  std::stable_sort(waiting_.begin(), waiting_.end(), [&](const auto& a, const auto& b) { return group(a) < group(b); });
   for (std::size_t begin = 0, end = 0; begin < waiting_.size(); begin = end) {
     while (end < waiting_.size() && group(waiting_[end]) == group(waiting_[begin])) ++end;
     render_column_group(work, std::span(waiting_).subspan(begin, end - begin));
@@ -61,12 +60,12 @@ std::span<const Run> UnitRenderer::make(const FileWork& work, const Unit& unit) 
     const PlannedTensor& tensor = work.tensor(made.tensor);
     if (!all_finite({made.data, made.bytes}, tensor.dtype)) throw_nonfinite(*work.plan, tensor);
   }
-  return std::span(runs_).first(num_runs_);
+  return std::span(extents_).first(num_extents_);
 }
 
-// In its cache line the memory starts at byte `phase`.
+// The memory starts at byte `phase` of a cache line.
 std::byte* UnitRenderer::allocate(std::uint64_t bytes, std::uint64_t phase) {
-  const std::uint64_t size = staging_size(bytes);  // has a line more than there are bytes
+  const std::uint64_t size = staging_size(bytes);  // a line more than `bytes` needs
   if (size > size_ - used_)
     throw Error(ErrorCode::INTERNAL, {.problem = "a unit of work is larger than the staging buffer"});
   std::byte* memory = memory_.get() + used_ + phase;
@@ -74,17 +73,17 @@ std::byte* UnitRenderer::allocate(std::uint64_t bytes, std::uint64_t phase) {
   return memory;
 }
 
-// Joins what follows in the file, and what follows in memory too.
+// Joins parts that follow each other in the file and in memory.
 void UnitRenderer::append(const FileWork& work, std::size_t t, std::uint64_t offset, const std::byte* data,
-                   std::uint64_t bytes) {
+                          std::uint64_t bytes) {
   if (work.tensor(t).must_be_finite) made_.push_back({t, data, bytes});
-  if (num_runs_ == 0 || end_ != offset) {
-    if (num_runs_ == runs_.size()) runs_.emplace_back();
-    runs_[num_runs_].offset = offset;
-    runs_[num_runs_].parts.clear();
-    ++num_runs_;
+  if (num_extents_ == 0 || end_ != offset) {
+    if (num_extents_ == extents_.size()) extents_.emplace_back();
+    extents_[num_extents_].offset = offset;
+    extents_[num_extents_].parts.clear();
+    ++num_extents_;
   }
-  std::vector<iovec>& parts = runs_[num_runs_ - 1].parts;
+  std::vector<iovec>& parts = extents_[num_extents_ - 1].parts;
   end_ = offset + bytes;
   if (!parts.empty() && static_cast<const std::byte*>(parts.back().iov_base) + parts.back().iov_len == data) {
     parts.back().iov_len += bytes;
@@ -93,7 +92,7 @@ void UnitRenderer::append(const FileWork& work, std::size_t t, std::uint64_t off
   }
 }
 
-// The sources' own bytes, block after block.
+// Appends the source's own bytes, block after block.
 void UnitRenderer::append_direct(const FileWork& work, const TensorSlice& slice) {
   const PlannedTensor& tensor = work.tensor(slice.tensor);
   const std::uint64_t offset = work.layout.begin[slice.tensor];
@@ -115,8 +114,9 @@ void UnitRenderer::append_direct(const FileWork& work, const TensorSlice& slice)
   }
 }
 
-// Memory for `made`, which the piece is a part of. What is merged lies in cache lines as the file does: copying to
-// pages of the file takes 1.4 times as long otherwise. Transposing would lose as much by rows that cross lines.
+// Allocates memory for `made`, which contains `slice`. Merged bytes have the same position in a cache line as in the
+// file: otherwise copying them to the file takes 1.4 times as long. For transposed bytes the gain would be lost, as
+// rows would cross cache lines.
 std::byte* UnitRenderer::append_staged(const FileWork& work, const TensorSlice& slice, const TensorSlice& made) {
   const std::uint64_t position = work.layout.head.size() + work.layout.begin[slice.tensor] + made.begin;
   const bool as_file = work.tensor(slice.tensor).merge && position % sizeof(double) == 0;
@@ -148,9 +148,10 @@ void UnitRenderer::render_slice(const FileWork& work, const TensorSlice& slice) 
 }
 
 void UnitRenderer::render_column_group(const FileWork& work, std::span<Waiting> waiting) {
-  const ColumnGroup& group = work.column_groups.groups[work.column_groups.group_of_tensor[waiting.front().slice.tensor]];
+  const ColumnGroup& group =
+      work.column_groups.groups[work.column_groups.group_of_tensor[waiting.front().slice.tensor]];
   const std::int64_t from_size = element_size(group.from), to_size = element_size(group.to);
-  // All members of a unit are there with the same elements.
+  // All members of a unit have the same elements in it.
   const auto begin = static_cast<std::int64_t>(waiting.front().slice.begin) / to_size;
   const auto end = static_cast<std::int64_t>(waiting.front().slice.end) / to_size;
   const auto count = static_cast<std::uint64_t>(end - begin);

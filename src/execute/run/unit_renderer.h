@@ -1,4 +1,4 @@
-// Makes the bytes of a unit: rendered into a worker's own memory, or left where they are in a mapped source.
+// Produces the bytes of a unit: rendered into a worker's own memory, or left where they lie in a mapped source.
 #pragma once
 
 #include <sys/uio.h>
@@ -14,24 +14,25 @@
 
 namespace peft::execution {
 
-// Bytes of the unit that follow each other in the file, from `offset` in the data section on.
-struct Run {
+// Bytes that follow each other in the file, from `offset` in the data section on. They may lie in several places of
+// memory.
+struct FileExtent {
   std::uint64_t offset = 0;
   std::vector<iovec> parts;
 };
 
-// One thread's memory, reused from unit to unit: fresh pages cost more than everything done with them.
+// Not for several threads. Its memory is reused from unit to unit, since fresh pages cost more than rendering.
 class UnitRenderer {
  public:
   UnitRenderer(std::uint64_t bytes, MergeStores& stores);
 
   // The result is valid until the next call. Throws NUM_OVERFLOW for a value that its new dtype cannot hold, and
   // NUM_NONFINITE for NaN and infinity where the plan forbids them.
-  std::span<const Run> make(const FileWork& work, const Unit& unit);
+  std::span<const FileExtent> make(const FileWork& work, const Unit& unit);
   const MergeError& merge_error() const { return merger_.error(); }
 
  private:
-  struct Waiting {  // a member, to be rendered with the others of its family
+  struct Waiting {  // a member that is rendered with the others of its column group
     TensorSlice slice;
     std::byte* out;
   };
@@ -50,10 +51,10 @@ class UnitRenderer {
   };
   std::unique_ptr<std::byte, Unmap> memory_;
   std::uint64_t size_, used_ = 0;
-  std::vector<Run> runs_;
-  std::size_t num_runs_ = 0;
-  std::uint64_t end_ = 0;  // of the last run, in the file
-  struct Made {            // bytes that are checked for NaN and infinity once they are there
+  std::vector<FileExtent> extents_;
+  std::size_t num_extents_ = 0;
+  std::uint64_t end_ = 0;  // of the last extent, in the file
+  struct Made {            // bytes that are checked for NaN and infinity once they are rendered
     std::size_t tensor;
     const std::byte* data;
     std::uint64_t bytes;
@@ -63,7 +64,7 @@ class UnitRenderer {
   std::vector<Destination> destinations_;
   Scratch scratch_;
   Merger merger_;
-  // The tensor rendered last: the next unit is often more of it.
+  // Operations of the last tensor. The next unit often continues it.
   std::uint64_t ops_work_ = 0;
   std::size_t ops_tensor_ = 0;
   TensorOps ops_;

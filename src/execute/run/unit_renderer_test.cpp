@@ -27,9 +27,9 @@ std::vector<std::byte> image_of(const FileWork& work, bool& once) {
   UnitRenderer renderer(work.sizes.staging, stores);
   for (const Unit& unit : work.units) {
     std::uint64_t bytes = 0;
-    for (const Run& run : renderer.make(work, unit)) {
-      std::uint64_t at = work.layout.head.size() + run.offset;
-      for (const iovec& part : run.parts) {
+    for (const FileExtent& extent : renderer.make(work, unit)) {
+      std::uint64_t at = work.layout.head.size() + extent.offset;
+      for (const iovec& part : extent.parts) {
         std::memcpy(image.data() + at, part.iov_base, part.iov_len);
         for (std::size_t i = 0; i < part.iov_len; ++i) ++writes[at + i];
         at += part.iov_len;
@@ -153,9 +153,9 @@ TEST(MakeWork, WritesStackedRowsFromTheSource) {
   EXPECT_EQ(work.byte_source[0], ByteSource::direct);
   MergeStores stores;
   UnitRenderer renderer(work.sizes.staging, stores);
-  const auto runs = renderer.make(work, work.units.at(0));
-  ASSERT_EQ(runs.size(), 1u);
-  EXPECT_EQ(runs[0].parts.size(), 1u) << "neighbours in the source are one part";
+  const auto extents = renderer.make(work, work.units.at(0));
+  ASSERT_EQ(extents.size(), 1u);
+  EXPECT_EQ(extents[0].parts.size(), 1u) << "neighbours in the source are one part";
 }
 
 // Rendered and copied, whatever the rows are, and of a tensor whose rows are longer than a block.
@@ -204,9 +204,9 @@ TEST(UnitRenderer, MergedBytesLieAsTheFileDoes) {
   const std::uint64_t head = work.layout.head.size(), begin = head + work.layout.begin[1];
   std::set<std::uint64_t> places;
   for (const Unit& unit : work.units) {
-    for (const execution::Run& run : renderer.make(work, unit)) {
-      std::uint64_t at = head + run.offset;
-      for (const iovec& part : run.parts) {
+    for (const execution::FileExtent& extent : renderer.make(work, unit)) {
+      std::uint64_t at = head + extent.offset;
+      for (const iovec& part : extent.parts) {
         if (at >= begin) {
           EXPECT_EQ(reinterpret_cast<std::uintptr_t>(part.iov_base) % 64, at % 64) << at;
           places.insert(at % 64);

@@ -6,8 +6,8 @@
 #include <limits>
 
 #include "base/half.h"
-#include "execute/values/element.h"
 #include "execute/copy/copy_ops.h"
+#include "execute/values/element.h"
 
 namespace peft::execution {
 namespace {
@@ -46,7 +46,8 @@ const std::array<float, 16>& mxfp4_values() {
   return values;
 }
 
-// The scale of a cell. Of mxfp4 in two halves: 2^-127 .. 2^128 is more than fp32 holds, the values may still fit.
+// The scale of a cell, as two factors. For mxfp4, 2^-127 .. 2^128 is more than fp32 holds, while the values may still
+// fit.
 struct CellScale {
   float first = 1, second = 1;
 };
@@ -67,7 +68,7 @@ float code_at(const Codes& codes, const std::array<float, 256>* fp8, std::int64_
   return mxfp4_values()[code % 2 == 0 ? both & 15u : both >> 4];
 }
 
-// A run of codes that follow each other within one row of the matrix of codes.
+// Decodes codes that follow each other in one row of the code matrix.
 template <class Store>
 void decode_run(const Codes& codes, std::int64_t first, std::int64_t count, const Store& store) {
   const auto* fp8 = codes.kind == Scales::Kind::fp8 ? &table_of(codes.dtype) : nullptr;
@@ -80,7 +81,7 @@ void decode_run(const Codes& codes, std::int64_t first, std::int64_t count, cons
   }
 }
 
-// Whether `count` codes from the first on, one apart, lie in one row of the matrix of codes.
+// Whether `count` codes with the given stride lie in one row of the code matrix.
 bool in_one_row(const Codes& codes, std::int64_t first, std::int64_t stride, std::int64_t count) {
   return stride == 1 && first % codes.width + count <= codes.width;
 }

@@ -1,4 +1,4 @@
-// Codes with a grid of scales, turned into numbers.
+// Turns quantised codes with a grid of scales into numbers.
 #pragma once
 
 #include <cstddef>
@@ -23,8 +23,8 @@ Codes codes_of(const Plan& plan, const Block& block);
 // Value of a 4-bit code.
 float mxfp4_value(unsigned code);
 
-// Elements (row + i, col + j) for i < rows and j < cols to out[i * pitch + j], in fp32: exact, or (fp8) the product
-// rounded to fp32. What a number of fp32 cannot hold becomes infinite.
+// Writes elements (row + i, col + j), for i < rows and j < cols, to out[i * pitch + j] in fp32. mxfp4 values are exact;
+// fp8 values are products rounded to fp32. Values beyond fp32 become infinite.
 void dequantise(const Codes& codes, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,
                 float* out, std::int64_t pitch);
 

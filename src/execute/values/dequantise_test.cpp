@@ -10,8 +10,8 @@
 #include <string>
 
 #include "base/half.h"
-#include "execute/values/element.h"
 #include "execute/random_plan.h"
+#include "execute/values/element.h"
 #include "peft/execute.h"
 #include "peft/reference.h"
 #include "plan/check.h"

@@ -42,7 +42,7 @@ bool convert_any(Dtype from_dtype, const std::byte* from, std::size_t count, dou
   return fits;
 }
 
-// The two casts that people ask for. Same bits as the general form.
+// The most frequent casts. Same bits as the general form.
 void widen_bf16(const std::byte* from, std::size_t count, std::byte* to) {
   for (std::size_t i = 0; i < count; ++i) {
     const std::uint32_t bits = static_cast<std::uint32_t>(load<std::uint16_t>(from + 2 * i)) << 16;
@@ -92,7 +92,7 @@ double load_element(Dtype dtype, const std::byte* from) {
     case Dtype::f8_e4m3fnuz:
       return Float8E4M3Fnuz::decode(load<std::uint8_t>(from));
     default:
-      return 0;  // plan::check() lets no other type come here
+      return 0;  // plan::check() refuses other types
   }
 }
 

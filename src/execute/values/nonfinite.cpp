@@ -25,10 +25,10 @@ namespace peft::execution::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Bytes ahead that are asked for: the processor by itself does not go on into the next page.
+// How far ahead bytes are prefetched. The hardware prefetcher stops at the end of a page.
 constexpr std::size_t kAhead = 2048;
 
-// An element is not finite when its exponent is all ones: the largest magnitude of a stretch tells.
+// An element is not finite if its exponent is all ones, so the largest magnitude decides.
 template <class T>
 bool all_below(const std::byte* bytes, std::size_t size, T mask, T limit) {
   const hn::ScalableTag<T> d;
@@ -78,7 +78,7 @@ namespace peft::execution {
 namespace {
 
 struct Format {
-  std::size_t size = 0;  // of an element; 0: no NaN in this dtype
+  std::size_t size = 0;  // bytes of an element; 0: this dtype has no NaN
   std::uint64_t sign = 0, exponent = 0;
 };
 Format format_of(Dtype dtype) {

@@ -1,5 +1,4 @@
-// NaN and infinity in what is about to be written. Checked while the bytes are in cache, so that it costs next to
-// nothing.
+// Finds NaN and infinity in output, and the source tensor that they come from.
 #pragma once
 
 #include <cstddef>
@@ -9,14 +8,14 @@
 
 namespace peft::execution {
 
-// Whether all elements are finite. Dtypes without NaN are.
+// Whether all elements are finite; true for dtypes without NaN. Cheap while the bytes are in the cache.
 bool all_finite(std::span<const std::byte> bytes, Dtype dtype);
 
-// Throws NUM_NONFINITE, naming the source tensor of `tensor` that holds the value, with counts and the first index.
+// Finds the source tensor of a NaN or infinity. Throws NUM_NONFINITE that names it, with counts and the first index.
 [[noreturn]] void throw_nonfinite(const Plan& plan, const PlannedTensor& tensor);
 
-// Throws NUM_NONFINITE naming the source tensor (of the base or of an adapter) that holds NaN or infinity; NUM_OVERFLOW
-// naming the planned tensor when all are finite.
+// The same for a merged tensor: looks at the base and at the adapters. If all of them are finite, throws NUM_OVERFLOW
+// that names the planned tensor.
 [[noreturn]] void throw_nonfinite_merge(const Plan& plan, const PlannedTensor& tensor);
 
 }  // namespace peft::execution

@@ -11,10 +11,10 @@ namespace peft::execution {
 namespace {
 
 constexpr std::int64_t kLine = 64;
-constexpr std::int64_t kAllBytes = std::int64_t{16} << 20;  // of all groups that are kept
+constexpr std::int64_t kAllBytes = std::int64_t{16} << 20;  // limit for all groups that are kept
 
-// A view of elements `step` apart, which follow each other evenly along both sides: `inner` counts those of the short
-// stride.
+// A view whose elements are `step` apart and evenly spaced along both axes. `inner` counts along the axis with the
+// short stride.
 struct Comb {
   std::int64_t step = 0, inner = 0, outer = 0;
   bool inner_is_cols = true;
@@ -32,7 +32,7 @@ std::optional<GatherGroup> group_of(const Plan& plan, const View& view, std::siz
   const Comb comb = comb_of(view);
   const std::int64_t count = comb.inner * comb.outer;
   if (comb.step < 4 || count < kLine || size == 0) return std::nullopt;
-  // The element's place between two of the comb: an expert's number. Groups start at multiples of their size.
+  // The position between two elements of the comb: the number of the expert. Groups start at multiples of their size.
   const std::int64_t place = view.offset % comb.step;
   std::int64_t most = kLine / size;
   while (most > 1 && most * count * size > kAllBytes / static_cast<std::int64_t>(in_turn)) most /= 2;

@@ -1,5 +1,5 @@
-// Factors whose elements lie far apart, as one expert's lora_B of a fused layout does: neighbours are read together,
-// since they are in the same cache lines, and kept for those who come next.
+// Factors whose elements lie far apart in the file, such as one expert's lora_B of a fused layout. Neighbouring experts
+// share cache lines. They are gathered together and kept for the units that follow.
 #pragma once
 
 #include <cstddef>
@@ -16,40 +16,40 @@
 
 namespace peft::execution {
 
-// What is read together.
+// Factors that are gathered together.
 struct GatherGroup {
-  const std::byte* first = nullptr;  // element of the first neighbour, in the file
-  std::int64_t count = 0, step = 0;  // elements of each, bytes from one to the next
+  const std::byte* first = nullptr;  // element 0 of the first neighbour, in the file
+  std::int64_t count = 0, step = 0;  // elements of each neighbour; bytes from one element to the next
   std::int64_t neighbours = 0;
   auto operator<=>(const GatherGroup&) const = default;  // NOLINT(modernize-use-nullptr): clang-tidy 14 mistakes it
 };
-// None, where elements lie close together. `in_turn`: how many views are asked for in turn; all their groups have to
-// fit.
+// nullopt where elements lie close together. `in_turn`: how many views are opened in turn; all their groups must fit.
 std::optional<GatherGroup> group_of(const Plan& plan, const View& view, std::size_t in_turn);
-// Both factors of each update.
+// A merge opens both factors of each update in turn.
 constexpr std::size_t views_in_turn(std::size_t updates) { return 2 * updates; }
 
 class GatherStore {
  public:
-  // As source_of(), or the view's elements without gaps. The groups of `in_turn` views are kept.
+  // Returns source_of(view), or a gathered copy whose elements have no gaps. Keeps the groups of the last `in_turn`
+  // views.
   FactorSource open(const Plan& plan, const View& view, std::size_t in_turn);
 
-  // Groups gathered so far, and what they took at once.
+  // Groups gathered so far, and buffers that were needed at the same time.
   struct Use {
     std::size_t groups = 0, buffers = 0;
   };
   Use use() const;
 
  private:
-  using Elements = LineBuffer<std::byte>;  // one neighbour after the other
-  // Memory that is used again: freed blocks this large leave malloc's heaps in pieces, or go back to the system, which
-  // hands their pages out anew.
+  using Elements = LineBuffer<std::byte>;  // neighbours one after the other
+  // Buffers for reuse. Freed blocks of this size would fragment malloc's heaps, or go back to the system, which has to
+  // clear their pages again.
   struct Spare {
     std::mutex mutex;
     std::vector<Elements> buffers;
     Use use;
   };
-  // Gives its memory back.
+  // A buffer that returns to `Spare` when it is destroyed.
   class Lent {
    public:
     explicit Lent(std::shared_ptr<Spare> spare);

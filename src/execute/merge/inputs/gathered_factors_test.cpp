@@ -6,8 +6,8 @@
 
 #include <cstring>
 
-#include "execute/values/element.h"
 #include "execute/random_plan.h"
+#include "execute/values/element.h"
 
 namespace peft::execution {
 namespace {

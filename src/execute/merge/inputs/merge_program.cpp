@@ -5,31 +5,31 @@
 namespace peft::execution {
 namespace {
 
-// All norms are those of the unmerged weight.
-MergeProgram best_program(const Merge& merge, const TargetMatrix& place) {
+// Mode `best` (and `fast`): all norms are those of the unmerged weight.
+MergeProgram best_program(const Merge& merge, const TargetMatrix& matrix) {
   MergeProgram program;
-  for (std::size_t n = 0; n < place.updates.size(); ++n) {
-    if (!merge.updates[place.updates[n]].magnitude) continue;
+  for (std::size_t n = 0; n < matrix.updates.size(); ++n) {
+    if (!merge.updates[matrix.updates[n]].magnitude) continue;
     program.steps.push_back({Step::Kind::measure, n, program.row_scales.size(), AddRule::fused});
     program.row_scales.push_back(n);
   }
   std::size_t row_scale = 0;
-  for (std::size_t n = 0; n < place.updates.size(); ++n) {
-    const bool dora = merge.updates[place.updates[n]].magnitude.has_value();
+  for (std::size_t n = 0; n < matrix.updates.size(); ++n) {
+    const bool dora = merge.updates[matrix.updates[n]].magnitude.has_value();
     program.steps.push_back({dora ? Step::Kind::scale : Step::Kind::add, n, dora ? row_scale++ : 0, AddRule::fused});
   }
   return program;
 }
 
-// PEFT merges one adapter after the other. Before a DoRA adapter it takes out those already merged, the last one first,
-// measures the norm, and merges them again, DoRA with newly measured norms.
+// PEFT merges one adapter after the other. Before a DoRA adapter it unmerges the adapters before it, the last one
+// first, measures the norm, and merges them again; DoRA adapters get newly measured norms.
 class PeftProgram {
  public:
-  PeftProgram(const Merge& merge, const TargetMatrix& place)
-      : merge_(merge), place_(place), row_scale_of_(place.updates.size()) {}
+  PeftProgram(const Merge& merge, const TargetMatrix& matrix)
+      : merge_(merge), matrix_(matrix), row_scale_of_(matrix.updates.size()) {}
 
   MergeProgram run() {
-    for (std::size_t n = 0; n < place_.updates.size(); ++n) {
+    for (std::size_t n = 0; n < matrix_.updates.size(); ++n) {
       if (!is_dora(n)) {
         put_in(n);
         continue;
@@ -44,7 +44,7 @@ class PeftProgram {
   }
 
  private:
-  const Update& update(std::size_t n) const { return merge_.updates[place_.updates[n]]; }
+  const Update& update(std::size_t n) const { return merge_.updates[matrix_.updates[n]]; }
   bool is_dora(std::size_t n) const { return update(n).magnitude.has_value(); }
 
   void measure(std::size_t n) {
@@ -62,11 +62,12 @@ class PeftProgram {
     }
   }
   void take_out(std::size_t n) {
-    program_.steps.push_back({is_dora(n) ? Step::Kind::take_out : Step::Kind::add, n, row_scale_of_[n], AddRule::taken_out});
+    program_.steps.push_back(
+        {is_dora(n) ? Step::Kind::take_out : Step::Kind::add, n, row_scale_of_[n], AddRule::taken_out});
   }
 
   const Merge& merge_;
-  const TargetMatrix& place_;
+  const TargetMatrix& matrix_;
   std::vector<std::size_t> row_scale_of_;
   MergeProgram program_;
 };
@@ -75,7 +76,7 @@ class PeftProgram {
 
 std::vector<std::size_t> MergeProgram::passes() const {
   std::vector<std::size_t> ends;
-  bool measured = false;  // since the last end
+  bool measured = false;  // since the end of the last pass
   for (std::size_t s = 0; s < steps.size(); ++s) {
     const bool measures = steps[s].kind == Step::Kind::measure;
     if (measured && !measures) ends.push_back(s), measured = false;
@@ -85,9 +86,9 @@ std::vector<std::size_t> MergeProgram::passes() const {
   return ends;
 }
 
-MergeProgram make_program(const Merge& merge, const TargetMatrix& place) {
+MergeProgram make_program(const Merge& merge, const TargetMatrix& matrix) {
   const bool uses_peft_rounding = merge.mode == MergeMode::peft || merge.mode == MergeMode::peft_safe;
-  return uses_peft_rounding ? PeftProgram(merge, place).run() : best_program(merge, place);
+  return uses_peft_rounding ? PeftProgram(merge, matrix).run() : best_program(merge, matrix);
 }
 
 }  // namespace peft::execution

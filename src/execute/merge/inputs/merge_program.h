@@ -1,36 +1,36 @@
-// What happens to the elements of one place, step by step: how the modes differ.
+// The steps that turn the weights of one target matrix into merged weights. This is where the merge modes differ.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "execute/merge/inputs/target_matrix.h"
 #include "execute/kernels/tile_math.h"
+#include "execute/merge/inputs/target_matrix.h"
 
 namespace peft::execution {
 
 struct Step {
   enum class Kind : std::uint8_t {
-    add,       // W becomes tail(scale * d)
-    scale,     // DoRA: W = gain * (W + scale * d), rounded as the mode does
-    take_out,  // and back: W = W / gain - scale * d
-    measure,   // gain = magnitude / norm(W + scale * d)
+    add,       // adds scale * d to W by `rule`
+    scale,     // DoRA: W = row_scale * (W + scale * d), rounded as the mode demands
+    take_out,  // the inverse: W = W / row_scale - scale * d
+    measure,   // row_scale = magnitude / norm(W + scale * d)
   };
   Kind kind = Kind::add;
-  std::size_t update = 0;  // counted in the place
-  std::size_t row_scale = 0;    // which of the program's gains
+  std::size_t update = 0;     // index in TargetMatrix::updates
+  std::size_t row_scale = 0;  // index in MergeProgram::row_scales
   AddRule rule = AddRule::fused;
 };
 
 struct MergeProgram {
   std::vector<Step> steps;
-  std::vector<std::size_t> row_scales;  // the update whose magnitude each gain is of
+  std::vector<std::size_t> row_scales;  // for each row scale, the update whose magnitude it uses
 
-  // Steps before the first that needs a gain not measured yet. Ends of the passes over the matrix; the last is
-  // steps.size().
+  // Where the passes over the matrix end, as indexes of steps: a step that needs a row scale runs in a later pass than
+  // the step that measures it. The last end is steps.size().
   std::vector<std::size_t> passes() const;
 };
 
-MergeProgram make_program(const Merge& merge, const TargetMatrix& place);
+MergeProgram make_program(const Merge& merge, const TargetMatrix& matrix);
 
 }  // namespace peft::execution

@@ -9,8 +9,7 @@
 namespace peft::execution {
 namespace {
 
-
-// Columns of base_dtype, `step` elements apart, side by side.
+// Copies elements of base_dtype that are `step` elements apart, without gaps.
 void gather_columns(const std::byte* from, std::int64_t step, std::size_t cols, std::size_t size, std::byte* to) {
   for (std::size_t j = 0; j < cols; ++j)
     std::memcpy(to + j * size, from + static_cast<std::int64_t>(j * size) * step, size);
@@ -40,7 +39,7 @@ const Block* MergedTensor::direct_block(std::int64_t row) const {
 
 std::int64_t MergedTensor::stretch(std::int64_t row) const {
   if (const Block* block = direct_block(row)) return block->row + block->source.rows - row;
-  std::int64_t end = tensor_->rows;  // up to the next block that is there as it is
+  std::int64_t end = tensor_->rows;  // up to the next block that needs no rendering
   blocks_.find(row + 1, tensor_->rows, [&](std::size_t b) {
     const std::int64_t begin = tensor_->blocks[b].row;
     if (begin > row && begin < end && direct_block(begin) != nullptr) end = begin;

@@ -1,18 +1,19 @@
-// One tensor that a merge changes: where its updates and blocks are, and its rows before the merge. One thread's.
+// One tensor that a merge changes: its target matrices, its blocks, and its rows before the merge. Not for several
+// threads.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 
-#include "execute/kernels/line_buffer.h"
-#include "execute/merge/inputs/target_matrix.h"
-#include "execute/kernels/pack_factors.h"
 #include "execute/copy/render.h"
+#include "execute/kernels/line_buffer.h"
+#include "execute/kernels/pack_factors.h"
+#include "execute/merge/inputs/target_matrix.h"
 
 namespace peft::execution {
 
-// Rows of base_dtype in memory.
+// Rows of dtype base_dtype in memory.
 struct BaseRows {
   const std::byte* data = nullptr;  // of the first row and column asked for
   std::int64_t pitch = 0;
@@ -27,14 +28,15 @@ class MergedTensor {
   const Merge& merge() const { return *tensor_->merge; }
   const TargetIndex& index() const { return index_; }
 
-  // How many rows from `row` on base() can give at once without moving them, or up to where it has to.
+  // The number of rows from `row` on that one call of base() can return: up to the end of the block that lies in the
+  // file as it is needed, or up to the next such block.
   std::int64_t stretch(std::int64_t row) const;
-  // Where the source has them, if it has them as they are; else made in `scratch`, which holds area.rows * area.cols
-  // elements.
+  // Points into the source if the rows lie there as they are needed. Else renders them into `scratch`, which holds
+  // area.rows * area.cols elements.
   BaseRows base(const Rectangle& area, std::byte* scratch, Scratch& more) const;
 
  private:
-  const Block* direct_block(std::int64_t row) const;  // null: rows have to be made
+  const Block* direct_block(std::int64_t row) const;  // null: the rows have to be rendered
 
   const Plan* plan_;
   const PlannedTensor* tensor_;

@@ -11,13 +11,13 @@ TargetIndex::TargetIndex(const PlannedTensor& tensor) {
   for (std::size_t u = 0; u < updates.size(); ++u) {
     const View& target = updates[u].target;
     const auto key = std::tuple(target.offset, target.rows, target.cols, target.row_stride, target.col_stride);
-    const auto [it, is_new] = known.try_emplace(key, places.size());
-    if (is_new) places.push_back({*plan::lattice_of(tensor, target), {}});
-    places[it->second].updates.push_back(static_cast<std::uint32_t>(u));
+    const auto [it, is_new] = known.try_emplace(key, matrices.size());
+    if (is_new) matrices.push_back({*plan::lattice_of(tensor, target), {}});
+    matrices[it->second].updates.push_back(static_cast<std::uint32_t>(u));
   }
   by_row = RowIndex(
-      places.size(), [&](std::size_t i) { return places[i].lattice.rows.first; },
-      [&](std::size_t i) { return places[i].lattice.rows.last() + 1; });
+      matrices.size(), [&](std::size_t i) { return matrices[i].lattice.rows.first; },
+      [&](std::size_t i) { return matrices[i].lattice.rows.last() + 1; });
 }
 
 StepRange steps_in(const plan::Steps& steps, std::int64_t begin, std::int64_t end) {

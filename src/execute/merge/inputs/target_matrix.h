@@ -16,8 +16,8 @@ struct TargetMatrix {
 };
 
 struct TargetIndex {
-  std::vector<TargetMatrix> places;  // in the order of their first update
-  RowIndex by_row;                  // of `places`
+  std::vector<TargetMatrix> matrices;  // in the order of their first update
+  RowIndex by_row;                     // of `matrices`
 
   TargetIndex() = default;
   explicit TargetIndex(const PlannedTensor& tensor);
