@@ -11,6 +11,12 @@ endif()
 target_compile_definitions(peft_test_flags INTERFACE
   PEFT_SOURCE_DIR="${CMAKE_CURRENT_SOURCE_DIR}" PEFT_BINARY_DIR="${CMAKE_CURRENT_BINARY_DIR}")
 
+# What tests share: golden data, an oracle that knows the layouts on its own, comparisons, random plans.
+file(GLOB support CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/support/*.cpp)
+add_library(peft_test_support STATIC ${support})
+target_include_directories(peft_test_support PUBLIC include src tests)
+target_link_libraries(peft_test_support PUBLIC peft_test_flags)
+
 # A stage's tests link the stages up to it, so that one stage can be built and tested while a later one is not.
 set(objects_so_far)
 foreach(stage IN LISTS PEFT_STAGES)
@@ -21,16 +27,10 @@ foreach(stage IN LISTS PEFT_STAGES)
   if(tests)
     add_executable(test_${stage} ${tests} ${objects_so_far} $<TARGET_OBJECTS:peft_families>)
     target_include_directories(test_${stage} PRIVATE include src tests)
-    target_link_libraries(test_${stage} PRIVATE peft_test_flags)
+    target_link_libraries(test_${stage} PRIVATE peft_test_support peft_test_flags)
     gtest_discover_tests(test_${stage} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900)
   endif()
 endforeach()
-
-# What those share: golden data, an oracle that knows the layouts on its own, comparisons.
-file(GLOB support CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/support/*.cpp)
-add_library(peft_test_support STATIC ${support})
-target_include_directories(peft_test_support PUBLIC include src tests)
-target_link_libraries(peft_test_support PUBLIC peft_test_flags)
 
 file(GLOB cross_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/*_test.cpp)
 foreach(source IN LISTS cross_tests)

@@ -10,7 +10,7 @@
 
 #include "execute/kernels/bf16_pairs.h"
 #include "execute/kernels/line_buffer.h"
-#include "execute/random_plan.h"
+#include "support/random_plan.h"
 
 namespace peft::execution {
 namespace {

@@ -12,10 +12,10 @@
 #include <vector>
 
 #include "base/half.h"
-#include "execute/every_target.h"
 #include "execute/kernels/bf16_pairs.h"
 #include "execute/kernels/line_buffer.h"
 #include "execute/values/element.h"
+#include "support/every_target.h"
 
 namespace peft::execution {
 namespace {

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "execute/every_target.h"
+#include "support/every_target.h"
 
 namespace peft::execution {
 namespace {

@@ -8,12 +8,12 @@
 #include <cmath>
 #include <cstring>
 
-#include "execute/every_target.h"
-#include "execute/random_merge.h"
 #include "execute/run/unit_renderer.h"
 #include "execute/values/element.h"
 #include "peft/error.h"
 #include "peft/reference.h"
+#include "support/every_target.h"
+#include "support/random_merge.h"
 
 namespace peft::execution {
 namespace {

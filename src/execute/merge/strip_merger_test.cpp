@@ -8,10 +8,10 @@
 #include <random>
 #include <vector>
 
-#include "execute/every_target.h"
-#include "execute/random_plan.h"
 #include "execute/run/unit_renderer.h"
 #include "execute/values/element.h"
+#include "support/every_target.h"
+#include "support/random_plan.h"
 
 namespace peft::execution {
 namespace {

@@ -6,7 +6,7 @@
 #include <functional>
 #include <set>
 
-#include "execute/random_plan.h"
+#include "support/random_plan.h"
 
 namespace peft::execution {
 namespace {

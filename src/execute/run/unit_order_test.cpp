@@ -7,11 +7,11 @@
 #include <set>
 
 #include "base/thread_pool.h"
-#include "execute/random_plan.h"
 #include "execute/run/stream.h"
 #include "execute/run/unit.h"
 #include "peft/execute.h"
 #include "peft/reference.h"
+#include "support/random_plan.h"
 
 namespace peft::execution {
 namespace {

@@ -8,10 +8,10 @@
 #include <cstring>
 #include <set>
 
-#include "execute/random_plan.h"
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "peft/reference.h"
+#include "support/random_plan.h"
 
 namespace peft::execution {
 namespace {

@@ -10,11 +10,11 @@
 #include <string>
 
 #include "base/half.h"
-#include "execute/random_plan.h"
 #include "execute/values/element.h"
 #include "peft/execute.h"
 #include "peft/reference.h"
 #include "plan/check.h"
+#include "support/random_plan.h"
 
 namespace peft::execution {
 namespace {

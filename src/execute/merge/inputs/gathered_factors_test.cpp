@@ -6,8 +6,8 @@
 
 #include <cstring>
 
-#include "execute/random_plan.h"
 #include "execute/values/element.h"
+#include "support/random_plan.h"
 
 namespace peft::execution {
 namespace {

@@ -1,4 +1,4 @@
-// Sources and plans for the tests of this stage. For tests only; defined in random_plan_test.cpp.
+// Sources and plans for the tests of this stage. For tests.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,7 @@ class PlanBuilder {
   PlannedFile file_;
 };
 
-// Adds planned tensors of one of the shapes that layouts make (see the table in random_plan_test.cpp), with sizes
+// Adds planned tensors of one of the shapes that layouts make (see the table in random_plan.cpp), with sizes
 // up to about `size`, and their sources.
 int num_shapes();
 void add_shape(PlanBuilder& builder, int shape, const std::string& prefix, std::int64_t size, const Change& change);

@@ -1,7 +1,6 @@
-#include "execute/random_plan.h"
+#include "support/random_plan.h"
 
 #include <fmt/format.h>
-#include <gtest/gtest.h>
 
 #include <cstring>
 #include <iterator>
@@ -225,17 +224,6 @@ constexpr AddShape kShapes[] = {
     whole,
     scattered,
 };
-
-TEST(RandomPlan, EveryShapeMakesAValidPlan) {
-  for (int shape = 0; shape < num_shapes(); ++shape) {
-    for (std::uint32_t seed = 0; seed < 20; ++seed) {
-      PlanBuilder builder(seed);
-      add_shape(builder, shape, "x", 20, {});
-      const Plan plan = builder.make();
-      EXPECT_NO_THROW(plan::check(plan)) << "shape " << shape << " seed " << seed;
-    }
-  }
-}
 
 }  // namespace
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "execute/random_plan.h"
+#include "support/random_plan.h"
 
 namespace peft::execution {
 
