@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "execute/kernels/pack_factors.h"
-#include "execute/kernels/strip.h"
+#include "execute/kernels/strip_operands.h"
 
 namespace peft::execution {
 

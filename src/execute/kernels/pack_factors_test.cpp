@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "execute/kernels/bf16_pairs.h"
-#include "execute/kernels/line_buffer.h"
+#include "execute/merge/inputs/line_buffer.h"
 #include "support/random_plan.h"
 
 namespace peft::execution {

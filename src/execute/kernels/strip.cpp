@@ -132,8 +132,6 @@ StripResult strip_any(const AddOptions& o, const Strip& strip) {
   }
 }
 
-bool is_wide() { return HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL; }
-
 }  // namespace
 }  // namespace peft::execution::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -142,9 +140,6 @@ HWY_AFTER_NAMESPACE();
 namespace peft::execution {
 
 HWY_EXPORT(strip_any);
-HWY_EXPORT(is_wide);
-
-bool has_wide_vectors() { return HWY_DYNAMIC_DISPATCH(is_wide)(); }
 
 StripResult merge_strip(const AddOptions& options, const Strip& strip) {
   const bool whole = strip.begin == 0 && strip.end % kPanel == 0;

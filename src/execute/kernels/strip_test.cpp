@@ -13,7 +13,7 @@
 
 #include "base/half.h"
 #include "execute/kernels/bf16_pairs.h"
-#include "execute/kernels/line_buffer.h"
+#include "execute/merge/inputs/line_buffer.h"
 #include "execute/values/element.h"
 #include "support/every_target.h"
 

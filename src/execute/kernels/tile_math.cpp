@@ -98,6 +98,8 @@ void round_f64(Dtype dtype, double* values, std::size_t count) {
   if (dtype == Dtype::f32) round_row<F32>(values, count);
 }
 
+bool is_wide() { return HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL; }
+
 }  // namespace
 }  // namespace peft::execution::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -105,6 +107,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace peft::execution {
 
+HWY_EXPORT(is_wide);
 HWY_EXPORT(multiply_f32);
 HWY_EXPORT(multiply_f64);
 HWY_EXPORT(add_f32);
@@ -115,6 +118,8 @@ HWY_EXPORT(store_f32);
 HWY_EXPORT(store_f64);
 HWY_EXPORT(round_f32);
 HWY_EXPORT(round_f64);
+
+bool has_wide_vectors() { return HWY_DYNAMIC_DISPATCH(is_wide)(); }
 
 void multiply(const float* left, std::size_t rows, std::size_t rank, const float* right, float* tile) {
   HWY_DYNAMIC_DISPATCH(multiply_f32)(left, rows, rank, right, tile);

@@ -19,6 +19,9 @@ inline constexpr std::size_t kTileSize = kPanel * kTileRows;
 void multiply(const float* left, std::size_t rows, std::size_t rank, const float* right, float* tile);
 void multiply(const double* left, std::size_t rows, std::size_t rank, const double* right, double* tile);
 
+// Whether the instruction set in use has vectors of 64 bytes.
+bool has_wide_vectors();
+
 // How a product d is added to the weight W. base() rounds to the base's dtype.
 enum class AddRule : std::uint8_t {
   fused,          // fma(scale, d, W)

@@ -1,8 +1,8 @@
 // The fast path for target matrices with a single plain update: strips of rows instead of tiles.
 #pragma once
 
-#include "execute/kernels/line_buffer.h"
 #include "execute/kernels/strip.h"
+#include "execute/merge/inputs/line_buffer.h"
 #include "execute/merge/tile_merger.h"
 
 namespace peft::execution {

@@ -14,12 +14,6 @@
 
 namespace peft::execution {
 
-// values[s][o - first]: row scale s of the program, for output o of the matrix.
-struct DoraRowScales {
-  std::int64_t first = 0;
-  std::vector<std::vector<double>> values;
-};
-
 // Rows and one panel of columns of the opened target matrix.
 struct TileRange {
   std::int64_t row = 0;  // counted from the first row that take_rows() took

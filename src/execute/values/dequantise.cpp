@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "base/half.h"
-#include "execute/copy/copy_ops.h"
 #include "execute/values/element.h"
 
 namespace peft::execution {
@@ -86,6 +85,23 @@ bool in_one_row(const Codes& codes, std::int64_t first, std::int64_t stride, std
   return stride == 1 && first % codes.width + count <= codes.width;
 }
 
+double quantised_value(const Plan& plan, const Block& block, std::int64_t code) {
+  const Scales& scales = *block.scales;
+  const std::int64_t row = code / scales.width / scales.cell_rows, col = code % scales.width / scales.cell_cols;
+  const View& view = block.source;
+  const TensorFile& file = *plan.sources[view.source];
+  const TensorInfo& codes = file.tensors()[view.tensor];
+  const std::byte* bytes = file.bytes(codes).data();
+  if (scales.kind == Scales::Kind::mxfp4) {
+    const unsigned both = std::to_integer<unsigned>(bytes[code / 2]);
+    const auto exponent = std::to_integer<int>(
+        first_byte(plan, scales.grid)[row * scales.grid.row_stride + col * scales.grid.col_stride]);
+    return std::ldexp(static_cast<double>(mxfp4_value(code % 2 == 0 ? both & 15u : both >> 4)), exponent - 127);
+  }
+  const auto scale = static_cast<float>(value_at(plan, scales.grid, row, col));
+  return static_cast<double>(static_cast<float>(load_element(codes.dtype, bytes + code)) * scale);
+}
+
 }  // namespace
 
 float mxfp4_value(unsigned code) {
@@ -138,6 +154,12 @@ void dequantise(const Codes& codes, std::int64_t row, std::int64_t rows, std::in
     for (std::int64_t i = 0; i < rows; ++i)
       decode_run(codes, code(i, j), 1, [&](std::int64_t, float value) { out[i * pitch + j] = value; });
   }
+}
+
+double value_at(const Plan& plan, const Block& block, std::int64_t row, std::int64_t col) {
+  const View& view = block.source;
+  if (!block.scales) return value_at(plan, view, row, col) * block.scale;
+  return quantised_value(plan, block, view.offset + row * view.row_stride + col * view.col_stride);
 }
 
 }  // namespace peft::execution

@@ -28,4 +28,8 @@ float mxfp4_value(unsigned code);
 void dequantise(const Codes& codes, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,
                 float* out, std::int64_t pitch);
 
+// Element (row, col) of a block as it stands in the output: dequantised and scaled, not yet rounded. Slow, as the
+// value_at() of element.h.
+double value_at(const Plan& plan, const Block& block, std::int64_t row, std::int64_t col);
+
 }  // namespace peft::execution

@@ -7,7 +7,6 @@
 #include <cstring>
 
 #include "base/half.h"
-#include "execute/values/dequantise.h"
 
 namespace peft::execution {
 namespace {
@@ -136,26 +135,7 @@ bool convert_row(Dtype from_dtype, const std::byte* from, std::size_t count, dou
   return convert_any(from_dtype, from, count, scale, to_dtype, to);
 }
 
-namespace {
-
-double quantised_value(const Plan& plan, const Block& block, std::int64_t code) {
-  const Scales& scales = *block.scales;
-  const std::int64_t row = code / scales.width / scales.cell_rows, col = code % scales.width / scales.cell_cols;
-  const View& view = block.source;
-  const TensorFile& file = *plan.sources[view.source];
-  const TensorInfo& codes = file.tensors()[view.tensor];
-  const std::byte* bytes = file.bytes(codes).data();
-  if (scales.kind == Scales::Kind::mxfp4) {
-    const unsigned both = std::to_integer<unsigned>(bytes[code / 2]);
-    const auto exponent = std::to_integer<int>(
-        first_byte(plan, scales.grid)[row * scales.grid.row_stride + col * scales.grid.col_stride]);
-    return std::ldexp(static_cast<double>(mxfp4_value(code % 2 == 0 ? both & 15u : both >> 4)), exponent - 127);
-  }
-  const auto scale = static_cast<float>(value_at(plan, scales.grid, row, col));
-  return static_cast<double>(static_cast<float>(load_element(codes.dtype, bytes + code)) * scale);
-}
-
-}  // namespace
+namespace {}  // namespace
 
 double value_at(const Plan& plan, const View& view, std::int64_t row, std::int64_t col) {
   const Dtype dtype = plan.sources[view.source]->tensors()[view.tensor].dtype;
@@ -163,12 +143,6 @@ double value_at(const Plan& plan, const View& view, std::int64_t row, std::int64
       first_byte(plan, view) + (row * view.row_stride + col * view.col_stride) * element_size(dtype);
   if (dtype == Dtype::f8_e8m0) return e8m0_to_double(std::to_integer<std::uint8_t>(*element));
   return load_element(dtype, element);
-}
-
-double value_at(const Plan& plan, const Block& block, std::int64_t row, std::int64_t col) {
-  const View& view = block.source;
-  if (!block.scales) return value_at(plan, view, row, col) * block.scale;
-  return quantised_value(plan, block, view.offset + row * view.row_stride + col * view.col_stride);
 }
 
 double rounded_to(Dtype dtype, double value) {

@@ -26,8 +26,6 @@ bool convert_row(Dtype from_dtype, const std::byte* from, std::size_t count, dou
 
 // Single values as fp64. Slow: for tests, the reference and error messages.
 double value_at(const Plan& plan, const View& view, std::int64_t row, std::int64_t col);
-// Element (row, col) of a block as it stands in the output: dequantised and scaled, not yet rounded.
-double value_at(const Plan& plan, const Block& block, std::int64_t row, std::int64_t col);
 
 double rounded_to(Dtype dtype, double value);
 

@@ -9,8 +9,8 @@
 #include <optional>
 #include <vector>
 
-#include "execute/kernels/line_buffer.h"
 #include "execute/kernels/pack_factors.h"
+#include "execute/merge/inputs/line_buffer.h"
 #include "execute/merge/inputs/shared_store.h"
 #include "peft/plan.h"
 

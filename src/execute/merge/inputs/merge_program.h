@@ -31,6 +31,13 @@ struct MergeProgram {
   std::vector<std::size_t> passes() const;
 };
 
+// What a pass over the matrix has measured: values[s][o - first] is row scale s of the program for output o of the
+// matrix.
+struct DoraRowScales {
+  std::int64_t first = 0;
+  std::vector<std::vector<double>> values;
+};
+
 MergeProgram make_program(const Merge& merge, const TargetMatrix& matrix);
 
 }  // namespace peft::execution

@@ -7,8 +7,8 @@
 #include <optional>
 
 #include "execute/copy/render.h"
-#include "execute/kernels/line_buffer.h"
 #include "execute/kernels/pack_factors.h"
+#include "execute/merge/inputs/line_buffer.h"
 #include "execute/merge/inputs/target_matrix.h"
 
 namespace peft::execution {
