@@ -39,17 +39,8 @@ void check_sources(const Plan& plan) {
 // A file may be kept for a later run only if its sources had not changed when it was finished.
 void check_sources(const Plan& plan, const PlannedFile& file) {
   std::set<std::uint32_t> used;
-  for (const PlannedTensor& tensor : file.tensors) {
-    for (const Block& block : tensor.blocks) {
-      used.insert(block.source.source);
-      if (block.scales) used.insert(block.scales->grid.source);
-    }
-    if (!tensor.merge) continue;
-    for (const Update& update : tensor.merge->updates) {
-      used.insert({update.a.source, update.b.source});
-      if (update.magnitude) used.insert(update.magnitude->source);
-    }
-  }
+  for (const PlannedTensor& tensor : file.tensors)
+    for_each_source(tensor, [&](const View& view) { used.insert(view.source); });
   for (const std::uint32_t source : used) plan.sources[source]->check_unchanged();
 }
 

@@ -82,9 +82,9 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan) {
 namespace {
 
 using execution::RowIndex;
-using execution::StepRange;
 using execution::TargetIndex;
 using execution::TargetMatrix;
+using plan::StepRange;
 
 constexpr std::int64_t kChunk = 64;  // rows that a pass over a matrix takes at once
 
@@ -161,7 +161,7 @@ struct Evaluator::State {
   template <class Visit>
   void each(std::size_t p, std::int64_t first, std::int64_t count, std::vector<double>& values, const Visit& visit) {
     const plan::Lattice& lattice = index.matrices[p].lattice;
-    const StepRange rows = execution::steps_in(lattice.rows, first, first + count);
+    const plan::StepRange rows = plan::steps_in(lattice.rows, first, first + count);
     for (std::int64_t i = rows.first; i < rows.first + rows.count; ++i) {
       visit(i, &values[static_cast<std::size_t>((lattice.rows.first + i * lattice.rows.step - first) * tensor->cols +
                                                 lattice.cols.first)]);

@@ -42,6 +42,14 @@ bool meet(const Steps& a, const Steps& b) {
   return false;
 }
 
+StepRange steps_in(const Steps& steps, std::int64_t begin, std::int64_t end) {
+  const auto up = [&](std::int64_t x) {
+    return x <= steps.first ? 0 : (x - steps.first + steps.step - 1) / steps.step;
+  };
+  const std::int64_t first = std::min(up(begin), steps.count);
+  return {first, std::max<std::int64_t>(0, std::min(up(end), steps.count) - first)};
+}
+
 std::optional<Lattice> lattice_of(const PlannedTensor& tensor, const View& target) {
   if (tensor.rows < 1 || tensor.cols < 1 || target.rows < 1 || target.cols < 1 || target.offset < 0)
     return std::nullopt;

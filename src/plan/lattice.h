@@ -1,4 +1,5 @@
-// Where an update lies in the matrix of its planned tensor: rows and columns in steps, whichever way it is stored.
+// Where an update lies in the matrix of its planned tensor: rows and columns in even steps, stored as [out, in] or [in,
+// out].
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,14 @@ struct Steps {
   std::int64_t last() const { return first + (count - 1) * step; }
   bool operator==(const Steps&) const = default;
 };
-bool meet(const Steps& a, const Steps& b);  // share a number
+// Whether the two share a number.
+bool meet(const Steps& a, const Steps& b);
+
+// The numbers of a walk that lie in [begin, end): index of the first one, and how many.
+struct StepRange {
+  std::int64_t first = 0, count = 0;
+};
+StepRange steps_in(const Steps& steps, std::int64_t begin, std::int64_t end);
 
 struct Lattice {
   Steps rows, cols;      // of the planned tensor's matrix
@@ -22,7 +30,7 @@ struct Lattice {
   bool operator==(const Lattice&) const = default;
 };
 
-// Nothing when the target leaves the tensor, or does not walk along its rows with one index and its columns with the
+// nullopt when the target leaves the tensor, or does not walk along its rows with one index and its columns with the
 // other.
 std::optional<Lattice> lattice_of(const PlannedTensor& tensor, const View& target);
 

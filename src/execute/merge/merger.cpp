@@ -89,8 +89,8 @@ bool Merger::is_covered(const Rectangle& area) const {
   std::int64_t covered = 0;
   tensor_->index().by_row.find(area.row, area.row + area.rows, [&](std::size_t matrix) {
     const plan::Lattice& lattice = tensor_->index().matrices[matrix].lattice;
-    covered += steps_in(lattice.rows, area.row, area.row + area.rows).count *
-               steps_in(lattice.cols, area.col, area.col + area.cols).count;
+    covered += plan::steps_in(lattice.rows, area.row, area.row + area.rows).count *
+               plan::steps_in(lattice.cols, area.col, area.col + area.cols).count;
   });
   return covered == area.rows * area.cols;
 }
@@ -111,7 +111,7 @@ void Merger::copy_base(const AreaRows& target) {
 
 // Row scales of the given rows; of a matrix stored as [in, out], of all outputs. Mode `best` computes norms in fp64.
 template <class T>
-std::shared_ptr<const DoraRowScales> Merger::row_scales_of(std::size_t matrix, const StepRange& rows) {
+std::shared_ptr<const DoraRowScales> Merger::row_scales_of(std::size_t matrix, const plan::StepRange& rows) {
   const plan::Lattice& lattice = tensor_->index().matrices[matrix].lattice;
   const auto measure = [&](std::int64_t first, std::int64_t count) {
     if (uses_peft_rounding(tensor_->merge())) return measure_row_scales(*tensor_, products_of<T>(matrix), first, count);
@@ -147,8 +147,8 @@ template <class T>
 void Merger::merge_matrix(std::size_t matrix, const AreaRows& target) {
   const Rectangle& area = target.area;
   const plan::Lattice& lattice = tensor_->index().matrices[matrix].lattice;
-  const StepRange rows = steps_in(lattice.rows, area.row, area.row + area.rows);
-  const StepRange cols = steps_in(lattice.cols, area.col, area.col + area.cols);
+  const plan::StepRange rows = plan::steps_in(lattice.rows, area.row, area.row + area.rows);
+  const plan::StepRange cols = plan::steps_in(lattice.cols, area.col, area.col + area.cols);
   if (rows.count == 0 || cols.count == 0) return;
   std::shared_ptr<const DoraRowScales> row_scales = std::make_shared<const DoraRowScales>();
   if (!products_of<T>(matrix).program().row_scales.empty()) row_scales = row_scales_of<T>(matrix, rows);

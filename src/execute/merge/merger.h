@@ -36,7 +36,7 @@ class Merger {
   bool merge_strip_of(UpdateProducts<T>& products, const DoraRowScales& row_scales, const AreaRows& target,
                       const StripArea& strip);
   template <class T>
-  std::shared_ptr<const DoraRowScales> row_scales_of(std::size_t matrix, const StepRange& rows);
+  std::shared_ptr<const DoraRowScales> row_scales_of(std::size_t matrix, const plan::StepRange& rows);
   template <class T>
   UpdateProducts<T>& products_of(std::size_t matrix);
 

@@ -20,12 +20,4 @@ TargetIndex::TargetIndex(const PlannedTensor& tensor) {
       [&](std::size_t i) { return matrices[i].lattice.rows.last() + 1; });
 }
 
-StepRange steps_in(const plan::Steps& steps, std::int64_t begin, std::int64_t end) {
-  const auto up = [&](std::int64_t x) {
-    return x <= steps.first ? 0 : (x - steps.first + steps.step - 1) / steps.step;
-  };
-  const std::int64_t first = std::min(up(begin), steps.count);
-  return {first, std::max<std::int64_t>(0, std::min(up(end), steps.count) - first)};
-}
-
 }  // namespace peft::execution

@@ -23,10 +23,4 @@ struct TargetIndex {
   explicit TargetIndex(const PlannedTensor& tensor);
 };
 
-// The numbers of a's walk that lie in [begin, end): index of the first one, and how many.
-struct StepRange {
-  std::int64_t first = 0, count = 0;
-};
-StepRange steps_in(const plan::Steps& steps, std::int64_t begin, std::int64_t end);
-
 }  // namespace peft::execution

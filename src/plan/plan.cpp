@@ -1,14 +1,23 @@
-// What --dry-run prints: one screen, whatever the size of the plan.
+#include "peft/plan.h"
+
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 #include <ostream>
 
 #include "peft/error.h"
-#include "peft/plan.h"
 
 namespace peft {
 namespace {
+
+template <class T>
+void append_list(std::vector<T>& to, std::vector<T> from) {
+  to.insert(to.end(), std::make_move_iterator(from.begin()), std::make_move_iterator(from.end()));
+}
+
+// ---- what --dry-run prints: one screen, whatever the size of the plan
 
 constexpr std::size_t kLines = 12;  // of each list; the rest is counted
 
@@ -67,6 +76,49 @@ std::string file_line(const PlannedFile& file) {
 }
 
 }  // namespace
+
+PlannedTensor copy_of(const TensorInfo& tensor, std::uint32_t index, std::string name, Dtype dtype) {
+  std::int64_t rows = 1;
+  for (std::size_t i = 0; i + 1 < tensor.shape.size(); ++i) rows *= tensor.shape[i];
+  const std::int64_t cols = tensor.shape.empty() ? 1 : tensor.shape.back();
+  return {std::move(name),
+          dtype,
+          {tensor.shape.begin(), tensor.shape.end()},
+          rows,
+          cols,
+          {{0, 0, 1, View{0, index, 0, rows, cols, cols, 1}, 1.0}}};
+}
+
+FileLayout layout_file(const PlannedFile& file) {
+  std::vector<TensorInfo> tensors;
+  tensors.reserve(file.tensors.size());
+  for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, {}, tensor.shape});
+  return layout_infos(tensors, file.metadata);
+}
+
+void append(Plan& plan, Plan part, const std::string& folder) {
+  const std::string prefix = folder.empty() ? "" : folder + "/", named = folder.empty() ? "" : folder + ": ";
+  const auto first_source = static_cast<std::uint32_t>(plan.sources.size());
+  for (PlannedFile& file : part.files) {
+    file.name = prefix + file.name;
+    for (PlannedTensor& tensor : file.tensors)
+      for_each_source(tensor, [&](View& view) { view.source += first_source; });
+  }
+  for (auto& [name, content] : part.texts) name = prefix + name;
+  for (auto& [name, path] : part.copies) name = prefix + name;
+  for (std::string& step : part.steps) step = named + step;
+  for (std::string& warning : part.warnings) warning = named + warning;
+  append_list(plan.sources, std::move(part.sources));
+  append_list(plan.files, std::move(part.files));
+  append_list(plan.texts, std::move(part.texts));
+  append_list(plan.copies, std::move(part.copies));
+  append_list(plan.steps, std::move(part.steps));
+  append_list(plan.warnings, std::move(part.warnings));
+  plan.exactness = std::max(plan.exactness, part.exactness);
+  plan.bytes_in += part.bytes_in;
+  plan.bytes_out += part.bytes_out;
+  plan.peak_memory = std::max(plan.peak_memory, part.peak_memory);
+}
 
 std::string_view name(Exactness exactness) {
   switch (exactness) {
