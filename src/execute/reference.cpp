@@ -5,11 +5,11 @@
 #include <cstring>
 #include <map>
 
-#include "execute/merge/inputs/target_matrix.h"
 #include "execute/merge/merger.h"
 #include "execute/values/element.h"
 #include "peft/error.h"
 #include "plan/check.h"
+#include "plan/update_targets.h"
 
 namespace peft {
 namespace {
@@ -81,10 +81,10 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan) {
 
 namespace {
 
-using execution::RowIndex;
-using execution::TargetIndex;
-using execution::TargetMatrix;
+using plan::RowIndex;
 using plan::StepRange;
+using plan::TargetIndex;
+using plan::TargetMatrix;
 
 constexpr std::int64_t kChunk = 64;  // rows that a pass over a matrix takes at once
 
@@ -124,8 +124,8 @@ struct Delta {
 struct Evaluator::State {
   const Plan* plan;
   const PlannedTensor* tensor;
-  RowIndex blocks;
-  TargetIndex index;
+  plan::RowIndex blocks;
+  plan::TargetIndex index;
   std::vector<std::vector<double>>
       row_scales;  // for each update: magnitude / norm of each row of W + delta; empty without DoRA
   std::map<std::size_t, std::vector<Delta>> deltas;  // of the target matrices used last
@@ -169,7 +169,7 @@ struct Evaluator::State {
   }
 
   void measure(std::size_t p) {
-    const TargetMatrix& matrix = index.matrices[p];
+    const plan::TargetMatrix& matrix = index.matrices[p];
     const std::vector<Update>& updates = tensor->merge->updates;
     const bool dora = std::any_of(matrix.updates.begin(), matrix.updates.end(),
                                   [&](auto u) { return updates[u].magnitude.has_value(); });
@@ -204,7 +204,7 @@ struct Evaluator::State {
   }
 
   void apply(std::size_t p, std::int64_t first, std::int64_t count, std::vector<double>& values) {
-    const TargetMatrix& matrix = index.matrices[p];
+    const plan::TargetMatrix& matrix = index.matrices[p];
     const plan::Lattice& lattice = matrix.lattice;
     each(p, first, count, values, [&](std::int64_t i, double* at) {
       for (std::size_t n = 0; n < matrix.updates.size(); ++n) {
@@ -225,11 +225,11 @@ Evaluator::Evaluator(const Plan& plan, std::size_t file, std::size_t tensor) : s
   state.plan = &plan;
   state.tensor = &plan.files[file].tensors[tensor];
   const std::vector<Block>& blocks = state.tensor->blocks;
-  state.blocks = RowIndex(
+  state.blocks = plan::RowIndex(
       blocks.size(), [&](std::size_t b) { return blocks[b].row; },
       [&](std::size_t b) { return blocks[b].row + blocks[b].source.rows; });
   if (!state.tensor->merge) return;
-  state.index = TargetIndex(*state.tensor);
+  state.index = plan::TargetIndex(*state.tensor);
   state.row_scales.resize(state.tensor->merge->updates.size());
   for (std::size_t p = 0; p < state.index.matrices.size(); ++p) state.measure(p);
 }

@@ -9,7 +9,7 @@
 
 #include "base/float_dtypes.h"
 #include "peft/error.h"
-#include "plan/lattice.h"
+#include "plan/update_targets.h"
 #include "plan/view_check.h"
 
 namespace peft::plan {

@@ -38,7 +38,7 @@ template <class T>
 void UpdateProducts<T>::open(const MergedTensor& tensor, std::size_t matrix, GatherStore& factors) {
   if (tensor_ == &tensor && matrix_ == matrix) return;
   tensor_ = nullptr;
-  const TargetMatrix& where = tensor.index().matrices[matrix];
+  const plan::TargetMatrix& where = tensor.index().matrices[matrix];
   lattice_ = where.lattice;
   program_ = make_program(tensor.merge(), where);
   updates_.clear();

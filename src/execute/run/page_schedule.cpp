@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "execute/merge/inputs/target_matrix.h"
 #include "execute/values/element.h"
+#include "plan/update_targets.h"
 
 namespace peft::execution {
 namespace {
@@ -69,16 +69,16 @@ class Readers {
     if (tensor_ == t) return;
     tensor_ = t;
     const PlannedTensor& tensor = work_.tensor(t);
-    blocks_ = RowIndex(
+    blocks_ = plan::RowIndex(
         tensor.blocks.size(), [&](std::size_t b) { return tensor.blocks[b].row; },
         [&](std::size_t b) { return tensor.blocks[b].row + tensor.blocks[b].source.rows; });
-    merges_ = tensor.merge ? TargetIndex(tensor) : TargetIndex();
+    merges_ = tensor.merge ? plan::TargetIndex(tensor) : plan::TargetIndex();
   }
 
   const FileWork& work_;
   std::size_t tensor_ = static_cast<std::size_t>(-1);
-  RowIndex blocks_;
-  TargetIndex merges_;
+  plan::RowIndex blocks_;
+  plan::TargetIndex merges_;
 };
 
 }  // namespace

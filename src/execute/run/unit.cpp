@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "execute/merge/inputs/gathered_factors.h"
-#include "execute/merge/inputs/target_matrix.h"
 #include "execute/values/element.h"
+#include "plan/update_targets.h"
 
 namespace peft::execution {
 namespace {
@@ -293,7 +293,7 @@ class GatherGroups {
     if (work_.byte_source[slice.tensor] != ByteSource::merged) return std::nullopt;
     open(slice.tensor);
     const Rectangle area = area_of(work_, slice);
-    const TargetMatrix* first = nullptr;
+    const plan::TargetMatrix* first = nullptr;
     matrices_.by_row.find(area.row, area.row + area.rows, [&](std::size_t matrix) {
       if (first == nullptr) first = &matrices_.matrices[matrix];
     });
@@ -304,9 +304,9 @@ class GatherGroups {
   void open(std::size_t t) {
     if (tensor_ == t) return;
     tensor_ = t;
-    matrices_ = TargetIndex(work_.tensor(t));
+    matrices_ = plan::TargetIndex(work_.tensor(t));
   }
-  std::optional<GatherGroup> of(const TargetMatrix& matrix) const {
+  std::optional<GatherGroup> of(const plan::TargetMatrix& matrix) const {
     const Update& update = work_.tensor(tensor_).merge->updates[matrix.updates.front()];
     const std::size_t in_turn = views_in_turn(matrix.updates.size());
     for (const View* view : {&update.b, &update.a}) {
@@ -318,7 +318,7 @@ class GatherGroups {
 
   const FileWork& work_;
   std::size_t tensor_ = static_cast<std::size_t>(-1);
-  TargetIndex matrices_;
+  plan::TargetIndex matrices_;
 };
 
 bool has_column_group(const FileWork& work, const Unit& unit) {

@@ -6,7 +6,7 @@ namespace peft::execution {
 namespace {
 
 // Mode `best` (and `fast`): all norms are those of the unmerged weight.
-MergeProgram best_program(const Merge& merge, const TargetMatrix& matrix) {
+MergeProgram best_program(const Merge& merge, const plan::TargetMatrix& matrix) {
   MergeProgram program;
   for (std::size_t n = 0; n < matrix.updates.size(); ++n) {
     if (!merge.updates[matrix.updates[n]].magnitude) continue;
@@ -25,7 +25,7 @@ MergeProgram best_program(const Merge& merge, const TargetMatrix& matrix) {
 // first, measures the norm, and merges them again; DoRA adapters get newly measured norms.
 class PeftProgram {
  public:
-  PeftProgram(const Merge& merge, const TargetMatrix& matrix)
+  PeftProgram(const Merge& merge, const plan::TargetMatrix& matrix)
       : merge_(merge), matrix_(matrix), row_scale_of_(matrix.updates.size()) {}
 
   MergeProgram run() {
@@ -67,7 +67,7 @@ class PeftProgram {
   }
 
   const Merge& merge_;
-  const TargetMatrix& matrix_;
+  const plan::TargetMatrix& matrix_;
   std::vector<std::size_t> row_scale_of_;
   MergeProgram program_;
 };
@@ -86,7 +86,7 @@ std::vector<std::size_t> MergeProgram::passes() const {
   return ends;
 }
 
-MergeProgram make_program(const Merge& merge, const TargetMatrix& matrix) {
+MergeProgram make_program(const Merge& merge, const plan::TargetMatrix& matrix) {
   const bool uses_peft_rounding = merge.mode == MergeMode::peft || merge.mode == MergeMode::peft_safe;
   return uses_peft_rounding ? PeftProgram(merge, matrix).run() : best_program(merge, matrix);
 }

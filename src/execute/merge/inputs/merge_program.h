@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "execute/kernels/tile_math.h"
-#include "execute/merge/inputs/target_matrix.h"
+#include "plan/update_targets.h"
 
 namespace peft::execution {
 
@@ -38,6 +38,6 @@ struct DoraRowScales {
   std::vector<std::vector<double>> values;
 };
 
-MergeProgram make_program(const Merge& merge, const TargetMatrix& matrix);
+MergeProgram make_program(const Merge& merge, const plan::TargetMatrix& matrix);
 
 }  // namespace peft::execution

@@ -20,7 +20,7 @@ void gather_columns(const std::byte* from, std::int64_t step, std::size_t cols, 
 MergedTensor::MergedTensor(const Plan& plan, const PlannedTensor& tensor, bool wide)
     : plan_(&plan), tensor_(&tensor), index_(tensor), ops_(make_ops(plan, tensor, wide)) {
   const std::vector<Block>& blocks = tensor.blocks;
-  blocks_ = RowIndex(
+  blocks_ = plan::RowIndex(
       blocks.size(), [&](std::size_t b) { return blocks[b].row; },
       [&](std::size_t b) { return blocks[b].row + blocks[b].source.rows; });
 }

@@ -9,7 +9,7 @@
 #include "execute/copy/render.h"
 #include "execute/kernels/pack_factors.h"
 #include "execute/merge/inputs/line_buffer.h"
-#include "execute/merge/inputs/target_matrix.h"
+#include "plan/update_targets.h"
 
 namespace peft::execution {
 
@@ -26,7 +26,7 @@ class MergedTensor {
   const Plan& plan() const { return *plan_; }
   const PlannedTensor& tensor() const { return *tensor_; }
   const Merge& merge() const { return *tensor_->merge; }
-  const TargetIndex& index() const { return index_; }
+  const plan::TargetIndex& index() const { return index_; }
 
   // The number of rows from `row` on that one call of base() can return: up to the end of the block that lies in the
   // file as it is needed, or up to the next such block.
@@ -40,10 +40,10 @@ class MergedTensor {
 
   const Plan* plan_;
   const PlannedTensor* tensor_;
-  TargetIndex index_;
+  plan::TargetIndex index_;
   TensorOps ops_;                             // for whole rows
   mutable std::optional<TensorOps> any_ops_;  // for any rectangle; made when it is needed
-  RowIndex blocks_;
+  plan::RowIndex blocks_;
 };
 
 // Weights of a place before the merge: rows [row, row + rows) of its matrix as stored, one panel of columns; zeros past

@@ -4,8 +4,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "peft/plan.h"
+#include "plan/row_index.h"
 
 namespace peft::plan {
 
@@ -33,5 +35,19 @@ struct Lattice {
 // nullopt when the target leaves the tensor, or does not walk along its rows with one index and its columns with the
 // other.
 std::optional<Lattice> lattice_of(const PlannedTensor& tensor, const View& target);
+
+// The elements of one target, and the updates that it gets, in order.
+struct TargetMatrix {
+  Lattice lattice;
+  std::vector<std::uint32_t> updates;
+};
+
+struct TargetIndex {
+  std::vector<TargetMatrix> matrices;  // in the order of their first update
+  RowIndex by_row;                     // of `matrices`
+
+  TargetIndex() = default;
+  explicit TargetIndex(const PlannedTensor& tensor);
+};
 
 }  // namespace peft::plan

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace peft::execution {
+namespace peft::plan {
 
 class RowIndex {
  public:
@@ -40,4 +40,4 @@ class RowIndex {
   std::vector<Entry> entries_;
 };
 
-}  // namespace peft::execution
+}  // namespace peft::plan
