@@ -81,10 +81,6 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan) {
 
 namespace {
 
-using plan::RowIndex;
-using plan::StepRange;
-using plan::TargetIndex;
-using plan::TargetMatrix;
 
 constexpr std::int64_t kChunk = 64;  // rows that a pass over a matrix takes at once
 
