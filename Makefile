@@ -53,7 +53,7 @@ bench: configure-release                ## ratios to memcpy and cp
 	  if [ -x "$$program" ] && [ -f "$$program" ]; then echo "== $$program"; "$$program" || exit 1; fi; done
 
 docs: build                             ## the pages of docs/ that are made from the program's tables
-	for page in errors layouts families; do build/release/peft docs $$page > docs/$$page.md; done
+	for page in errors layouts families config_fields; do build/release/peft docs $$page > docs/$$page.md; done
 
 clean:
 	rm -rf build

@@ -7,17 +7,19 @@ target_include_directories(test_cli PRIVATE src tests)
 target_link_libraries(test_cli PRIVATE peft_cli_parts peft_test_flags GTest::gmock)
 gtest_discover_tests(test_cli DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 300)
 
-# tests/cli_test.cpp runs the program itself.
-if(TARGET cli_test)
-  add_dependencies(cli_test peft_cli)
-  target_compile_definitions(cli_test PRIVATE PEFT_PROGRAM="$<TARGET_FILE:peft_cli>")
-  target_link_libraries(cli_test PRIVATE GTest::gmock)
-endif()
+# These run the program itself.
+foreach(program cli_test wild_test)
+  if(TARGET ${program})
+    add_dependencies(${program} peft_cli)
+    target_compile_definitions(${program} PRIVATE PEFT_PROGRAM="$<TARGET_FILE:peft_cli>")
+    target_link_libraries(${program} PRIVATE GTest::gmock)
+  endif()
+endforeach()
 
-foreach(page errors layouts families)
+foreach(page errors layouts families config_fields)
   add_test(NAME docs_${page}_is_fresh COMMAND ${CMAKE_COMMAND} -DPROGRAM=$<TARGET_FILE:peft_cli> -DPAGE=${page}
     -DFILE=${CMAKE_CURRENT_SOURCE_DIR}/docs/${page}.md -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/check_page.cmake)
 endforeach()
 
-add_test(NAME layers COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_layers.py ${CMAKE_CURRENT_SOURCE_DIR})
-add_test(NAME layers_self_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_layers.py --self-test)
+add_test(NAME structure COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_structure.py --stages none ${CMAKE_CURRENT_SOURCE_DIR})
+add_test(NAME structure_self_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_structure.py --self-test)

@@ -2,12 +2,14 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <sstream>
@@ -304,6 +306,207 @@ TEST_F(Cli, the_manual_names_all_flags) {
     EXPECT_TRUE(found) << flag << " is not in docs/cli.md";
   }
   for (const auto& flag : documented) EXPECT_TRUE(known.count(flag)) << flag << " in docs/cli.md does not exist";
+}
+
+// ---- links in a folder, and what --ignore-unused leaves out
+
+std::string without_a_link(const std::string& from, const std::string& to) {
+  fs::copy(from, to, fs::copy_options::recursive);
+  for (const auto& entry : fs::recursive_directory_iterator(to)) fs::permissions(entry.path(), fs::perms::owner_all);
+  return to;
+}
+
+TEST_F(Cli, a_side_file_that_is_a_link_out_of_its_folder_is_refused_by_name) {
+  const std::string adapter = without_a_link(kV4, in("a")),
+                    base = without_a_link((kGolden / "models/rt-llama").string(), in("base"));
+  const std::string plain = (kGolden / "runtime/llama/adapter").string();
+  std::ofstream(in("secret")) << "secret";
+  fs::remove(in("a/README.md"));
+  fs::create_symlink(in("secret"), in("a/README.md"));
+  fs::create_symlink("../secret", in("base/tokenizer_config.json"));
+  const std::vector<std::vector<std::string>> commands = {
+      {"convert", adapter, "--to", "peft-fused", "--base", kModel},
+      {"combine", adapter + "@0.5", adapter + "@0.5", "--type", "cat", "--base", kModel},
+      {"resize", adapter, "--rank", "1", "--base", kModel},
+      {"merge", "--base", base, "--adapter", plain}};
+  for (auto command : commands) {
+    command.insert(command.end(), {"--out", in("out"), "--json"});
+    const Result refused = peft(command);
+    ASSERT_EQ(refused.exit_code, 1) << command[0] << refused.out << refused.err;
+    EXPECT_EQ(refused.parsed()["error"]["code"], "IX_LINK") << command[0];
+    EXPECT_THAT(refused.out, HasSubstr(command[0] == "merge" ? "tokenizer_config.json" : "README.md"));
+    EXPECT_FALSE(fs::exists(in("out")));
+    command.push_back("--follow-symlinks");
+    const Result followed = peft(command);
+    EXPECT_EQ(followed.exit_code, 0) << command[0] << followed.out << followed.err;
+    EXPECT_EQ(read_text(in(command[0] == "merge" ? "out/tokenizer_config.json" : "out/README.md")), "secret");
+    EXPECT_FALSE(fs::is_symlink(in(command[0] == "merge" ? "out/tokenizer_config.json" : "out/README.md")));
+    fs::remove_all(in("out"));
+  }
+}
+
+TEST_F(Cli, links_within_a_folder_and_to_the_blobs_of_a_cache_are_followed) {
+  const std::string snapshot = in("hub/models--me--lora/snapshots/0123");
+  fs::create_directories(in("hub/models--me--lora/blobs"));
+  fs::create_directories(fs::path(snapshot).parent_path());
+  without_a_link(kV4, snapshot);
+  fs::remove(snapshot + "/README.md");
+  std::ofstream(in("hub/models--me--lora/blobs/abc")) << "card";
+  fs::create_symlink("../../blobs/abc", snapshot + "/README.md");
+  fs::create_symlink("README.md", snapshot + "/LICENSE");
+  const std::vector<std::string> command = {"convert", snapshot, "--to",  "peft-fused",
+                                            "--base",  kModel,   "--out", in("out")};
+  const Result done = peft(command);
+  EXPECT_EQ(done.exit_code, 0) << done.err;
+  EXPECT_EQ(read_text(in("out/README.md")), "card");
+  EXPECT_EQ(read_text(in("out/LICENSE")), "card");
+
+  // Another repository's blobs are another folder; a link that leads nowhere is named.
+  fs::create_directories(in("hub/models--you--lora/blobs"));
+  std::ofstream(in("hub/models--you--lora/blobs/abc")) << "other";
+  fs::remove(snapshot + "/README.md");
+  fs::create_symlink("../../../models--you--lora/blobs/abc", snapshot + "/README.md");
+  fs::remove_all(in("out"));
+  EXPECT_THAT(peft(command).err, HasSubstr("IX_LINK"));
+  fs::remove(snapshot + "/README.md");
+  fs::remove(snapshot + "/LICENSE");
+  fs::create_symlink("nowhere", snapshot + "/README.md");
+  const Result dangling = peft(command);
+  EXPECT_EQ(dangling.exit_code, 3) << dangling.err;
+  EXPECT_THAT(dangling.err, HasSubstr("README.md"));
+  EXPECT_FALSE(fs::exists(in("out")));
+}
+
+TEST_F(Cli, a_side_file_that_is_no_file_is_refused_by_name_and_never_waited_for) {
+  const std::string adapter = without_a_link(kV4, in("a"));
+  const std::vector<std::string> command = {"convert", adapter, "--to",    "peft-fused", "--base",
+                                            kModel,    "--out", in("out"), "--json"};
+  fs::remove(in("a/README.md"));
+  ASSERT_EQ(mkfifo(in("a/README.md").c_str(), 0600), 0);
+  for (const char* kind : {"pipe", "folder"}) {
+    const Result result = peft(command);
+    EXPECT_EQ(result.exit_code, 1) << kind << result.out;
+    EXPECT_EQ(result.parsed()["error"]["code"], "IO_KIND") << kind;
+    EXPECT_THAT(result.out, HasSubstr("README.md")) << kind;
+    EXPECT_FALSE(fs::exists(in("out"))) << kind;
+    fs::remove(in("a/README.md"));
+    fs::create_directory(in("a/README.md"));
+  }
+}
+
+// A tensor of a module that the model does not have, in a copy of an adapter of another model.
+TEST_F(Cli, what_ignore_unused_leaves_out_is_named_by_every_verb) {
+  const std::string heads = (fs::path(PEFT_SOURCE_DIR) / "tests/heads").string();
+  const std::string adapter = without_a_link(heads + "/llama-seq-cls", in("a"));
+  json config = json::parse(read_text(in("a/adapter_config.json")));
+  config["task_type"] = "CAUSAL_LM";  // now nothing says that `score` is saved
+  std::ofstream(in("a/adapter_config.json")) << config.dump();
+  const std::string base = heads + "/llama";
+  const Result refused = peft({"convert", adapter, "--to", "peft-fused", "--base", base, "--out", in("no"), "--json"});
+  EXPECT_EQ(refused.parsed()["error"]["code"], "LO_UNUSED") << refused.out;
+  const std::vector<std::vector<std::string>> commands = {
+      {"convert", adapter, "--to", "peft-fused", "--base", base, "--out", in("c")},
+      {"combine", adapter + "@0.5", adapter + "@0.5", "--type", "cat", "--base", base, "--out", in("d")},
+      {"resize", adapter, "--rank", "1", "--base", base, "--out", in("e")},
+      {"merge", "--base", base, "--adapter", adapter, "--out", in("f")},
+      {"verify", adapter, adapter, "--base", base}};
+  for (auto command : commands) {
+    command.push_back("--ignore-unused");
+    command.push_back("--json");
+    const Result result = peft(command);
+    ASSERT_EQ(result.exit_code, 0) << command[0] << result.out << result.err;
+    const json parsed = result.parsed();
+    const json& named = parsed[command[0] == "verify" ? "left_out" : "unused"];
+    ASSERT_FALSE(named.empty()) << command[0] << result.out;
+    EXPECT_THAT(named[0].get<std::string>(), HasSubstr("score.weight"));
+    if (command[0] != "verify") {
+      EXPECT_THAT(parsed["warnings"].dump(), HasSubstr("score.weight")) << command[0];
+    }
+  }
+  const Result text = peft({"verify", adapter, adapter, "--base", base, "--ignore-unused"});
+  EXPECT_THAT(text.out, HasSubstr("same function but for 2 tensors left out"));
+}
+
+TEST_F(Cli, a_dense_adapter_is_called_dense) {
+  const std::string adapter = (kGolden / "native/llama-linear-p0212/adapter").string();
+  const Result text = peft({"convert", adapter, "--to", "peft-per-expert", "--out", in("out")});
+  EXPECT_THAT(text.out, HasSubstr("dense LoRA, the same in every PEFT layout")) << text.err;
+  EXPECT_THAT(text.out, testing::Not(HasSubstr("peft-fused"))) << text.out;
+  const Result keys = peft({"inspect", (fs::path(PEFT_SOURCE_DIR) / "tests/heads/t5").string()});
+  EXPECT_THAT(keys.out, testing::Not(HasSubstr("{expert}"))) << keys.out;
+}
+
+// ---- folders that are not quite adapters
+
+struct NotQuite {
+  const char* name;
+  const char* code;  // of every verb that needs weights
+  std::vector<const char*> words;
+  bool has_config = true;
+  std::map<std::string, std::string> files{};  // beside adapter_config.json
+};
+
+TEST_F(Cli, folders_that_are_not_quite_adapters_are_named_and_their_config_is_shown) {
+  const std::string pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4096\n";
+  const std::vector<NotQuite> kinds = {
+      {"config", "IO_OPEN", {"a config and no weights"}},
+      {"pointer", "NOT_ST", {"Git LFS pointer", "git lfs pull"}, true, {{"adapter_model.safetensors", pointer}}},
+      {"pickle", "E_PICKLE", {"adapter_model.bin"}, true, {{"adapter_model.bin", "PK"}}},
+      {"sharded", "IO_KIND", {"sharded"}, true, {{"adapter_model.safetensors.index.json", "{}"}}},
+      {"mlx",
+       "IO_KIND",
+       {"MLX-LM"},
+       false,
+       {{"adapters.safetensors", "x"}, {"adapter_config.json", R"({"fine_tune_type": "lora"})"}}},
+      {"model", "IO_KIND", {"a whole model", "--base"}, false, {{"model.safetensors", "x"}, {"config.json", "{}"}}},
+      {"checkpoints", "IO_OPEN", {"checkpoint-500", "--adapter-name"}, false, {}},
+      {"config-pointer",
+       "CF_FORM",
+       {"Git LFS pointer"},
+       false,
+       {{"adapter_config.json", pointer},
+        {"adapter_model.safetensors", read_text(fs::path(kV4) / "adapter_model.safetensors")}}},
+  };
+  const std::string config = read_text(fs::path(kV4) / "adapter_config.json");
+  for (const NotQuite& kind : kinds) {
+    SCOPED_TRACE(kind.name);
+    const fs::path folder = in(kind.name);
+    fs::create_directories(folder);
+    if (kind.has_config) std::ofstream(folder / "adapter_config.json") << config;
+    for (const auto& [name, content] : kind.files) std::ofstream(folder / name, std::ios::binary) << content;
+    if (std::string(kind.name) == "checkpoints") without_a_link(kV4, folder / "checkpoint-500");
+    const std::vector<std::vector<std::string>> commands = {
+        {"verify", folder, kV4, "--base", kModel},
+        {"combine", folder.string() + "@1", "--type", "cat", "--base", kModel, "--out", in("out")},
+        {"resize", folder, "--rank", "1", "--base", kModel, "--out", in("out")},
+        {"merge", "--base", (kGolden / "models/rt-mixtral-v4").string(), "--adapter", folder, "--out", in("out")}};
+    for (auto command : commands) {
+      command.push_back("--json");
+      const Result result = peft(command);
+      ASSERT_NE(result.exit_code, 0) << command[0];
+      EXPECT_EQ(result.parsed()["error"]["code"], kind.code) << command[0] << result.out;
+      for (const char* word : kind.words) EXPECT_THAT(result.out, HasSubstr(word)) << command[0];
+      EXPECT_FALSE(fs::exists(in("out"))) << command[0];
+    }
+    const Result inspected = peft({"inspect", folder, "--json"});
+    EXPECT_NE(inspected.exit_code, 0);
+    if (!kind.has_config) continue;
+    const json report = inspected.parsed();
+    EXPECT_EQ(inspected.exit_code, 1) << inspected.out;
+    EXPECT_EQ(report["config"]["r"], json::parse(config)["r"]) << inspected.out;
+    EXPECT_THAT(report["error"].get<std::string>(), HasSubstr(kind.code));
+    EXPECT_THAT(peft({"inspect", folder}).out, HasSubstr("What the config says"));
+  }
+}
+
+TEST_F(Cli, a_base_needs_only_its_config_also_where_the_adapter_lies_beside_it) {
+  const std::string folder = without_a_link(kV4, in("both"));
+  fs::copy_file(fs::path(kModel) / "config.json", in("both/config.json"));
+  const Result beside = peft({"convert", folder, "--to", "peft-fused", "--base", folder, "--out", in("a"), "--json"});
+  ASSERT_EQ(beside.exit_code, 0) << beside.out << beside.err;
+  const Result apart = peft({"convert", kV4, "--to", "peft-fused", "--base", kModel, "--out", in("b"), "--json"});
+  ASSERT_EQ(apart.exit_code, 0) << apart.out;
+  EXPECT_EQ(read_text(in("a/adapter_model.safetensors")), read_text(in("b/adapter_model.safetensors")));
 }
 
 }  // namespace

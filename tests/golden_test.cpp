@@ -35,6 +35,7 @@ constexpr Group kGroups[] = {
     {"shapes", "shapes", cases, check_shapes},
     {"merge", "merge", cases, check_merge},
     {"quant", "quant", cases, check_quant},
+    {"parity", "parity", cases, check_parity},
     {"tokenizer", "tokenizer", cases, check_tokenizer},
 };
 

@@ -5,6 +5,7 @@
 #include <rapidcheck/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <map>
@@ -254,6 +255,45 @@ TEST(Resize, a_cut_is_the_best_there_is_and_its_error_is_the_one_reported) {
   EXPECT_NEAR(result.sites[0].norm, std::sqrt(85.0), 1e-12);
   EXPECT_NEAR(result.sites[0].relative, std::sqrt(5.0 / 85.0), 1e-6);
   EXPECT_EQ(result.plan.exactness, Exactness::lossy);
+}
+
+// Half of an adapter and its other half, and an adapter at its full rank, are the adapter: in the basis of an SVD, and
+// in whatever dtype the result is rounded to.
+TEST(Resize, every_golden_adapter_at_full_rank_verifies_as_the_same_function) {
+  constexpr std::array kDtypes = {Dtype::f32, Dtype::bf16, Dtype::f16, Dtype::f64};
+  std::size_t seen = 0;
+  for (const char* group : {"convert", "native"}) {
+    for (const Case& c : cases(golden_root(), group)) {
+      const std::string adapter = (c.folder / "adapter").string();
+      std::optional<Input> input;
+      try {
+        input = load(adapter, {});
+      } catch (const Error&) {
+        continue;  // not without its base
+      }
+      ResizeOptions resize;
+      resize.rank = 64;
+      resize.dtype = kDtypes[seen++ % kDtypes.size()];
+      const TemporaryFolder folder;
+      std::vector<fs::path> results = {written(folder, plan_resize(adapter, resize), "resized")};
+      CombineOptions combine;
+      combine.type = CombineType::linear;
+      combine.dtype = resize.dtype;
+      try {
+        const std::array<WeightedAdapter, 2> halves = {WeightedAdapter{adapter, 0.5}, WeightedAdapter{adapter, 0.5}};
+        results.push_back(written(folder, plan_combine(halves, combine), "combined"));
+      } catch (const Error&) {
+        // DoRA and the like are not combined
+      }
+      for (const fs::path& result : results) {
+        const VerifyReport report = verify(adapter, result.string(), {});
+        EXPECT_TRUE(report.same) << c.id << " " << result << " "
+                                 << (report.differences.empty() ? "" : report.differences[0].what);
+        EXPECT_LE(report.largest_relative, 0.02) << c.id;
+      }
+    }
+  }
+  EXPECT_GE(seen, 20u);
 }
 
 TEST(Combine, bytes_do_not_depend_on_threads) {

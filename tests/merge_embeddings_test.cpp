@@ -102,6 +102,55 @@ TEST(MergeSaved, ModulesTakeThePlaceOfTheBasesOnATiedBaseToo) {
   }
 }
 
+// The config says tied, and the file has an output of its own values: transformers 5 uses both, transformers 4 would
+// tie.
+TEST(MergeTiedButDifferent, BothEmbeddingsAreUsedAndTheConfigSaysSo) {
+  for (const std::string side : {"q_proj", "embed_tokens", "lm_head", "saved embed_tokens", "tokens"}) {
+    SCOPED_TRACE(side);
+    TinyMoe model("BF16", Output::own);
+    model.config["tie_word_embeddings"] = true;
+    model.write_base_folder();
+    Lora lora(model, 2, 4, 1);
+    Json config = {{"target_modules", {"layers.0.self_attn.q_proj"}}};
+    if (side == "embed_tokens") {
+      lora.embedding(kInput);
+      config["target_modules"] = {"embed_tokens"};
+    } else if (side == "lm_head") {
+      lora.linear("lm_head");
+      config["target_modules"] = {"lm_head"};
+    } else {
+      lora.linear("model.layers.0.self_attn.q_proj");
+    }
+    if (side == "saved embed_tokens") {
+      lora.saved(kInput, "weight", V, H);
+      config["modules_to_save"] = {"embed_tokens"};
+    }
+    if (side == "tokens") {
+      lora.tokens(kInput, {3, 0});
+      config["trainable_token_indices"] = {{"embed_tokens", {3, 0}}};
+    }
+    lora.write("adapter", config);
+    const MergePlan plan = plan_merge(model.options());
+    EXPECT_THAT(plan.plan.warnings, ::testing::Contains(HasSubstr("both are used, as transformers 5 does")));
+    EXPECT_FALSE(plan.untied);
+    const auto out = model.merge(model.options());
+    EXPECT_FALSE(is_tied(model)) << "transformers 4 would drop lm_head.weight";
+    if (side != "tokens") {
+      expect_merged(model, out, lora.effects());
+    } else {  // PEFT puts the rows into both, other values or not
+      auto effects = lora.effects();
+      auto rows = model.at("lm_head.weight").values;
+      for (const std::int64_t id : {3, 0}) {
+        const auto& from = effects.at("model.embed_tokens.weight");
+        std::copy_n(from.begin() + id * H, H, rows.begin() + id * H);
+      }
+      effects["lm_head.weight"] = rows;
+      expect_merged(model, out, effects);
+    }
+    expect_verified(model, model.options());
+  }
+}
+
 TEST(MergeSaved, RouterAndNorm) {
   const TinyMoe model("F16");
   model.write_base_folder();

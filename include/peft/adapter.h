@@ -18,6 +18,8 @@ struct Adapter {
   AdapterConfig config;
   std::shared_ptr<const TensorFile> weights;
   std::vector<std::string> side_files;  // README.md, tokenizer, chat template: names inside folder, to be copied
+  std::string root;                     // the folder that was named: `folder`, or the one above a further adapter
+  bool follow_symlinks = false;
 };
 
 struct AdapterOptions {
@@ -25,6 +27,9 @@ struct AdapterOptions {
   OpenOptions open;
 };
 Adapter open(const std::string& folder, const AdapterOptions& options = {});
+// Names of the side files, and where each really lies. Throws IX_LINK for a link that leaves the folder that was named,
+// unless follow_symlinks; IO_OPEN for one that leads nowhere, IO_KIND for a pipe, a device or a folder.
+std::vector<std::pair<std::string, std::string>> side_file_paths(const Adapter& adapter);
 // All adapters of a folder: "default" for the folder itself, then subfolders that are adapters, sorted.
 std::vector<std::string> adapter_names(const std::string& folder);
 // A path as it is; else org/model found in the local Hugging Face cache (HF_HUB_CACHE, HF_HOME); never the network.

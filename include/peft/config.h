@@ -82,6 +82,22 @@ struct AdapterConfig {
   void drop_keys_newer_than(const Version& version);
 };
 
+// What is done with an adapter. For each a field of the config is used, changes nothing, or is refused: the table is
+// docs/config_fields.md.
+enum class Verb : std::uint8_t {
+  inspect,
+  targets,
+  convert,
+  verify,
+  merge,
+  combine,
+  resize,
+  run,     // on a model that runs: logits, generate, train
+  create,  // a new adapter on a model that runs
+};
+// Throws CF_UNSUP for the first field whose value says that `verb` cannot do it right.
+void require_usable(const AdapterConfig& config, Verb verb);
+
 // A line diff of two texts, for --config-only: "-" removed, "+" added, " " same.
 std::string diff(std::string_view before, std::string_view after);
 

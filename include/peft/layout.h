@@ -35,6 +35,7 @@ enum class BPacking : std::uint8_t { rank_major, grouped_by_expert };
 
 // What the user says where a file leaves it open.
 struct ReadOptions {
+  Verb verb = Verb::merge;       // what is read for: fields of the config that it cannot do right are refused
   std::optional<Layout> layout;  // --from
   std::string orientation;       // --orientation: "", "out-in", "in-out": how dP[e] = s B_e A_e lies in the parameter
   std::optional<BPacking> b_packing;  // --b-packing
@@ -55,5 +56,8 @@ struct Reading {
 // Decodes. Throws LO_LAYOUT with the possible readings and the flag that decides when the file is ambiguous,
 // LO_PAIR, LO_SHAPE, LO_EXPERT, LO_UNUSED, ... when it is wrong.
 Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options = {});
+
+// What --ignore-unused left out, in one sentence that names the tensors (the first ones of many); "" when nothing.
+std::string left_out(const Reading& reading);
 
 }  // namespace peft

@@ -29,6 +29,7 @@ struct LowRankResult {
   double worst = 0, mean = 0;         // of LowRankSite::relative
   std::string where;                  // of the worst
   std::vector<std::string> left_out;  // sites that came out as zero
+  std::vector<std::string> unused;    // tensors of the adapters that --ignore-unused left out, and why
   std::vector<std::string> notes;
 };
 

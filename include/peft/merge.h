@@ -47,10 +47,12 @@ struct MergePlan {
   Plan plan;
   std::vector<MergedPart> parts;                         // in the order of the plan
   std::vector<std::string> zero_deltas;                  // sites whose factors are zero: nothing of them changes
+  std::vector<std::string> unused;                       // tensors that --ignore-unused left out, and why
   std::vector<std::string> layouts;                      // of the adapters
   std::vector<std::string> digests;                      // what the output remembers of the adapters
   std::size_t changed = 0, copied = 0, dequantized = 0;  // tensors of the output
   bool untied = false;                                   // the output embedding became a tensor of its own
+  bool own_output = false;  // the base's config says tied, and its file has another output embedding: both are used
   double seconds_estimate = 0;
 };
 // Everything is checked here; nothing is written.

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "peft/adapter.h"
@@ -71,6 +72,7 @@ struct VerifyReport {
   std::int64_t compared = 0, identical = 0;
   std::vector<VerifyDifference> differences;  // up to 50
   std::int64_t num_differences = 0;
+  std::vector<std::string> left_out;  // tensors that --ignore-unused left out of the comparison, and why
   std::vector<std::string> notes;
 };
 VerifyReport verify(const std::string& a, const std::string& b, const VerifyOptions& options);
@@ -99,6 +101,9 @@ struct InspectReport {
     std::string name, verdict, why;
   };  // "reads it right", "refuses", "silently wrong"
   std::vector<Consumer> consumers;
+  // What the config says: r, lora_alpha, target_modules and the like, by their names there, as JSON texts. Also where
+  // the weights cannot be opened.
+  std::vector<std::pair<std::string, std::string>> config;
   std::string error;  // when the file cannot be decoded: what the reading said
 };
 InspectReport inspect(const std::string& path, const InputOptions& options);

@@ -44,6 +44,7 @@ struct VerifyMergedReport {
   double worst_places = 0;
   std::vector<MergedDifference> differences;  // up to 100
   std::int64_t num_differences = 0;
+  std::vector<std::string> left_out;  // tensors of the adapters that --ignore-unused left out, and why
   std::vector<std::string> notes;
 };
 VerifyMergedReport verify_merged(const VerifyMergedOptions& options);

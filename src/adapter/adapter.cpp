@@ -6,6 +6,7 @@
 
 #include "peft/error.h"
 #include "safetensors/header.h"
+#include "safetensors/named_folder.h"
 
 namespace peft {
 namespace {
@@ -41,8 +42,9 @@ bool is_file(const fs::path& path) {
 
 std::vector<std::string> side_files(const fs::path& folder) {
   std::vector<std::string> found;
-  for (auto name : kSideFiles) {
-    if (is_file(folder / name)) found.emplace_back(name);
+  std::error_code ignored;
+  for (auto name : kSideFiles) {  // also what cannot be copied: that is said when it is to be
+    if (fs::exists(fs::symlink_status(folder / name, ignored))) found.emplace_back(name);
   }
   std::sort(found.begin(), found.end());
   return found;
@@ -69,16 +71,38 @@ fs::path adapter_folder(const std::string& root, const std::string& name) {
   return folder;
 }
 
+// What a folder without adapter_model.safetensors is, told by what lies in it: the first row that fits.
+struct FolderKind {
+  std::string_view file;
+  ErrorCode code;
+  std::string_view problem, hint;
+};
+constexpr FolderKind kFolderKinds[] = {
+    {"adapter_model.bin", ErrorCode::E_PICKLE,
+     "the adapter is a pickle, which can run code when loaded; it is never opened",
+     "load it with PEFT in a sandbox and save it with safe_serialization=True"},
+    {"adapter_model.safetensors.index.json", ErrorCode::IO_KIND, "a sharded adapter: its weights are in several files",
+     "load it with PEFT and save it again, in one file"},
+    {"adapters.safetensors", ErrorCode::IO_KIND, "an adapter of MLX-LM, whose format is another one",
+     "train or export it with PEFT"},
+    {"model.safetensors.index.json", ErrorCode::IO_KIND, "a whole model, not an adapter", "give it as --base"},
+    {"model.safetensors", ErrorCode::IO_KIND, "a whole model, not an adapter", "give it as --base"},
+    {kConfigFile, ErrorCode::IO_OPEN, "the folder has a config and no weights", "is the download complete?"},
+};
+
 [[noreturn]] void no_weights(const fs::path& folder) {
-  if (is_file(folder / "adapter_model.bin")) {
-    throw Error(ErrorCode::E_PICKLE,
-                {.file = (folder / "adapter_model.bin").string(),
-                 .problem = "the adapter is a pickle, which can run code when loaded; it is never opened",
-                 .expected = std::string(kWeightsFile),
-                 .hint = "load it with PEFT in a sandbox and save it with safe_serialization=True"});
-  }
   std::string inside;
-  for (const auto& name : adapter_names(folder.string())) inside += (inside.empty() ? "" : ", ") + name;
+  for (const auto& name : adapter_names(folder.string())) {
+    if (name != "default") inside += (inside.empty() ? "" : ", ") + name;
+  }
+  for (const FolderKind& kind : kFolderKinds) {
+    const bool is_adapters_root = kind.file == kConfigFile && !inside.empty();
+    if (!is_file(folder / kind.file) || is_adapters_root) continue;
+    throw Error(kind.code, {.file = (folder / kind.file).string(),
+                            .problem = std::string(kind.problem),
+                            .expected = std::string(kWeightsFile),
+                            .hint = std::string(kind.hint)});
+  }
   throw Error(ErrorCode::IO_OPEN,
               {.file = folder.string(),
                .problem = "no adapter weights here",
@@ -118,12 +142,24 @@ Adapter open(const std::string& path, const AdapterOptions& options) {
   }
   Adapter adapter;
   adapter.folder = folder.string();
+  adapter.root = root;
+  adapter.follow_symlinks = options.open.follow_symlinks;
   adapter.name = options.adapter_name.empty() ? "default" : options.adapter_name;
   adapter.config = AdapterConfig::read((folder / kConfigFile).string());
   adapter.weights = TensorFile::open((folder / kWeightsFile).string(), options.open);
   safetensors::release_json_memory();
   adapter.side_files = side_files(folder);
   return adapter;
+}
+
+std::vector<std::pair<std::string, std::string>> side_file_paths(const Adapter& adapter) {
+  const fs::path below = fs::path(adapter.folder).lexically_relative(adapter.root);
+  std::vector<std::pair<std::string, std::string>> paths;
+  for (const std::string& name : adapter.side_files) {
+    const std::string in_root = below == "." ? name : (below / name).string();
+    paths.emplace_back(name, safetensors::path_inside(adapter.root, in_root, adapter.follow_symlinks));
+  }
+  return paths;
 }
 
 std::string describe(const Site& site) {

@@ -52,8 +52,11 @@ std::vector<double> combine(std::span<const double> x, double factor, std::span<
 // The listed columns of rows first .. first + count, column j times factor (and gain[j], or its inverse).
 void read_components(const Matrix& matrix, const std::vector<std::int64_t>& list, std::int64_t first,
                      std::int64_t count, double factor, std::span<const double> gain, bool divide, double* out) {
-  read_columns(matrix.row_range(first, count), list, {out, list.size() * count});
+  std::vector<std::int64_t> present = list;
+  std::replace(present.begin(), present.end(), kNoComponent, std::int64_t{0});
+  read_columns(matrix.row_range(first, count), present, {out, list.size() * count});
   for (std::size_t j = 0; j < list.size(); ++j) {
+    if (list[j] == kNoComponent) std::fill_n(out + static_cast<std::int64_t>(j) * count, count, 0.0);
     const double times = gain.empty() ? factor : divide ? factor / gain[j] : factor * gain[j];
     double* column = out + static_cast<std::int64_t>(j) * count;
     if (times != 1) std::for_each(column, column + count, [times](double& v) { v *= times; });
@@ -115,23 +118,18 @@ DeltaDifference paired_difference(const Components& x, const Components& y, std:
   const auto b_difference = columns(p, 0, n), b_y = columns(p, n, n), a_x = columns(q, 0, n),
              a_difference = columns(q, n, n);
   const auto b_x = combine(b_difference, 1, b_y), a_y = combine(a_x, -1, a_difference);
+  double changes = 0;
+  for (std::int64_t k = 0; k < n; ++k) {
+    const auto length = [](const TallQr& qr, std::int64_t at) {
+      const double* values = qr.column(at).data();
+      return std::sqrt(dot(values, values, qr.cols()));
+    };
+    changes = std::hypot(changes, length(p, k) * length(q, k), length(p, n + k) * length(q, n + k));
+  }
   return {.norm_x = product_norm(b_x, 2 * n, a_x, 2 * n, n),
           .norm_y = product_norm(b_y, 2 * n, a_y, 2 * n, n),
-          .norm_difference = product_norm(p.r(), 2 * n, q.r(), 2 * n, 2 * n)};
-}
-
-DeltaDifference stacked_difference(const Components& x, const Components& y) {
-  const auto nx = static_cast<std::int64_t>(x.list.size()), ny = static_cast<std::int64_t>(y.list.size()), n = nx + ny;
-  const TallQr p =
-      Stack{
-          .x = x.b, .y = y.b, .list_x = x.list, .list_y = y.list, .factor_x = x.scale, .factor_y = -y.scale, .gain = {}}
-          .factorise();
-  const TallQr q =
-      Stack{.x = x.a, .y = y.a, .list_x = x.list, .list_y = y.list, .factor_x = 1, .factor_y = 1, .gain = {}}
-          .factorise();
-  return {.norm_x = product_norm(columns(p, 0, nx), n, columns(q, 0, nx), n, nx),
-          .norm_y = product_norm(columns(p, nx, ny), n, columns(q, nx, ny), n, ny),
-          .norm_difference = product_norm(p.r(), n, q.r(), n, n)};
+          .norm_difference = product_norm(p.r(), 2 * n, q.r(), 2 * n, 2 * n),
+          .norm_changes = changes};
 }
 
 }  // namespace
@@ -181,7 +179,7 @@ Components components(const TensorFile& file, const Factor& factor) {
 
 double delta_norm(const Components& x) {
   const Components none{x.a, x.b, 1, {}};
-  return stacked_difference(x, none).norm_x;
+  return joint_qr(x, none).difference().norm_x;
 }
 
 double delta_norm(const TensorFile& file, const Factor& factor) { return delta_norm(components(file, factor)); }
@@ -193,8 +191,23 @@ double DeltaDifference::relative() const {
   return std::isfinite(ratio) ? ratio : 1;
 }
 
+JointQr joint_qr(const Components& x, const Components& y) {
+  const Stack of_a{.x = x.a, .y = y.a, .list_x = x.list, .list_y = y.list, .factor_x = 1, .factor_y = 1, .gain = {}};
+  const Stack of_b{
+      .x = x.b, .y = y.b, .list_x = x.list, .list_y = y.list, .factor_x = x.scale, .factor_y = -y.scale, .gain = {}};
+  return {of_a.factorise(), of_b.factorise(), static_cast<std::int64_t>(x.list.size()),
+          static_cast<std::int64_t>(y.list.size())};
+}
+
+DeltaDifference JointQr::difference() const {
+  const std::int64_t n = of_x + of_y;
+  return {.norm_x = product_norm(columns(b, 0, of_x), n, columns(a, 0, of_x), n, of_x),
+          .norm_y = product_norm(columns(b, of_x, of_y), n, columns(a, of_x, of_y), n, of_y),
+          .norm_difference = product_norm(b.r(), n, a.r(), n, n)};
+}
+
 DeltaDifference delta_difference(const Components& x, const Components& y, std::span<const double> gain) {
-  return x.list.size() == y.list.size() ? paired_difference(x, y, gain) : stacked_difference(x, y);
+  return x.list.size() == y.list.size() ? paired_difference(x, y, gain) : joint_qr(x, y).difference();
 }
 
 }  // namespace peft::adapter

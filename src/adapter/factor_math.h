@@ -22,6 +22,9 @@ class TallQr {
   void append(std::span<double> block, std::int64_t rows);
   // Upper triangle, column-major, cols x cols.
   std::span<const double> r() const { return r_; }
+  std::span<const double> column(std::int64_t k) const {
+    return r().subspan(static_cast<std::size_t>(k * cols_), static_cast<std::size_t>(cols_));
+  }
   std::int64_t cols() const { return cols_; }
 
  private:
@@ -34,8 +37,9 @@ class TallQr {
 struct Components {
   Matrix a, b;
   double scale = 1;
-  std::vector<std::int64_t> list;
+  std::vector<std::int64_t> list;  // kNoComponent: zero, where the other side has a component without a partner
 };
+constexpr std::int64_t kNoComponent = -1;
 std::vector<std::int64_t> all_components(std::int64_t rank);  // 0, 1, ..., rank - 1
 // All components of a factor.
 Components components(const TensorFile& file, const Factor& factor);
@@ -46,6 +50,10 @@ double delta_norm(const TensorFile& file, const Factor& factor);
 
 struct DeltaDifference {
   double norm_x = 0, norm_y = 0, norm_difference = 0;
+  // Of two lists of the same length: the root of the sum of squares of what changes in each pair. Where the pairs
+  // change independently of each other, norm_difference is about this large; where it is far smaller, the changes
+  // cancel.
+  double norm_changes = 0;
   // ||dW_x - dW_y|| / max(||dW_x||, ||dW_y||); 0 if both are zero, 1 where the norms leave the range of double.
   double relative() const;
 };
@@ -53,5 +61,14 @@ struct DeltaDifference {
 // which keeps a difference of one bit exact; y's a is then divided by gain[j] and its b multiplied (empty: all 1; else
 // powers of two), so that a scale that sits at another place does not hide that pairs are equal.
 DeltaDifference delta_difference(const Components& x, const Components& y, std::span<const double> gain = {});
+
+// R of the QR of [a_x, a_y], and of [s_x b_x, -s_y b_y]: its columns, first those of x, have the lengths of the
+// components and the angles between them.
+struct JointQr {
+  TallQr a, b;
+  std::int64_t of_x = 0, of_y = 0;  // columns
+  DeltaDifference difference() const;
+};
+JointQr joint_qr(const Components& x, const Components& y);
 
 }  // namespace peft::adapter

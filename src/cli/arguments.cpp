@@ -57,7 +57,7 @@ constexpr const char* kCompletionExamples = R"(Examples:
   peft completion fish > ~/.config/fish/completions/peft.fish)";
 
 const std::vector<std::string> kShells = {"bash", "zsh", "fish"};
-const std::vector<std::string> kPages = {"errors", "layouts", "families"};
+const std::vector<std::string> kPages = {"errors", "layouts", "families", "config_fields"};
 
 // All commands that a command line can fill in; one of them is taken.
 struct Commands {
@@ -144,7 +144,7 @@ void add_tables(CLI::App& app, Commands& all) {
       ->check(quiet(CLI::IsMember(kShells)));
   completion.footer(kCompletionExamples);
   auto& docs = *app.add_subcommand("docs", "Print a page of docs/ that is made from the program's tables");
-  docs.add_option("page", all.docs.page, "errors, layouts or families")
+  docs.add_option("page", all.docs.page, "errors, layouts, families or config_fields")
       ->required()
       ->check(quiet(CLI::IsMember(kPages)));
   docs.group("");  // for `make docs`, not for users

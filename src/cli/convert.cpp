@@ -54,6 +54,7 @@ Json to_json(const ConvertCommand& command, const Conversion& conversion) {
                {"tensors_in", conversion.tensors_in},
                {"tensors_out", conversion.tensors_out},
                {"exactness", name(conversion.plan.exactness)},
+               {"unused", conversion.unused},
                {"notes", conversion.notes},
                {"warnings", conversion.plan.warnings}};
   if (conversion.done) {
@@ -79,9 +80,11 @@ void print_one(const ConvertCommand& command, const Conversion& conversion) {
   const ExecuteReport& report = *conversion.done;
   std::string checks = command.execute.sync ? "synced" : "not synced";
   checks += command.execute.readback ? ", read back" : ", not read back";
-  write_out(fmt::format("{} -> {}: {} tensors -> {}, {} in {} ({}), {}\n", conversion.from, command.to,
-                        conversion.tensors_in, conversion.tensors_out, human_bytes(report.bytes_out),
-                        human_seconds(report.seconds), name(conversion.plan.exactness), checks));
+  const std::string what =
+      conversion.from == kDense ? "dense LoRA, the same in every PEFT layout" : conversion.from + " -> " + command.to;
+  write_out(fmt::format("{}: {} tensors -> {}, {} in {} ({}), {}\n", what, conversion.tensors_in,
+                        conversion.tensors_out, human_bytes(report.bytes_out), human_seconds(report.seconds),
+                        name(conversion.plan.exactness), checks));
   write_out(printable(conversion.out, 4096) + "\n");
 }
 

@@ -33,6 +33,7 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
   Conversion conversion{.path = path, .out = out};
   ConvertOptions options;
   options.input = command.input.options();
+  options.input.read.verb = Verb::convert;
   options.input.read.threads = command.execute.threads;
   options.to = parse_layout_flag("--to", command.to);
   if (!command.dtype.empty()) options.dtype = parse_dtype_flag("--dtype", command.dtype);
@@ -41,7 +42,7 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
   for (const auto& [name, folder] : choose_adapters(path, options.input.adapter_name)) {
     options.input.adapter_name = name;
     const Input input = load(path, options.input);
-    const std::string layout(info(input.reading.layout).name);
+    const std::string layout(input.reading.has_experts ? info(input.reading.layout).name : kDense);
     if (conversion.from.find(layout) == std::string::npos)
       conversion.from += (conversion.from.empty() ? "" : ", ") + layout;
     conversion.adapters.push_back(name.empty() ? "default" : name);
@@ -49,6 +50,8 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
     for (const auto& anomaly : input.reading.anomalies) {
       conversion.notes.push_back(folder.empty() ? anomaly : folder + ": " + anomaly);
     }
+    for (const auto& text : input.reading.unused)
+      conversion.unused.push_back(folder.empty() ? text : folder + ": " + text);
     append(conversion.plan, plan_convert(input, options), folder);
   }
   for (const auto& file : conversion.plan.files) conversion.tensors_out += file.tensors.size();

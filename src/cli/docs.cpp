@@ -3,6 +3,7 @@
 #include "cli/output.h"
 #include "cli/table.h"
 #include "cli/tables.h"
+#include "config/peft_keys.h"
 #include "peft/error.h"
 #include "peft/layout.h"
 #include "peft/model.h"
@@ -77,12 +78,56 @@ std::string families_page() {
          moe.markdown() + "\nFamilies without experts (their dense modules convert as they are): " + dense + ".\n";
 }
 
+std::string on_modules_only() {
+  std::string text;
+  for (const auto& row : config::config_keys()) {
+    if (!row.on_parameters) text += (text.empty() ? "`" : ", `") + std::string(row.key) + "`";
+  }
+  return text;
+}
+
+std::string config_fields_page() {
+  using enum Verb;
+  constexpr std::pair<Verb, std::string_view> kColumns[] = {
+      {targets, "targets"}, {convert, "convert"}, {verify, "verify"}, {merge, "merge"},
+      {combine, "combine"}, {resize, "resize"},   {run, "run"},       {create, "create"}};
+  std::vector<Column> columns = {{"field"}, {"what it says"}, {"default"}};
+  for (const auto& [verb, name] : kColumns) columns.push_back({std::string(name)});
+  Table fields(columns), refused({{"field"}, {"refused by"}, {"why"}, {"instead"}});
+  for (const auto& row : config::config_keys()) {
+    std::vector<std::string> cells = {std::string(row.key), std::string(row.what), std::string(row.value)};
+    for (const auto& [verb, name] : kColumns) {
+      cells.emplace_back(row.used.contains(verb) ? "used" : row.refused.contains(verb) ? "refused" : "-");
+    }
+    fields.add(std::move(cells));
+    if (!row.refused.empty())
+      refused.add({std::string(row.key), config::names(row.refused), std::string(row.why), std::string(row.hint)});
+  }
+  return "# Fields of adapter_config.json, and what each verb does with them\n\n" + std::string(kGenerated) +
+         "Every field that LoraConfig of PEFT 0.17.0 to 0.21.2 has (a test compares), and below them what other "
+         "programs "
+         "and older\n"
+         "versions write. `run` is an adapter on a model that runs: logits, generate, train. `create` is a new adapter "
+         "there.\n"
+         "`inspect` shows every field and refuses none; `extract` reads no config.\n\n"
+         "- used: what the verb does depends on it.\n"
+         "- `-`: it changes nothing of what the verb does, and is kept as it is.\n"
+         "- refused: a value that says something is an error, CF\\_UNSUP. null, false, 0, `[]` and `{}` say nothing; "
+         "where PEFT\n"
+         "  makes an object of defaults of `{}`, or asks only whether the field is null (aLoRA), they do.\n\n" +
+         fields.markdown() + "\n## What is refused, and why\n\n" + refused.markdown() +
+         "\nFields that PEFT knows on modules only are LO\\_NO\\_FORM where a conversion would put them on "
+         "parameters: " +
+         on_modules_only() + ".\n";
+}
+
 }  // namespace
 
 int run(const DocsCommand& command) {
   if (command.page == "errors") write_out(errors_page());
   if (command.page == "layouts") write_out(layouts_page());
   if (command.page == "families") write_out(families_page());
+  if (command.page == "config_fields") write_out(config_fields_page());
   return 0;
 }
 

@@ -6,7 +6,7 @@
 namespace peft::cli {
 
 struct DocsCommand {
-  std::string page;  // errors, layouts, families
+  std::string page;  // errors, layouts, families, config_fields
 };
 int run(const DocsCommand& command);
 

@@ -26,7 +26,10 @@ Json to_json(const InspectReport& report) {
   for (const auto& row : report.consumers) {
     consumers.push_back({{"name", row.name}, {"verdict", row.verdict}, {"why", row.why}});
   }
+  Json config = Json::object();
+  for (const auto& [key, value] : report.config) config[key] = Json::parse(value, nullptr, false);
   return {{"path", report.path},
+          {"config", config},
           {"producer", report.producer},
           {"layout", report.layout},
           {"family", report.family},
@@ -55,7 +58,7 @@ void facts(const InspectReport& report) {
   const auto add = [&](std::string_view what, std::string value) {
     if (!value.empty()) table.add({std::string(what), std::move(value)});
   };
-  add("layout", report.layout.empty() ? "could not be decided" : report.layout);
+  if (report.num_tensors > 0) add("layout", report.layout.empty() ? "could not be decided" : report.layout);
   add("written by", report.producer);
   add("model", report.family == report.model_type || report.family.empty()
                    ? report.model_type
@@ -64,7 +67,7 @@ void facts(const InspectReport& report) {
       fmt::format("{} tensors, {} parameters, {}", grouped(static_cast<std::uint64_t>(report.num_tensors)),
                   grouped(report.parameters), human_bytes(report.bytes));
   if (!report.dtype.empty()) size += ", " + report.dtype;
-  add("size", size);
+  if (report.num_tensors > 0) add("size", size);
   if (report.num_layers > 0) {
     add("coverage", report.num_experts > 0 ? fmt::format("{} layers, {} experts", report.num_layers, report.num_experts)
                                            : fmt::format("{} layers", report.num_layers));
@@ -93,6 +96,12 @@ void print(const InspectReport& report) {
   const auto width = static_cast<std::size_t>(terminal_width());
   facts(report);
   list("Why this layout", report.evidence);
+  if (report.num_tensors == 0 && !report.config.empty()) {  // else the tensors say it better
+    heading("What the config says");
+    Table table({{""}, {""}});
+    for (const auto& [key, value] : report.config) table.add({key, printable(value, 200)});
+    write_out(table.render(2, width));
+  }
   if (!report.tensors.empty()) {
     heading("Tensors");
     Table table({{"count", Align::right}, {"shape"}, {"key"}, {"meaning"}});

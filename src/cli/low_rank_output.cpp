@@ -56,6 +56,7 @@ Json to_json(const LowRankResult& result, Json json) {
   json["mean"] = number(result.mean);
   json["where"] = result.where;
   json["left_out"] = result.left_out;
+  json["unused"] = result.unused;
   json["notes"] = result.notes;
   json["warnings"] = result.plan.warnings;
   json["exactness"] = name(result.plan.exactness);

@@ -68,6 +68,7 @@ Json to_json(const MergeCommand& command, const MergePlan& merge, const ExecuteR
                {"tensors_dequantized", merge.dequantized},
                {"untied", merge.untied},
                {"zero_deltas", sorted(merge.zero_deltas)},
+               {"unused", merge.unused},
                {"warnings", merge.plan.warnings},
                {"tensors", parts_json(merge, report)}};
   if (report == nullptr) {

@@ -106,6 +106,7 @@ void print(const ResolvedTargets& resolved, Generation generation) {
 int run(const TargetsCommand& command) {
   const auto as_of = parse_version(command.as_of);
   const AdapterConfig config = AdapterConfig::read(resolve_path(command.path));
+  require_usable(config, Verb::targets);
   const Model model = describe({.base = resolve_path(command.base), .families_file = command.families_file});
   const Generation generation = choose_generation(model, config, command);
   const ResolvedTargets resolved = resolve_targets(config, *model.tree(generation), model, generation, as_of);

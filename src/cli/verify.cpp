@@ -30,12 +30,19 @@ Json to_json(const VerifyReport& report) {
           {"where", report.where},
           {"differences", differences},
           {"num_differences", report.num_differences},
+          {"left_out", report.left_out},
           {"notes", report.notes}};
+}
+
+std::string same_but(std::int64_t left_out) {
+  return fmt::format("same function but for {} {} left out", left_out, left_out == 1 ? "tensor" : "tensors");
 }
 
 void print(const VerifyReport& report) {
   if (report.same) {
-    write_out(fmt::format("{}: {} matrices compared, {} identical ({})\n", bold("same function", STDOUT_FILENO),
+    const std::string verdict =
+        report.left_out.empty() ? "same function" : same_but(static_cast<std::int64_t>(report.left_out.size()));
+    write_out(fmt::format("{}: {} matrices compared, {} identical ({})\n", bold(verdict, STDOUT_FILENO),
                           report.compared, report.identical, name(report.exactness)));
   } else {
     write_out(fmt::format("{}: {} differences, {} matrices compared, {} identical\n", bold("different", STDOUT_FILENO),

@@ -42,6 +42,7 @@ Json to_json(const VerifyMergedReport& report) {
           {"worst_tensor", report.worst_tensor},
           {"differences", differences},
           {"num_differences", report.num_differences},
+          {"left_out", report.left_out},
           {"notes", report.notes}};
 }
 
@@ -70,8 +71,10 @@ void print(const VerifyMergedReport& report) {
     const std::string_view how = report.bounds.two_roundings > 0  ? "with two roundings"
                                  : report.bounds.one_rounding > 0 ? "with one rounding in F32"
                                                                   : "rounded once";
+    const std::size_t left_out = report.left_out.size();
+    const std::string verdict = left_out == 0 ? "merged" : fmt::format("merged but for {} tensors left out", left_out);
     write_out(fmt::format("{}: {} tensors changed as the adapters say ({}), {} are the base's\n",
-                          bold("merged", STDOUT_FILENO), report.changed, how, report.copied));
+                          bold(verdict, STDOUT_FILENO), report.changed, how, report.copied));
   } else {
     write_out(fmt::format("{}: {} differences in {} tensors\n", bold("not the merge of these", STDOUT_FILENO),
                           report.num_differences, report.tensors));

@@ -59,8 +59,16 @@ Json sorted_if_set(std::string_view key, Json value) {
   return value.get<std::set<std::string>>();
 }
 
-// The file's own values, and over them every field that says something else.
-Json merged_object(const AdapterConfig& config) {
+void replace_object(AdapterConfig& config, const Json& object) {
+  config.json = config::dump_python(object, 2, false);
+  const AdapterConfig read = config::read_fields(object, config.file);
+  config.present = read.present;
+  config.unknown = read.unknown;
+}
+
+}  // namespace
+
+Json config::object_of(const AdapterConfig& config) {
   Json object = original_object(config);
   const AdapterConfig before = config::read_fields(object, config.file);
   for (const config::AdapterField& field : config::adapter_fields()) {
@@ -71,15 +79,6 @@ Json merged_object(const AdapterConfig& config) {
   }
   return object;
 }
-
-void replace_object(AdapterConfig& config, const Json& object) {
-  config.json = config::dump_python(object, 2, false);
-  const AdapterConfig read = config::read_fields(object, config.file);
-  config.present = read.present;
-  config.unknown = read.unknown;
-}
-
-}  // namespace
 
 AdapterConfig AdapterConfig::read(const std::string& path) {
   std::error_code ignored;
@@ -96,16 +95,20 @@ AdapterConfig AdapterConfig::parse(std::string_view text, const std::string& fil
     fail(ErrorCode::CF_TYPE, file, "peft_type", "the key is missing", "\"LORA\"", "no such key",
          mlx ? "fine_tune_type is a key of mlx-lm, not of PEFT" : "is this PEFT's adapter_config.json?");
   }
-  AdapterConfig config = config::read_fields(object, file);
+  // Another method's fields mean something else: what they hold is none of our business.
+  AdapterConfig config;
+  config.file = file;
+  config::find_adapter_field("peft_type")->read(object["peft_type"], config, "peft_type");
+  config = config::read_fields(object, file);
   config.json = text;
   config::check_together(config, object);
   return config;
 }
 
-std::string AdapterConfig::dump() const { return config::dump_python(merged_object(*this)); }
+std::string AdapterConfig::dump() const { return config::dump_python(config::object_of(*this)); }
 
 std::string AdapterConfig::value(std::string_view key) const {
-  const Json object = merged_object(*this);
+  const Json object = config::object_of(*this);
   const auto found = object.find(std::string(key));
   return found == object.end() ? "" : config::dump_python(*found, -1);
 }

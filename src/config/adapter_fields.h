@@ -22,6 +22,9 @@ const AdapterField* find_adapter_field(std::string_view key);
 // A config with the values of a JSON object, and nothing checked but each value alone.
 AdapterConfig read_fields(const Json& object, const std::string& file);
 
+// What dump() writes: the file's own values, and over them every field that says something else.
+Json object_of(const AdapterConfig& config);
+
 // What PEFT refuses in the config as a whole (adapter_checks.cpp).
 void check_together(const AdapterConfig& config, const Json& object);
 

@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "config/python_json.h"
+#include "safetensors/foreign_format.h"
 
 namespace peft::config {
 namespace {
@@ -36,6 +37,7 @@ std::string read_text_file(const std::string& path, ErrorCode missing) {
     }
   }
   if (in.bad()) fail(ErrorCode::IO_OPEN, path, "reading failed");
+  safetensors::refuse_lfs_pointer(text, path, missing);
   return text;
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "layout/decode.h"
+#include "model/index.h"
 
 namespace peft::layout {
 
@@ -68,6 +69,9 @@ void check_weight_shape(const Context& context, const Slot& slot, const Pair& pa
                  "resize the model's embedding as it was when the adapter was trained");
   }
   const bool turned = pair.out == in && pair.in == out;
+  // Without a row a Conv1D looks like a Linear; fan_in_fan_out says which it is.
+  const bool guessed = context.model.index && !context.model.index->family && !context.model.index->dense;
+  if (turned && guessed && context.adapter.config.fan_in_fan_out) return;
   context.fail(
       ErrorCode::LO_SHAPE, slot.a, "the pair does not fit the model's weight",
       fmt::format("A [r, {}], B [{}, r]", in, out),

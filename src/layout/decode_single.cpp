@@ -1,22 +1,10 @@
 #include <algorithm>
 
+#include "config/task_heads.h"
 #include "layout/decode.h"
 
 namespace peft::layout {
 namespace {
-
-// modules_to_save as PEFT wraps modules: the module's name ends with the entry (no dot boundary is asked for).
-bool is_saved(const AdapterConfig& config, std::string_view module) {
-  if (!config.modules_to_save) return false;
-  for (const std::string& entry : *config.modules_to_save) {
-    for (std::string_view path = module; !path.empty();) {
-      if (!entry.empty() && path.ends_with(entry)) return true;
-      const auto dot = path.rfind('.');
-      path = dot == std::string_view::npos ? std::string_view() : path.substr(0, dot);
-    }
-  }
-  return false;
-}
 
 // Input and output embeddings are saved whole when they were resized or targeted (save_embedding_layers).
 bool is_embedding(const Model& model, std::string_view module) {
@@ -29,19 +17,37 @@ bool is_embedding(const Model& model, std::string_view module) {
   return leaf == "embed_tokens" || leaf == "lm_head";
 }
 
+// A part of PEFT's wrapper that says nothing new: what the module was, or what the file holds under its own name too.
+bool is_repeated(Context& context, const Key& key, const Unwrapped& module, const std::string& name) {
+  auto& anomalies = context.reading.anomalies;
+  if (module.part == WrapperPart::original) {
+    anomalies.push_back(name + " is what the module was before training (original_module): it is not used");
+    return true;
+  }
+  const std::string own = module.module + "." + std::string(key.suffix);
+  const TensorFile& file = *context.adapter.weights;
+  if (module.part == WrapperPart::none || !(file.find(std::string(kPrefix) + own) || file.find(own))) return false;
+  anomalies.push_back(name + " is not used: PEFT takes " + own);
+  return true;
+}
+
 }  // namespace
 
 void decode_single(Context& context, const Single& single) {
   const Key& key = single.key;
   const std::string name(context.tensor(single.tensor).name);
+  const Unwrapped unwrapped = unwrap(key.module);
+  const std::string& module = unwrapped.module;
+  if (is_repeated(context, key, unwrapped, name)) return;
   std::optional<ExtraKind> kind;
   if (key.kind == KeyKind::token_delta)
     kind = ExtraKind::token_delta;
-  else if (is_saved(context.adapter.config, key.module))
+  else if (unwrapped.part == WrapperPart::saved ||
+           config::is_saved_by(config::saved_entries(context.adapter.config), module))
     kind = ExtraKind::saved_module;
   else if (key.suffix.ends_with("bias") && context.adapter.config.bias != "none")
     kind = ExtraKind::base_bias;
-  else if (key.suffix.ends_with("weight") && is_embedding(context.model, key.module))
+  else if (key.suffix.ends_with("weight") && is_embedding(context.model, module))
     kind = ExtraKind::saved_module;
   if (!kind) {
     const bool base = key.suffix == "weight" || key.suffix == "bias";
@@ -50,7 +56,6 @@ void decode_single(Context& context, const Single& single) {
     return;
   }
   Extra extra{*kind, {}, std::string(key.suffix), single.tensor};
-  const std::string module(key.module);
   if (const auto located = context.model.locate(module); located && located->expert >= 0) {
     const Experts& experts = *located->experts;
     extra.site = {experts.v5_module.empty() ? experts.v4_module : experts.v5_module, "", located->expert,

@@ -82,4 +82,21 @@ Key parse_key(std::string_view tensor_name) {
   return key;
 }
 
+Unwrapped unwrap(std::string_view module) {
+  Unwrapped found{std::string(module), WrapperPart::none};
+  std::string rest;
+  for (std::string_view path = module; !path.empty();) {
+    const std::string_view segment = pop_segment(path);
+    const bool original = segment == "original_module";
+    if (!path.empty() && (original || segment == "modules_to_save")) {
+      constexpr std::string_view kAdapter = ".default";
+      if (!original && (rest == kAdapter || rest.starts_with(std::string(kAdapter) + ".")))
+        rest.erase(0, kAdapter.size());
+      return {std::string(path) + rest, original ? WrapperPart::original : WrapperPart::saved};
+    }
+    rest.insert(0, "." + std::string(segment));
+  }
+  return found;
+}
+
 }  // namespace peft::layout

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <string_view>
 
 namespace peft::layout {
@@ -28,5 +29,14 @@ struct Key {
 inline constexpr std::string_view kPrefix = "base_model.model.";
 
 Key parse_key(std::string_view tensor_name);
+
+// PEFT wraps a module that it saves: original_module is what it was before training, modules_to_save what it became.
+// A right file names the module alone; bias = "all" and save_embedding_layers write the wrapper's parts too.
+enum class WrapperPart : std::uint8_t { none, original, saved };
+struct Unwrapped {
+  std::string module;  // without the wrapper
+  WrapperPart part = WrapperPart::none;
+};
+Unwrapped unwrap(std::string_view module);
 
 }  // namespace peft::layout

@@ -56,20 +56,6 @@ void require_family(const Context& context, const Slot& slot) {
                "--base with the model, or --family with its type", notes);
 }
 
-// Variants whose factors are not A and B of a plain product. (DoRA is: its magnitudes are carried along.)
-void refuse_variants(const AdapterConfig& config) {
-  for (const std::string_view key : {"use_bdlora", "kasa_config", "use_qalora", "arrow_config", "monteclora_config"}) {
-    const std::string value = config.value(key);
-    if (value.empty() || value == "null" || value == "false") continue;
-    throw Error(ErrorCode::CF_UNSUP, {.file = config.file,
-                                      .tensor = std::string(key),
-                                      .problem = "this variant of LoRA is not implemented",
-                                      .expected = "plain LoRA, rsLoRA, DoRA or lora_bias",
-                                      .got = std::string(key) + " = " + value,
-                                      .hint = "merge the adapter with the PEFT that made it"});
-  }
-}
-
 void check_asked_layout(const Context& context, bool per_expert, bool fused) {
   const auto& asked = context.options.layout;
   if (!asked || (!per_expert && !fused)) return;
@@ -137,7 +123,7 @@ void warn_of_config(Context& context) {
 }  // namespace
 
 Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options) {
-  refuse_variants(adapter.config);
+  require_usable(adapter.config, options.verb);
   Reading reading;
   layout::Slots found = layout::collect_slots(adapter, options.ignore_unused);
   Context context{adapter, model, options, reading, found.unused};
@@ -187,6 +173,19 @@ Reading read(const Adapter& adapter, const Model& model, const ReadOptions& opti
   sort_factors(reading.factors);
   warn_of_config(context);
   return reading;
+}
+
+std::string left_out(const Reading& reading) {
+  constexpr std::size_t kNamed = 5;
+  const auto& unused = reading.unused;
+  if (unused.empty()) return {};
+  std::string text = unused.size() == 1
+                         ? "1 tensor that belongs to nothing is left out: "
+                         : std::to_string(unused.size()) + " tensors that belong to nothing are left out: ";
+  for (std::size_t i = 0; i < std::min(unused.size(), kNamed); ++i)
+    text += (i == 0 ? "" : ", ") + unused[i].substr(0, unused[i].find(": "));
+  if (unused.size() > kNamed) text += " and " + std::to_string(unused.size() - kNamed) + " more (--json lists all)";
+  return text;
 }
 
 }  // namespace peft

@@ -8,6 +8,7 @@
 #include <map>
 #include <unordered_set>
 
+#include "config/peft_keys.h"
 #include "layout/suffixes.h"
 #include "peft/error.h"
 
@@ -159,6 +160,19 @@ AdapterConfig::Version version_of(Layout layout) {
   }
 }
 
+void refuse_on_parameters(const AdapterConfig& config, std::string_view parameter, Layout to) {
+  for (const auto& [row, value] : config::telling_keys(config)) {
+    if (row->on_parameters) continue;
+    throw Error(ErrorCode::LO_NO_FORM,
+                {.file = config.file,
+                 .tensor = std::string(parameter),
+                 .problem = std::string(row->key) + " does not exist on parameters: PEFT refuses the whole adapter",
+                 .expected = "something that " + std::string(info(to).name) + " can hold",
+                 .got = value,
+                 .hint = "merge the adapter into the base model, or keep the per-expert layout"});
+  }
+}
+
 void write_generation(AdapterConfig& config, Layout to) {
   const auto v = version_of(to);
   config.peft_version = fmt::format("{}.{}.{}", v.major, v.minor, v.patch);
@@ -185,15 +199,7 @@ AdapterConfig write_config(const AdapterConfig& source, const Encoded& encoded, 
   AdapterConfig config = source;
   const Generation g = generation_of(to, model);
   const auto modules = names_of(encoded, false), parameters = names_of(encoded, true);
-  if (!parameters.empty() && (config.use_dora || config.lora_bias)) {
-    throw Error(ErrorCode::LO_NO_FORM,
-                {.file = source.file,
-                 .tensor = std::string(*std::min_element(parameters.begin(), parameters.end())),
-                 .problem = config.use_dora ? "DoRA does not exist on parameters: PEFT refuses the whole adapter"
-                                            : "lora_bias does not exist on parameters: PEFT refuses the whole adapter",
-                 .expected = "something that " + std::string(info(to).name) + " can hold",
-                 .hint = "merge the adapter into the base model, or keep the per-expert layout"});
-  }
+  if (!parameters.empty()) refuse_on_parameters(source, *std::ranges::min_element(parameters), to);
   config.target_modules = target_list(modules, model.tree(g), false);
   const auto parameter_list = target_list(parameters, model.tree(g), true);
   config.target_parameters = parameter_list.empty() ? std::nullopt : std::optional(parameter_list);

@@ -2,6 +2,7 @@
 
 #define EIGEN_DONT_PARALLELIZE
 #include <Eigen/Core>
+#include <Eigen/Eigenvalues>
 #include <Eigen/QR>
 #include <Eigen/SVD>
 #include <algorithm>
@@ -121,6 +122,13 @@ Spectrum spectrum_of(const Dense& m, std::int64_t rank) {
   const std::int64_t side = std::min(m.rows, m.cols);
   if (side <= kSmall || 3 * rank >= side) return finish(svd(map(m)), rank);
   return finish(iterate(map(m), rank), rank);
+}
+
+double spectral_norm(const Dense& m) {
+  if (m.values.empty()) return 0;
+  const Matrix gram = map(m).transpose() * map(m);
+  const Eigen::SelfAdjointEigenSolver<Matrix> solver(gram, Eigen::EigenvaluesOnly);
+  return std::sqrt(std::max(solver.eigenvalues().maxCoeff(), 0.0));
 }
 
 std::int64_t numerical_rank(const Spectrum& spectrum, std::int64_t limit, double floor) {

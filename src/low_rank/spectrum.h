@@ -22,6 +22,9 @@ Spectrum spectrum_of_product(const Dense& b, const Dense& a);
 // iteration until the energy caught does not grow any more.
 Spectrum spectrum_of(const Dense& m, std::int64_t rank);
 
+// The largest singular value.
+double spectral_norm(const Dense& m);
+
 // How many singular values stand for something: those above `floor` and above 2^-40 of the largest, at most `limit`.
 std::int64_t numerical_rank(const Spectrum& spectrum, std::int64_t limit, double floor = 0);
 

@@ -14,14 +14,24 @@ using model::Json;
 using model::OrderedJson;
 using model::Table;
 
-bool has_safetensors(const fs::path& folder) {
+// An adapter may lie beside the config.json of its base: its weights are not the base's. A folder of shards without
+// their index is described by its config.json too, with a note.
+bool has_checkpoint(const fs::path& folder) {
   std::error_code status;
-  if (fs::exists(folder / "model.safetensors.index.json", status) || fs::exists(folder / "model.safetensors", status))
-    return true;
+  return fs::exists(folder / "model.safetensors.index.json", status) ||
+         fs::exists(folder / "model.safetensors", status);
+}
+
+std::string note_on_unused_weights(const fs::path& folder) {
+  std::error_code status;
+  std::vector<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder, status)) {
-    if (entry.path().extension() == ".safetensors") return true;
+    const std::string name = entry.path().filename().string();
+    if (name.ends_with(".safetensors") && !name.starts_with("adapter")) names.push_back(name);
   }
-  return false;
+  if (names.empty()) return {};
+  return "shapes come from config.json: " + *std::min_element(names.begin(), names.end()) +
+         " is not looked at, because there is no model.safetensors and no index of shards";
 }
 
 bool knows(const Table& table, const std::string& type) {
@@ -96,7 +106,24 @@ Model from_checkpoint(const std::shared_ptr<const Table>& table, ConfigFacts fac
   return std::move(draft.model);
 }
 
+// A config of a type that the table lacks: the adapter's own names serve, as they do without a base.
+Model from_unknown_config(const std::shared_ptr<const Table>& table, ConfigFacts facts,
+                          const DescribeOptions& options) {
+  Draft draft = model::draft_without_row(table, facts.model_type());
+  draft.model = model::model_from_names(table, options.names, options.num_experts);
+  draft.model.default_targets_type = facts.model_type();
+  draft.model.source = "names alone, and config.json (" + facts.file() + ")";
+  draft.model.notes.push_back("model type \"" + facts.model_type() +
+                              "\" is not in the family table; its modules are taken from the adapter's names");
+  draft.facts = std::move(facts);
+  finish(draft, options);
+  return std::move(draft.model);
+}
+
 Model from_config(const std::shared_ptr<const Table>& table, ConfigFacts facts, const DescribeOptions& options) {
+  const std::string type = facts.model_type();
+  if (options.family.empty() && !type.empty() && !knows(*table, type))
+    return from_unknown_config(table, std::move(facts), options);
   Draft draft = draft_for_base(table, facts.model_type(), options);
   draft.model.source = "config.json and family table (" + facts.file() + ")";
   draft.facts = std::move(facts);
@@ -139,8 +166,10 @@ Model from_folder(const std::shared_ptr<const Table>& table, const DescribeOptio
   }
   ConfigFacts facts(model::parse_object(model::read_text(config.string()), config.string(), ErrorCode::MD_FORM),
                     config.string());
-  if (has_safetensors(options.base)) return from_checkpoint(table, std::move(facts), options);
-  return from_config(table, std::move(facts), options);
+  if (has_checkpoint(options.base)) return from_checkpoint(table, std::move(facts), options);
+  Model model = from_config(table, std::move(facts), options);
+  if (std::string note = note_on_unused_weights(options.base); !note.empty()) model.notes.push_back(std::move(note));
+  return model;
 }
 
 // A composite's adapter may come from its text class, whose names have another prefix.

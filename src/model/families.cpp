@@ -198,6 +198,8 @@ void read_rows(const Json& json, Shared& shared, Table& table, std::string& at) 
       table.module_rules.push_back({type, at = part, rules.get<std::vector<std::string>>()});
     }
   }
+  for (const Json& pair : section("same_prefixes"))
+    table.same_prefixes.emplace_back(pair.at(0).get<std::string>(), pair.at(1).get<std::string>());
   derive_lookups(table);
 }
 

@@ -114,7 +114,8 @@ struct Table {
   std::map<std::string, std::vector<DenseLinear>, std::less<>> dense_layers;
   std::vector<ModuleRule> module_rules;  // those of a type before those of any; longer parts first
   std::vector<std::string> layer_rules;  // every rule about layers with experts, for configs with another family's keys
-  std::map<std::string, std::string, std::less<>> part_of;  // a type without classes of its own -> its composite
+  std::vector<std::pair<std::string, std::string>> same_prefixes;  // of names that stand for the same module
+  std::map<std::string, std::string, std::less<>> part_of;         // a type without classes of its own -> its composite
 };
 
 // The built-in table, read on first use; with `file`, its rows add to the built-in ones or replace them.

@@ -6,6 +6,8 @@
 #include <fstream>
 #include <sstream>
 
+#include "safetensors/foreign_format.h"
+
 namespace peft::model {
 namespace {
 
@@ -52,7 +54,9 @@ std::string read_text(const std::string& path) {
     throw Error(ErrorCode::IO_OPEN,
                 {.file = path, .problem = "cannot be read", .got = status ? status.message() : std::strerror(errno)});
   }
-  return std::move(text).str();
+  std::string all = std::move(text).str();
+  safetensors::refuse_lfs_pointer(all, path, ErrorCode::MD_FORM);
+  return all;
 }
 
 Json parse_object(std::string_view text, const std::string& file, ErrorCode code) {

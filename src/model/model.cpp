@@ -6,6 +6,7 @@
 
 #include "model/index.h"
 #include "model/names.h"
+#include "model/same_prefixes.h"
 #include "peft/error.h"
 
 namespace peft {
@@ -191,6 +192,9 @@ std::optional<bool> Model::has(Generation g, std::string_view module_path) const
   const auto& known_tree = tree(g);
   if (!known_tree) return std::nullopt;
   if (known_tree->find(module_path) != nullptr) return true;
+  for (const std::string& other : model::other_names(*this, module_path)) {
+    if (known_tree->find(other) != nullptr) return true;
+  }
   if (known_tree->complete) return false;
   // From a config alone: certain about how many layers there are, and about experts.
   if (is_past_last_layer(*known_tree, module_path)) return false;

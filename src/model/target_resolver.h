@@ -1,10 +1,12 @@
 // PEFT's way from a config and a model's modules to what gets LoRA: the state that its steps share.
 #pragma once
 
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "model/target_blocks.h"
 #include "model/target_names.h"
 #include "peft/targets.h"
 
@@ -22,7 +24,13 @@ class TargetResolver {
  public:
   TargetResolver(const AdapterConfig& config, const ModuleTree& tree, const Model& model, Generation generation,
                  AdapterConfig::Version version)
-      : config_(config), tree_(tree), model_(model), generation_(generation), version_(version), visits_(walk(tree)) {
+      : config_(config),
+        tree_(tree),
+        model_(model),
+        generation_(generation),
+        version_(version),
+        visits_(walk(tree)),
+        blocks_(block_diagonal(config, version)) {
     result_.config_after = config;
   }
 
@@ -33,7 +41,7 @@ class TargetResolver {
 
   // targets.cpp
   void check_config() const;
-  void add_task_heads(const std::string& task, const std::vector<std::string>& heads);
+  void add_task_heads(const std::string& task);
   void choose_modules();
   std::vector<std::string> all_linear() const;
   [[noreturn]] void nothing_found() const;
@@ -43,6 +51,7 @@ class TargetResolver {
   void add_module(const Visit& visit, const std::string& pattern);
   void correct_fan(ModuleKind kind);
   static void shape_module(const Module& module, Target& target);
+  void shape_blocks(const Module& module, Target& target);
   Target named_target(const std::string& name, const std::string& pattern) const;
 
   // targets_parameters.cpp
@@ -67,6 +76,7 @@ class TargetResolver {
   const Generation generation_;
   const AdapterConfig::Version version_;
   const std::vector<Visit> visits_;
+  const std::optional<BlockDiagonal> blocks_;
   std::set<std::string, std::less<>> module_names_;  // modules that are targets
   std::set<std::string, std::less<>> used_;          // entries of the config that matched something
   ResolvedTargets result_;

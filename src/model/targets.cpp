@@ -5,6 +5,7 @@
 #include <set>
 
 #include "config/lora_init.h"
+#include "config/task_heads.h"
 #include "model/families.h"
 #include "model/index.h"
 #include "model/target_resolver.h"
@@ -32,14 +33,14 @@ void refuse_target(const std::string& python_class, const std::string& target, c
 
 ResolvedTargets TargetResolver::run() {
   check_config();
-  add_task_heads("SEQ_CLS", {"classifier", "score"});
+  add_task_heads("SEQ_CLS");
   choose_modules();
   target_modules();
   target_parameters();
   if (result_.targets.empty()) nothing_found();
   save_modules();
-  add_task_heads("TOKEN_CLS", {"classifier", "score"});
-  add_task_heads("QUESTION_ANS", {"qa_outputs"});
+  add_task_heads("TOKEN_CLS");
+  add_task_heads("QUESTION_ANS");
   warn();
   if (auto& parameters = after().target_parameters) parameters = sorted_set(*parameters);  // sets in PEFT
   if (auto* names = std::get_if<std::vector<std::string>>(&after().exclude_modules)) *names = sorted_set(*names);
@@ -61,11 +62,11 @@ void TargetResolver::check_config() const {
   }
 }
 
-void TargetResolver::add_task_heads(const std::string& task, const std::vector<std::string>& heads) {
+void TargetResolver::add_task_heads(const std::string& task) {
   if (config_.task_type != task) return;
   auto& saved = after().modules_to_save;
   if (!saved) saved.emplace();
-  for (const std::string& head : heads) {
+  for (const std::string& head : config::task_heads(task)) {
     if (std::find(saved->begin(), saved->end(), head) == saved->end()) saved->push_back(head);
   }
 }

@@ -40,6 +40,7 @@ void TargetResolver::add_module(const Visit& visit, const std::string& pattern) 
   target.key = visit.name;
   correct_fan(module.kind);
   shape_module(module, target);
+  shape_blocks(module, target);
   module_names_.insert(visit.name);
   result_.targets.push_back(std::move(target));
 }
@@ -77,6 +78,17 @@ void TargetResolver::shape_module(const Module& module, Target& target) {
     case ModuleKind::other:
       return;
   }
+}
+
+// BD-LoRA: one of the two factors is stored as the blocks of its diagonal.
+void TargetResolver::shape_blocks(const Module& module, Target& target) {
+  if (!blocks_ || module.kind != ModuleKind::linear) return;
+  const BlockSide side = blocks_->side_of(target.name);
+  if (side == BlockSide::none || target.a.size() != 2 || target.b.size() != 2) return;
+  std::vector<std::int64_t>& shape = side == BlockSide::a ? target.a : target.b;
+  if (shape[0] % blocks_->count != 0 || shape[1] % blocks_->count != 0)
+    refuse_target("ValueError", target.name, "the factor cannot be cut into nblocks blocks");
+  shape[1] /= blocks_->count;
 }
 
 Target TargetResolver::named_target(const std::string& name, const std::string& pattern) const {

@@ -39,7 +39,9 @@ void TargetResolver::warn() {
   for (const std::string& name : config_.target_parameters.value_or(std::vector<std::string>{})) {
     if (!used_.contains(name)) result_.warnings.push_back("target_parameters: \"" + name + "\" matches nothing");
   }
-  const bool excludes = !std::holds_alternative<std::monostate>(config_.exclude_modules);
+  const auto* excluded = std::get_if<std::vector<std::string>>(&config_.exclude_modules);
+  const auto* pattern = std::get_if<std::string>(&config_.exclude_modules);
+  const bool excludes = (excluded != nullptr && !excluded->empty()) || (pattern != nullptr && !pattern->empty());
   if (excludes && result_.excluded.empty()) result_.warnings.push_back("exclude_modules matches nothing");
   warn_patterns(config_.rank_pattern, "rank_pattern");
   warn_patterns(config_.alpha_pattern, "alpha_pattern");

@@ -174,6 +174,7 @@ std::unique_ptr<CausalLM::Impl> build_model(ModelConfig config, at::ScalarType d
   auto model = std::make_unique<CausalLM::Impl>();
   model->config = std::move(config), model->dtype = dtype, model->device = device;
   model->frequencies = rope_frequencies(model->config.rope, model->config.head_dim);
+  model->tied = model->config.tied;
   Builder(*model).build();
   use_huge_pages(model->modules);
   return model;

@@ -53,6 +53,8 @@ struct CausalLM::Impl {
   Frequencies frequencies;
   at::ScalarType dtype = at::kFloat;
   at::Device device = at::kCPU;
+  bool tied = false;  // lm_head's weight is the embedding's; config.tied: what config.json says
+  std::vector<std::string> warnings;
   bool has_adapters = false;  // a PeftModel has its hooks in
 };
 

@@ -33,7 +33,7 @@ void init_weights(CausalLM::Impl& model, std::uint64_t seed) {
   at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed);
   for (const auto& module : model.modules.all()) {
     for (const Slot& slot : module->slots) {
-      const bool again = model.config.tied && slot.tensor == &model.lm_head->weight;
+      const bool again = model.tied && slot.tensor == &model.lm_head->weight;
       if (!again) init_slot(model, *module, slot, generator);
     }
   }

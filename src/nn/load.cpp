@@ -69,7 +69,6 @@ std::string listed(const std::vector<std::string>& names) {
 }
 
 void check_complete(const std::string& folder, const ModelConfig& config, Loading& loading) {
-  if (config.tied) std::erase(loading.unexpected, "lm_head.weight");  // the embedding under its second name
   if (!loading.missing.empty()) {
     throw Error(ErrorCode::MD_WEIGHTS,
                 {.file = folder,
@@ -98,26 +97,51 @@ std::span<std::byte> bytes_of(const Tensor& tensor) {
 void move_to_device(CausalLM::Impl& model, at::Device device) {
   for (const auto& module : model.modules.all()) {
     for (const Slot& slot : module->slots) {
-      if (model.config.tied && slot.tensor == &model.lm_head->weight) continue;
+      if (model.tied && slot.tensor == &model.lm_head->weight) continue;
       *slot.tensor = slot.tensor->to(device);
     }
   }
-  if (model.config.tied) model.lm_head->weight = model.embed->weight;
+  if (model.tied) model.lm_head->weight = model.embed->weight;
   model.device = device;
+}
+
+// A tied head of which the file has a tensor of its own is loaded as one: its values decide.
+void give_head_its_own(CausalLM::Impl& model, const Weights& weights) {
+  if (!model.tied || !weights.find(model.lm_head->name, "weight")) return;
+  model.tied = false;
+  model.lm_head->weight = at::empty_like(model.embed->weight);
+}
+
+// As transformers 5 does: the same values are one tensor; other values are used, and named.
+void tie_if_equal(CausalLM::Impl& model) {
+  if (!model.config.tied || model.tied) return;
+  model.tied = model.lm_head->weight.equal(model.embed->weight);
+  if (model.tied) {
+    model.lm_head->weight = model.embed->weight;
+    return;
+  }
+  model.warnings.push_back("config.json says tie_word_embeddings = true, but the file has " + model.lm_head->name +
+                           ".weight with other values than " + model.embed->name +
+                           ".weight: both are used and not tied, as in transformers 5");
 }
 
 void fill(CausalLM& model, const std::string& folder, const LoadOptions& options) {
   const peft::Model facts = describe({.base = folder});
   const Checkpoint checkpoint = Checkpoint::open(folder);
   const Weights weights(facts, checkpoint);
+  CausalLM::Impl& impl = model.impl();
+  give_head_its_own(impl, weights);
+  const std::string embedding = impl.embed->name + ".weight";
+  const bool only_head = impl.config.tied && !impl.tied && !weights.find(impl.embed->name, "weight");
   std::vector<WantedParameter> wanted;
   std::map<std::string, Tensor> by_name;
   for (const auto& [name, tensor] : model.parameters()) {
+    if (only_head && name == embedding) continue;  // the tied tensor under its second name alone
     wanted.push_back({name, tensor.sizes().vec(), core_dtype(tensor.scalar_type())});
     by_name.emplace(name, tensor);
   }
   Loading loading = weights.load(wanted);
-  check_complete(folder, model.impl().config, loading);
+  check_complete(folder, impl.config, loading);
   Plan plan;
   plan.sources = checkpoint.files();
   plan.files.push_back({.name = "model", .tensors = std::move(loading.tensors)});
@@ -127,6 +151,8 @@ void fill(CausalLM& model, const std::string& folder, const LoadOptions& options
     destinations.push_back(bytes_of(by_name.at(tensor.name)));
   }
   execution::render_into(plan, 0, destinations, options.threads);
+  if (only_head) impl.embed->weight.copy_(impl.lm_head->weight);
+  tie_if_equal(impl);
 }
 
 }  // namespace

@@ -179,6 +179,7 @@ const std::string& CausalLM::config_json() const { return impl_->config.text; }
 const std::string& CausalLM::model_type() const { return impl_->config.model_type; }
 std::int64_t CausalLM::vocab_size() const { return impl_->config.vocab; }
 double CausalLM::router_aux_loss_coef() const { return impl_->config.moe.aux_loss_coef; }
+const std::vector<std::string>& CausalLM::warnings() const { return impl_->warnings; }
 at::ScalarType CausalLM::dtype() const { return impl_->dtype; }
 at::Device CausalLM::device() const { return impl_->device; }
 Modules& CausalLM::modules() { return impl_->modules; }
@@ -205,7 +206,7 @@ std::vector<std::pair<std::string, Tensor>> CausalLM::parameters() const {
   std::vector<std::pair<std::string, Tensor>> all;
   for (const auto& module : impl_->modules.all()) {
     for (const Slot& slot : module->slots) {
-      const bool again = impl_->config.tied && slot.tensor == &impl_->lm_head->weight;
+      const bool again = impl_->tied && slot.tensor == &impl_->lm_head->weight;
       if (!again) all.emplace_back(module->name + "." + slot.name, *slot.tensor);
     }
   }

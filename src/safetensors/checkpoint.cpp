@@ -10,6 +10,7 @@
 #include "base/near_names.h"
 #include "peft/error.h"
 #include "peft/safetensors.h"
+#include "safetensors/named_folder.h"
 #include "safetensors/open_tensor_file.h"
 #include "safetensors/shard_index.h"
 
@@ -53,26 +54,6 @@ class Folder {
   std::string path_;
   int fd_ = -1;
 };
-
-// A shard that is a link may lead anywhere in the folder, or to the blobs of a Hugging Face cache:
-// snapshots/REVISION/x -> ../../blobs/SHA. Asked of the open file, so that the link cannot change afterwards.
-void require_inside(const InputFile& file, const std::string& folder) {
-  std::error_code error;
-  const fs::path target = fs::read_symlink(fmt::format("/proc/self/fd/{}", file.fd()), error);
-  const fs::path root = fs::canonical(folder, error);
-  if (error) return;  // no /proc here
-  const auto within = [&](const fs::path& parent) {
-    return std::mismatch(parent.begin(), parent.end(), target.begin(), target.end()).first == parent.end();
-  };
-  if (within(root)) return;
-  const bool in_cache = root.parent_path().filename() == "snapshots";
-  if (in_cache && within(root.parent_path().parent_path() / "blobs")) return;
-  throw Error(ErrorCode::IX_LINK, {.file = file.path(),
-                                   .problem = "the shard is a link that leaves the model's folder",
-                                   .expected = "a file in " + root.string(),
-                                   .got = target.string(),
-                                   .hint = "--follow-symlinks accepts it"});
-}
 
 void require_present(const Folder& folder, const ShardIndex& index, std::span<const std::string> shards) {
   std::vector<std::string> missing;
@@ -202,7 +183,7 @@ Checkpoint Checkpoint::open(const std::string& path, const OpenOptions& options)
   require_present(folder, index, shards);
   for (const std::string& shard : shards) {
     const InputFile file(folder.fd(), shard, folder.path_of(shard));
-    if (!options.follow_symlinks) require_inside(file, path);
+    if (!options.follow_symlinks) safetensors::require_inside(file, path);
     checkpoint.files_.push_back(safetensors::open_tensor_file(file, options));
   }
   checkpoint.tensors_ = all_entries(checkpoint.files_);

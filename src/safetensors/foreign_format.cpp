@@ -8,6 +8,8 @@ namespace {
 
 constexpr std::string_view kConvertFirst = "convert it to safetensors first";
 constexpr std::string_view kUnpackFirst = "unpack it first";
+constexpr std::string_view kLfs = "version https://git-lfs", kLfsIs = "a Git LFS pointer, not the file itself",
+                           kLfsHint = "run `git lfs pull` in the repository";
 constexpr std::string_view kGzip = "\x1f\x8b\x08";
 
 struct Magic {
@@ -17,7 +19,7 @@ struct Magic {
 };
 
 constexpr Magic kMagics[] = {
-    {"version https://git-lfs", "a Git LFS pointer, not the file itself", "run `git lfs pull` in the repository"},
+    {kLfs, kLfsIs, kLfsHint},
     {"GGUF", "a GGUF file", kConvertFirst},
     {"\x93NUMPY", "a NumPy array file", kConvertFirst},
     {"\x89HDF\r\n\x1a\n", "an HDF5 file", kConvertFirst},
@@ -87,6 +89,12 @@ void refuse_foreign_format(std::string_view start, const std::string& path) {
   if (start.starts_with("{")) {
     refuse(path, "a JSON text", "a safetensors file begins with 8 bytes of length; is this a config or an index?");
   }
+}
+
+void refuse_lfs_pointer(std::string_view text, const std::string& path, ErrorCode code) {
+  if (!text.starts_with(kLfs)) return;
+  throw Error(code,
+              {.file = path, .problem = std::string(kLfsIs), .expected = "a JSON text", .hint = std::string(kLfsHint)});
 }
 
 }  // namespace peft::safetensors

@@ -57,10 +57,13 @@ FileIdentity identity_of(const struct stat& status) {
           static_cast<std::int64_t>(status.st_mtim.tv_sec) * 1'000'000'000 + status.st_mtim.tv_nsec};
 }
 
-InputFile::InputFile(const std::string& path) : path_(path) {
+InputFile::InputFile(const std::string& path, Links links) : path_(path) {
+  const int flags = links == Links::refuse ? kFlags | O_NOFOLLOW : kFlags;
   do {
-    fd_ = SystemCalls::get().open(path.c_str(), kFlags, 0);
+    fd_ = SystemCalls::get().open(path.c_str(), flags, 0);
   } while (fd_ < 0 && errno == EINTR);
+  if (fd_ < 0 && links == Links::refuse && errno == ELOOP)
+    throw Error(ErrorCode::IO_CHANGED, {.file = path_, .problem = "the file has become a link"});
   if (fd_ < 0) cannot_open(path_, errno);
   examine();
 }

@@ -18,8 +18,9 @@ FileIdentity identity_of(const struct stat& status);
 
 class InputFile {
  public:
+  enum class Links { follow, refuse };  // refuse: a path that was found to be no link, and may have become one
   // Throws IO_OPEN (missing, no permission) or IO_KIND (a folder, a pipe, a device, ...). Never waits for a writer.
-  explicit InputFile(const std::string& path);
+  explicit InputFile(const std::string& path, Links links = Links::follow);
   // `name` inside an open folder; `path` is for messages.
   InputFile(int folder_fd, const std::string& name, const std::string& path);
   ~InputFile();

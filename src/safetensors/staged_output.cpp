@@ -122,7 +122,7 @@ void StagedOutput::add_text(const std::string& name, std::string_view content) {
 }
 
 void StagedOutput::copy_file(const std::string& name, const std::string& path) {
-  const InputFile input(path);
+  const InputFile input(path, InputFile::Links::refuse);
   NewFile& copy = add_file(name, input.size());
   std::vector<char> block(std::min(kCopyBlock, input.size()));
   for (std::uint64_t at = 0; at < input.size(); at += block.size()) {

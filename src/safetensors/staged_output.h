@@ -72,7 +72,7 @@ class StagedOutput {
   NewFile& add_file(const std::string& name, std::uint64_t size);
   void finish(NewFile& file);  // synced, and under its name; what was there is replaced
   void add_text(const std::string& name, std::string_view content);
-  void copy_file(const std::string& name, const std::string& path);
+  void copy_file(const std::string& name, const std::string& path);  // `path` is no link: path_inside() gives such
   // Where a finished file is before the commit.
   std::string finished_path(const std::string& name) const { return staging_->files() + "/" + name; }
   const safetensors::StagingFolder& staging() const { return *staging_; }

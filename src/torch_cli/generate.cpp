@@ -122,7 +122,9 @@ int run_generate(const cli::GenerateCommand& command) {
   std::vector<bool> ended;
   for (auto& row : rows) ended.push_back(cut_at_end(row, options.eos_token_ids));
   if (command.model.json) {
-    cli::print_json(to_json(rows, ended, prompt, printer.text(), seconds));
+    cli::Json result = to_json(rows, ended, prompt, printer.text(), seconds);
+    result["warnings"] = model.warnings;
+    cli::print_json(result);
   } else if (!single) {
     for (const auto& row : rows) cli::write_out(fmt::format("{}\n", fmt::join(row, " ")));
   }

@@ -72,6 +72,7 @@ int run_logits(const cli::LogitsCommand& command) {
     cli::print_json({{"shape", logits.sizes().vec()},
                      {"next", to_json(next)},
                      {"seconds", cli::number(seconds)},
+                     {"warnings", model.warnings},
                      {"out", command.out.empty() ? cli::Json(nullptr) : cli::Json(command.out)}});
     return 0;
   }

@@ -70,7 +70,12 @@ RunningModel load(const cli::RuntimeFlags& flags) {
   nn::AdapterModelOptions adapter_options;
   adapter_options.changed_base = changed_base(flags);
   model.lora = load_adapters(model.base, flags, adapter_options);
-  if (model.lora) cli::write_warnings(model.lora->warnings());
+  model.warnings = model.base->warnings();
+  if (model.lora) {
+    const auto& more = model.lora->warnings();
+    model.warnings.insert(model.warnings.end(), more.begin(), more.end());
+  }
+  cli::write_warnings(model.warnings);
   return model;
 }
 

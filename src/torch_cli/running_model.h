@@ -14,6 +14,7 @@ namespace peft::torch_cli {
 struct RunningModel {
   std::shared_ptr<nn::CausalLM> base;
   std::unique_ptr<nn::PeftModel> lora;  // null: the base alone
+  std::vector<std::string> warnings;    // of loading
   at::Tensor logits(const at::Tensor& ids, const at::Tensor& mask) const;
   std::vector<std::vector<std::int64_t>> generate(const at::Tensor& ids, const at::Tensor& mask,
                                                   const nn::GenerateOptions& options) const;

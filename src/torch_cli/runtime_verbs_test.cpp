@@ -107,6 +107,37 @@ TEST_P(Logits, are_those_of_transformers_and_peft) {
 INSTANTIATE_TEST_SUITE_P(Golden, Logits, ::testing::ValuesIn(ids_of("runtime")), test_name);
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(Logits);
 
+// Corners: a head beside a tied embedding, adapters by how they started, trainable tokens of both embeddings.
+TEST(Parity, logits_and_warnings_are_those_of_transformers_and_peft) {
+  for (const auto& name : ids_of("parity")) {
+    const Json json = read_json(root("parity/" + name + "/case.json"));
+    if (json["expect"]["result"] != "logits") continue;
+    const TemporaryFolder folder;
+    const bool own_base = fs::exists(root("parity/" + name + "/base"));
+    const std::string base =
+        own_base ? root("parity/" + name + "/base") : root("models/" + json["model"].get<std::string>());
+    for (const char* kind : {"base.logits", "lora.logits"}) {
+      const std::string adapter = root("parity/" + name + "/adapter"), out = folder / kind;
+      const bool lora = kind == std::string("lora.logits");
+      if (lora && !fs::exists(adapter)) continue;
+      std::vector<std::string> arguments = {"logits",  "--base", base,    "--ids", rows_text(json["input_ids"]),
+                                            "--dtype", "F32",    "--out", out,     "--json"};
+      if (lora) arguments.insert(arguments.end(), {"--adapter", adapter});
+      const ProgramResult result = peft(arguments);
+      ASSERT_EQ(result.exit_code, 0) << name << result.err;
+      const auto wanted = read_f32(root("parity/" + name + "/expected/logits.safetensors"), kind);
+      Json all = json["input_ids"];
+      for (auto& row : all)
+        for (auto& id : row) id = 1;
+      EXPECT_LE(difference(read_f32(out, "logits"), wanted, all), json["expect"]["tolerance"].get<double>())
+          << name << " " << kind;
+      const bool warns = json["expect"].value("warning", false);
+      EXPECT_EQ(Json::parse(result.out)["warnings"].empty(), !warns) << result.out;
+      EXPECT_EQ(result.err.find("warning: ") == std::string::npos, !warns) << result.err;
+    }
+  }
+}
+
 class Generate : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Generate, gives_the_tokens_of_transformers) {
@@ -226,6 +257,11 @@ TEST(Runtime, what_is_wrong_is_one_error) {
   const TemporaryFolder folder;
   const std::string taken = folder / "taken";
   write_file(taken, "x");
+  const std::string head = folder / "head";  // an adapter of a classifier
+  fs::copy(root("parity/eva/adapter"), head);
+  Json config = read_json(head + "/adapter_config.json");
+  config["task_type"] = "SEQ_CLS";
+  write_file(head + "/adapter_config.json", config.dump());
   const std::vector<BadLine> lines = {
       {{"logits", "--base", model, "--ids", "1,x"}, 2, "row 1, place 2"},
       {{"logits", "--base", model, "--ids", "1,2;3"}, 2, "row 2"},
@@ -239,6 +275,7 @@ TEST(Runtime, what_is_wrong_is_one_error) {
       {{"logits", "--base", model, "--ids", "1", "--out", taken + "/x"}, 3, "folder"},
       {{"logits", "--base", folder / "nothing", "--ids", "1"}, 3, "nothing"},
       {{"logits", "--base", model, "--ids", "1", "--adapter", other}, 1, "the base has no experts"},
+      {{"logits", "--base", model, "--ids", "1", "--adapter", head}, 1, "classifier, score"},
       {{"generate", "--base", model, "--max-new-tokens", "3"}, 2, "--ids or --prompt"},
       {{"generate", "--base", model, "--ids", "1,2", "--mask", "1,0", "--max-new-tokens", "3"}, 2, "right"},
       {{"generate", "--base", model, "--ids", "1", "--max-new-tokens", "0"}, 2, "max-new-tokens"},

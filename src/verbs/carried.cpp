@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "config/task_heads.h"
 #include "peft/error.h"
 
 namespace peft::verbs {
@@ -33,9 +34,9 @@ std::string tensor_name(const Input& input, const Extra& extra) {
 }
 
 void adopt(AdapterConfig& config, const AdapterConfig& from) {
-  if (from.modules_to_save) {
+  if (const auto saved = config::saved_entries(from); !saved.empty()) {
     auto& names = config.modules_to_save ? *config.modules_to_save : config.modules_to_save.emplace();
-    for (const auto& name : *from.modules_to_save) {
+    for (const auto& name : saved) {
       if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
     }
   }
@@ -63,19 +64,25 @@ std::vector<Carried> carry_for_combination(std::span<const Input> inputs, Adapte
   std::map<std::pair<Site, std::string>, std::size_t> owner;
   config.modules_to_save.reset();
   config.bias = "none";
-  for (std::size_t i = 0; i < inputs.size(); ++i) {
-    const Input& input = inputs[i];
+  for (const Input& input : inputs) {
     for (const Extra& extra : input.reading.factors.extras) {
       for (const Reason& reason : kReasons) {
         if (extra.kind == reason.kind) refuse(input, extra, reason.why);
       }
-      if (!owner.try_emplace({extra.site, extra.suffix}, i).second) {
-        refuse(input, extra, "two adapters carry this module whole: there is no telling which one is meant");
+      Carried mine = carry(*input.adapter.weights, input.adapter.weights->tensors()[extra.tensor], extra);
+      const auto [at, fresh] = owner.try_emplace({extra.site, extra.suffix}, carried.size());
+      if (!fresh) {
+        const Carried& first = carried[at->second];
+        const bool same = first.dtype == mine.dtype && first.shape == mine.shape && first.bytes == mine.bytes;
+        if (!same) refuse(input, extra, "two adapters carry this module whole, and not the same one");
+        notes.push_back(tensor_name(input, extra) +
+                        " is the same in several adapters: carried whole, without a weight");
+        continue;
       }
-      carried.push_back(carry(*input.adapter.weights, input.adapter.weights->tensors()[extra.tensor], extra));
+      carried.push_back(std::move(mine));
       adopt(config, input.adapter.config);
-      notes.push_back(tensor_name(input, extra) + " is carried whole, without a weight: only " + input.adapter.folder +
-                      " has it");
+      notes.push_back(tensor_name(input, extra) + " is carried whole, without a weight: it is from " +
+                      input.adapter.folder);
     }
   }
   return carried;

@@ -9,8 +9,8 @@ namespace peft::verbs {
 // All of one adapter's: its magnitudes, biases and saved modules stay what they are.
 std::vector<Carried> carry_all(const Input& input);
 
-// Of several adapters: saved modules and biases of the base that only one of them has. Throws CF_UNSUP for what has no
-// sum (DoRA, lora_bias, trained tokens, one module saved by two). `config` gets what belongs to them.
+// Of several adapters: saved modules and biases of the base that only one of them has, or all the same. Throws CF_UNSUP
+// for what has no sum (DoRA, lora_bias, trained tokens, one module saved by two). `config` gets what belongs to them.
 std::vector<Carried> carry_for_combination(std::span<const Input> inputs, AdapterConfig& config,
                                            std::vector<std::string>& notes);
 

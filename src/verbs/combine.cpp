@@ -49,10 +49,11 @@ void check_options(std::span<const WeightedAdapter> adapters, const CombineOptio
     usage("type " + type + " cuts no rank: --svd-rank has no meaning", "a type that ends in svd");
 }
 
-std::vector<Input> load_all(std::span<const WeightedAdapter> adapters, const InputOptions& options) {
+std::vector<Input> load_all(std::span<const WeightedAdapter> adapters, const InputOptions& options, Verb verb) {
   std::vector<Input> inputs;
   for (std::size_t i = 0; i < adapters.size(); ++i) {
     InputOptions of_one = options;
+    of_one.read.verb = verb;
     // All are of one model: without --base, the names of one may tell what the other's mean.
     for (std::size_t j = 0; options.base.empty() && j < adapters.size(); ++j) {
       if (j == i) continue;
@@ -109,6 +110,8 @@ std::vector<ExpertCount> expert_counts(std::span<const Input> inputs) {
 void warn_of_bases(std::span<const Input> inputs, std::vector<std::string>& warnings) {
   std::set<std::string> bases;
   for (const Input& input : inputs) {
+    if (const auto text = left_out(input.reading); !text.empty())
+      warnings.push_back(input.adapter.folder + ": " + text);
     if (const auto& base = input.adapter.config.base_model_name_or_path) bases.insert(*base);
     for (const auto& text : input.reading.factors.warnings) warnings.push_back(input.adapter.folder + ": " + text);
   }
@@ -166,10 +169,11 @@ LowRankResult run(std::span<const Input> inputs, const Job& job) {
   result.plan = made.plan(config, first.model, to);
   result.plan.exactness = keeps_values ? Exactness::rounded : Exactness::lossy;
   result.plan.warnings.insert(result.plan.warnings.begin(), warnings.begin(), warnings.end());
-  for (const Input& input : inputs) result.plan.bytes_in += input.adapter.weights->file_size();
-  for (const auto& name : inputs.front().adapter.side_files) {
-    result.plan.copies.emplace_back(name, inputs.front().adapter.folder + "/" + name);
+  for (const Input& input : inputs) {
+    for (const auto& text : input.reading.unused) result.unused.push_back(input.adapter.folder + ": " + text);
   }
+  for (const Input& input : inputs) result.plan.bytes_in += input.adapter.weights->file_size();
+  for (auto& copy : side_file_paths(inputs.front().adapter)) result.plan.copies.push_back(std::move(copy));
   return result;
 }
 
@@ -185,6 +189,7 @@ std::optional<CombineType> parse_combine_type(std::string_view name) {
 
 LowRankResult plan_combine(std::span<const Input> inputs, std::span<const double> weights,
                            const CombineOptions& options) {
+  for (const Input& input : inputs) require_usable(input.adapter.config, Verb::combine);
   Job job{.weights = {weights.begin(), weights.end()},
           .rule = verbs::rule_of(options.type),
           .to = options.to,
@@ -198,7 +203,7 @@ LowRankResult plan_combine(std::span<const Input> inputs, std::span<const double
 
 LowRankResult plan_combine(std::span<const WeightedAdapter> adapters, const CombineOptions& options) {
   check_options(adapters, options);
-  const std::vector<Input> inputs = load_all(adapters, options.input);
+  const std::vector<Input> inputs = load_all(adapters, options.input, Verb::combine);
   std::vector<double> weights;
   for (const WeightedAdapter& adapter : adapters) weights.push_back(adapter.weight);
   return plan_combine(inputs, weights, options);
@@ -207,7 +212,7 @@ LowRankResult plan_combine(std::span<const WeightedAdapter> adapters, const Comb
 LowRankResult plan_resize(const std::string& adapter, const ResizeOptions& options) {
   if (options.rank < 1) throw Error(ErrorCode::USAGE, {.problem = "--rank is a positive number", .hint = "--rank 8"});
   const std::array<WeightedAdapter, 1> only = {WeightedAdapter{adapter, 1}};
-  const std::vector<Input> inputs = load_all(only, options.input);
+  const std::vector<Input> inputs = load_all(only, options.input, Verb::resize);
   Job job{.weights = {1},
           .rule = verbs::rule_of(CombineType::svd),
           .to = options.to,

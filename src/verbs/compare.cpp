@@ -10,6 +10,7 @@
 
 #include "adapter/view_math.h"
 #include "base/thread_pool.h"
+#include "verbs/verify_config.h"
 #include "verbs/verify_describe.h"
 #include "verbs/verify_extras.h"
 #include "verbs/verify_factors.h"
@@ -156,6 +157,7 @@ class Summary {
       report_.largest_relative = verdict.relative;
       report_.where = site;
     }
+    if (verdict.bound > 0 && verdict.exactness == Exactness::rounded) note_basis(site, verdict);
     if (verdict.exactness > limit_) found_.push_back({{std::move(site), verdict.what, verdict.relative}, pair});
   }
 
@@ -188,13 +190,31 @@ class Summary {
       found.difference.what += "; what the first adapter has here, the second has at " + describe(twin->site);
   }
 
+  void note_basis(const std::string& site, const Verdict& verdict) {
+    ++other_basis_;
+    if (verdict.relative * nearest_.bound < nearest_.relative * verdict.bound) return;
+    nearest_ = verdict;
+    nearest_site_ = site;
+  }
+
   void add_notes(const Input& a, const Input& b) {
     const auto note = [this](std::string text) { report_.notes.push_back(std::move(text)); };
-    if (a.reading.layout != b.reading.layout) {
+    if (a.reading.has_experts && b.reading.has_experts && a.reading.layout != b.reading.layout) {
       note(fmt::format("layouts: {} and {}", info(a.reading.layout).name, info(b.reading.layout).name));
     }
+    for (const auto& [which, input] : {std::pair("first", &a), std::pair("second", &b)}) {
+      if (const auto text = left_out(input->reading); !text.empty()) note(fmt::format("{} adapter: {}", which, text));
+      for (const auto& text : input->reading.unused)
+        report_.left_out.push_back(fmt::format("{} adapter: {}", which, text));
+    }
     if (zero_alone_ > 0) note(fmt::format("{} factors are zero in one adapter and absent in the other", zero_alone_));
-    if (const auto n = counts_[static_cast<std::size_t>(Exactness::rounded)]; n > 0) {
+    if (other_basis_ > 0) {
+      note(fmt::format(
+          "{} of {} are the same update in another basis, within one rounding (bound {:.2g}, measured {:.2g}, "
+          "at {})",
+          other_basis_, report_.compared, nearest_.bound, nearest_.relative, nearest_site_));
+    }
+    if (const auto n = counts_[static_cast<std::size_t>(Exactness::rounded)] - other_basis_; n > 0) {
       note(fmt::format(
           "{} of {} agree only up to one rounding (2^-24, 2^-11, 2^-8 for F32, F16, BF16, of the coarser dtype)", n,
           report_.compared));
@@ -207,6 +227,9 @@ class Summary {
   std::vector<Found> found_;
   std::int64_t counts_[4] = {};
   std::int64_t zero_alone_ = 0;
+  std::int64_t other_basis_ = 0;
+  Verdict nearest_;  // of those in another basis, the one nearest to its bound
+  std::string nearest_site_;
 };
 
 }  // namespace
@@ -227,6 +250,9 @@ VerifyReport compare(const Input& a, const Input& b, const VerifyOptions& option
     if (const Extra* extra = job.extra.x != nullptr ? job.extra.x : job.extra.y; extra != nullptr) {
       summary.add(describe(extra->site) + "." + extra->suffix, job.verdicts.front(), {});
     }
+  }
+  for (auto& [key, what] : verbs::compare_configs(a.adapter.config, b.adapter.config)) {
+    summary.add(std::move(key), {Exactness::lossy, 1, std::move(what)}, {});
   }
   return summary.finish(a, b);
 }

@@ -9,8 +9,6 @@
 namespace peft::verbs {
 namespace {
 
-constexpr std::string_view kRight = "reads it right", kRefuses = "refuses it", kWrong = "silently wrong";
-
 using Consumer = InspectReport::Consumer;
 
 Consumer verdict(std::string_view name, std::string_view verdict, std::string why = {}) {
@@ -57,8 +55,8 @@ Consumer peft_old(const ConsumerFacts& f) {
 Consumer vllm(const ConsumerFacts& f, bool mixed) {
   const std::string_view name = mixed ? "vLLM 0.32, enable_mixed_moe_lora_format" : "vLLM 0.32";
   if (!f.has_experts || !fused(f)) return verdict(name, kRight);
-  if (f.model_type == "mixtral")
-    return verdict(name, kWrong, "experts are looked for under block_sparse_moe: their LoRA is dropped");
+  if (f.experts_renamed)
+    return verdict(name, kWrong, "experts are looked for under transformers 4's name: their LoRA is dropped");
   if (f.layout == Layout::unsloth_grouped) return verdict(name, kWrong, "the packing of lora_B is not looked at");
   if (f.reversed_for_peft && f.model_type != "llama4")
     return verdict(name, kRefuses, "sizes do not fit: the pairs are the other way round");
@@ -71,10 +69,25 @@ Consumer vllm(const ConsumerFacts& f, bool mixed) {
 Consumer llama_cpp(const ConsumerFacts& f) {
   constexpr std::string_view kName = "llama.cpp convert_lora_to_gguf.py";
   if (fused(f)) return verdict(kName, kRefuses, "fused experts are not known");
-  if (f.use_dora) return verdict(kName, kRefuses, "DoRA is not known");
   if (f.use_rslora) return verdict(kName, kWrong, "the scale is taken as alpha / r");
   if (f.alpha_pattern || f.unequal_expert_scales) return verdict(kName, kWrong, "one alpha for all tensors");
   return verdict(kName, kRight);
+}
+
+// Layout and tensors both have a say: who refuses never gets as far as being wrong.
+Consumer with_tensors(Consumer by_layout, Program program, const ConsumerFacts& facts) {
+  const ConsumerRow* row = worst_row(program, facts.kinds);
+  if (row == nullptr || by_layout.verdict == kRefuses) return by_layout;
+  if (by_layout.verdict == kWrong && row->verdict == kWrong) return by_layout;
+  return verdict(by_layout.name, row->verdict, std::string(row->why));
+}
+
+// "block_sparse_moe" of "model.layers.0.block_sparse_moe.experts".
+std::string above(const std::string& module) {
+  const auto end = module.rfind('.');
+  if (end == std::string::npos) return {};
+  const std::string parent = module.substr(0, end);
+  return parent.substr(parent.rfind('.') + 1);
 }
 
 }  // namespace
@@ -84,11 +97,16 @@ ConsumerFacts consumer_facts(const Input& input) {
   const AdapterConfig& config = input.adapter.config;
   f.layout = input.reading.layout;
   f.has_experts = input.reading.has_experts;
+  f.kinds = tensor_kinds(input);
   f.model_type = input.model.model_type;
   f.peft_config = input.model.peft_config;
   f.use_rslora = config.use_rslora, f.use_dora = config.use_dora, f.dropout = config.lora_dropout != 0;
   f.alpha_pattern = !config.alpha_pattern.empty();
-  for (const Experts& experts : input.model.experts) f.fused_in_v4 = f.fused_in_v4 || !experts.form->v4.empty();
+  for (const Experts& experts : input.model.experts) {
+    f.fused_in_v4 = f.fused_in_v4 || !experts.form->v4.empty();
+    const bool both = !experts.v4_module.empty() && !experts.v5_module.empty();
+    f.experts_renamed = f.experts_renamed || (both && above(experts.v4_module) != above(experts.v5_module));
+  }
   static const std::set<std::string, std::less<>> kProjections = {"gate", "gate_proj", "up_proj", "down_proj",
                                                                   "w1",   "w2",        "w3"};
   std::map<Projection, std::set<std::int64_t>> ranks;
@@ -140,11 +158,11 @@ ConsumerFacts consumer_facts(const Input& input) {
 }
 
 std::vector<InspectReport::Consumer> consumer_verdicts(const ConsumerFacts& facts) {
-  return {peft_now(facts),
-          peft_old(facts),
-          vllm(facts, false),
-          vllm(facts, true),
-          llama_cpp(facts),
+  return {with_tensors(peft_now(facts), Program::peft_now, facts),
+          with_tensors(peft_old(facts), Program::peft_old, facts),
+          with_tensors(vllm(facts, false), Program::vllm, facts),
+          with_tensors(vllm(facts, true), Program::vllm, facts),
+          with_tensors(llama_cpp(facts), Program::llama_cpp, facts),
           verdict("MLX-LM 0.32", kRefuses, "reads its own format only (adapters.safetensors, num_layers)")};
 }
 

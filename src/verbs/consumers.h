@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "peft/verbs.h"
+#include "verbs/consumer_tensors.h"
 
 namespace peft::verbs {
 
@@ -12,8 +13,10 @@ namespace peft::verbs {
 struct ConsumerFacts {
   Layout layout = Layout::peft_per_expert;
   bool has_experts = false;
+  std::set<TensorKind> kinds;  // of tensors that are more than plain LoRA
   std::string model_type;
   std::string peft_config;         // PEFT's own conversion table; "" none
+  bool experts_renamed = false;    // transformers 5 calls the experts otherwise than 4 does
   bool fused_in_v4 = false;        // the family has fused parameters in transformers 4 too
   bool reversed_square = false;    // reversed for today's PEFT, and every shape fits both ways
   bool reversed_for_peft = false;  // not the orientation PEFT >= 0.19.1 expects

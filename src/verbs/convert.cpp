@@ -77,7 +77,7 @@ void finish(Plan& plan, const Input& input) {
     if (read[i]) plan.bytes_in += input.adapter.weights->tensors()[i].bytes();
   }
   plan.peak_memory += input.adapter.weights->data_offset() + (std::uint64_t{32} << 20);
-  for (const auto& name : input.adapter.side_files) plan.copies.emplace_back(name, input.adapter.folder + "/" + name);
+  for (auto& copy : side_file_paths(input.adapter)) plan.copies.push_back(std::move(copy));
 }
 
 // Every tensor is called in the target as it is in the file (granite's experts are not: they were renamed).
@@ -136,9 +136,11 @@ void require_known_experts(const Input& input) {
 }  // namespace
 
 Plan plan_convert(const Input& input, const ConvertOptions& options) {
+  require_usable(input.adapter.config, Verb::convert);
   require_known_experts(input);
   Plan plan;
   plan.warnings = input.reading.factors.warnings;
+  if (std::string text = left_out(input.reading); !text.empty()) plan.warnings.push_back(std::move(text));
   const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal};
   layout::Encoded encoded =
       layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);

@@ -259,6 +259,7 @@ std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, con
 
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options) {
   const AdapterConfig config = AdapterConfig::read(path);
+  require_usable(config, Verb::convert);
   const Model model = describe({resolve_path(options.input.base),
                                 options.input.family,
                                 options.input.families_file,

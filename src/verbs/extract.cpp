@@ -13,6 +13,7 @@
 #include "verbs/extract_unit.h"
 #include "verbs/low_rank_result.h"
 #include "verbs/units.h"
+#include "weights/own_output.h"
 
 namespace peft {
 namespace {
@@ -251,6 +252,8 @@ LowRankResult Extraction::run() {
   }
   result_.plan = made_.plan(config(), model_, to_);
   result_.plan.exactness = Exactness::lossy;
+  if (weights::has_own_output(model_, base_.checkpoint, base_.weights))
+    result_.plan.warnings.push_back(weights::own_output_text(resolve_path(options_.base) + "/config.json"));
   for (const auto* side : {&base_, &finetuned_}) {
     for (const auto& file : side->checkpoint.files()) result_.plan.bytes_in += file->file_size();
   }

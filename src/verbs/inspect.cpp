@@ -1,7 +1,11 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <filesystem>
 #include <set>
 
+#include "config/adapter_fields.h"
+#include "config/peft_keys.h"
 #include "layout/keys.h"
 #include "layout/write_config.h"
 #include "peft/error.h"
@@ -32,9 +36,27 @@ std::string dtypes_of(const TensorFile& file) {
   return text;
 }
 
+// Fields whose values some verbs refuse.
+void list_refusals(const AdapterConfig& config, InspectReport& report) {
+  using enum Verb;
+  constexpr config::Verbs kOfAdapters{targets, convert, verify, merge, combine, resize, run};
+  for (const auto& [row, value] : config::telling_keys(config)) {
+    const config::Verbs refused = row->refused & kOfAdapters;
+    if (refused.empty()) continue;
+    report.anomalies.push_back(
+        fmt::format("{} = {}: {}; refused by {}", row->key, value, row->why, config::names(refused)));
+  }
+}
+
+bool is_refused_by(Verb verb, const AdapterConfig& config) {
+  const auto keys = config::telling_keys(config);
+  return std::ranges::any_of(keys, [verb](const auto& key) { return key.row->refused.contains(verb); });
+}
+
 // Patterns of the config that decide nothing, and modules the config targets that the file has no tensors for.
 void check_config(const Input& input, InspectReport& report) {
   const AdapterConfig& config = input.adapter.config;
+  if (is_refused_by(Verb::targets, config)) return;  // what it targets cannot be said
   const bool fused = input.reading.layout != Layout::peft_per_expert;
   const Generation g = input.reading.has_experts && !fused ? Generation::v4 : Generation::v5;
   const auto& tree = input.model.tree(g) ? input.model.tree(g)
@@ -105,6 +127,40 @@ void fill_decoded(const Input& input, InspectReport& report) {
   report.consumers = verbs::consumer_verdicts(verbs::consumer_facts(input));
 }
 
+void fill_config(const AdapterConfig& config, InspectReport& report) {
+  constexpr std::string_view kShown[] = {
+      "peft_type",      "task_type",    "base_model_name_or_path", "r",
+      "lora_alpha",     "rank_pattern", "alpha_pattern",           "use_rslora",
+      "use_dora",       "bias",         "target_modules",          "target_parameters",
+      "modules_to_save"};
+  report.producer = producer(config);
+  const config::Json object = config::object_of(config);
+  for (const std::string_view key : kShown) {
+    const auto found = object.find(std::string(key));
+    if (found == object.end() || found->is_null() || *found == false || (found->is_object() && found->empty()))
+      continue;
+    report.config.emplace_back(key, config::dump_python(*found, -1));
+  }
+}
+
+// The weights are missing or no safetensors file: what the config says is shown all the same. `error` is thrown again
+// where there is no config either.
+InspectReport config_alone(const std::string& path, const InputOptions& options, const Error& error) {
+  InspectReport report;
+  report.path = path;
+  report.error = error.what();
+  const std::filesystem::path root = resolve_path(path);
+  const bool whole = options.adapter_name.empty() || options.adapter_name == "default";
+  try {
+    const AdapterConfig config = AdapterConfig::read((whole ? root : root / options.adapter_name).string());
+    fill_config(config, report);
+    list_refusals(config, report);
+  } catch (const Error&) {
+    throw error;
+  }
+  return report;
+}
+
 }  // namespace
 
 InspectReport inspect(const std::string& path, const InputOptions& options) {
@@ -112,17 +168,22 @@ InspectReport inspect(const std::string& path, const InputOptions& options) {
   InspectReport report;
   report.path = path;
   InputOptions lenient = options;
+  lenient.read.verb = Verb::inspect;
   lenient.read.ignore_unused = true;
   bool decoded = true;
   try {
     input = load(path, lenient);
   } catch (const Error& error) {
     // The file itself must open; what it means may be in doubt, and that is what inspect is for.
-    input.adapter = open(path, {options.adapter_name, options.open});
+    try {
+      input.adapter = open(path, {options.adapter_name, options.open});
+    } catch (const Error& unopened) {
+      return config_alone(path, options, unopened);
+    }
     report.error = error.what();
     decoded = false;
   }
-  report.producer = producer(input.adapter.config);
+  fill_config(input.adapter.config, report);
   report.model_type = input.model.model_type;
   report.family = input.model.source;
   report.dtype = dtypes_of(*input.adapter.weights);
@@ -134,6 +195,7 @@ InspectReport inspect(const std::string& path, const InputOptions& options) {
     report.parameters += count;
   }
   report.tensors = verbs::describe_tensors(input, decoded);
+  list_refusals(input.adapter.config, report);
   for (const auto& key : input.adapter.config.unknown)
     report.anomalies.push_back("unknown config key " + key + ": PEFT ignores it");
   if (decoded) {

@@ -44,7 +44,7 @@ class Meanings {
 
   std::string of(std::uint32_t index) const {
     const auto at = uses_.find(index);
-    if (at == uses_.end()) return "belongs to nothing, or is zero throughout";
+    if (at == uses_.end()) return unused_meaning(index);
     if (at->second.extra != nullptr) return extra_meaning(*at->second.extra);
     const Factor& factor = *at->second.factor;
     const TensorInfo& tensor = input_.adapter.weights->tensors()[index];
@@ -72,6 +72,17 @@ class Meanings {
   }
 
  private:
+  std::string unused_meaning(std::uint32_t index) const {
+    switch (layout::unwrap(layout::parse_key(input_.adapter.weights->tensors()[index].name).module).part) {
+      case layout::WrapperPart::original:
+        return "the module before training: not used";
+      case layout::WrapperPart::saved:
+        return "the saved module once more: not used";
+      case layout::WrapperPart::none:
+        break;
+    }
+    return "belongs to nothing, or is zero throughout";
+  }
   const Experts* find(const std::string& module) const {
     const auto at = by_module_.find(module);
     return at == by_module_.end() ? nullptr : at->second;
@@ -109,13 +120,18 @@ class Meanings {
 
 std::string pattern_of(std::string_view name) {
   std::string pattern;
+  std::string_view before;  // what a number counts
   int numbers = 0;
   for (std::size_t at = 0; at < name.size();) {
     const auto dot = std::min(name.find('.', at), name.size());
     const std::string_view segment = name.substr(at, dot - at);
     const bool number = !segment.empty() && segment.find_first_not_of("0123456789") == std::string_view::npos;
     if (!pattern.empty()) pattern += '.';
-    pattern += number ? (numbers++ == 0 ? "{layer}" : "{expert}") : std::string(segment);
+    if (!number)
+      pattern += segment;
+    else
+      pattern += numbers++ == 0 && before != "experts" ? "{layer}" : before == "experts" ? "{expert}" : "{n}";
+    before = segment;
     at = dot + 1;
   }
   return pattern;

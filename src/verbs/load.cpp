@@ -43,17 +43,22 @@ Input load(const std::string& path, const InputOptions& options) {
   Input input;
   DescribeOptions describe_options{options.base, options.family, options.families_file, options.num_experts, {}};
   const auto open_adapter = [&] { input.adapter = open(path, {options.adapter_name, options.open}); };
-  if (options.base.empty()) {
-    open_adapter();
+  const auto describe_with_names = [&] {
     describe_options.names = module_paths(input.adapter);
     describe_options.names.insert(describe_options.names.end(), options.further_names.begin(),
                                   options.further_names.end());
     input.model = describe(describe_options);
+  };
+  if (options.base.empty()) {
+    open_adapter();
+    describe_with_names();
   } else {
     both(thread_count(options.read.threads), open_adapter, [&] {
       describe_options.base = resolve_path(options.base);
       input.model = describe(describe_options);
     });
+    // A config of a type that the table lacks shows no modules: the adapter's names have to serve.
+    if (!input.model.v4 && !input.model.v5) describe_with_names();
   }
   input.reading = read(input.adapter, input.model, options.read);
   return input;

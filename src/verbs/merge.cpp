@@ -1,6 +1,7 @@
 #include "peft/merge.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -13,6 +14,7 @@
 #include "verbs/merge_adapters.h"
 #include "verbs/merge_files.h"
 #include "verbs/merge_updates.h"
+#include "weights/own_output.h"
 
 namespace peft {
 namespace {
@@ -38,7 +40,7 @@ void check_options(const MergeOptions& options) {
 }
 
 // The model and its weights. A config or a tree file alone has nothing to add to.
-Checkpoint open_base(const std::string& folder) {
+Checkpoint open_base(const std::string& folder, const OpenOptions& options) {
   std::error_code error;
   if (!std::filesystem::is_directory(folder, error)) {
     const bool exists = std::filesystem::exists(folder, error);
@@ -47,7 +49,7 @@ Checkpoint open_base(const std::string& folder) {
                  .problem = exists ? "the base is not a folder" : "there is no such folder",
                  .expected = "a model folder with config.json and *.safetensors"});
   }
-  return Checkpoint::open(folder);
+  return Checkpoint::open(folder, options);
 }
 
 // What stays quantised, and what no longer is, in the words that config.json uses.
@@ -128,8 +130,8 @@ void describe_steps(const OutTensors& tensors, const std::vector<MergeAdapter>& 
   auto& steps = merge.plan.steps;
   for (std::size_t i = 0; i < adapters.size(); ++i) {
     steps.push_back(fmt::format("adapter {}: {} ({}), weight {}, {} matrices", i + 1, adapters[i].adapter.folder,
-                                info(adapters[i].reading.layout).name, adapters[i].weight,
-                                adapters[i].reading.factors.factors.size()));
+                                adapters[i].reading.has_experts ? info(adapters[i].reading.layout).name : "dense",
+                                adapters[i].weight, adapters[i].reading.factors.factors.size()));
   }
   for (const auto& [rule, count] : rules)
     steps.push_back(fmt::format("{}: {} updates (mode {})", rule, count, name(options.mode)));
@@ -158,6 +160,9 @@ void warn(const std::vector<MergeAdapter>& adapters, MergePlan& merge) {
       warnings.push_back(adapter.adapter.folder + ": " + warning);
     for (const std::string& anomaly : adapter.reading.anomalies)
       warnings.push_back(adapter.adapter.folder + ": " + anomaly);
+    if (const auto text = left_out(adapter.reading); !text.empty())
+      warnings.push_back(adapter.adapter.folder + ": " + text);
+    for (const auto& text : adapter.reading.unused) merge.unused.push_back(adapter.adapter.folder + ": " + text);
     merge.zero_deltas.insert(merge.zero_deltas.end(), adapter.zero.begin(), adapter.zero.end());
     merge.layouts.emplace_back(info(adapter.reading.layout).name);
     merge.digests.push_back(adapter.digest);
@@ -178,13 +183,32 @@ void warn(const std::vector<MergeAdapter>& adapters, MergePlan& merge) {
                                  names, merge.zero_deltas.size() > kShown ? ", ..." : ""));
 }
 
+// A head that the base lacks is added; what kind of model the folder holds, its config.json still does not say.
+void warn_of_heads(const Base& base, const std::vector<MergeAdapter>& adapters, std::vector<std::string>& warnings) {
+  for (const MergeAdapter& adapter : adapters) {
+    std::string names;
+    for (const Extra& extra : adapter.reading.factors.extras) {
+      if (!base.lacks_head(adapter, extra)) continue;
+      const auto& tensor = adapter.adapter.weights->tensors()[extra.tensor];
+      names += fmt::format("{}{}.{} [{}]", names.empty() ? "" : ", ", extra.site.module, extra.suffix,
+                           fmt::join(tensor.shape, ", "));
+    }
+    if (names.empty()) continue;
+    warnings.push_back(fmt::format(
+        "{}: the base has no head of this task ({}): {} added to it. Its config.json stays as it is: load the result "
+        "with transformers' class for the task, and num_labels where the head has another number of rows than 2",
+        adapter.adapter.folder, adapter.adapter.config.task_type.value_or(""), names));
+  }
+}
+
 }  // namespace
 
 MergePlan plan_merge(const MergeOptions& given) {
   MergeOptions options = given;
+  options.input.read.verb = Verb::merge;
   check_options(options);
   options.base = resolve_path(options.base);
-  const Checkpoint checkpoint = open_base(options.base);
+  const Checkpoint checkpoint = open_base(options.base, options.input.open);
   const Model model =
       describe({options.base, options.input.family, options.input.families_file, options.input.num_experts, {}});
   const auto& files = checkpoint.files();
@@ -206,9 +230,14 @@ MergePlan plan_merge(const MergeOptions& given) {
   }
   OutTensors tensors(checkpoint, quantized, keep, options);
   merging::FileFacts facts;
-  facts.untied = merge.untied = merging::add_updates(base, adapters, tensors);
+  facts.untied = merging::add_updates(base, adapters, tensors);
+  // Two embeddings from the start: nothing becomes untied, but only a config that says so is read alike by every
+  // reader.
+  facts.own_output = merge.own_output = weights::has_own_output(model, checkpoint, weights);
+  merge.untied = facts.untied && !facts.own_output;
   describe_quantization(quantized, keep, model, facts);
   facts.record = merging::merged_record(adapters, files.front()->metadata());
+  warn_of_heads(base, adapters, merge.plan.warnings);
   merge.plan.exactness = exactness_of(tensors, options.mode);
   describe_steps(tensors, adapters, options, merge);
   if (merge.dequantized > 0) {

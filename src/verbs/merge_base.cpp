@@ -5,6 +5,8 @@
 #include <algorithm>
 
 #include "base/float_dtypes.h"
+#include "config/task_heads.h"
+#include "model/index.h"
 #include "peft/error.h"
 #include "verbs/merge_updates.h"
 
@@ -104,6 +106,13 @@ Weight Base::weight_of(const MergeAdapter& adapter, const Factor& factor) const 
   }
   if (!found) no_target(adapter, factor.b.tensor, factor.site);
   require_readable(adapter, factor.site, *found);
+  // Without a row a Conv1D looks like a Linear; only fan_in_fan_out tells, and a square weight shows nothing.
+  const bool row = model.index && (model.index->family || model.index->dense);
+  if (!row && factor.kind == FactorKind::linear && factor.site.parameter.empty() &&
+      adapter.adapter.config.fan_in_fan_out) {
+    std::swap(found->out, found->in);
+    for (WeightPart& part : found->parts) part.view = part.view.transposed();
+  }
   if (found->out == factor.out && found->in == factor.in) return *found;
   const bool fits_turned = found->out == factor.in && found->in == factor.out;
   const bool may_turn =
@@ -151,6 +160,14 @@ Weight Base::place_of(const MergeAdapter& adapter, const Extra& extra) const {
   return *found;
 }
 
+bool Base::lacks_head(const MergeAdapter& adapter, const Extra& extra) const {
+  if (extra.kind != ExtraKind::saved_module || extra.site.expert >= 0) return false;
+  if (!config::is_saved_by(config::task_heads(adapter.adapter.config), extra.site.module)) return false;
+  const std::string whole = extra.site.module + "." + extra.suffix;
+  const auto dot = whole.rfind('.');
+  return !weights.find(whole.substr(0, dot), whole.substr(dot + 1));
+}
+
 std::set<OutTensors::Number> touched_codes(const Base& base, const std::vector<MergeAdapter>& adapters,
                                            const std::vector<QuantizedTensor>& quantized) {
   std::set<OutTensors::Number> touched;
@@ -164,7 +181,8 @@ std::set<OutTensors::Number> touched_codes(const Base& base, const std::vector<M
   for (const MergeAdapter& adapter : adapters) {
     for (const Factor& factor : adapter.reading.factors.factors) touch(base.weight_of(adapter, factor), factor.site);
     for (const Extra& extra : adapter.reading.factors.extras) {
-      if (extra.kind != ExtraKind::magnitude) touch(base.place_of(adapter, extra), extra.site);
+      if (extra.kind == ExtraKind::magnitude || base.lacks_head(adapter, extra)) continue;
+      touch(base.place_of(adapter, extra), extra.site);
     }
   }
   for (const Experts& experts : base.model.experts) {

@@ -8,6 +8,7 @@
 
 #include "config/python_json.h"
 #include "peft/error.h"
+#include "weights/own_output.h"
 
 namespace peft::merging {
 namespace {
@@ -96,8 +97,11 @@ std::optional<std::string> changed_config(const std::string& path, const ConfigC
   const std::string text = config::read_text_file(path, ErrorCode::MD_FORM);
   Json json = config::parse_json(text, path, ErrorCode::MD_FORM);
   bool changed = false;
-  if (change.untied) {
-    changed = set_where_present(json, "tie_word_embeddings", false, true);
+  if (change.untied || change.own_output) changed = set_where_present(json, "tie_word_embeddings", false, true);
+  if (change.own_output) {
+    warnings.push_back(weights::own_output_text(path) +
+                       "; the merged config.json says tie_word_embeddings = false, so that every reader does");
+  } else if (change.untied) {
     warnings.push_back(
         "input and output embedding were one tensor and only one of them changes: the output embedding is "
         "written out, and config.json says tie_word_embeddings = false");

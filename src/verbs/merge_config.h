@@ -11,6 +11,7 @@ namespace peft::merging {
 
 struct ConfigChange {
   bool untied = false;
+  bool own_output = false;               // it said tied, and the file has two embeddings
   std::vector<std::string> dequantized;  // modules that are quantised no longer
   std::vector<std::string> kept;         // names of codes that are; empty: none is
   bool any_dequantized = false;

@@ -9,6 +9,7 @@
 
 #include "base/natural_order.h"
 #include "peft/error.h"
+#include "safetensors/named_folder.h"
 #include "verbs/merge_adapters.h"
 #include "verbs/merge_config.h"
 
@@ -84,36 +85,49 @@ bool is_weights(const fs::path& path) {
 
 // All files beside the weights: tokenizer, generation config, chat templates, code. A folder that holds weights is
 // another form of the model ("original", "onnx") and stays behind.
-void add_copies(const fs::path& folder, const std::string& prefix, int depth,
-                std::vector<std::pair<std::string, std::string>>& copies) {
-  constexpr int kDepth = 4;
-  std::error_code error;
-  std::vector<fs::directory_entry> entries(fs::directory_iterator(folder, error), fs::directory_iterator{});
-  std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.path() < b.path(); });
-  const auto is_weight_file = [](const fs::directory_entry& entry) { return is_weights(entry.path()); };
-  if (!prefix.empty() && std::any_of(entries.begin(), entries.end(), is_weight_file)) return;
-  for (const fs::directory_entry& entry : entries) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with(".") || name == "__pycache__") continue;
-    if (entry.is_directory(error) && depth < kDepth) {
-      add_copies(entry.path(), prefix + name + "/", depth + 1, copies);
-    } else if (entry.is_regular_file(error) && !is_weights(entry.path()) &&
-               !(prefix.empty() && name == "config.json")) {
-      copies.emplace_back(prefix + name, entry.path().string());
+class Copies {
+ public:
+  explicit Copies(const MergeOptions& options) : root_(options.base), follow_(options.input.open.follow_symlinks) {}
+
+  void add(const std::string& prefix, int depth, std::vector<std::pair<std::string, std::string>>& copies) const {
+    constexpr int kDepth = 4;
+    std::error_code error;
+    std::vector<fs::directory_entry> entries(fs::directory_iterator(fs::path(root_) / prefix, error),
+                                             fs::directory_iterator{});
+    std::sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) { return a.path() < b.path(); });
+    const auto is_weight_file = [](const fs::directory_entry& entry) { return is_weights(entry.path()); };
+    if (!prefix.empty() && std::any_of(entries.begin(), entries.end(), is_weight_file)) return;
+    for (const fs::directory_entry& entry : entries) {
+      const std::string name = entry.path().filename().string();
+      if (name.starts_with(".") || name == "__pycache__") continue;
+      if (entry.is_directory(error)) {
+        if (depth < kDepth) add(prefix + name + "/", depth + 1, copies);
+      } else if (!is_weights(entry.path()) && !(prefix.empty() && name == "config.json")) {
+        copies.emplace_back(prefix + name, path_of(prefix + name));
+      }
     }
   }
-}
+  std::string path_of(const std::string& name) const { return safetensors::path_inside(root_, name, follow_); }
+
+ private:
+  const std::string& root_;
+  bool follow_;
+};
 
 void add_texts(const Base& base, const FileFacts& facts, const std::vector<Shard>& shards, MergePlan& result) {
   Plan& plan = result.plan;
   const fs::path folder = base.options.base;
-  const ConfigChange change{facts.untied, facts.dequantized, facts.kept_quantized, !facts.dequantized.empty(),
+  const ConfigChange change{facts.untied,
+                            facts.own_output,
+                            facts.dequantized,
+                            facts.kept_quantized,
+                            !facts.dequantized.empty(),
                             base.options.out_dtype ? base.options.out_dtype : base.options.base_dtype};
   const auto config = changed_config((folder / "config.json").string(), change, plan.warnings);
   if (config)
     plan.texts.emplace_back("config.json", *config);
   else
-    plan.copies.emplace_back("config.json", (folder / "config.json").string());
+    plan.copies.emplace_back("config.json", Copies(base.options).path_of("config.json"));
   const fs::path index = folder / "model.safetensors.index.json";
   std::error_code error;
   const bool had_index = fs::exists(index, error);
@@ -144,7 +158,7 @@ void write_files(const Base& base, std::vector<OutTensor>& tensors, const FileFa
     plan.files.push_back(std::move(file));
   }
   add_texts(base, facts, shards, result);
-  add_copies(base.options.base, "", 0, plan.copies);
+  Copies(base.options).add("", 0, plan.copies);
 }
 
 }  // namespace peft::merging

@@ -10,6 +10,7 @@ namespace peft::merging {
 
 struct FileFacts {
   bool untied = false;
+  bool own_output = false;                  // the base's config says tied, and its file has two embeddings
   std::vector<std::string> kept_quantized;  // names of codes that stay; empty: nothing is quantised any more
   std::vector<std::string> dequantized;     // modules and parameters that no longer are
   std::string record;                       // of merged adapters, for the metadata

@@ -110,6 +110,18 @@ std::size_t OutTensors::add_copy(std::size_t of, std::string name) {
   return tensors_.size() - 1;
 }
 
+std::size_t OutTensors::add_new(const TensorInfo& tensor, std::uint32_t source, std::uint32_t number,
+                                std::string name) {
+  OutTensor out;
+  out.file = tensors_.empty() ? 0 : tensors_.back().file;
+  out.planned = copy_of(tensor, number, std::move(name), tensor.dtype);
+  for (Block& block : out.planned.blocks) block.source.source = source;
+  out.computed = tensor.dtype;
+  cast(out, tensor.dtype);
+  tensors_.push_back(std::move(out));
+  return tensors_.size() - 1;
+}
+
 void OutTensors::note(std::size_t tensor, MergedPart part) {
   part.tensor = tensor;
   tensors_[tensor].is_copy = false;

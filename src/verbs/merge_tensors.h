@@ -37,6 +37,8 @@ class OutTensors {
   Place place(const WeightPart& part) const;
   // A further tensor with the values of another one: a tied output that becomes its own.
   std::size_t add_copy(std::size_t of, std::string name);
+  // A tensor of an adapter that the base lacks. It goes into the base's last file, in its own dtype.
+  std::size_t add_new(const TensorInfo& tensor, std::uint32_t source, std::uint32_t number, std::string name);
 
   void add(std::size_t tensor, Update update, MergedPart part);
   // Puts a matrix of the same size in the place of a whole tensor, or of one of its rows. `keep`: updates still apply.

@@ -169,7 +169,18 @@ class Updates {
          describe(extra.site) + "." + extra.suffix, "merge them one after the other");
   }
 
+  // The model becomes one of the adapter's task, as PEFT's is: it is loaded as such a model before it is merged.
+  void add_head(const Extra& extra) {
+    const std::string name = extra.site.module + "." + extra.suffix;
+    auto at = heads_.find(name);
+    if (at == heads_.end())
+      at = heads_.emplace(name, tensors_.add_new(info_of(extra.tensor), adapter_->source, extra.tensor, name)).first;
+    claim(at->second, -1, extra);
+    tensors_.note(at->second, part_of(extra.site, "saved"));
+  }
+
   void replace(const Extra& extra) {
+    if (base_.lacks_head(*adapter_, extra)) return add_head(extra);
     const Weight weight = base_.place_of(*adapter_, extra);
     const WeightPart& part = weight.parts.front();
     const OutTensors::Place at = place(part, extra.site, false);
@@ -253,6 +264,7 @@ class Updates {
   const bool says_tied_, tied_;
   bool untied_ = false;
   std::optional<std::size_t> output_;
+  std::map<std::string, std::size_t> heads_;  // tensors that the base lacks
   const MergeAdapter* adapter_ = nullptr;
   std::uint32_t number_ = 0;
   std::map<std::pair<std::size_t, std::int64_t>, std::uint32_t> claimed_;

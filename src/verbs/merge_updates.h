@@ -29,6 +29,8 @@ struct Base {
   // Throws LO_TARGET, LO_QUANT, LO_SHAPE, LO_VOCAB: what is wrong between a factor and the base.
   Weight weight_of(const MergeAdapter& adapter, const Factor& factor) const;
   Weight place_of(const MergeAdapter& adapter, const Extra& extra) const;
+  // A head of the adapter's task that the base, a model of another task, has no tensor for: the result gets it.
+  bool lacks_head(const MergeAdapter& adapter, const Extra& extra) const;
 
  private:
   [[noreturn]] void no_target(const MergeAdapter& adapter, std::uint32_t tensor, const Site& site) const;

@@ -10,6 +10,7 @@ VerifyReport verify(const std::string& a, const std::string& b, const VerifyOpti
     of_a.further_names = module_names(b, options.b);
     of_b.further_names = module_names(a, options.a);
   }
+  of_a.read.verb = of_b.read.verb = Verb::verify;
   const Input first = load(a, of_a), second = load(b, of_b);
   return compare(first, second, options);
 }

@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "adapter/factor_math.h"
+#include "verbs/verify_basis.h"
 #include "verbs/verify_describe.h"
 #include "verbs/verify_rounding.h"
 
@@ -22,7 +23,6 @@ constexpr std::int64_t kTileBytes =
     256 * 1024;                           // of all experts' rows: what they share stays in the second-level cache
 constexpr std::int64_t kValueRows = 256;  // rows converted to double at a time
 constexpr std::int64_t kProbeRows = 16;   // rows read at a time to find a component's gain
-constexpr double kOtherOrder = 0x1p-40;   // fp64 noise of a sum in another order
 
 // The components of x and y taken pair by pair, with the scale on one of the two matrices.
 struct Pairing {
@@ -228,18 +228,17 @@ void measure(Work& work, const TensorFile& file_x, const TensorFile& file_y) {
     gain = work.by_b.gain;
     for (double& g : gain) g = 1 / g;
   }
-  const double relative = adapter::delta_difference(work.x, work.y, gain).relative();
   if (by_a || by_b) {
-    work.close(Exactness::rounded, relative, "equal up to one rounding of each element");
+    work.close(Exactness::rounded, adapter::delta_difference(work.x, work.y, gain).relative(),
+               "equal up to one rounding of each element");
     return;
   }
-  // If A or B agrees and the other does not, what differs is a value, however small, and not the order.
-  const bool other_order = paired && !work.by_a.plain.near && !work.by_a.scaled.near;
-  if (other_order && relative <= kOtherOrder) {
-    work.close(Exactness::rounded, relative, "the same sum of reordered rank components");
-  } else {
-    work.close(Exactness::lossy, relative, describe_difference(*work.factor_x, file_x, *work.factor_y, file_y));
-  }
+  work.open = false;
+  work.verdict = compare_bases(work.x, work.y);
+  if (work.verdict.exactness != Exactness::lossy) return;
+  std::string& what = work.verdict.what;
+  what += what.empty() ? "" : "; ";
+  what += describe_difference(*work.factor_x, file_x, *work.factor_y, file_y);
 }
 
 }  // namespace

@@ -7,10 +7,10 @@
 //   rounded      as above, but elements may be off by one rounding where there was a reason to round:
 //                u = 2^-24, 2^-11, 2^-8 (F32, F16, BF16) of the coarser dtype if the dtypes differ or the scales'
 //                ratio is no power of two, plus 2^-24 in the latter case (the product itself was rounded).
-//                Or as many components pair up neither in A nor in B, but ||dW_x - dW_y|| is below 2^-40 ||dW||: the
-//                same sum in another order.
-//   lossy        anything else: a different function. Same dtypes and scales leave no room for rounding, so a single
-//                flipped bit lands here, however small it is.
+//                Or the basis is another one (the order of the components, or the components themselves), and
+//                ||dW_x - dW_y|| is no more than rounding both sides once explains: verify_basis.h.
+//   lossy        anything else: a different function. In the same basis, same dtypes and scales leave no room for
+//                rounding, so a single flipped bit lands here, however small it is.
 #pragma once
 
 #include <span>
@@ -28,6 +28,7 @@ struct Verdict {
   Exactness exactness = Exactness::bit_exact;
   double relative = 0;  // ||x - y|| / max(||x||, ||y||), Frobenius
   std::string what;     // empty when bit-exact
+  double bound = 0;     // in another basis: what rounding explains of `relative`
 };
 
 struct FactorPair {

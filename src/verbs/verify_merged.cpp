@@ -9,6 +9,7 @@
 #include "base/thread_pool.h"
 #include "peft/error.h"
 #include "verbs/merged_tensor.h"
+#include "weights/own_output.h"
 
 namespace peft {
 namespace {
@@ -44,6 +45,10 @@ class Check {
     for (const std::string& name : merged_.extra(counterparts_)) extra(name);
     report_.same = report_.num_differences == 0;
     report_.bound = bound();
+    report_.left_out = plan_.unused;
+    for (const auto& text : plan_.unused) report_.notes.push_back("left out: " + text);
+    if (plan_.own_output)
+      report_.notes.push_back(weights::own_output_text(resolve_path(options_.merge.base) + "/config.json"));
     for (const auto& site : plan_.zero_deltas)
       report_.notes.push_back(site + ": the delta is zero, nothing can be seen of it");
     return std::move(report_);

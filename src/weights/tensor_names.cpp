@@ -4,6 +4,7 @@
 
 #include "model/index.h"
 #include "model/path.h"
+#include "model/same_prefixes.h"
 #include "peft/error.h"
 
 namespace peft::weights {
@@ -85,6 +86,10 @@ std::optional<std::size_t> TensorNames::find(const TensorName& name) const {
   if (name.expert >= 0 && name.projection != Projection::none) return std::nullopt;
   for (const std::string& other : disk_.other_prefixes(joined(name.module, name.parameter))) {
     const auto again = by_name_.find(TensorName{std::string(model::parent(other)), std::string(model::leaf(other))});
+    if (again != by_name_.end()) return again->second;
+  }
+  for (const std::string& other : model::other_names(model_, name.module)) {
+    const auto again = by_name_.find(TensorName{other, name.parameter});
     if (again != by_name_.end()) return again->second;
   }
   return std::nullopt;

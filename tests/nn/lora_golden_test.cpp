@@ -382,12 +382,14 @@ TEST_P(LoraGradients, OfTheFirstBatch) {
   for (const AdapterTensor& t : model->adapter_tensors()) {
     if (t.tensor.grad().defined()) got[t.key] = t.in_file_form(t.tensor.grad());
   }
+  // 4 times what the real program's own variants (attention, experts) differ by, as the case states it.
+  const double relative = json["expect"]["tolerance"]["grad_rel_to_tensor_peak"].get<double>();
   for (const auto& [name, wanted] : read_tensors(folder / "expected/grads_step0.safetensors")) {
     if (!got.contains(name)) {
       EXPECT_EQ(peak(wanted), 0) << name;
       continue;
     }
-    const double allowed = std::max(1e-9, 2e-4 * peak(wanted));
+    const double allowed = std::max(1e-9, relative * peak(wanted));
     EXPECT_LE(max_difference(got.at(name).reshape(wanted.sizes()), wanted), allowed) << name;
   }
 }

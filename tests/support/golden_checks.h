@@ -30,6 +30,8 @@ void check_tokenizer(const Case& c, const std::filesystem::path& root);
 
 // Merged by PEFT itself, and as well as can be: into every form of the base, in every mode.
 void check_merge(const Case& c, const std::filesystem::path& root);
+// Corners of the real PEFT: adapters that verbs refuse, and what the others are without a model that runs.
+void check_parity(const Case& c, const std::filesystem::path& root);
 // Quantised tensors and their values.
 void check_quant(const Case& c, const std::filesystem::path& root);
 // The module-tree file of a model that a transformers version builds.

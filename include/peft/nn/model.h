@@ -64,6 +64,7 @@ class CausalLM {
   const std::string& model_type() const;  // of config.json: "qwen3_5_moe"
   const std::string& folder() const;      // where it came from: base_model_name_or_path
   const std::string& config_json() const;
+  const std::vector<std::string>& warnings() const;  // of loading
   std::int64_t vocab_size() const;
   double router_aux_loss_coef() const;
   at::ScalarType dtype() const;

@@ -34,7 +34,8 @@ using LoraConfig = AdapterConfig;
 inline const std::string all_linear = "all-linear";
 inline const std::string base_name = "__base__";  // in adapter_names: no adapter
 
-// PiSSA and OLoRA subtract their start from the base model's weights, so such an adapter belongs to the changed base.
+// PiSSA, OLoRA, CorDA and LoRA-GA subtract their start from the base, LoftQ rounds it: the adapter belongs to that
+// base.
 enum class ChangedBase : std::uint8_t {
   refuse,       // an error that says so
   is_residual,  // the base given is the changed one
@@ -43,7 +44,7 @@ enum class ChangedBase : std::uint8_t {
 
 struct AdapterModelOptions {
   std::string adapter_name = "default";
-  bool is_trainable = false;  // from_pretrained, load_adapter; a new adapter is, unless its inference_mode is set
+  bool is_trainable = false;  // from_pretrained, load_adapter
   std::uint64_t seed = 0;     // of the initialisation
   ChangedBase changed_base = ChangedBase::refuse;
   ReadOptions read{};  // for files that fit several layouts
@@ -63,8 +64,8 @@ struct SaveOptions {
   // Default: peft-fused; per expert where an adapter has no fused form (DoRA on experts).
   std::optional<Layout> layout{};
   std::optional<bool> save_embedding_layers{};  // default: PEFT's "auto", without the network
-  // PiSSA, OLoRA: the folder of the adapter as it was before training. What is saved then belongs to the unchanged
-  // base, at twice the rank.
+  // PiSSA, OLoRA, CorDA, LoRA-GA: the folder of the adapter as it was before training. What is saved then belongs to
+  // the unchanged base, at twice the rank.
   std::string path_initial_model_for_weight_conversion{};
   bool overwrite = true;  // as PEFT does, but in one step; other files of the folder are kept
   bool sync = true;
@@ -86,21 +87,30 @@ struct RunOptions {
   std::vector<std::string> adapter_names{};
 };
 
-// What get_layer_status() and get_model_status() of PEFT tell, field by field.
+// A value that layers, or tensors of one layer, should agree on. PEFT says "irregular" where they do not.
+template <class T>
+struct Agreed {
+  T value{};
+  bool irregular = false;
+  bool operator==(const T& other) const { return !irregular && value == other; }
+};
+
+// What get_layer_status() and get_model_status() of PEFT tell, field by field and in PEFT's order.
 struct LayerStatus {
   std::string name, module_type;
   bool enabled = true;
   std::vector<std::string> active_adapters, merged_adapters, available_adapters;
-  std::map<std::string, bool> requires_grad;
-  std::map<std::string, std::vector<std::string>> devices;
+  std::map<std::string, Agreed<bool>> requires_grad;
+  std::map<std::string, std::vector<std::string>> devices;  // their types: "cuda", without a number
 };
 struct ModelStatus {
   std::string base_model_type, adapter_model_type = "LoraModel";
   std::map<std::string, std::string> peft_types;
   std::int64_t trainable_params = 0, total_params = 0, num_adapter_layers = 0;
   bool enabled = true;
-  std::vector<std::string> active_adapters, merged_adapters, available_adapters;
-  std::map<std::string, bool> requires_grad;
+  Agreed<std::vector<std::string>> active_adapters, merged_adapters;
+  std::vector<std::string> available_adapters;
+  std::map<std::string, Agreed<bool>> requires_grad;
   std::map<std::string, std::vector<std::string>> devices;
 };
 
@@ -114,6 +124,8 @@ struct AdapterTensor {
 
 class PeftModel {
  public:
+  struct Impl;
+
   ~PeftModel();
   PeftModel(const PeftModel&) = delete;
 
@@ -123,16 +135,28 @@ class PeftModel {
   // Each saved adapter in its own folder: "default" in `folder` itself, others below it. Complete or not at all.
   void save_pretrained(const std::string& folder, const SaveOptions& options = {}) const;
 
+  // What is added is not active, and leaves the gradients of the others as they are. It is trained once it is active,
+  // or after set_requires_grad; what is loaded with is_trainable at once.
   void load_adapter(const std::string& folder, const std::string& name, AdapterModelOptions options = {});
   void add_adapter(const std::string& name, const LoraConfig& config, AdapterModelOptions options = {});
-  void set_adapter(const std::string& name);
-  void set_adapter(const std::vector<std::string>& names);  // several at once: their deltas add up
-  void set_adapter(std::initializer_list<std::string> names) { set_adapter(std::vector<std::string>(names)); }
+  // Chooses who acts. These get gradients, unless `inference_mode`, and all others lose theirs.
+  void set_adapter(const std::string& name, bool inference_mode = false);
+  // Several at once: their deltas add up.
+  void set_adapter(const std::vector<std::string>& names, bool inference_mode = false);
+  void set_adapter(std::initializer_list<std::string> names, bool inference_mode = false) {
+    set_adapter(std::vector<std::string>(names), inference_mode);
+  }
+  // Gradients of these adapters on or off, active or not.
+  void set_requires_grad(const std::string& name, bool requires_grad = true);
+  void set_requires_grad(const std::vector<std::string>& names, bool requires_grad = true);
+  void set_requires_grad(std::initializer_list<std::string> names, bool requires_grad = true) {
+    set_requires_grad(std::vector<std::string>(names), requires_grad);
+  }
   void delete_adapter(const std::string& name);
   void add_weighted_adapter(const std::vector<std::string>& adapters, const std::vector<double>& weights,
                             const std::string& name, const WeightedOptions& options = {});
 
-  // While the guard lives, the base model answers. Merged adapters are taken out first.
+  // While the guard lives, the base model answers. Merged adapters are taken out first. It may outlive the model.
   class DisabledAdapters {
    public:
     explicit DisabledAdapters(PeftModel& model);
@@ -140,16 +164,16 @@ class PeftModel {
     DisabledAdapters(const DisabledAdapters&) = delete;
 
    private:
-    PeftModel& model_;
+    std::weak_ptr<Impl> model_;
     bool was_enabled_;
   };
   [[nodiscard]] DisabledAdapters disable_adapter() { return DisabledAdapters(*this); }
 
   void merge_adapter(const MergeOptions& options = {});
   void unmerge_adapter();
-  // The base model with the adapters in its weights; this object is of no use afterwards.
+  // The base model with the adapters in its weights, or as it was. This object has no model afterwards: USAGE.
   std::shared_ptr<CausalLM> merge_and_unload(const MergeOptions& options = {});
-  std::shared_ptr<CausalLM> unload();  // the base model as it was
+  std::shared_ptr<CausalLM> unload();
 
   ForwardOutput forward(const ForwardInput& input, const RunOptions& options = {}) const;
   at::Tensor logits(const at::Tensor& ids, const at::Tensor& mask = {}, const RunOptions& options = {}) const;
@@ -176,11 +200,11 @@ class PeftModel {
   // Update of a base parameter, scaled, in the parameter's own shape. For looking at; the forward pass never builds it.
   at::Tensor get_delta_weight(const std::string& parameter, const std::string& name = "default") const;
 
-  struct Impl;
   explicit PeftModel(std::unique_ptr<Impl> impl);
 
  private:
-  std::unique_ptr<Impl> impl_;
+  Impl& live() const;  // USAGE once the model is unloaded
+  std::shared_ptr<Impl> impl_;
 };
 
 std::unique_ptr<PeftModel> get_peft_model(std::shared_ptr<CausalLM> base, const LoraConfig& config,

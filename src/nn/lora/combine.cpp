@@ -92,9 +92,7 @@ void combine_adapters(PeftModel::Impl& impl, const std::vector<std::string>& nam
   made.adapter.weights = TensorFile::parse(image, name);
   made.model = impl.model;
   made.reading = read(made.adapter, made.model);
-  AdapterEntry& entry = impl.add_entry(name, made.adapter.config);
-  entry.trainable = std::any_of(names.begin(), names.end(), [&](const auto& n) { return impl.entry(n).trainable; });
-  const int id = entry.id;
+  const int id = impl.add_entry(name, made.adapter.config).id;
   try {
     place_tensors(impl, made, id);
   } catch (...) {

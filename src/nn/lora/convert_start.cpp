@@ -7,8 +7,8 @@
 #include <cmath>
 #include <filesystem>
 
+#include "config/lora_init.h"
 #include "nn/lora/file_tensor.h"
-#include "nn/lora/init.h"
 #include "peft/error.h"
 
 namespace peft::nn {
@@ -18,11 +18,12 @@ constexpr const char* kOption = "path_initial_model_for_weight_conversion";
 
 void require_convertible(const AdapterConfig& config) {
   const std::string& init = config.init_lora_weights;
-  if (!starts_from_weight(init)) {
+  // LoftQ took more than its start out of the base: it rounded the rest.
+  if (!config::changes_base(init) || config::lora_init(init) == config::LoraInit::loftq) {
     throw Error(ErrorCode::CF_UNSUP,
                 {.tensor = kOption,
                  .problem = "only an adapter whose start was taken out of the base can be converted",
-                 .expected = "init_lora_weights = pissa, pissa_niter_N or olora",
+                 .expected = "init_lora_weights = pissa, pissa_niter_N, olora, corda or lora_ga",
                  .got = init,
                  .hint = "save it without"});
   }

@@ -26,6 +26,7 @@ at::ScalarType factor_type(const Tensor& weight) {
 // Checks of the values, as for a config from a file.
 AdapterConfig checked(const LoraConfig& config) {
   AdapterConfig result = AdapterConfig::parse(config.dump(), config.file.empty() ? "LoraConfig" : config.file);
+  require_language_model(result);
   require_supported(result);
   require_known_init(result);
   return result;
@@ -94,6 +95,9 @@ void make_factors(PeftModel::Impl& impl, int id, const ResolvedTargets& resolved
   std::sort(places.begin(), places.end(), [](const auto& x, const auto& y) { return x.first->order < y.first->order; });
   for (const auto& [site, target] : places) {
     SiteFactors factors = new_factors(*site, *target, config);
+    if (factors.bias.defined() && site->base_bias == nullptr) {
+      impl.warnings.push_back(site->module + ": lora_bias cannot be merged later, because the module has no bias");
+    }
     initialise(*site, factors, config.init_lora_weights, generator);
     if (config.use_dora) {
       factors.magnitude = site->weight->is_meta() ? at::empty({site->out()}, factors.stack.a.options())
@@ -139,38 +143,6 @@ void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
   }
 }
 
-// trainable_token_indices: a list for the input embedding, or embeddings by the end of their names.
-void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
-  if (!config.trainable_token_indices) return;
-  for (const auto& [name, ids] : *config.trainable_token_indices) {
-    std::vector<std::string> modules;
-    if (name.empty()) modules.push_back(impl.tree.input_embedding);
-    for (const auto& module : impl.base->modules().all()) {
-      if (!name.empty() && (module->name == name || module->name.ends_with("." + name)))
-        modules.push_back(module->name);
-    }
-    if (modules.empty()) {
-      throw Error(ErrorCode::CF_TARGET, {.tensor = "trainable_token_indices",
-                                         .problem = "no module of the base has this name",
-                                         .expected = "the name of an embedding",
-                                         .got = name});
-    }
-    for (const std::string& module : modules) {
-      TokenRows& rows = impl.rows_of(module);
-      const Tensor weight = *impl.base->modules().find(module)->find("weight");
-      for (const std::int64_t token : ids) {
-        if (token >= 0 && token < weight.size(0)) continue;
-        throw Error(ErrorCode::CF_VALUE, {.tensor = "trainable_token_indices",
-                                          .problem = "a token is outside of the vocabulary",
-                                          .expected = fmt::format("0 to {}", weight.size(0) - 1),
-                                          .got = std::to_string(token)});
-      }
-      const Tensor index = at::tensor(ids, at::kLong).to(weight.device());
-      rows.adapters[id] = {index, weight.detach().index_select(0, index).clone()};
-    }
-  }
-}
-
 void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraConfig& given,
                     const AdapterModelOptions& options) {
   const at::NoGradGuard no_grad;
@@ -179,7 +151,6 @@ void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraCo
   if (auto rewritten = rewrite_v4_targets(config, impl.model, impl.warnings)) config = std::move(*rewritten);
   require_one_bias(impl, config);
   const ResolvedTargets resolved = resolve_targets(config, impl.tree, impl.model, Generation::v5);
-  const bool inference = config.value("inference_mode") == "true";
   const int id = impl.add_entry(name, resolved.config_after).id;
   try {
     at::Generator generator = at::detail::createCPUGenerator(options.seed);
@@ -187,18 +158,19 @@ void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraCo
     make_copies(impl, id, resolved);
     make_biases(impl, id, config);
     make_token_rows(impl, id, config);
+    require_rows_apart(impl);
   } catch (...) {
     impl.forget(id);
     throw;
   }
   AdapterEntry& entry = impl.entry(name);
-  entry.trainable = !inference;
   complete(entry.config);
   const bool list = std::holds_alternative<std::vector<std::string>>(entry.config.target_modules);
   if (list && !impl.model.peft_config.empty() && !entry.config.target_parameters) {
     entry.config.target_parameters.emplace();  // PEFT's conversion for these types leaves a list, be it empty
   }
   entry.config.base_model_name_or_path = impl.base->folder();
+  warn_of_tied(impl, id);
   impl.warnings.insert(impl.warnings.end(), resolved.warnings.begin(), resolved.warnings.end());
 }
 

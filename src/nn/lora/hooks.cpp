@@ -51,26 +51,22 @@ Tensor by_parts(const Tensor& y, const std::vector<Part>& parts, Body&& body) {
 
 }  // namespace
 
-Tensor LinearHook::apply(int adapter, const Linear& base, const Tensor& y, const Tensor& x,
-                         const Context& context) const {
+Tensor LinearHook::replace(int adapter, const Linear& base, const Tensor& y, const Tensor& x,
+                           const Context& context) const {
   Tensor result = y;
   if (saved != nullptr && is_mixed(context)) {
     const auto own = saved->adapters.find(adapter);
     if (own != saved->adapters.end()) result = at::linear(x, own->second, base.bias);
   }
-  if (site != nullptr && site->merged.empty()) {
-    if (const SiteFactors* factors = site->find(adapter)) {
-      result = apply_linear(*site, *factors, result, x, context.training);
-    }
-  }
-  if (rows != nullptr) {
-    const auto own = rows->adapters.find(adapter);
-    if (own != rows->adapters.end()) {
-      const Tensor logits = at::linear(x, own->second.delta.to(x.scalar_type()));
-      result = result.index_copy(1, own->second.ids, logits.to(result.scalar_type()));
-    }
-  }
-  return result;
+  const TokenRows::Rows* own = rows == nullptr || !rows->merged.empty() ? nullptr : rows->find(adapter);
+  if (own == nullptr) return result;
+  const Tensor logits = at::linear(x, own->delta.to(x.scalar_type()));
+  return result.index_copy(1, own->ids, logits.to(result.scalar_type()));
+}
+
+Tensor LinearHook::apply(int adapter, const Tensor& y, const Tensor& x, const Context& context) const {
+  const SiteFactors* factors = site == nullptr || !site->merged.empty() ? nullptr : site->find(adapter);
+  return factors == nullptr ? y : apply_linear(*site, *factors, y, x, context.training);
 }
 
 Tensor LinearHook::forward(const Linear& base, const Tensor& x, const Context& context) {
@@ -78,11 +74,13 @@ Tensor LinearHook::forward(const Linear& base, const Tensor& x, const Context& c
   if (!control->enabled) return y;
   if (is_mixed(context)) {
     return by_parts(y, parts_of(context, x), [&](const Part& part, const Tensor& mine) {
-      return apply(part.adapter, base, mine, x.index_select(0, part.rows), context);
+      const Tensor own_x = x.index_select(0, part.rows);
+      return apply(part.adapter, replace(part.adapter, base, mine, own_x, context), own_x, context);
     });
   }
   const auto type = y.scalar_type();
-  for (const int adapter : control->active) y = apply(adapter, base, y, x, context);
+  for (const int adapter : control->active) y = replace(adapter, base, y, x, context);
+  for (const int adapter : control->active) y = apply(adapter, y, x, context);
   return y.to(type);
 }
 
@@ -91,11 +89,12 @@ Tensor EmbeddingHook::apply(int adapter, const Tensor& y, const Tensor& ids) con
   if (site != nullptr && site->merged.empty()) {
     if (const SiteFactors* factors = site->find(adapter)) result = apply_embedding(*site, *factors, result, ids);
   }
-  if (rows == nullptr) return result;
-  const auto own = rows->adapters.find(adapter);
-  if (own == rows->adapters.end()) return result;
-  const Tensor hit = ids.unsqueeze(1).eq(own->second.ids.unsqueeze(0));  // [rows, n]
-  const Tensor replaced = own->second.delta.index_select(0, hit.to(at::kLong).argmax(1));
+  const TokenRows::Rows* own = rows == nullptr || !rows->merged.empty() ? nullptr : rows->find(adapter);
+  if (own == nullptr) return result;
+  const Tensor hit = ids.unsqueeze(1).eq(own->ids.unsqueeze(0));  // [rows, n]
+  // Of a token that is listed twice, the last row counts: so does index_copy.
+  const Tensor place = at::arange(1, own->ids.size(0) + 1, own->ids.options());
+  const Tensor replaced = own->delta.index_select(0, (hit * place).argmax(1));
   return at::where(hit.any(1).unsqueeze(1), replaced.to(result.scalar_type()), result);
 }
 

@@ -14,9 +14,11 @@ struct LinearHook : LinearAdapter {
   std::shared_ptr<const Switch> control;
   const Site* site = nullptr;       // null: no LoRA here
   const Overlay* saved = nullptr;   // a copy of the module saved by modules_to_save
-  const TokenRows* rows = nullptr;  // trainable tokens of a tied output embedding
+  const TokenRows* rows = nullptr;  // trainable tokens of an output embedding
   Tensor forward(const Linear& base, const Tensor& x, const Context& context) override;
-  Tensor apply(int adapter, const Linear& base, const Tensor& y, const Tensor& x, const Context& context) const;
+  // The base's output with what the adapter replaces in it: LoRA is added to that.
+  Tensor replace(int adapter, const Linear& base, const Tensor& y, const Tensor& x, const Context& context) const;
+  Tensor apply(int adapter, const Tensor& y, const Tensor& x, const Context& context) const;
 };
 
 struct EmbeddingHook : EmbeddingAdapter {

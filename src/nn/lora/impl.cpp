@@ -114,7 +114,16 @@ Site* PeftModel::Impl::find_site(const std::string& module, const std::string& p
 }
 
 Site& PeftModel::Impl::site(const std::string& module, const std::string& parameter, bool by_parameter) {
-  if (Site* found = find_site(module, parameter)) return *found;
+  if (Site* found = find_site(module, parameter)) {
+    // Their factors differ, an embedding's in shape too. PEFT refuses one order, and in the other gives the second
+    // adapter factors of the first one's kind.
+    if (found->by_parameter != by_parameter && !found->adapters.empty()) {
+      no_target(found->name(), "one adapter targets the module by name, another one its parameter",
+                "use target_modules for both, or target_parameters");
+    }
+    found->by_parameter = by_parameter;
+    return *found;
+  }
   Modules& modules = base->modules();
   nn::Module* owner = modules.find(module);
   Tensor* weight = owner == nullptr ? nullptr : owner->find(parameter);
@@ -182,15 +191,16 @@ TokenRows& PeftModel::Impl::rows_of(const std::string& name) {
     if (known.module == name) return known;
   }
   auto* embedding = base->modules().find<Embedding>(name);
-  if (embedding == nullptr)
-    no_target(name, "trainable_token_indices needs an embedding", "name one, or give a list of ids");
+  auto* linear = base->modules().find<Linear>(name);
+  const bool plain = linear != nullptr && linear->kind == ModuleKind::linear && !linear->bias.defined();
+  if (embedding == nullptr && !plain) {
+    no_target(name, "trainable_token_indices needs an embedding, or a Linear without bias",
+              "name one, or give a list of ids");
+  }
   TokenRows& made = token_rows.emplace_back();
   made.module = name;
-  hook_in(*embedding, control).rows = &made;
-  for (const auto& other : base->modules().all()) {  // a tied output embedding has the same new rows
-    auto* linear = dynamic_cast<Linear*>(other.get());
-    if (linear != nullptr && linear->weight.is_same(embedding->weight)) hook_in(*linear, control).rows = &made;
-  }
+  made.weight = embedding != nullptr ? &embedding->weight : &linear->weight;
+  (embedding != nullptr ? hook_in(*embedding, control).rows : hook_in(*linear, control).rows) = &made;
   return made;
 }
 
@@ -212,33 +222,34 @@ void PeftModel::Impl::select_overlays(const std::vector<int>& ids) const {
   for (const Overlay& overlay : overlays) overlay.select(ids);
 }
 
-void PeftModel::Impl::activate(std::vector<int> ids) {
+void PeftModel::Impl::activate(std::vector<int> ids, bool train) {
   control->active = std::move(ids);
   select_overlays(control->enabled ? control->active : std::vector<int>{});
-  update_gradients();
+  const auto& active = control->active;
+  for (const AdapterEntry& entry : entries) {
+    set_gradients(entry.id, train && std::find(active.begin(), active.end(), entry.id) != active.end());
+  }
 }
 
-void PeftModel::Impl::update_gradients() {
-  const auto trained = [&](int id) {
-    const auto& active = control->active;
-    return entry_of(id).trainable && std::find(active.begin(), active.end(), id) != active.end();
-  };
+void PeftModel::Impl::set_gradients(int id, bool on) {
   for (const auto& site : sites) {
-    for (auto& [id, factors] : site->adapters) {
-      for (Tensor* tensor : {&factors.stack.a, &factors.stack.b, &factors.bias, &factors.magnitude}) {
-        if (tensor->defined()) tensor->requires_grad_(trained(id));
-      }
+    const auto own = site->adapters.find(id);
+    if (own == site->adapters.end()) continue;
+    SiteFactors& factors = own->second;
+    for (Tensor* tensor : {&factors.stack.a, &factors.stack.b, &factors.bias, &factors.magnitude}) {
+      if (tensor->defined()) tensor->requires_grad_(on);
     }
   }
+  const bool trains_biases = entry_of(id).config.bias != "none";
   for (Overlay& overlay : overlays) {
-    const bool copy = overlay.kind == Overlay::Kind::saved_module;
-    const bool bias = overlay.parameter.find("bias") != std::string::npos;
-    for (auto& [id, tensor] : overlay.adapters) {  // a saved embedding is carried along, not trained
-      tensor.requires_grad_(trained(id) && (copy || (bias && entry_of(id).config.bias != "none")));
-    }
+    const auto own = overlay.adapters.find(id);
+    if (own == overlay.adapters.end()) continue;
+    const bool bias = trains_biases && overlay.parameter.find("bias") != std::string::npos;
+    // A saved embedding is carried along, not trained.
+    own->second.requires_grad_(on && (overlay.kind == Overlay::Kind::saved_module || bias));
   }
   for (TokenRows& rows : token_rows) {
-    for (auto& [id, own] : rows.adapters) own.delta.requires_grad_(trained(id));
+    if (const auto own = rows.adapters.find(id); own != rows.adapters.end()) own->second.delta.requires_grad_(on);
   }
 }
 
@@ -263,8 +274,15 @@ void PeftModel::Impl::remove_hooks() {
   }
 }
 
+bool PeftModel::Impl::is_merged(int id) const {
+  const auto has = [id](const std::vector<int>& merged) { return std::count(merged.begin(), merged.end(), id) > 0; };
+  return std::any_of(sites.begin(), sites.end(), [&](const auto& s) { return has(s->merged); }) ||
+         std::any_of(token_rows.begin(), token_rows.end(), [&](const auto& r) { return has(r.merged); });
+}
+
 bool PeftModel::Impl::any_merged() const {
-  return std::any_of(sites.begin(), sites.end(), [](const auto& s) { return !s->merged.empty(); });
+  return std::any_of(sites.begin(), sites.end(), [](const auto& s) { return !s->merged.empty(); }) ||
+         std::any_of(token_rows.begin(), token_rows.end(), [](const auto& r) { return !r.merged.empty(); });
 }
 
 }  // namespace peft::nn

@@ -21,7 +21,6 @@ struct AdapterEntry {
   std::string name;
   AdapterConfig config;                // what save_pretrained writes
   Layout layout = Layout::peft_fused;  // the form that can hold it
-  bool trainable = false;
 };
 
 struct PeftModel::Impl {
@@ -36,6 +35,7 @@ struct PeftModel::Impl {
   std::unordered_map<std::string, Site*> site_by_name;  // "model.layers.0.mlp.gate.weight"
   std::deque<Overlay> overlays;
   std::deque<TokenRows> token_rows;
+  Tensor tied_head;  // lm_head's weight, while a merge needs the two embeddings apart; undefined: as in the base
   std::vector<std::string> warnings;
 
   AdapterEntry& entry(const std::string& name);  // LO_TARGET: no such adapter
@@ -48,17 +48,19 @@ struct PeftModel::Impl {
   Site& site(const std::string& module, const std::string& parameter, bool by_parameter);
   // The overlay of one tensor of the base. `tied`: wherever the base uses it, not in this module alone.
   Overlay& overlay(const std::string& module, const std::string& parameter, Overlay::Kind kind);
-  TokenRows& rows_of(const std::string& embedding);
+  TokenRows& rows_of(const std::string& module);
 
   // Where the factors of a site lie on disk: below one ".base_layer" for each later parameter of the same module.
   std::string key_of(const Site& site, int adapter) const;
 
-  void activate(std::vector<int> ids);
+  // Who acts from now on, and alone has gradients, if `train`.
+  void activate(std::vector<int> ids, bool train);
   void select_overlays(const std::vector<int>& ids) const;
-  void update_gradients();  // only tensors of active, trainable adapters are trained
-  void forget(int id);      // everything of one adapter
+  void set_gradients(int id, bool on);  // of all that this adapter trains
+  void forget(int id);                  // everything of one adapter
   void remove_hooks();
   bool any_merged() const;
+  bool is_merged(int id) const;
 };
 
 // From a config: targets are resolved, factors made and initialised.
@@ -77,10 +79,26 @@ void combine_adapters(PeftModel::Impl& impl, const std::vector<std::string>& nam
 void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config);
 // Rows of trainable_token_indices, as the base has them.
 void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config);
+// LoRA, or a copy, on an embedding that has trainable tokens: CF_TARGET.
+void require_rows_apart(const PeftModel::Impl& impl);
+// A token of which several of these adapters, or merged ones, have rows: USAGE.
+void require_rows_disjoint(const PeftModel::Impl& impl, const std::vector<int>& ids);
+void merge_token_rows(PeftModel::Impl& impl, const MergeOptions& options, const std::vector<int>& ids);
+void unmerge_token_rows(PeftModel::Impl& impl);
+
+// Input and output embedding are one tensor, and only one of them changes: the output gets a tensor of its own.
+void untie_for_merge(PeftModel::Impl& impl, const std::vector<int>& ids);
+void tie_again(PeftModel::Impl& impl);
+// After a merge for good: two embeddings that became two tensors are two from now on.
+void stay_untied(PeftModel::Impl& impl);
+// What PEFT warns of: an adapter on one of two tied embeddings.
+void warn_of_tied(PeftModel::Impl& impl, int id);
 
 std::vector<AdapterTensor> tensors_of(const PeftModel::Impl& impl, const AdapterEntry& entry);
 
-// Values of the config that change what is computed and are not implemented: CF_UNSUP, by name.
+// Of a new adapter: values that change what is computed and are not implemented, CF_UNSUP by name.
 void require_supported(const AdapterConfig& config);
+// An adapter with a head that no language model has: CF_UNSUP.
+void require_language_model(const AdapterConfig& config);
 
 }  // namespace peft::nn

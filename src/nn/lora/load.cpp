@@ -80,7 +80,8 @@ void check_changed_base(const AdapterConfig& config, ChangedBase choice) {
        .expected = "a base that is known to be the changed one (is_residual), or PiSSA and OLoRA to be taken out "
                    "of this one again (subtract)",
        .got = init,
-       .hint = "save such adapters with PEFT's path_initial_model_for_weight_conversion"});
+       .hint = "save such adapters with PEFT's path_initial_model_for_weight_conversion, or say that the base is the "
+               "changed one (--base-is-residual)"});
 }
 
 }  // namespace
@@ -90,28 +91,34 @@ void load_adapter_folder(PeftModel::Impl& impl, const std::string& name, const s
   InputOptions input_options;
   input_options.base = impl.base->folder();
   input_options.read = options.read;
+  input_options.read.verb = Verb::run;
   const Input input = load(folder, input_options);
-  require_supported(input.adapter.config);
+  require_language_model(input.adapter.config);
   check_changed_base(input.adapter.config, options.changed_base);
   std::vector<std::string> warnings = input.reading.factors.warnings;
+  if (options.is_trainable && config::lora_init(input.adapter.config.init_lora_weights) == config::LoraInit::mica) {
+    warnings.emplace_back("init_lora_weights = mica: PEFT trains lora_A alone, here lora_B is trained as well");
+  }
   const auto [config, layout] = config_to_save(input, warnings);
   AdapterEntry& added = impl.add_entry(name, config);
   added.layout = layout;
-  added.trainable = options.is_trainable;
   const int id = added.id;
   try {
     make_token_rows(impl, id, input.adapter.config);
     place_tensors(impl, input, id);
     make_biases(impl, id, config);
     require_complete(impl, input, config, id);
+    require_rows_apart(impl);
     input.adapter.weights->check_unchanged();
   } catch (...) {
     impl.forget(id);
     throw;
   }
+  if (options.is_trainable) impl.set_gradients(id, true);
   if (options.changed_base == ChangedBase::subtract && config::changes_base(config.init_lora_weights)) {
     subtract_start(impl, id, config.init_lora_weights);
   }
+  warn_of_tied(impl, id);
   impl.warnings.insert(impl.warnings.end(), warnings.begin(), warnings.end());
 }
 

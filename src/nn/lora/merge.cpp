@@ -68,7 +68,10 @@ void merge_one(PeftModel::Impl& impl, Site& site, int id, const Tensor& gain, co
                                       .hint = "run the adapter unmerged"});
   }
   const Tensor weight = merged_weight(site, *factors, gain, options.safe_merge);
-  if (options.safe_merge && !at::isfinite(weight).all().item<bool>()) not_finite(site, name);
+  const Tensor bias = factors->bias.defined() ? *site.base_bias + factors->bias * factors->stack.scale : Tensor();
+  for (const Tensor& merged : {weight, bias}) {
+    if (options.safe_merge && merged.defined() && !at::isfinite(merged).all().item<bool>()) not_finite(site, name);
+  }
   if (site.merged.empty() && options.keep_base) {
     site.unmerged = site.weight->detach().clone();
     if (factors->bias.defined()) site.unmerged_bias = site.base_bias->detach().clone();
@@ -76,7 +79,7 @@ void merge_one(PeftModel::Impl& impl, Site& site, int id, const Tensor& gain, co
   site.weight->copy_(weight);
   if (factors->bias.defined()) {
     if (!site.unmerged_bias.defined() && options.keep_base) site.unmerged_bias = site.base_bias->detach().clone();
-    site.base_bias->copy_(*site.base_bias + factors->bias * factors->stack.scale);
+    site.base_bias->copy_(bias);
   }
   site.merged.push_back(id);
 }
@@ -98,6 +101,9 @@ void subtract(Site& site, int id) {
 
 void merge_adapters(PeftModel::Impl& impl, const MergeOptions& options, const std::vector<int>& ids) {
   const at::NoGradGuard no_grad;
+  require_rows_disjoint(impl, ids);
+  untie_for_merge(impl, ids);
+  merge_token_rows(impl, options, ids);
   for (const auto& site : impl.sites) {
     auto norms = gains_of(*site, ids);
     for (const int id : ids) merge_one(impl, *site, id, norms[id], options);
@@ -118,6 +124,8 @@ void unmerge_adapters(PeftModel::Impl& impl) {
     site->unmerged.reset();
     site->unmerged_bias.reset();
   }
+  unmerge_token_rows(impl);
+  tie_again(impl);
 }
 
 }  // namespace peft::nn

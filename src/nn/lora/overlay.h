@@ -41,11 +41,22 @@ struct Overlay {
 // Rows of an embedding that are replaced and trained: trainable_token_indices.
 struct TokenRows {
   struct Rows {
-    at::Tensor ids;    // [n] int64
-    at::Tensor delta;  // [n, dim]: the new rows themselves, whatever PEFT calls them
+    at::Tensor ids;                    // [n] int64
+    std::vector<std::int64_t> tokens;  // the same, to look at
+    at::Tensor delta;        // [n, dim]: the new rows themselves, whatever PEFT calls them; fp32, or the base's fp64
+    bool follows = false;    // a tied output embedding: the tensors are those of the input embedding
+    bool given = false;      // by the adapter's file
+    at::Tensor before = {};  // the base's rows, while these are merged
   };
   std::string module;
+  at::Tensor* weight = nullptr;  // the base's tensor
   std::map<int, Rows> adapters;
+  std::vector<int> merged;  // in order
+
+  const Rows* find(int adapter) const {
+    const auto at = adapters.find(adapter);
+    return at == adapters.end() ? nullptr : &at->second;
+  }
 };
 
 }  // namespace peft::nn

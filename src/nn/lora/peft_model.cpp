@@ -46,11 +46,17 @@ PeftModel::~PeftModel() {
   if (impl_ && impl_->base) impl_->remove_hooks();
 }
 
+PeftModel::Impl& PeftModel::live() const {
+  if (impl_->base != nullptr) return *impl_;
+  throw Error(ErrorCode::USAGE, {.problem = "the model was unloaded: its adapters are no longer on the base",
+                                 .hint = "get_peft_model() or PeftModel::from_pretrained() puts some on again"});
+}
+
 std::unique_ptr<PeftModel> PeftModel::from_pretrained(std::shared_ptr<CausalLM> base, const std::string& folder,
                                                       const AdapterModelOptions& options) {
   auto model = std::make_unique<PeftModel>(new_impl(std::move(base)));
   load_adapter_folder(*model->impl_, options.adapter_name, folder, options);
-  model->set_adapter(options.adapter_name);
+  model->set_adapter(options.adapter_name, !options.is_trainable);
   return model;
 }
 
@@ -58,32 +64,32 @@ std::unique_ptr<PeftModel> get_peft_model(std::shared_ptr<CausalLM> base, const 
                                           const AdapterModelOptions& options) {
   auto model = std::make_unique<PeftModel>(new_impl(std::move(base)));
   model->add_adapter(options.adapter_name, config, options);
-  model->set_adapter(options.adapter_name);
+  model->set_adapter(options.adapter_name, config.value("inference_mode") == "true");
   return model;
 }
 
 void PeftModel::save_pretrained(const std::string& folder, const SaveOptions& options) const {
-  save_adapters(*impl_, folder, options);
+  save_adapters(live(), folder, options);
 }
 
 void PeftModel::load_adapter(const std::string& folder, const std::string& name, AdapterModelOptions options) {
-  if (impl_->any_merged()) merged_error("an adapter cannot be loaded");
+  if (live().any_merged()) merged_error("an adapter cannot be loaded");
   load_adapter_folder(*impl_, name, folder, options);
-  impl_->update_gradients();
 }
 
 void PeftModel::add_adapter(const std::string& name, const LoraConfig& config, AdapterModelOptions options) {
-  if (impl_->any_merged()) merged_error("an adapter cannot be added");
+  if (live().any_merged()) merged_error("an adapter cannot be added");
   create_adapter(*impl_, name, config, options);
-  impl_->update_gradients();
 }
 
-void PeftModel::set_adapter(const std::string& name) { set_adapter(std::vector<std::string>{name}); }
+void PeftModel::set_adapter(const std::string& name, bool inference_mode) {
+  set_adapter(std::vector<std::string>{name}, inference_mode);
+}
 
-void PeftModel::set_adapter(const std::vector<std::string>& names) {
+void PeftModel::set_adapter(const std::vector<std::string>& names, bool inference_mode) {
   std::vector<int> ids;
   for (const std::string& name : names) {
-    const int id = impl_->entry(name).id;
+    const int id = live().entry(name).id;
     if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.push_back(id);
   }
   if (impl_->any_merged()) {
@@ -100,44 +106,58 @@ void PeftModel::set_adapter(const std::vector<std::string>& names) {
                                      .got = fmt::format("{}", fmt::join(names, ", "))});
     }
   }
-  impl_->activate(std::move(ids));
+  require_rows_disjoint(*impl_, ids);
+  impl_->activate(std::move(ids), !inference_mode);
+}
+
+void PeftModel::set_requires_grad(const std::string& name, bool requires_grad) {
+  set_requires_grad(std::vector<std::string>{name}, requires_grad);
+}
+
+void PeftModel::set_requires_grad(const std::vector<std::string>& names, bool requires_grad) {
+  std::vector<int> ids;
+  for (const std::string& name : names) ids.push_back(live().entry(name).id);
+  for (const int id : ids) impl_->set_gradients(id, requires_grad);
 }
 
 void PeftModel::delete_adapter(const std::string& name) {
-  const int id = impl_->entry(name).id;
-  for (const auto& site : impl_->sites) {
-    if (std::find(site->merged.begin(), site->merged.end(), id) == site->merged.end()) continue;
+  const int id = live().entry(name).id;
+  if (impl_->is_merged(id)) {
     throw Error(ErrorCode::USAGE, {.tensor = name,
                                    .problem = "the adapter is merged into the weights and cannot be deleted",
                                    .hint = "unmerge_adapter() first"});
   }
+  const auto& acting = impl_->control->active;
+  const bool acted = std::find(acting.begin(), acting.end(), id) != acting.end();
   impl_->forget(id);
-  std::vector<int> active = impl_->control->active;
+  if (!acted) return;
+  std::vector<int> active = acting;
   if (active.empty() && !impl_->entries.empty()) {
     const auto first = std::min_element(impl_->entries.begin(), impl_->entries.end(),
                                         [](const auto& x, const auto& y) { return x.name < y.name; });
     impl_->warnings.push_back("the active adapter was deleted; \"" + first->name + "\" is active now");
     active = {first->id};
   }
-  impl_->activate(std::move(active));
+  impl_->activate(std::move(active), true);
 }
 
 void PeftModel::add_weighted_adapter(const std::vector<std::string>& adapters, const std::vector<double>& weights,
                                      const std::string& name, const WeightedOptions& options) {
-  combine_adapters(*impl_, adapters, weights, name, options);
-  impl_->update_gradients();
+  combine_adapters(live(), adapters, weights, name, options);
 }
 
 PeftModel::DisabledAdapters::DisabledAdapters(PeftModel& model)
-    : model_(model), was_enabled_(model.impl_->control->enabled) {
-  if (model_.impl_->any_merged()) unmerge_adapters(*model_.impl_);
-  model_.impl_->control->enabled = false;
-  model_.impl_->select_overlays({});
+    : model_(model.impl_), was_enabled_(model.live().control->enabled) {
+  if (model.impl_->any_merged()) unmerge_adapters(*model.impl_);
+  model.impl_->control->enabled = false;
+  model.impl_->select_overlays({});
 }
 
 PeftModel::DisabledAdapters::~DisabledAdapters() {
-  model_.impl_->control->enabled = was_enabled_;
-  if (was_enabled_) model_.impl_->select_overlays(model_.impl_->control->active);
+  const std::shared_ptr<Impl> model = model_.lock();
+  if (model == nullptr || model->base == nullptr) return;  // the base is its owner's again
+  model->control->enabled = was_enabled_;
+  if (was_enabled_) model->select_overlays(model->control->active);
 }
 
 namespace {
@@ -152,11 +172,11 @@ std::vector<int> ids_to_merge(PeftModel::Impl& impl, const MergeOptions& options
 }  // namespace
 
 void PeftModel::merge_adapter(const MergeOptions& options) {
-  merge_adapters(*impl_, options, ids_to_merge(*impl_, options));
+  merge_adapters(live(), options, ids_to_merge(*impl_, options));
 }
 
 void PeftModel::unmerge_adapter() {
-  if (!impl_->any_merged()) impl_->warnings.emplace_back("Already unmerged. Nothing to do.");
+  if (!live().any_merged()) impl_->warnings.emplace_back("Already unmerged. Nothing to do.");
   unmerge_adapters(*impl_);
 }
 
@@ -164,26 +184,17 @@ std::shared_ptr<CausalLM> PeftModel::merge_and_unload(const MergeOptions& option
   const at::NoGradGuard no_grad;
   MergeOptions final = options;
   final.keep_base = false;
-  const std::vector<int> ids = ids_to_merge(*impl_, options);
+  const std::vector<int> ids = ids_to_merge(live(), options);
+  if (!impl_->any_merged()) impl_->select_overlays(ids);  // LoRA is added to what these adapters put there
   merge_adapters(*impl_, final, ids);
-  for (Overlay& overlay : impl_->overlays) {  // what adapters replaced stays replaced
-    overlay.select(ids);
-    overlay.original = *overlay.places.front();
-  }
-  for (const TokenRows& rows : impl_->token_rows) {
-    for (const int id : ids) {
-      const auto own = rows.adapters.find(id);
-      if (own == rows.adapters.end()) continue;
-      Tensor& weight = *impl_->base->modules().find(rows.module)->find("weight");
-      weight.index_copy_(0, own->second.ids, own->second.delta.to(weight.scalar_type()));
-    }
-  }
+  for (Overlay& overlay : impl_->overlays) overlay.original = *overlay.places.front();  // what they replaced stays
+  stay_untied(*impl_);
   impl_->remove_hooks();
   return std::exchange(impl_->base, nullptr);
 }
 
 std::shared_ptr<CausalLM> PeftModel::unload() {
-  unmerge_adapters(*impl_);
+  unmerge_adapters(live());
   impl_->remove_hooks();
   return std::exchange(impl_->base, nullptr);
 }
@@ -205,7 +216,7 @@ std::vector<std::string> PeftModel::active_adapters() const {
 }
 
 std::vector<AdapterTensor> PeftModel::adapter_tensors(const std::string& name) const {
-  return tensors_of(*impl_, impl_->entry(name));
+  return tensors_of(live(), impl_->entry(name));
 }
 
 std::vector<std::pair<std::string, Tensor>> PeftModel::state_dict(const std::string& name) const {
@@ -218,7 +229,7 @@ std::vector<std::pair<std::string, Tensor>> PeftModel::state_dict(const std::str
 
 std::vector<Tensor> PeftModel::trainable_parameters() const {
   std::vector<Tensor> parameters;
-  for (const AdapterEntry& entry : impl_->entries) {
+  for (const AdapterEntry& entry : live().entries) {
     for (const AdapterTensor& tensor : tensors_of(*impl_, entry)) {
       if (tensor.tensor.requires_grad()) parameters.push_back(tensor.tensor);
     }
@@ -228,7 +239,7 @@ std::vector<Tensor> PeftModel::trainable_parameters() const {
 
 Tensor PeftModel::get_delta_weight(const std::string& parameter, const std::string& name) const {
   const at::NoGradGuard no_grad;
-  const int id = impl_->entry(name).id;
+  const int id = live().entry(name).id;
   const auto site = impl_->site_by_name.find(parameter);
   const SiteFactors* factors = site == impl_->site_by_name.end() ? nullptr : site->second->find(id);
   if (factors == nullptr) {

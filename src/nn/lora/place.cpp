@@ -39,6 +39,7 @@ class Placer {
     }
     for (const Extra& e : input_.reading.factors.extras) extra(e);
     fill_magnitudes();
+    require_token_rows();
   }
 
  private:
@@ -227,14 +228,27 @@ class Placer {
   void token_rows(const Extra& extra) {
     for (TokenRows& rows : impl_.token_rows) {
       const auto own = rows.adapters.find(id_);
-      if (rows.module != extra.site.module || own == rows.adapters.end()) continue;
+      if (rows.module != extra.site.module || own == rows.adapters.end() || own->second.follows) continue;
       const Tensor values = read_tensor(file_, extra.tensor);
       if (values.sizes() != own->second.delta.sizes())
         unplaced(extra, "not one row for each of trainable_token_indices");
       own->second.delta.copy_(values);
+      own->second.given = true;
       return;
     }
     unplaced(extra, "trainable_token_indices of the config does not name this embedding");
+  }
+
+  void require_token_rows() const {
+    for (const TokenRows& rows : impl_.token_rows) {
+      const TokenRows::Rows* own = rows.find(id_);
+      if (own == nullptr || own->follows || own->given) continue;
+      throw Error(ErrorCode::LO_MISSING, {.file = file_.path(),
+                                          .tensor = rows.module,
+                                          .problem = "trainable_token_indices of the config has no rows in the file",
+                                          .expected = fmt::format("{} rows", own->ids.size(0)),
+                                          .hint = "is the file complete?"});
+    }
   }
 
   void extra(const Extra& extra) {

@@ -34,8 +34,9 @@ void require_mixable(const PeftModel::Impl& impl, int id) {
 // Overlays are put aside for the time of a mixed batch: the hooks see to them row by row.
 class Mixed {
  public:
-  Mixed(const PeftModel::Impl& impl, const RunOptions& options, const Tensor& ids) : impl_(impl) {
+  Mixed(PeftModel::Impl& impl, const RunOptions& options, const Tensor& ids) : impl_(impl) {
     context.training = options.training;
+    if (!impl.control->enabled && impl.any_merged()) unmerge_adapters(impl);  // merged while disabled: the base answers
     if (options.adapter_names.empty()) return;
     if (options.training) refuse("mixed batches are for inference", "training = false", "training = true");
     if (impl.any_merged()) refuse("an adapter is merged into the weights", "none", "merged", "unmerge_adapter() first");
@@ -44,7 +45,7 @@ class Mixed {
              std::to_string(options.adapter_names.size()));
     }
     for (const std::string& name : options.adapter_names) {
-      const int id = name == base_name ? -1 : const_cast<PeftModel::Impl&>(impl).entry(name).id;  // NOLINT
+      const int id = name == base_name ? -1 : impl.entry(name).id;
       if (id >= 0) require_mixable(impl, id);
       context.adapter_of_sequence.push_back(id);
     }
@@ -69,7 +70,7 @@ class Mixed {
 }  // namespace
 
 ForwardOutput PeftModel::forward(const ForwardInput& input, const RunOptions& options) const {
-  const Mixed mixed(*impl_, options, input.ids);
+  const Mixed mixed(live(), options, input.ids);
   return impl_->base->forward(input, mixed.context);
 }
 
@@ -83,7 +84,7 @@ Tensor PeftModel::logits(const Tensor& ids, const Tensor& mask, const RunOptions
 std::vector<std::vector<std::int64_t>> PeftModel::generate(const Tensor& ids, const Tensor& mask,
                                                            const GenerateOptions& options,
                                                            const RunOptions& run) const {
-  const Mixed mixed(*impl_, run, ids);
+  const Mixed mixed(live(), run, ids);
   return nn::generate(*impl_->base, ids, mask, options, mixed.context);
 }
 

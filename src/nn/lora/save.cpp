@@ -17,6 +17,7 @@
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "peft/reference.h"
+#include "safetensors/named_folder.h"
 #include "safetensors/staged_output.h"
 
 namespace peft::nn {
@@ -172,7 +173,7 @@ void carry_over(StagedOutput& output, const std::filesystem::path& folder, const
                    .expected = "files and folders",
                    .hint = "choose another folder"});
     }
-    output.copy_file(name, entry.path().string());
+    output.copy_file(name, safetensors::path_inside(folder.string(), name, false));
   }
 }
 

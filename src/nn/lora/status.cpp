@@ -6,55 +6,173 @@
 #include <iostream>
 #include <set>
 
+#include "nn/families.h"
+#include "nn/impl.h"
 #include "nn/lora/impl.h"
+#include "peft/error.h"
 #include "peft/targets.h"
 
 namespace peft::nn {
 namespace {
 
-std::string device_name(const Tensor& tensor) { return tensor.device().str(); }
-
-std::vector<std::string> sorted(std::vector<std::string> names) {
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
-// What several layers say of one adapter; PEFT says "irregular" where they differ, we say what the first says.
+// A new value joins those before it.
 template <class T>
-void join(std::map<std::string, T>& all, const std::map<std::string, T>& one) {
-  for (const auto& [name, value] : one) all.emplace(name, value);
+void join(std::map<std::string, Agreed<T>>& all, const std::string& name, const Agreed<T>& one) {
+  const auto [at, added] = all.emplace(name, one);
+  if (!added && (one.irregular || at->second.value != one.value)) at->second.irregular = true;
 }
 
-std::vector<std::string> names_of(const PeftModel::Impl& impl, const std::vector<int>& ids) {
-  std::vector<std::string> names;
-  for (const int id : ids) names.push_back(impl.entry_of(id).name);
-  return names;
+void join(std::vector<std::string>& sorted, const std::string& name) {
+  const auto at = std::lower_bound(sorted.begin(), sorted.end(), name);
+  if (at == sorted.end() || *at != name) sorted.insert(at, name);
 }
 
-void describe_tensor(const PeftModel::Impl& impl, LayerStatus& status, int id, const Tensor& tensor) {
-  const std::string& name = impl.entry_of(id).name;
-  if (std::find(status.available_adapters.begin(), status.available_adapters.end(), name) ==
-      status.available_adapters.end()) {
-    status.available_adapters.push_back(name);
+// The layers of a model as PEFT's wrappers have them, in the order in which its modules are registered.
+class Layers {
+ public:
+  explicit Layers(const PeftModel::Impl& impl) : impl_(impl) {
+    const auto& modules = impl.base->modules().all();
+    for (std::size_t i = 0; i < modules.size(); ++i) {
+      position_ = i;
+      sites_of(*modules[i]);
+      if (const TokenRows* rows = rows_in(*modules[i])) token_layer(modules[i]->name, *rows);
+      saved(*modules[i]);
+    }
   }
-  status.requires_grad[name] = tensor.requires_grad();
-  auto& devices = status.devices[name];
-  const std::string device = device_name(tensor);
-  if (std::find(devices.begin(), devices.end(), device) == devices.end()) devices.push_back(device);
+
+  std::vector<LayerStatus> sorted() && {
+    // A wrapper comes before what it wraps, and its name is the shorter one.
+    std::stable_sort(layers_.begin(), layers_.end(), [](const Layer& x, const Layer& y) {
+      return std::pair(x.position, x.status.name.size()) < std::pair(y.position, y.status.name.size());
+    });
+    std::vector<LayerStatus> result;
+    for (Layer& layer : layers_) result.push_back(std::move(layer.status));
+    return result;
+  }
+
+ private:
+  struct Layer {
+    std::size_t position;
+    LayerStatus status;
+  };
+
+  LayerStatus& add(const std::string& name, const std::string& type) {
+    LayerStatus& status = layers_.emplace_back(Layer{position_, {}}).status;
+    status.name = "model." + name, status.module_type = type;
+    status.enabled = impl_.control->enabled;
+    return status;
+  }
+
+  void describe(LayerStatus& status, int id, const Tensor& tensor) const {
+    if (!tensor.defined()) return;
+    const std::string& name = impl_.entry_of(id).name;
+    join(status.available_adapters, name);
+    join(status.requires_grad, name, Agreed<bool>{tensor.requires_grad(), false});
+    join(status.devices[name], c10::DeviceTypeName(tensor.device().type(), true));
+  }
+
+  void sites_of(const Module& module) {
+    for (const Slot& slot : module.slots) {
+      const Site* site = impl_.find_site(module.name, slot.name);
+      if (site == nullptr || site->adapters.empty()) continue;
+      LayerStatus& status = add(impl_.key_of(*site, site->adapters.begin()->first), site->class_name());
+      for (const int id : impl_.control->active) status.active_adapters.push_back(impl_.entry_of(id).name);
+      for (const int id : site->merged) status.merged_adapters.push_back(impl_.entry_of(id).name);
+      for (const auto& [id, f] : site->adapters) {
+        for (const Tensor* tensor : {&f.stack.a, &f.stack.b, &f.bias, &f.magnitude}) describe(status, id, *tensor);
+      }
+    }
+  }
+
+  static const TokenRows* rows_in(const Module& module) {
+    if (const auto* linear = dynamic_cast<const Linear*>(&module); linear != nullptr && linear->adapter)
+      return static_cast<const LinearHook&>(*linear->adapter).rows;
+    if (const auto* embedding = dynamic_cast<const Embedding*>(&module); embedding != nullptr && embedding->adapter)
+      return static_cast<const EmbeddingHook&>(*embedding->adapter).rows;
+    return nullptr;
+  }
+
+  // Wrappers list those of the active adapters that they have.
+  template <class Adapters>
+  void list_active(LayerStatus& status, const Adapters& adapters) const {
+    for (const int id : impl_.control->active) {
+      if (adapters.contains(id)) status.active_adapters.push_back(impl_.entry_of(id).name);
+    }
+  }
+
+  void token_layer(const std::string& module, const TokenRows& rows) {
+    if (rows.adapters.empty()) return;
+    LayerStatus& status = add(module + ".token_adapter", "TrainableTokensLayer");
+    list_active(status, rows.adapters);
+    for (const auto& [id, own] : rows.adapters) describe(status, id, own.delta);
+    for (const int id : rows.merged) status.merged_adapters.push_back(impl_.entry_of(id).name);
+  }
+
+  // The module that PEFT copied: this one, or one above it. PEFT looks at the ends of names, wherever a name begins.
+  std::string copied_by(int id, const std::string& module) const {
+    const auto& saved = impl_.entry_of(id).config.modules_to_save;
+    if (!saved) return module;
+    for (std::size_t end = module.find('.'); end != std::string::npos; end = module.find('.', end + 1)) {
+      const std::string above = module.substr(0, end);
+      if (std::any_of(saved->begin(), saved->end(), [&](const auto& name) { return above.ends_with(name); }))
+        return above;
+    }
+    return module;
+  }
+
+  void saved(const Module& module) {
+    for (const Overlay& overlay : impl_.overlays) {
+      if (overlay.kind != Overlay::Kind::saved_module || overlay.module != module.name) continue;
+      for (const auto& [id, tensor] : overlay.adapters) {
+        LayerStatus& status = wrapper(copied_by(id, module.name));
+        describe(status, id, tensor);
+        const auto& active = impl_.control->active;
+        const bool acts = std::find(active.begin(), active.end(), id) != active.end();
+        if (acts) join(status.active_adapters, impl_.entry_of(id).name);
+      }
+    }
+  }
+
+  LayerStatus& wrapper(const std::string& name) {
+    for (Layer& layer : layers_) {
+      if (layer.status.name == "model." + name && layer.status.module_type == kSaved) return layer.status;
+    }
+    return add(name, kSaved);
+  }
+
+  static constexpr const char* kSaved = "ModulesToSaveWrapper";
+  const PeftModel::Impl& impl_;
+  std::size_t position_ = 0;
+  std::vector<Layer> layers_;
+};
+
+// An adapter is merged if no layer that has it says otherwise.
+Agreed<std::vector<std::string>> merged_of(const std::vector<LayerStatus>& layers) {
+  Agreed<std::vector<std::string>> merged;
+  for (const LayerStatus& layer : layers) {
+    for (const std::string& name : layer.merged_adapters) join(merged.value, name);
+  }
+  for (const LayerStatus& layer : layers) {
+    for (const std::string& name : merged.value) {
+      const auto has = [&](const std::vector<std::string>& names) {
+        return std::find(names.begin(), names.end(), name) != names.end();
+      };
+      if (has(layer.available_adapters) && !has(layer.merged_adapters)) merged.irregular = true;
+    }
+  }
+  return merged;
 }
 
-LayerStatus blank(const PeftModel::Impl& impl, const std::string& name, const std::string& type) {
-  LayerStatus status;
-  status.name = name, status.module_type = type;
-  status.enabled = impl.control->enabled;
-  status.active_adapters = names_of(impl, impl.control->active);
-  return status;
+std::string base_class(const CausalLM& base, const CausalLM::Impl& impl) {
+  if (!impl.config.architecture.empty()) return impl.config.architecture;
+  const FamilyParts* family = find_family_parts(base.model_type());
+  return family == nullptr ? "" : std::string(family->class_prefix) + "ForCausalLM";
 }
 
 }  // namespace
 
 std::pair<std::int64_t, std::int64_t> PeftModel::get_nb_trainable_parameters() const {
-  std::int64_t trainable = 0, all = impl_->base->parameter_count();
+  std::int64_t trainable = 0, all = live().base->parameter_count();
   const auto count = [&](const Tensor& tensor, bool in_base) {
     if (!tensor.defined()) return;
     if (!in_base) all += tensor.numel();
@@ -69,7 +187,9 @@ std::pair<std::int64_t, std::int64_t> PeftModel::get_nb_trainable_parameters() c
     for (const auto& [id, tensor] : overlay.adapters) count(tensor, overlay.kind == Overlay::Kind::base_value);
   }
   for (const TokenRows& rows : impl_->token_rows) {
-    for (const auto& [id, own] : rows.adapters) count(own.delta, false);
+    for (const auto& [id, own] : rows.adapters) {
+      if (!own.follows) count(own.delta, false);
+    }
   }
   return {trainable, all};
 }
@@ -83,50 +203,30 @@ void PeftModel::print_trainable_parameters(std::ostream& out) const { out << tra
 void PeftModel::print_trainable_parameters() const { print_trainable_parameters(std::cout); }
 
 std::vector<LayerStatus> PeftModel::get_layer_status() const {
-  std::vector<LayerStatus> layers;
-  for (const auto& site : impl_->sites) {
-    if (site->adapters.empty()) continue;
-    const std::string key = site->by_parameter ? impl_->key_of(*site, site->adapters.begin()->first) : site->module;
-    LayerStatus status = blank(*impl_, "model." + key, site->class_name());
-    status.merged_adapters = names_of(*impl_, site->merged);
-    for (const auto& [id, factors] : site->adapters) describe_tensor(*impl_, status, id, factors.stack.a);
-    layers.push_back(std::move(status));
-  }
-  std::set<std::string> seen;
-  for (const Overlay& overlay : impl_->overlays) {
-    if (overlay.kind != Overlay::Kind::saved_module || overlay.adapters.empty()) continue;
-    if (!seen.insert(overlay.module).second) continue;
-    LayerStatus status = blank(*impl_, "model." + overlay.module, "auxiliary.ModulesToSaveWrapper");
-    for (const auto& [id, tensor] : overlay.adapters) describe_tensor(*impl_, status, id, tensor);
-    layers.push_back(std::move(status));
-  }
-  for (const TokenRows& rows : impl_->token_rows) {
-    if (rows.adapters.empty()) continue;
-    LayerStatus status = blank(*impl_, "model." + rows.module, "auxiliary.TrainableTokensWrapper");
-    for (const auto& [id, own] : rows.adapters) describe_tensor(*impl_, status, id, own.delta);
-    layers.push_back(std::move(status));
-  }
-  for (LayerStatus& status : layers) status.available_adapters = sorted(std::move(status.available_adapters));
-  return layers;
+  std::vector<LayerStatus> layers = Layers(live()).sorted();
+  if (!layers.empty()) return layers;
+  throw Error(ErrorCode::USAGE, {.problem = "no adapter layers: all adapters were deleted",
+                                 .hint = "add_adapter or load_adapter puts some on the model"});
 }
 
 ModelStatus PeftModel::get_model_status() const {
-  ModelStatus status;
   const auto layers = get_layer_status();
-  status.base_model_type = impl_->base->model_type();
+  ModelStatus status;
+  status.base_model_type = base_class(*impl_->base, impl_->base->impl());
   std::tie(status.trainable_params, status.total_params) = get_nb_trainable_parameters();
   status.num_adapter_layers = static_cast<std::int64_t>(layers.size());
   status.enabled = impl_->control->enabled;
-  status.active_adapters = active_adapters();
-  status.available_adapters = sorted(adapter_names());
   for (const AdapterEntry& entry : impl_->entries) status.peft_types[entry.name] = "LORA";
-  std::set<std::string> merged;
+  status.active_adapters.value = layers.front().active_adapters;
+  status.merged_adapters = merged_of(layers);
   for (const LayerStatus& layer : layers) {
-    merged.insert(layer.merged_adapters.begin(), layer.merged_adapters.end());
-    join(status.requires_grad, layer.requires_grad);
-    join(status.devices, layer.devices);
+    if (layer.active_adapters != status.active_adapters.value) status.active_adapters.irregular = true;
+    for (const std::string& name : layer.available_adapters) join(status.available_adapters, name);
+    for (const auto& [name, value] : layer.requires_grad) join(status.requires_grad, name, value);
+    for (const auto& [name, devices] : layer.devices) {
+      for (const std::string& device : devices) join(status.devices[name], device);
+    }
   }
-  status.merged_adapters.assign(merged.begin(), merged.end());
   return status;
 }
 

@@ -1,50 +1,27 @@
-// What of a LoraConfig is not implemented. Never silent: a value that would change the result is refused by name.
-#include <array>
+// What of a new adapter's LoraConfig is not implemented. Never silent: a value that would change the result is refused
+// by name. What an adapter's file says is looked at when it is read.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include "config/task_heads.h"
 #include "nn/lora/impl.h"
-#include "nn/lora/init.h"
 #include "peft/error.h"
 
 namespace peft::nn {
-namespace {
 
-struct Unsupported {
-  std::string_view key, why, hint;
-};
+void require_supported(const AdapterConfig& config) { require_usable(config, Verb::create); }
 
-constexpr std::array kUnsupported = {
-    Unsupported{"alora_invocation_tokens", "activated LoRA is not implemented", "use plain LoRA"},
-    Unsupported{"arrow_config", "Arrow routing between adapters is not implemented",
-                "name adapters with adapter_names"},
-    Unsupported{"use_bdlora", "block-diagonal LoRA is not implemented", "use plain LoRA"},
-    Unsupported{"kasa_config", "KaSA is not implemented; it changes the base weights", "use plain LoRA"},
-    Unsupported{"monteclora_config", "MonteCLoRA is not implemented", "use plain LoRA"},
-    Unsupported{"velora_config", "VeLoRA is not implemented", "use plain LoRA"},
-    Unsupported{"use_qalora", "QALoRA needs GPTQ weights, which this runtime does not load", "use plain LoRA"},
-    Unsupported{"layer_replication", "layer replication is not implemented: it builds another base model",
-                "write the larger model to disk first"},
-    Unsupported{"megatron_config", "Megatron's parallel layers are not implemented", "leave it out"},
-    Unsupported{"ensure_weight_tying", "tying of adapters on tied embeddings is not implemented",
-                "trainable_token_indices follows tied embeddings by itself"},
-    Unsupported{"eva_config", "EVA initialisation needs data and is not implemented", "use init_lora_weights = true"},
-    Unsupported{"corda_config", "CorDA initialisation needs data and is not implemented", "use pissa"},
-    Unsupported{"lora_ga_config", "LoRA-GA initialisation needs gradients and is not implemented", "use pissa"},
-    Unsupported{"loftq_config", "LoftQ quantises the base and is not implemented", "use pissa"},
-};
-
-}  // namespace
-
-void require_supported(const AdapterConfig& config) {
-  for (const Unsupported& row : kUnsupported) {
-    const std::string value = config.value(row.key);
-    if (value.empty() || value == "null" || value == "false" || value == "{}" || value == "[]") continue;
-    throw Error(ErrorCode::CF_UNSUP, {.file = config.file,
-                                      .tensor = std::string(row.key),
-                                      .problem = std::string(row.why),
-                                      .expected = "no value",
-                                      .got = value,
-                                      .hint = std::string(row.hint)});
-  }
+void require_language_model(const AdapterConfig& config) {
+  const auto heads = config::task_heads(config);
+  if (heads.empty()) return;
+  throw Error(ErrorCode::CF_UNSUP,
+              {.file = config.file,
+               .tensor = "task_type",
+               .problem = fmt::format("the adapter has a head of its own ({}), which a language model has no place for",
+                                      fmt::join(heads, ", ")),
+               .expected = "CAUSAL_LM",
+               .got = *config.task_type,
+               .hint = "run it on its own class with PEFT; peft inspect, convert and merge read it"});
 }
 
 }  // namespace peft::nn

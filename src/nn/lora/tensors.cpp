@@ -36,7 +36,7 @@ std::vector<AdapterTensor> tensors_of(const PeftModel::Impl& impl, const Adapter
   }
   for (const TokenRows& rows : impl.token_rows) {
     const auto own = rows.adapters.find(entry.id);
-    if (own == rows.adapters.end()) continue;
+    if (own == rows.adapters.end() || own->second.follows) continue;
     tensors.push_back({kPrefix + rows.module + ".token_adapter.trainable_tokens_delta", own->second.delta, as_it_is});
   }
   for (const Overlay& overlay : impl.overlays) {
