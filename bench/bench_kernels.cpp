@@ -155,9 +155,9 @@ void measure(const std::string& title, const Case& c, const Job& job, int rounds
   UnitRenderer renderer(work.sizes.staging, stores);
   const auto render = [&](bool copy) {
     for (const execution::Unit& unit : work.units) {
-      for (const execution::Run& run : renderer.make(work, unit)) {
-        std::byte* to = out.data + run.offset;
-        for (const iovec& part : run.parts) {
+      for (const execution::FileExtent& extent : renderer.make(work, unit)) {
+        std::byte* to = out.data + extent.offset;
+        for (const iovec& part : extent.parts) {
           if (copy) std::memcpy(to, part.iov_base, part.iov_len);
           to += part.iov_len;
         }
