@@ -17,11 +17,11 @@
 #include <string>
 #include <vector>
 
-#include "execute/merge/dora_row_scales.h"
 #include "execute/copy/copy_ops.h"
 #include "execute/copy/render.h"
-#include "execute/run/unit_renderer.h"
+#include "execute/merge/dora_row_scales.h"
 #include "execute/run/unit.h"
+#include "execute/run/unit_renderer.h"
 #include "peft/plan.h"
 
 namespace {

@@ -1,5 +1,4 @@
 // Where weights lie: the same model in several forms fills the same parameters, byte for byte.
-#include "peft/reference.h"
 #include "peft/weights.h"
 
 #include <fmt/format.h>
@@ -9,6 +8,7 @@
 
 #include "peft/error.h"
 #include "peft/execute.h"
+#include "peft/reference.h"
 #include "support/golden.h"
 #include "support/matrix.h"
 

@@ -112,8 +112,8 @@ struct Plan {
 };
 std::ostream& operator<<(std::ostream& out, const Plan& plan);  // what --dry-run prints
 
-// Calls visit(view) for every view of the plan's sources that a planned tensor reads: blocks, their scales, the factors and
-// magnitudes of updates. The tensor may be const or not; so are the views.
+// Calls visit(view) for every view of the plan's sources that a planned tensor reads: blocks, their scales, the factors
+// and magnitudes of updates. The tensor may be const or not; so are the views.
 template <class Tensor, class Visit>
 void for_each_source(Tensor& tensor, const Visit& visit) {
   for (auto& block : tensor.blocks) {
@@ -128,8 +128,8 @@ void for_each_source(Tensor& tensor, const Visit& visit) {
   }
 }
 
-// Adds `part` to a plan: its files go into the subfolder `folder` of the output; "" is the output folder itself. Several
-// adapters or models that are appended to one plan are written in one step: all of them appear, or none.
+// Adds `part` to a plan: its files go into the subfolder `folder` of the output; "" is the output folder itself.
+// Several adapters or models that are appended to one plan are written in one step: all of them appear, or none.
 void append(Plan& plan, Plan part, const std::string& folder = {});
 
 }  // namespace peft

@@ -81,7 +81,6 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan) {
 
 namespace {
 
-
 constexpr std::int64_t kChunk = 64;  // rows that a pass over a matrix takes at once
 
 // scale * B * A in the orientation of the tensor: element (i, j) of the target matrix is the sum over k of left(i, k) *
