@@ -21,5 +21,5 @@ foreach(page errors layouts families config_fields)
     -DFILE=${CMAKE_CURRENT_SOURCE_DIR}/docs/${page}.md -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/check_page.cmake)
 endforeach()
 
-add_test(NAME structure COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_structure.py --stages none ${CMAKE_CURRENT_SOURCE_DIR})
+add_test(NAME structure COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_structure.py --stages execute,plan ${CMAKE_CURRENT_SOURCE_DIR})
 add_test(NAME structure_self_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_structure.py --self-test)
