@@ -75,7 +75,7 @@ Plan on_disk(PlanBuilder& builder, const Folder& folder) {
   return plan;
 }
 
-// Something of every kind: copies, a fused tensor, a family, zeros.
+// Something of every kind: copies, a fused tensor, a column group, zeros.
 void add_everything(PlanBuilder& builder, std::int64_t size) {
   for (int shape = 0; shape < num_shapes(); ++shape)
     add_shape(builder, shape, fmt::format("layer.{}", shape), size, {});

@@ -12,8 +12,7 @@ namespace peft::execution {
 // out = options.rule(W, d), where W is strip.base and d the product of strip.left and strip.right.
 //
 // * Weights and results have dtype options.base: bf16, f16 or f32. Each result is rounded once, to nearest even, with
-// the
-//   bits that multiply() and apply_rule() give, on every instruction set.
+//   the bits that multiply() and apply_rule() give, on every instruction set.
 // * With row_limits, bits of strip.cancelled are set for results that the caller has to recompute in fp64. They are set
 //   for AddRule::fused only. Which bits are set does not depend on the instruction set.
 // * Paired strips of whole panels go to merge_strip_of_pairs() (bf16_pairs.h), which keeps all sums in registers.

@@ -74,7 +74,7 @@ void Merger::render(const Plan& plan, const PlannedTensor& tensor, bool wide, co
 void Merger::render_stretch(const Rectangle& area, std::byte* out) {
   const Merge& merge = tensor_->merge();
   const Dtype dtype = tensor_->tensor().dtype;
-  std::byte* scratch = out;  // rows of the same dtype are rendered in matrix
+  std::byte* scratch = out;  // rows of the same dtype are rendered where they go
   if (dtype != merge.base_dtype)
     scratch = base_.resize(static_cast<std::size_t>(area.rows * area.cols * element_size(merge.base_dtype)));
   const AreaRows target{area, tensor_->base(area, scratch, scratch_), out, area.cols * element_size(dtype)};

@@ -189,7 +189,7 @@ double UpdateProducts<T>::row_scale_of(const DoraRowScales& row_scales, std::siz
 }
 
 // The error of a chain in fp32 is below 2^-22 of the product of the norms for every rank in use; `longer` covers higher
-// ranks. Half a last matrix of a result is 2^-9 of it in bf16 and 2^-12 in fp16.
+// ranks. Half a last place of a result is 2^-9 of it in bf16 and 2^-12 in fp16.
 template <class T>
 float UpdateProducts<T>::smallest_of_norms(std::size_t n, Dtype base) const {
   const float longer = std::max(1.0F, std::sqrt(static_cast<float>(packed_[n].sides.rank)) / 8);

@@ -53,7 +53,7 @@ class UpdateProducts {
   std::optional<Factors> factors(std::int64_t row, std::int64_t panel, std::int64_t panels);
   // For a single update without row scales: smallest() is this times the norms of a row and of a panel.
   float smallest_of_norms(std::size_t n, Dtype base) const;
-  // For each row, a limit: the last matrix of a result below it may be wrong in fp32.
+  // For each row, a limit: the last place of a result below it may be wrong in fp32.
   void smallest(const TileRange& tile, Dtype base, const DoraRowScales& row_scales, float* out) const;
   // Whether all columns stay packed. If not, the caller should go panel by panel.
   bool keeps_all() const;

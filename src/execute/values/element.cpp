@@ -135,8 +135,6 @@ bool convert_row(Dtype from_dtype, const std::byte* from, std::size_t count, dou
   return convert_any(from_dtype, from, count, scale, to_dtype, to);
 }
 
-namespace {}  // namespace
-
 double value_at(const Plan& plan, const View& view, std::int64_t row, std::int64_t col) {
   const Dtype dtype = plan.sources[view.source]->tensors()[view.tensor].dtype;
   const std::byte* element =

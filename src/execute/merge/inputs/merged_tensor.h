@@ -46,7 +46,7 @@ class MergedTensor {
   plan::RowIndex blocks_;
 };
 
-// Weights of a place before the merge: rows [row, row + rows) of its matrix as stored, one panel of columns; zeros past
+// Weights of a target matrix before the merge: its rows [row, row + rows) as stored, one panel of columns; zeros past
 // the last column.
 template <class T>
 void load_tile(const MergedTensor& tensor, const plan::Lattice& lattice, std::int64_t row, std::size_t rows,
