@@ -100,16 +100,20 @@ class Cutter {
   }
 
  private:
-  // One unit for all of a span, if the staging buffer can hold it.
+  // One unit for all of a span, if the staging buffer can hold it. Tensors with wide rows need units of their own: a
+  // slice of them is a part of one row.
   bool take_whole(const Span& span) {
     std::uint64_t staged = 0;
+    bool has_wide_rows = false;
     std::vector<std::size_t> groups;
     for (std::size_t position = span.begin; position < span.end; ++position) {
       const std::size_t t = work_.layout.order[position];
       if (work_.byte_source[t] == ByteSource::member) groups.push_back(work_.column_groups.group_of_tensor[t]);
       if (work_.byte_source[t] != ByteSource::direct) staged += staged_bytes(work_, t);
+      const bool by_rows = work_.byte_source[t] == ByteSource::rendered || work_.byte_source[t] == ByteSource::merged;
+      has_wide_rows = has_wide_rows || (by_rows && work_.is_wide(t));
     }
-    const bool fits = staged <= work_.sizes.staging;
+    const bool fits = !has_wide_rows && staged <= work_.sizes.staging;
     if (fits) {
       const std::size_t first = work_.layout.order[span.begin], last = work_.layout.order[span.end - 1];
       work_.units.push_back({work_.layout.begin[first], work_.layout.begin[last] + work_.bytes_of(last)});

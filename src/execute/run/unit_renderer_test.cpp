@@ -98,6 +98,28 @@ TEST(UnitRenderer, MakesEveryShapeWithEveryChange) {
   }
 }
 
+// Experts' lora_A are members of a column group; between them in the file lie transposed lora_B with rows longer than a
+// block.
+TEST(UnitRenderer, MakesWideRowsBetweenMembers) {
+  constexpr std::int64_t kExperts = 9, kRank = 3, kIn = 7, kOut = 11;
+  PlanBuilder builder(1);
+  const View fused = builder.source(Dtype::bf16, kRank, kIn * kExperts, true);
+  for (std::int64_t e = 0; e < kExperts; ++e) {
+    builder.output(fmt::format("experts.{}.lora_A", e), Dtype::bf16, kRank, kIn).blocks = {
+        {0, 0, 1, fused.col_range(e, kIn, kExperts), 1}};
+    const View turned = builder.source(Dtype::bf16, kRank, kOut, true);
+    builder.output(fmt::format("experts.{}.lora_B", e), Dtype::bf16, kOut, kRank).blocks = {
+        {0, 0, 1, turned.transposed(), 1}};
+  }
+  const Plan plan = builder.make();
+  CutSizes sizes;
+  sizes.block = 2 * kRank - 1;
+  bool once = true;
+  const bool same = image_of(make_work(plan, plan.files[0], sizes), once) == execute_in_memory(plan)[0];
+  EXPECT_TRUE(same);
+  EXPECT_TRUE(once);
+}
+
 Plan fused_plan(PlanBuilder& builder, std::int64_t experts, std::int64_t rank, std::int64_t out) {
   const View fused = builder.source(Dtype::bf16, out, rank * experts, true);
   for (std::int64_t e = 0; e < experts; ++e) {
