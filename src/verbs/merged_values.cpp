@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "execute/values/dequantise.h"
 #include "execute/values/element.h"
 
 namespace peft::verbs {

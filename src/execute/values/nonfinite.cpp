@@ -9,6 +9,7 @@
 #include <set>
 #include <string>
 
+#include "execute/values/dequantise.h"
 #include "execute/values/element.h"
 #include "peft/error.h"
 
