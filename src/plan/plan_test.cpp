@@ -85,9 +85,12 @@ Plan small_plan(Exactness exactness) {
   plan.sources.resize(2);
   PlannedTensor tensor{.name = "t", .shape = {1, 1}, .rows = 1, .cols = 1, .blocks = {}};
   tensor.blocks.push_back(Block{.source = View{.source = 1}, .scales = Scales{.grid = View{.source = 0}}});
-  tensor.merge =
-      Merge{.updates = {{.a = View{.source = 1}, .b = View{.source = 1, .rows = 1}, .magnitude = View{.source = 0}},
-                        {.a = View{.source = 1}}}};
+  Update whole, bias;
+  whole.a = View{.source = 1};
+  whole.b = View{.source = 1, .rows = 1};
+  whole.magnitude = View{.source = 0};
+  bias.a = View{.source = 1};
+  tensor.merge = Merge{.updates = {whole, bias}};
   plan.files.push_back({.name = "adapter_model.safetensors", .tensors = {tensor}});
   plan.texts.emplace_back("adapter_config.json", "{}");
   plan.copies.emplace_back("README.md", "/somewhere/README.md");

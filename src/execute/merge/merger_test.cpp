@@ -24,9 +24,9 @@ std::vector<std::byte> image_of(const Plan& plan, const CutSizes& sizes) {
   MergeStores stores;
   UnitRenderer renderer(work.sizes.staging, stores);
   for (const Unit& unit : work.units) {
-    for (const Run& run : renderer.make(work, unit)) {
-      std::uint64_t at = run.offset;
-      for (const iovec& part : run.parts) {
+    for (const FileExtent& extent : renderer.make(work, unit)) {
+      std::uint64_t at = extent.offset;
+      for (const iovec& part : extent.parts) {
         std::memcpy(image.data() + at, part.iov_base, part.iov_len);
         at += part.iov_len;
       }

@@ -63,9 +63,9 @@ std::vector<double> merged(const RowsCase& c, bool in_turn, const CutSizes& size
   UnitRenderer renderer(work.sizes.staging, stores);
   std::vector<std::byte> image(work.layout.data_bytes);
   for (const Unit& unit : work.units) {
-    for (const execution::Run& run : renderer.make(work, unit)) {
-      std::uint64_t at = run.offset;
-      for (const iovec& part : run.parts) {
+    for (const execution::FileExtent& extent : renderer.make(work, unit)) {
+      std::uint64_t at = extent.offset;
+      for (const iovec& part : extent.parts) {
         std::copy_n(static_cast<const std::byte*>(part.iov_base), part.iov_len, image.data() + at);
         at += part.iov_len;
       }

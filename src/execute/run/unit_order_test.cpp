@@ -59,9 +59,9 @@ GatherStore::Use use_of(const Plan& plan, const FileWork& work) {
   std::memcpy(image.data(), work.layout.head.data(), work.layout.head.size());
   std::uint64_t written = 0;
   for (const Unit& unit : work.units) {
-    for (const Run& run : renderer.make(work, unit)) {
-      std::uint64_t at = work.layout.head.size() + run.offset;
-      for (const iovec& part : run.parts) {
+    for (const FileExtent& extent : renderer.make(work, unit)) {
+      std::uint64_t at = work.layout.head.size() + extent.offset;
+      for (const iovec& part : extent.parts) {
         std::memcpy(image.data() + at, part.iov_base, part.iov_len);
         at += part.iov_len;
         written += part.iov_len;
@@ -107,9 +107,9 @@ TEST_P(UnitOrder, ThreadsMakeTheSameBytes) {
     std::vector<std::byte> image(work_.layout.head.size() + work_.layout.data_bytes);
     std::memcpy(image.data(), work_.layout.head.data(), work_.layout.head.size());
     parallel_for(work_.units.size(), renderers.threads(), [&](std::size_t u, int worker) {
-      for (const execution::Run& run : renderers.of(worker).make(work_, work_.units[u])) {
-        std::byte* to = image.data() + work_.layout.head.size() + run.offset;
-        for (const iovec& part : run.parts) {
+      for (const execution::FileExtent& extent : renderers.of(worker).make(work_, work_.units[u])) {
+        std::byte* to = image.data() + work_.layout.head.size() + extent.offset;
+        for (const iovec& part : extent.parts) {
           std::memcpy(to, part.iov_base, part.iov_len);
           to += part.iov_len;
         }
