@@ -8,6 +8,7 @@
 #include "config/task_heads.h"
 #include "model/families.h"
 #include "model/index.h"
+#include "model/path.h"
 #include "model/target_resolver.h"
 #include "peft/error.h"
 
@@ -17,6 +18,21 @@ namespace {
 std::string lower(std::string text) {
   for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   return text;
+}
+
+// A hint: what the linear modules of a tree are called, each name once, in the tree's order.
+std::string linear_names(const ModuleTree& tree) {
+  constexpr std::size_t kMost = 20;
+  std::vector<std::string> names;
+  for (const Module& module : tree.modules) {
+    const std::string name(leaf(module.name));
+    const bool linear = module.kind == ModuleKind::linear || module.kind == ModuleKind::conv1d;
+    if (linear && !name.empty() && std::ranges::find(names, name) == names.end()) names.push_back(name);
+  }
+  if (names.empty()) return "the base has no linear modules";
+  std::string text = "the linear modules of the base are named ";
+  for (std::size_t i = 0; i < std::min(names.size(), kMost); ++i) text += (i == 0 ? "" : ", ") + names[i];
+  return names.size() > kMost ? text + ", ..." : text;
 }
 
 std::vector<std::string> sorted_set(const std::vector<std::string>& names) {
@@ -131,7 +147,7 @@ void TargetResolver::nothing_found() const {
   refuse_target(python_class, "target_modules",
                 config_.layers_to_transform ? "no module of the base has such a name in these layers"
                                             : "no module of the base has such a name",
-                "list the model's modules with `peft targets`");
+                linear_names(tree_));
 }
 
 }  // namespace peft::model

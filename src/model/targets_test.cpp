@@ -53,6 +53,20 @@ TEST(ResolveTargets, WarnsAboutWhatMatchesNothing) {
   }
 }
 
+TEST(ResolveTargets, NamesTheModulesThatTheBaseHas) {
+  const auto tree = tree_for("llama", "5.24.0");
+  if (!tree) GTEST_SKIP();
+  const AdapterConfig config = AdapterConfig::parse(R"({"peft_type": "LORA", "target_modules": ["c_attn"]})", "test");
+  try {
+    resolve_targets(config, *cached_model(*tree).v5, cached_model(*tree), Generation::v5);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.detail().hint,
+              "the linear modules of the base are named q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, "
+              "lm_head");
+  }
+}
+
 // Up to 0.19.1 the last number of a path was the layer: of an expert's module, the expert.
 TEST(TargetMatcher, LayerIndexByVersion) {
   AdapterConfig config;
