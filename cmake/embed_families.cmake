@@ -1,10 +1,17 @@
-# data/families.json as a byte array in the library.
-set(PEFT_FAMILIES_JSON ${CMAKE_CURRENT_SOURCE_DIR}/data/families.json)
-set(PEFT_FAMILIES_CPP ${CMAKE_CURRENT_BINARY_DIR}/generated/families_data.cpp)
-add_custom_command(
-  OUTPUT ${PEFT_FAMILIES_CPP}
-  COMMAND ${CMAKE_COMMAND} -DINPUT=${PEFT_FAMILIES_JSON} -DOUTPUT=${PEFT_FAMILIES_CPP} -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/embed_file.cmake
-  DEPENDS ${PEFT_FAMILIES_JSON} ${CMAKE_CURRENT_SOURCE_DIR}/cmake/embed_file.cmake
-  VERBATIM)
-add_library(peft_families OBJECT ${PEFT_FAMILIES_CPP})
+# The tables of data/ as byte arrays in the library.
+set(PEFT_TABLE_SOURCES)
+foreach(table families:kFamiliesJson module_trees:kModuleTreesJson)
+  string(REPLACE ":" ";" table ${table})
+  list(GET table 0 stem)
+  list(GET table 1 name)
+  set(input ${CMAKE_CURRENT_SOURCE_DIR}/data/${stem}.json)
+  set(output ${CMAKE_CURRENT_BINARY_DIR}/generated/${stem}_data.cpp)
+  add_custom_command(
+    OUTPUT ${output}
+    COMMAND ${CMAKE_COMMAND} -DINPUT=${input} -DOUTPUT=${output} -DNAME=${name} -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/embed_file.cmake
+    DEPENDS ${input} ${CMAKE_CURRENT_SOURCE_DIR}/cmake/embed_file.cmake
+    VERBATIM)
+  list(APPEND PEFT_TABLE_SOURCES ${output})
+endforeach()
+add_library(peft_families OBJECT ${PEFT_TABLE_SOURCES})
 list(APPEND PEFT_OBJECTS $<TARGET_OBJECTS:peft_families>)

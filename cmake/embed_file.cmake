@@ -1,4 +1,4 @@
-# cmake -DINPUT=file -DOUTPUT=file.cpp -P embed_file.cmake: the file's bytes as raw string literals.
+# cmake -DINPUT=file -DOUTPUT=file.cpp -DNAME=kName -P embed_file.cmake: the file's bytes as raw string literals.
 file(READ ${INPUT} text)
 string(LENGTH "${text}" length)
 set(pieces "")
@@ -8,4 +8,4 @@ while(position LESS length)
   string(APPEND pieces "R\"peft_data(${piece})peft_data\"\n")
   math(EXPR position "${position} + 8000")
 endwhile()
-file(WRITE ${OUTPUT} "#include <string_view>\nnamespace peft::model {\nextern const std::string_view kFamiliesJson;\nconst std::string_view kFamiliesJson =\n${pieces};\n}\n")
+file(WRITE ${OUTPUT} "#include <string_view>\nnamespace peft::model {\nextern const std::string_view ${NAME};\nconst std::string_view ${NAME} =\n${pieces};\n}\n")

@@ -164,7 +164,7 @@ Made make_adapter(const TemporaryFolder& folder, const std::string& name, std::u
 }
 
 std::string model_folder(const TemporaryFolder& folder) {
-  write_model(folder.path() / "model", {"qwen3_moe", kHidden, kIntermediate, kExperts, 2});
+  write_model(folder.path() / "model", {"qwen3_moe", kHidden, kIntermediate, kExperts, 2, 2});
   return (folder.path() / "model").string();
 }
 

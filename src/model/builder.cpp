@@ -4,6 +4,7 @@
 #include <cctype>
 
 #include "model/path.h"
+#include "model/tree_table.h"
 #include "peft/error.h"
 
 namespace peft::model {
@@ -109,6 +110,20 @@ Draft draft_for(std::shared_ptr<const Table> table, const std::string& model_typ
   }
   draft.model.model_type = draft.model.default_targets_type = model_type;
   if (draft.family() != nullptr) draft.model.peft_config = draft.family()->peft_config;
+  return draft;
+}
+
+Draft draft_for_trees(std::shared_ptr<const Table> table, const std::string& model_type) {
+  auto dense = std::make_shared<DenseFamily>();
+  dense->model_type = model_type;
+  for (const ClassTrees& trees : find_trees(model_type)->classes) {
+    if (trees.v4) dense->v4.emplace();
+    if (trees.v5) dense->v5.emplace();
+  }
+  Draft draft;
+  draft.model.base_is_v5_only = !dense->v4;
+  draft.index = make_index(std::move(table), std::move(dense));
+  draft.model.model_type = draft.model.default_targets_type = model_type;
   return draft;
 }
 

@@ -25,6 +25,8 @@ struct Draft {
 
 // The row of a model type, with its templates indexed. Throws MD_FAMILY for a type the table does not know.
 Draft draft_for(std::shared_ptr<const Table> table, const std::string& model_type, const std::string& file);
+// For dense types that only module_trees.json has; there must be trees of the type.
+Draft draft_for_trees(std::shared_ptr<const Table> table, const std::string& model_type);
 // For dense types without a row: names are taken as they are.
 Draft draft_without_row(std::shared_ptr<const Table> table, const std::string& model_type);
 
@@ -40,6 +42,8 @@ void finish_tree(ModuleTree& tree);
 
 // Experts and both trees from what a source shows.                                               shown.cpp
 void use_shown_tree(Draft& draft, ModuleTree shown, bool in_registration_order);
+// Experts alone, from a tree that the config itself gave.
+void use_experts_of(Draft& draft, const ModuleTree& tree);
 // Experts and both trees from the config and the row alone.                                      from_config.cpp
 void use_config_alone(Draft& draft);
 // Experts from the names of an adapter.                                                          from_names.cpp

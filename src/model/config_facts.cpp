@@ -45,6 +45,12 @@ std::string ConfigFacts::model_type() const { return text_at(config_, "model_typ
 
 std::string ConfigFacts::transformers_version() const { return text_at(config_, "transformers_version"); }
 
+std::string ConfigFacts::architecture() const {
+  const auto found = config_.find("architectures");
+  if (found == config_.end() || !found->is_array() || found->empty() || !found->front().is_string()) return {};
+  return found->front().get<std::string>();
+}
+
 const Json& ConfigFacts::section(std::string_view path) const {
   const Json* at = &config_;
   for (std::size_t start = 0; start < path.size();) {

@@ -27,6 +27,7 @@ class ConfigFacts {
   const std::string& file() const { return file_; }
   std::string model_type() const;
   std::string transformers_version() const;
+  std::string architecture() const;  // the first of "architectures"; "" where there is none
 
   // The sub-config ("text_config", "thinker_config.text_config"); the whole config where there is no such.
   const Json& section(std::string_view path) const;

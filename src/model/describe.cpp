@@ -1,6 +1,7 @@
 #include <filesystem>
 
 #include "model/builder.h"
+#include "model/tree_table.h"
 #include "peft/error.h"
 
 namespace peft {
@@ -120,10 +121,25 @@ Model from_unknown_config(const std::shared_ptr<const Table>& table, ConfigFacts
   return std::move(draft.model);
 }
 
+// A dense type that has no row, but whose modules are known.
+std::optional<Model> from_trees_alone(const std::shared_ptr<const Table>& table, const ConfigFacts& facts,
+                                      const DescribeOptions& options) {
+  if (model::find_trees(facts.model_type()) == nullptr) return std::nullopt;
+  Draft draft = model::draft_for_trees(table, facts.model_type());
+  draft.model.source = "config.json and module trees (" + facts.file() + ")";
+  draft.facts = facts;
+  model::use_config_alone(draft);
+  if (!draft.model.v4 && !draft.model.v5) return std::nullopt;
+  finish(draft, options);
+  return std::move(draft.model);
+}
+
 Model from_config(const std::shared_ptr<const Table>& table, ConfigFacts facts, const DescribeOptions& options) {
   const std::string type = facts.model_type();
-  if (options.family.empty() && !type.empty() && !knows(*table, type))
+  if (options.family.empty() && !type.empty() && !knows(*table, type)) {
+    if (auto known = from_trees_alone(table, facts, options)) return *std::move(known);
     return from_unknown_config(table, std::move(facts), options);
+  }
   Draft draft = draft_for_base(table, facts.model_type(), options);
   draft.model.source = "config.json and family table (" + facts.file() + ")";
   draft.facts = std::move(facts);

@@ -173,6 +173,7 @@ TEST_P(EveryFamily, FormulasEvaluate) {
   }
   for (const char* key : {"zero_expert_num", "moe_hidden_size", "kv_channels", "num_key_value_heads"}) config[key] = 6;
   for (const char* key : {"num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers"}) config[key] = 12;
+  config["enable_moe_block"] = true;
   const Model model = describe({.base = scratch_file("formulas.json", config.dump())});
   ASSERT_FALSE(model.experts.empty());
   for (const Experts& experts : model.experts) {
@@ -368,10 +369,11 @@ TEST(FromConfig, LayersOfDifferentKinds) {
   EXPECT_EQ(model.experts.size(), 4u);
   EXPECT_EQ(model.has(Generation::v5, "model.language_model.layers.0.linear_attn.out_proj"), true);
   EXPECT_EQ(model.has(Generation::v5, "model.language_model.layers.3.self_attn.q_proj"), true);
-  EXPECT_EQ(model.has(Generation::v5, "model.language_model.layers.0.self_attn.q_proj"), std::nullopt);
-  const Model unsure = from_config(R"({"model_type": "qwen3_next", "num_hidden_layers": 2})");
-  EXPECT_EQ(unsure.has(Generation::v5, "model.layers.0.linear_attn.out_proj"), std::nullopt);
-  EXPECT_FALSE(unsure.notes.empty());
+  EXPECT_EQ(model.has(Generation::v5, "model.language_model.layers.0.self_attn.q_proj"), false);
+  // A key that is left out is as the class has it: every fourth layer.
+  const Model usual = from_config(R"({"model_type": "qwen3_next", "num_hidden_layers": 4})");
+  EXPECT_EQ(usual.has(Generation::v5, "model.layers.0.linear_attn.out_proj"), true);
+  EXPECT_EQ(usual.has(Generation::v5, "model.layers.3.linear_attn.out_proj"), false);
 }
 
 TEST(FromConfig, AbsurdNumbersAreRefused) {

@@ -1,7 +1,11 @@
 #include "model/expression.h"
 
+#include <algorithm>
 #include <cctype>
+#include <charconv>
+#include <cmath>
 #include <limits>
+#include <vector>
 
 namespace peft::model {
 namespace {
@@ -31,6 +35,52 @@ std::optional<std::int64_t> calculate(std::string_view op, std::int64_t a, std::
   const auto quotient = floor_divide(a, b);
   if (op == "//" || !quotient) return quotient;
   return a - *quotient * b;  // %
+}
+
+std::optional<double> real_of(const Result& value) {
+  if (!value) return std::nullopt;
+  if (const auto* number = std::get_if<double>(&*value)) return *number;
+  const auto integer = integer_of(value);
+  return integer ? std::optional(static_cast<double>(*integer)) : std::nullopt;
+}
+
+Result calculate_real(std::string_view op, double a, double b) {
+  if (op == "+") return Value(a + b);
+  if (op == "-") return Value(a - b);
+  if (op == "*") return Value(a * b);
+  if (b == 0) return std::nullopt;
+  if (op == "/") return Value(a / b);
+  return op == "//" ? Result(std::floor(a / b)) : std::nullopt;
+}
+
+Result to_integer(double value) {
+  constexpr double kLimit = 9e15;  // whole numbers beyond are not exact
+  return std::abs(value) < kLimit ? Result(static_cast<std::int64_t>(value)) : std::nullopt;
+}
+
+constexpr std::string_view kFunctions[] = {"int", "ceil", "round", "len", "max", "min"};
+
+Result call(std::string_view function, const std::vector<Result>& arguments) {
+  if (function == "len") {
+    const auto* list = arguments[0] ? std::get_if<const Json*>(&*arguments[0]) : nullptr;
+    const auto* text = arguments[0] ? std::get_if<std::string>(&*arguments[0]) : nullptr;
+    if (text != nullptr) return Value(static_cast<std::int64_t>(text->size()));
+    return list != nullptr ? Result(static_cast<std::int64_t>((*list)->size())) : std::nullopt;
+  }
+  if (function == "max" || function == "min") {
+    std::optional<std::int64_t> best;
+    for (const Result& argument : arguments) {
+      const auto number = integer_of(argument);
+      if (!number) return std::nullopt;
+      best = !best ? *number : function == "max" ? std::max(*best, *number) : std::min(*best, *number);
+    }
+    return best ? Result(*best) : std::nullopt;
+  }
+  const auto number = real_of(arguments[0]);
+  if (!number) return std::nullopt;
+  if (const auto integer = integer_of(arguments[0])) return Value(*integer);
+  if (function == "int") return to_integer(std::trunc(*number));
+  return to_integer(function == "ceil" ? std::ceil(*number) : std::nearbyint(*number));
 }
 
 std::optional<bool> contains(const Value& list, const Value& item) {
@@ -75,15 +125,22 @@ class Evaluator {
   Result conjunction() {
     if (++depth_ > kMaxDepth) failed_ = true;
     if (failed_) return std::nullopt;
-    Result value = comparison();
+    Result value = negation();
     while (take_word("and")) {
-      const Result right = comparison();
+      const Result right = negation();
       const bool* a = value ? std::get_if<bool>(&*value) : nullptr;
       const bool* b = right ? std::get_if<bool>(&*right) : nullptr;
       value = (a && b) ? Result(*a && *b) : std::nullopt;
     }
     --depth_;
     return value;
+  }
+
+  Result negation() {
+    if (!take_word("not")) return comparison();
+    const Result value = comparison();
+    const bool* truth = value ? std::get_if<bool>(&*value) : nullptr;
+    return truth != nullptr ? Result(!*truth) : std::nullopt;
   }
 
   Result comparison() {
@@ -112,7 +169,7 @@ class Evaluator {
   Result product() {
     Result value = factor();
     while (true) {
-      const std::string_view op = take("*") ? "*" : take("//") ? "//" : take("%") ? "%" : "";
+      const std::string_view op = take("*") ? "*" : take("//") ? "//" : take("/") ? "/" : take("%") ? "%" : "";
       if (op.empty()) return value;
       value = apply(op, value, factor());
     }
@@ -120,7 +177,10 @@ class Evaluator {
 
   Result apply(std::string_view op, const Result& a, const Result& b) {
     const auto left = integer_of(a), right = integer_of(b);
-    if (!left || !right) return std::nullopt;
+    if (!left || !right || op == "/") {
+      const auto x = real_of(a), y = real_of(b);
+      return x && y ? calculate_real(op, *x, *y) : std::nullopt;
+    }
     const auto result = calculate(op, *left, *right);
     return result ? Result(*result) : std::nullopt;
   }
@@ -138,18 +198,32 @@ class Evaluator {
     if (std::isdigit(static_cast<unsigned char>(c))) return number();
     const std::string_view word = take_identifier();
     if (word.empty()) return fail();
+    if (std::find(std::begin(kFunctions), std::end(kFunctions), word) != std::end(kFunctions) && take("("))
+      return function(word);
     if (word == "None") return Value(std::monostate{});
     if (word == "True" || word == "False") return Value(word == "True");
     return element(lookup_(word));
   }
 
-  // An index behind a name: mlp_layer_types[i].
+  Result function(std::string_view name) {
+    std::vector<Result> arguments;
+    do {
+      arguments.push_back(conjunction());
+    } while (take(","));
+    if (!take(")")) return fail();
+    return call(name, arguments);
+  }
+
+  // An index behind a name: mlp_layer_types[i]. A letter of a text counts as an element: pattern[i] == 'M'.
   Result element(Result value) {
     while (take("[")) {
       const auto index = integer_of(sum());
       if (!take("]")) return fail();
       const auto* list = value ? std::get_if<const Json*>(&*value) : nullptr;
-      if (list == nullptr || !index || *index < 0 || *index >= static_cast<std::int64_t>((*list)->size())) {
+      const auto* text = value ? std::get_if<std::string>(&*value) : nullptr;
+      if (text != nullptr && index && *index >= 0 && *index < static_cast<std::int64_t>(text->size())) {
+        value = Value(std::string(1, (*text)[static_cast<std::size_t>(*index)]));
+      } else if (list == nullptr || !index || *index < 0 || *index >= static_cast<std::int64_t>((*list)->size())) {
         value = std::nullopt;
       } else {
         value = to_value((**list)[static_cast<std::size_t>(*index)]);
@@ -168,9 +242,19 @@ class Evaluator {
       }
       ++position_;
     }
+    if (position_ < text_.size() && text_[position_] == '.') return fraction(value);
     const bool name_follows = position_ < text_.size() &&
                               (std::isalpha(static_cast<unsigned char>(text_[position_])) || text_[position_] == '_');
     return name_follows ? apply("*", Value(value), element(lookup_(take_identifier()))) : Result(value);
+  }
+
+  Result fraction(std::int64_t whole) {
+    const std::size_t start = position_++;
+    while (position_ < text_.size() && std::isdigit(static_cast<unsigned char>(text_[position_]))) ++position_;
+    const std::string digits = std::to_string(whole) + std::string(text_.substr(start, position_ - start));
+    double value = 0;
+    const auto end = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    return end.ec == std::errc() ? Result(value) : fail();
   }
 
   Result quoted() {
@@ -195,8 +279,8 @@ class Evaluator {
   std::string_view take_identifier() {
     skip_space();
     const std::size_t start = position_;
-    while (position_ < text_.size() &&
-           (std::isalnum(static_cast<unsigned char>(text_[position_])) || text_[position_] == '_')) {
+    while (position_ < text_.size() && (std::isalnum(static_cast<unsigned char>(text_[position_])) ||
+                                        text_[position_] == '_' || (text_[position_] == '.' && position_ > start))) {
       ++position_;
     }
     return text_.substr(start, position_ - start);
@@ -256,6 +340,7 @@ std::optional<Value> to_value(const Json& json) {
   if (json.is_array()) return Value(&json);
   if (json.is_number_unsigned() && json.get<std::uint64_t>() > std::uint64_t{INT64_MAX}) return std::nullopt;
   if (json.is_number_integer()) return Value(json.get<std::int64_t>());
+  if (json.is_number_float()) return Value(json.get<double>());
   return std::nullopt;
 }
 

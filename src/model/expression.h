@@ -2,6 +2,7 @@
 //
 //   i >= first_k_dense_replace        (i + 1) % decoder_sparse_step == 0 and i not in mlp_only_layers
 //   mlp_layer_types[i] == 'sparse'    a <= i <= b        2I   E*I   I//2   (A+2*K)*D   E+zero_expert_num
+//   text_config.hidden_size           len(layer_types)   ceil(hidden_size / 16)   int(hidden_size * 1.5)
 //
 // Evaluation never throws: an unknown name, a wrong type, an overflow or a syntax error gives nullopt ("not known").
 #pragma once
@@ -18,15 +19,15 @@ namespace peft::model {
 
 using Json = nlohmann::json;
 
-// None, a truth value, an integer, a string, or a list of the config.
-using Value = std::variant<std::monostate, bool, std::int64_t, std::string, const Json*>;
+// None, a truth value, an integer, a number with a fraction, a string, or a list of the config.
+using Value = std::variant<std::monostate, bool, std::int64_t, double, std::string, const Json*>;
 using Lookup = std::function<std::optional<Value>(std::string_view name)>;
 
 std::optional<Value> evaluate(std::string_view expression, const Lookup& lookup);
 std::optional<std::int64_t> evaluate_integer(std::string_view expression, const Lookup& lookup);
 std::optional<bool> evaluate_condition(std::string_view expression, const Lookup& lookup);
 
-// What a JSON value is to an expression; nullopt for numbers with a fraction and for objects.
+// What a JSON value is to an expression; nullopt for objects.
 std::optional<Value> to_value(const Json& json);
 
 }  // namespace peft::model

@@ -245,6 +245,14 @@ std::shared_ptr<const Table> load_table(const std::string& file) {
   Shared shared = built_in().shared;  // so that the file's forms replace built-in ones for its own rows only
   Table table = *built_in().table;
   read_file(read_text(file), file, shared, table);
+  for (const auto& [type, family] : table.families) {
+    const auto before = built_in().table->families.find(type);
+    if (before == built_in().table->families.end() || before->second != family) table.replaced.insert(type);
+  }
+  for (const auto& [type, family] : table.dense) {
+    const auto before = built_in().table->dense.find(type);
+    if (before == built_in().table->dense.end() || before->second != family) table.replaced.insert(type);
+  }
   return std::make_shared<const Table>(std::move(table));
 }
 

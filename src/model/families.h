@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -114,6 +115,8 @@ struct Table {
   std::map<std::string, std::vector<DenseLinear>, std::less<>> dense_layers;
   std::vector<ModuleRule> module_rules;  // those of a type before those of any; longer parts first
   std::vector<std::string> layer_rules;  // every rule about layers with experts, for configs with another family's keys
+  std::set<std::string, std::less<>>
+      replaced;  // types whose rows are from --families: module_trees.json says nothing of them
   std::vector<std::pair<std::string, std::string>> same_prefixes;  // of names that stand for the same module
   std::map<std::string, std::string, std::less<>> part_of;         // a type without classes of its own -> its composite
 };

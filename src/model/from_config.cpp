@@ -6,6 +6,7 @@
 #include "model/builder.h"
 #include "model/names.h"
 #include "model/path.h"
+#include "model/tree_rows.h"
 #include "peft/error.h"
 
 namespace peft::model {
@@ -44,9 +45,10 @@ class Maker {
 
   void run() {
     draft_.model.index = draft_.index;
-    if (draft_.family() != nullptr) find_experts();
+    make_known_trees();
+    if (draft_.family() != nullptr && !use_known_experts()) find_experts();
     for (const Generation g : {Generation::v4, Generation::v5}) {
-      if (exists(g)) (g == Generation::v4 ? draft_.model.v4 : draft_.model.v5) = make_tree(g);
+      if (exists(g) && has_rows(g) && !tree(g)) tree(g) = make_tree(g);
     }
     for (const std::string& part : undecided_) {
       draft_.model.notes.push_back("the config does not say which layers have " + part + "; it is left out");
@@ -59,6 +61,44 @@ class Maker {
   bool exists(Generation g) const {
     if (draft_.family() != nullptr) return draft_.family()->generation(g).has_value();
     return (g == Generation::v4 ? draft_.index->dense->v4 : draft_.index->dense->v5).has_value();
+  }
+
+  // A type that only the table of module trees has is described by that or not at all.
+  bool has_rows(Generation g) const { return draft_.family() != nullptr || !draft_.index->known(g).empty(); }
+
+  std::optional<ModuleTree>& tree(Generation g) { return g == Generation::v4 ? draft_.model.v4 : draft_.model.v5; }
+
+  // The trees of the config's class as the real ones are, where the table of module trees has it. Of a class that only
+  // has the body of one, the head is not known. Any other class is described by what is certain.
+  void make_known_trees() {
+    const std::string& type = draft_.model.model_type;
+    const TypeTrees* known = draft_.index->table->replaced.contains(type) ? nullptr : find_trees(type);
+    if (known == nullptr) return;
+    const std::string stated = draft_.facts.architecture();
+    const auto body = known->bodies.find(stated);
+    const bool by_body = body != known->bodies.end();
+    // The paths of a family's experts are those of its usual class.
+    if (by_body && draft_.family() != nullptr && body->second.own != body->second.prefix) return;
+    const ClassTrees* trees =
+        stated.empty() ? &known->classes.front() : known->find(by_body ? body->second.of : stated);
+    if (trees == nullptr) return;
+    const bool exact = !by_body && (!stated.empty() || known->classes.size() == 1);
+    for (const Generation g : {Generation::v4, Generation::v5}) {
+      const auto& rows = g == Generation::v4 ? trees->v4 : trees->v5;
+      if (!exists(g) || !rows) continue;
+      ModuleTree made = tree_from_rows(*rows, draft_.facts.config(), draft_.facts.file());
+      if (!made.complete)
+        continue;  // a key is missing that the class does not do without: what is certain is said instead
+      if (by_body) made = body_of(made, body->second);
+      made.complete = exact;
+      tree(g) = std::move(made);
+    }
+  }
+
+  bool use_known_experts() {
+    const auto& known = tree(Generation::v5) ? tree(Generation::v5) : tree(Generation::v4);
+    if (known) use_experts_of(draft_, *known);
+    return known.has_value();
   }
 
   void find_experts() {

@@ -145,6 +145,18 @@ void check_size(const Draft& draft) {
 
 }  // namespace
 
+void use_experts_of(Draft& draft, const ModuleTree& tree) {
+  Observer observer(draft);
+  observer.look_at(tree);
+  for (const auto& [place, seen] : observer.seen()) {
+    Experts& experts = add_experts(draft, place.second, place.first);
+    if (seen.num_experts > 0) experts.num_experts = seen.num_experts;
+    if (seen.hidden > 0) experts.hidden = seen.hidden;
+    if (seen.intermediate > 0) experts.intermediate = seen.intermediate;
+  }
+  check_size(draft);
+}
+
 void use_shown_tree(Draft& draft, ModuleTree shown, bool in_registration_order) {
   Observer observer(draft);
   observer.look_at(shown);

@@ -174,7 +174,7 @@ void write_model(const fs::path& folder, const TinyModel& model) {
   Json config = {{"model_type", model.model_type},
                  {"hidden_size", model.hidden},
                  {"num_hidden_layers", model.layers},
-                 {"num_attention_heads", 1},
+                 {"num_attention_heads", model.heads},
                  {"num_key_value_heads", 1},
                  {"head_dim", 6},
                  {"vocab_size", 17},

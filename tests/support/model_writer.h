@@ -50,6 +50,7 @@ void write_adapter(const std::filesystem::path& folder, std::vector<NewMatrix> t
 struct TinyModel {
   std::string model_type = "mixtral";
   std::int64_t hidden = 0, intermediate = 0, experts = 0, layers = 1;
+  std::int64_t heads = 1;  // of six: self_attn.q_proj has 6 * heads rows
 };
 void write_model(const std::filesystem::path& folder, const TinyModel& model);
 

@@ -103,9 +103,9 @@ class Seen:
         self.rows, self.counts = [], defaultdict(dict)
         for name in lists:
             children = [int(k) for k in model.get_submodule(name)._modules if k.isdigit()]
-            if children:
+            if children or not model.get_submodule(name)._modules:
                 template, numbers = self.template(name, lists)
-                self.counts[template][numbers] = max(children) + 1
+                self.counts[template][numbers] = max(children, default=-1) + 1
         for name, class_of, kind, shapes, formulas in modules_of(model):
             template, numbers = self.template(name, lists)
             if any(0 in shape for shape in shapes.values()):
@@ -118,7 +118,8 @@ class Seen:
         for key, default in part.fields.items():
             path = part.path + key
             value = read(section, key)
-            if path in self.point and self.point[path] is not None or key in part.children:
+            automatic = self.point.get(path) == "auto" and isinstance(value, int)
+            if path in self.point and self.point[path] is not None and not automatic or key in part.children:
                 continue
             if isinstance(value, int) and not isinstance(value, bool):
                 self.derived[path] = (getattr(value, "text", None), plain(value))
@@ -152,12 +153,12 @@ def variants(schema, base):
                 continue
             value = base.get(path)
             computed = part.computed.get(key)
-            for new in other_values(key, value, computed, part):
+            for new in other_values(key, value, computed, part, base):
                 if new != value or type(new) is not type(value):
                     yield path, new
 
 
-def other_values(key, value, computed, part):
+def other_values(key, value, computed, part, base):
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
@@ -174,18 +175,21 @@ def other_values(key, value, computed, part):
     if value == []:
         return [[1, 4], [0, 2, 3]]
     if value is None:
-        return guesses(key, computed, part)
+        return guesses(key, computed, part, base)
+    if value == "auto":
+        return [14, 16]
     if isinstance(value, str):
         return [None]
     return []
 
 
 def layer_count(part, point_values=None):
-    return next((v for k, v in models.LAYERS.items() if k in part.fields), 12)
+    values = point_values or {}
+    return next((values.get(part.path + k, v) for k, v in models.LAYERS.items() if k in part.fields), 12)
 
 
-def guesses(key, computed, part):
-    count = layer_count(part)
+def guesses(key, computed, part, base):
+    count = layer_count(part, base)
     if isinstance(computed, bool):
         return [True, False]
     if isinstance(computed, int):
@@ -199,7 +203,9 @@ def guesses(key, computed, part):
         return [kinds, *mixed, *[[k] * count for k in dict.fromkeys(kinds)]]
     if re.search(r"layers$|idx|indexes|indices", key):
         return [[1, 4], 3, [0, 2, 3]]
-    return [models.TINY.get(key, 14), True, "default"]
+    if re.match(r"use_|is_|enable|has_|with_|tie_", key):
+        return [True, False]
+    return [models.TINY.get(key, 14), *([] if SIZE_KEY.search(key) else [True, "default"])]
 
 
 def observe(class_name, schema, base):
@@ -316,6 +322,13 @@ class Conditions:
             if NO_SHAPE.search(path.rsplit(".", 1)[-1]):
                 continue
             self.about(path, found, letters)
+        base = self.points[0]
+        for one, found in changing.items():  # a projection between two widths (opt)
+            if len(found) < 2 or not re.search(r"_dim$", one):
+                continue
+            for other in base:
+                if other != one and re.search(r"hidden_size$", other) and type(base[other]) is int and base[other] == base.get(one):
+                    self.add(f"{one} != {other}", 3)
         for text in extra:
             self.add(text, 1)
 
@@ -389,9 +402,9 @@ class Conditions:
         if either:
             return either
         found = self.within(above, ranked, target)
-        if not found and not inverse:
+        if not inverse and (not found or len(found) > 1):
             other = self.search(self.all & ~target, inverse=True)
-            if other and len(other) == 1:
+            if other and len(other) == 1 and (not found or len(other[0]) < len(" or ".join(found))):
                 return [f"not ({other[0]})"]
         return found or (None if inverse else self.alternatives(ranked, target))
 
@@ -513,7 +526,7 @@ class Fit:
             values.update(zip("ijk", numbers))
             points.append((values, count))
         paths = sorted(points[0][0], key=lambda p: (len(p), p))
-        ints = [p for p in paths if p not in "ijk" and type(points[0][0][p]) is int]
+        ints = [p for p in paths if p not in "ijk" and not NO_SHAPE.search(p.rsplit(".", 1)[-1]) and type(points[0][0][p]) is int]
         lists = [p for p in paths if isinstance(points[0][0][p], list)]
         layer_like = [p for p in ints if re.search(r"layer|depth|expert|num_|n_|block|stage", p)]
 
@@ -529,7 +542,7 @@ class Fit:
                 yield f"{p} + 1"
             for p in lists:
                 yield f"len({p}) - 1"
-            for a, b in itertools.combinations(layer_like, 2):
+            for a, b in itertools.combinations(layer_like, 2) if not constant else ():
                 yield f"{a} + {b}"
                 yield f"{a} - {b}"
                 yield f"{b} - {a}"
@@ -867,7 +880,7 @@ def facts_of(schema, used, derived):
             value = stated if value is None else value
             if stated is None and value == []:
                 stated = value
-            if part.path + name in used and part.path + name not in derived and stated is not None:
+            if part.path + name in used and part.path + name not in derived and stated is not None and stated != "auto":
                 if isinstance(value, (bool, int, str, list, tuple, float)):
                     defaults[part.path + name] = plain(list(value) if isinstance(value, tuple) else value)
     return defaults, aliases

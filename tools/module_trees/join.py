@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Joins what fit.py found for both generations into data/module_trees.json.
 
-    python3 tools/module_trees/join.py /tmp/v5 /tmp/v4
+    python3 tools/module_trees/join.py /tmp/v5 /tmp/v4 [/tmp/bodies5.json /tmp/bodies4.json]
 
-Only classes that came out right in every config are taken; the others are listed, and stay unknown.
+Only classes that came out right in every config are taken; the others are listed, and stay unknown. The last two are of bodies.py.
 """
 import json
 import sys
@@ -21,6 +21,8 @@ OLDER_KEYS = {
     "gemma4_text": {"global_head_dim": {"by_layer": "head_dim"}, "num_global_key_value_heads": {"by_layer": "num_key_value_heads"}},
     "gemma4": {"text_config.global_head_dim": {"by_layer": "head_dim"},
                "text_config.num_global_key_value_heads": {"by_layer": "num_key_value_heads"}},
+    "diffusion_gemma": {"text_config.global_head_dim": {"by_layer": "head_dim"},
+                        "text_config.num_global_key_value_heads": {"by_layer": "num_key_value_heads"}},
     "ernie4_5_moe": {"moe_layer_end_index": "num_hidden_layers - 1"},  # also where the file says -1
 }
 
@@ -29,7 +31,8 @@ def exceptions():
     """Classes whose golden trees do not come out equal: they are not in the table."""
     path = ROOT / "tests/module_trees/exceptions.txt"
     lines = path.read_text().splitlines() if path.exists() else []
-    return {line.split()[0].rsplit(".", 1)[0] for line in lines if line and line[0] != "#"}
+    rows = [line.split(" ", 1) for line in lines if line and line[0] != "#"]
+    return {(name.rsplit(".", 1)[0], name.rsplit(".", 1)[1][:2]) for name, why in rows if not why.startswith("only")}
 
 
 EXCEPTIONS = exceptions()
@@ -43,11 +46,11 @@ def row_of(row):
     return [path, class_name, sizes, *([when] if when else [])]
 
 
-def read(folder):
+def read(folder, generation):
     found, left_out = {}, {}
     for path in sorted(Path(folder).glob("*.json")):
         model_type, class_name = path.stem.rsplit(".", 1)
-        if f"{model_type}.{class_name}" in EXCEPTIONS:
+        if (f"{model_type}.{class_name}", generation) in EXCEPTIONS:
             continue
         result = json.loads(path.read_text())
         problems = [p for p in result["problems"] if not p.startswith("derived ")]  # a key that has to be in the file
@@ -78,9 +81,20 @@ def order_of(model_type, order):
     return order.index(model_type) if model_type in order else len(order)
 
 
+def read_bodies(files):
+    """Those that are the same in each generation that has the class."""
+    found = {}
+    for file in files:
+        for model_type, classes in json.loads(Path(file).read_text()).items():
+            for class_name, body in classes.items():
+                found.setdefault(model_type, {}).setdefault(class_name, []).append(body)
+    return {t: {c: b[0] for c, b in sorted(classes.items()) if b[0] and all(other == b[0] for other in b)} for t, classes in found.items()}
+
+
 def main():
-    v5, left5 = read(sys.argv[1])
-    v4, left4 = read(sys.argv[2]) if len(sys.argv) > 2 else ({}, {})
+    bodies = read_bodies(sys.argv[3:])
+    v5, left5 = read(sys.argv[1], "v5")
+    v4, left4 = read(sys.argv[2], "v4")
     for model_type, classes in v4.items():  # a file of transformers 5 describes the modules of 4, too
         for class_name, (own, _) in classes.items():
             newer = v5.get(model_type, {}).get(class_name)
@@ -96,9 +110,9 @@ def main():
                 tree = tree | {"keys": keys.index(own)}
                 row = classes.setdefault(class_name, {})
                 row[generation] = "v5" if generation == "v4" and row.get("v5") == tree else tree
-        # The usual class first: one that generates text, then one of the type's own name.
-        rank = {"ForCausalLM": 0, "ForConditionalGeneration": 1, "LMHeadModel": 2}
-        names = sorted(classes, key=lambda n: (next((r for end, r in rank.items() if n.endswith(end)), 3 if "For" in n else 4), n))
+        # The usual class first: the decoder of an encoder-decoder and an encoder that writes text are rarer than they.
+        rank = {"ForConditionalGeneration": 0, "ForMaskedLM": 1, "ForCausalLM": 2, "LMHeadModel": 3}
+        names = sorted(classes, key=lambda n: (next((r for end, r in rank.items() if n.endswith(end)), 4 if "For" in n else 5), n))
         table[model_type] = {"keys": keys, "classes": {n: classes[n] for n in names}}
     lines = []
     for model_type, entry in table.items():
@@ -115,6 +129,9 @@ def main():
                 inner.append(f'"{generation}": {head},"modules":[\n    {rows}]}}')
             texts.append(f'   "{name}": {{' + ",\n   ".join(inner) + "}")
         parts.append('  "classes": {\n' + ",\n".join(texts) + "}")
+        here = {c: b for c, b in bodies.get(model_type, {}).items() if b[0] in entry["classes"]}
+        if here:
+            parts.append('  "bodies": ' + json.dumps(here, separators=(",", ":")))
         lines.append(f' "{model_type}": {{\n' + ",\n".join(parts) + "}")
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     json.loads(text)

@@ -90,7 +90,7 @@ class Symbol(int):
 
     def __pow__(self, other, *m):
         value = int.__pow__(int(self), other, *m)
-        return make(value, f"{wrapped(self)} * {wrapped(self)}") if other == 2 and not m else value
+        return make(value, f"{wrapped(self)} * {wrapped(self)}") if type(other) is int and other == 2 and not m else value
 
 
 class Real(float):

@@ -1,0 +1,84 @@
+// data/module_trees.json: every module of a class of transformers as a template over its config, read off the real
+// class by tools/module_trees. What each field means: docs/add_a_family.md.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "model/expression.h"
+#include "peft/model.h"
+
+namespace peft::model {
+
+// "model.layers.{i}.self_attn.q_proj": one module for each number, where the condition holds.
+struct TreeRow {
+  std::string path;
+  std::string class_name;
+  ModuleKind kind = ModuleKind::other;
+  std::vector<std::pair<std::string, std::vector<std::string>>> parameters;  // name, formulas of its dimensions
+  std::vector<std::string> when;                                             // alternatives; none: always
+};
+
+// What the class makes of a key that a config leaves out.
+struct DerivedKey {
+  std::string by_layer;  // its name in per_layer_config, where transformers 5 saves what differs by layer
+  std::string formula;   // of a number
+  std::string length;    // of a list; its elements:
+  std::vector<std::pair<Json, std::vector<std::string>>> kinds;  // the first one whose condition holds for i
+};
+
+struct ConfigKeys {
+  Json defaults = Json::object();                                        // by path: "text_config.hidden_size"
+  std::map<std::string, std::vector<std::string>, std::less<>> aliases;  // other names of a key
+  std::map<std::string, DerivedKey, std::less<>> derived;
+};
+
+struct TreeRows {
+  std::string input_embedding, output_embedding;
+  std::map<std::string, std::string, std::less<>> counts;  // "model.layers" -> how many
+  std::vector<TreeRow> rows;                               // in registration order
+  std::shared_ptr<const ConfigKeys> keys;
+};
+
+struct ClassTrees {
+  std::string class_name;  // as in a config's "architectures"
+  std::shared_ptr<const TreeRows> v4, v5;
+};
+
+// A class with another head, or without one: its body is that of a class with trees.
+struct ClassBody {
+  std::string of;           // "LlamaForCausalLM"
+  std::string prefix, own;  // its modules begin with "model."; those of this class with "transformer."
+};
+
+struct TypeTrees {
+  std::vector<ClassTrees> classes;  // the usual one first
+  std::map<std::string, ClassBody, std::less<>> bodies;
+
+  const ClassTrees* find(std::string_view class_name) const;
+};
+
+// nullptr for a model type that is not there.
+const TypeTrees* find_trees(std::string_view model_type);
+
+// Names in the formulas of a tree, for one config. What the config leaves out is as the class has it.
+class ConfigValues {
+ public:
+  ConfigValues(const Json& config, std::shared_ptr<const ConfigKeys> keys);
+  std::optional<Value> operator()(std::string_view path) const;
+
+ private:
+  const Json* find(std::string_view path) const;
+  const Json* find_by_layer(std::string_view path, const std::string& key) const;
+  std::optional<Value> derive(const std::string& path, const DerivedKey& key) const;
+
+  const Json& config_;
+  std::shared_ptr<const ConfigKeys> keys_;
+  mutable std::map<std::string, Json, std::less<>> made_;  // lists that were derived
+};
+
+}  // namespace peft::model
