@@ -17,18 +17,18 @@
 #include <string>
 #include <vector>
 
-#include "execute/merge_gains.h"
-#include "execute/op.h"
-#include "execute/render.h"
-#include "execute/stage.h"
-#include "execute/unit.h"
+#include "execute/copy/copy_ops.h"
+#include "execute/copy/render.h"
+#include "execute/merge/dora_row_scales.h"
+#include "execute/run/unit.h"
+#include "execute/run/unit_renderer.h"
 #include "peft/plan.h"
 #include "results.h"
 
 namespace {
 
 using namespace peft;
-using peft::execution::Stage;
+using peft::execution::UnitRenderer;
 
 // CPU time of this thread: on a machine that others use too, it says more than the clock.
 double now() {
@@ -153,12 +153,12 @@ void measure(const std::string& title, const Case& c, const Job& job, int rounds
   const Memory out(written);
   const std::byte* source = job.image->data;
   execution::MergeStores stores;
-  Stage stage(work.sizes.staging, stores);
+  UnitRenderer renderer(work.sizes.staging, stores);
   const auto render = [&](bool copy) {
     for (const execution::Unit& unit : work.units) {
-      for (const execution::Run& run : stage.make(work, unit)) {
-        std::byte* to = out.data + run.offset;
-        for (const iovec& part : run.parts) {
+      for (const execution::FileExtent& extent : renderer.make(work, unit)) {
+        std::byte* to = out.data + extent.offset;
+        for (const iovec& part : extent.parts) {
           if (copy) std::memcpy(to, part.iov_base, part.iov_len);
           to += part.iov_len;
         }

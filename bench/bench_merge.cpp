@@ -25,7 +25,7 @@
 #include <string_view>
 #include <vector>
 
-#include "execute/merge.h"
+#include "execute/merge/merger.h"
 #include "peft/execute.h"
 #include "results.h"
 
@@ -217,11 +217,11 @@ void in_memory(Plan& plan, const Options& options) {
   const auto source = plan.sources[0]->bytes(plan.sources[0]->tensors()[0]);
   constexpr std::int64_t kRows = 256;
   std::vector<std::byte> out(static_cast<std::size_t>(kRows * tensor.cols * 2));
-  const auto each = [&](const std::function<void(std::int64_t)>& piece) {
+  const auto each = [&](const std::function<void(std::int64_t)>& slice) {
     double best = 1e9;
     for (int round = 0; round <= options.rounds; ++round) {
       const double before = wall();
-      for (std::int64_t row = 0; row < tensor.rows; row += kRows) piece(row);
+      for (std::int64_t row = 0; row < tensor.rows; row += kRows) slice(row);
       best = std::min(best, wall() - before);
     }
     return best;

@@ -20,8 +20,7 @@
 #include <string>
 #include <vector>
 
-#include "execute/merge_pairs-inl.h"
-#include "execute/merge_pairs.h"
+#include "execute/kernels/bf16_pairs.h"
 
 namespace {
 

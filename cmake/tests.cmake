@@ -21,26 +21,29 @@ function(peft_discover_tests program)
   gtest_discover_tests(${program} NO_PRETTY_VALUES DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 900 ${ARGN})
 endfunction()
 
+# What tests share: golden data, an oracle that knows the layouts on its own, comparisons, random plans.
+file(GLOB support CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/support/*.cpp)
+add_library(peft_test_support STATIC ${support})
+target_include_directories(peft_test_support PUBLIC include src tests)
+target_link_libraries(peft_test_support PUBLIC peft_test_flags)
+
 # A stage's tests link the stages up to it, so that one stage can be built and tested while a later one is not.
 set(objects_so_far)
 foreach(stage IN LISTS PEFT_STAGES)
   if(TARGET peft_${stage})
     list(APPEND objects_so_far $<TARGET_OBJECTS:peft_${stage}>)
   endif()
-  file(GLOB tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/${stage}/*_test.cpp)
+  file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/${stage}/*_test.cpp)
   if(tests)
     add_executable(test_${stage} ${tests} ${objects_so_far} $<TARGET_OBJECTS:peft_families>)
     target_include_directories(test_${stage} PRIVATE include src tests)
     target_link_libraries(test_${stage} PRIVATE peft_test_flags)
+    if(stage STREQUAL "execute")  # random plans
+      target_link_libraries(test_${stage} PRIVATE peft_test_support)
+    endif()
     peft_discover_tests(test_${stage})
   endif()
 endforeach()
-
-# What those share: golden data, an oracle that knows the layouts on its own, comparisons.
-file(GLOB support CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/support/*.cpp)
-add_library(peft_test_support STATIC ${support})
-target_include_directories(peft_test_support PUBLIC include src tests)
-target_link_libraries(peft_test_support PUBLIC peft_test_flags)
 
 # A folder of tests/ is a subject; its data lies beside its tests.
 file(GLOB cross_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/*/*_test.cpp)

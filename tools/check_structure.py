@@ -28,7 +28,7 @@ MAX_LINES, MAX_FUNCTION, MIN_HEADER, MIN_UNIT, MAX_FOLDER = 600, 60, 30, 100, 12
 PUBLIC = {
     "error.h": "base", "error_codes.inc": "base", "tensor.h": "base", "safetensors.h": "safetensors",
     "config.h": "config", "model.h": "model", "targets.h": "model", "adapter.h": "adapter", "layout.h": "layout",
-    "plan.h": "plan", "weights.h": "weights", "execute.h": "execute", "verbs.h": "verbs", "merge.h": "verbs",
+    "plan.h": "plan", "weights.h": "weights", "execute.h": "execute", "reference.h": "execute", "verbs.h": "verbs", "merge.h": "verbs",
     "low_rank.h": "verbs", "verify_merged.h": "verbs", "version.h": "base", "c.h": "c_api", "nn/model.h": "nn", "nn/peft_model.h": "nn", "peft.h": None,
 }
 

@@ -13,6 +13,7 @@
 #include "peft/merge.h"
 #include "peft/model.h"
 #include "peft/plan.h"
+#include "peft/reference.h"
 #include "peft/safetensors.h"
 #include "peft/targets.h"
 #include "peft/tensor.h"

@@ -12,7 +12,7 @@
 
 namespace peft {
 
-// Worst first when compared: what a step does to the numbers.
+// What a step does to the numbers, from the best to the worst: the larger of two is the worse one.
 enum class Exactness : std::uint8_t {
   bit_exact,    // bytes moved
   value_exact,  // zeros added, dtype widened, scale moved by a power of two
@@ -111,5 +111,25 @@ struct Plan {
   std::uint64_t bytes_in = 0, bytes_out = 0, peak_memory = 0;
 };
 std::ostream& operator<<(std::ostream& out, const Plan& plan);  // what --dry-run prints
+
+// Calls visit(view) for every view of the plan's sources that a planned tensor reads: blocks, their scales, the factors
+// and magnitudes of updates. The tensor may be const or not; so are the views.
+template <class Tensor, class Visit>
+void for_each_source(Tensor& tensor, const Visit& visit) {
+  for (auto& block : tensor.blocks) {
+    visit(block.source);
+    if (block.scales) visit(block.scales->grid);
+  }
+  if (!tensor.merge) return;
+  for (auto& update : tensor.merge->updates) {
+    visit(update.a);
+    if (update.b.rows != 0) visit(update.b);  // without rows it stands for ones
+    if (update.magnitude) visit(*update.magnitude);
+  }
+}
+
+// Adds `part` to a plan: its files go into the subfolder `folder` of the output; "" is the output folder itself.
+// Several adapters or models that are appended to one plan are written in one step: all of them appear, or none.
+void append(Plan& plan, Plan part, const std::string& folder = {});
 
 }  // namespace peft

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "cli/combine_plans.h"
 #include "cli/interrupt.h"
 #include "cli/output.h"
 #include "cli/progress_bar.h"
@@ -40,7 +39,6 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
   if (!command.dtype.empty()) options.dtype = parse_dtype_flag("--dtype", command.dtype);
   options.block_diagonal = command.block_diagonal;
 
-  std::vector<std::pair<std::string, Plan>> plans;
   for (const auto& [name, folder] : choose_adapters(path, options.input.adapter_name)) {
     options.input.adapter_name = name;
     const Input input = load(path, options.input);
@@ -54,9 +52,8 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
     }
     for (const auto& text : input.reading.unused)
       conversion.unused.push_back(folder.empty() ? text : folder + ": " + text);
-    plans.emplace_back(folder, plan_convert(input, options));
+    append(conversion.plan, plan_convert(input, options), folder);
   }
-  conversion.plan = combine_plans(std::move(plans));
   for (const auto& file : conversion.plan.files) conversion.tensors_out += file.tensors.size();
   return conversion;
 }

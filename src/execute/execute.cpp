@@ -10,11 +10,10 @@
 #include <utility>
 
 #include "base/thread_pool.h"
-#include "execute/fingerprint.h"
-#include "execute/merge_norms.h"
-#include "execute/resume.h"
-#include "execute/share.h"
-#include "execute/stream.h"
+#include "execute/merge/merger.h"
+#include "execute/resume/fingerprint.h"
+#include "execute/resume/resume.h"
+#include "execute/run/stream.h"
 #include "peft/error.h"
 #include "plan/check.h"
 
@@ -37,20 +36,11 @@ void check_sources(const Plan& plan) {
   for (const auto& source : plan.sources) source->check_unchanged();
 }
 
-// A file that is kept was made of sources that had not changed when it was finished.
+// A file may be kept for a later run only if its sources had not changed when it was finished.
 void check_sources(const Plan& plan, const PlannedFile& file) {
   std::set<std::uint32_t> used;
-  for (const PlannedTensor& tensor : file.tensors) {
-    for (const Block& block : tensor.blocks) {
-      used.insert(block.source.source);
-      if (block.scales) used.insert(block.scales->grid.source);
-    }
-    if (!tensor.merge) continue;
-    for (const Update& update : tensor.merge->updates) {
-      used.insert({update.a.source, update.b.source});
-      if (update.magnitude) used.insert(update.magnitude->source);
-    }
-  }
+  for (const PlannedTensor& tensor : file.tensors)
+    for_each_source(tensor, [&](const View& view) { used.insert(view.source); });
   for (const std::uint32_t source : used) plan.sources[source]->check_unchanged();
 }
 
@@ -100,7 +90,7 @@ class Execution {
   bool resumes() const { return is_part() || options_.finish || options_.unfinished == Unfinished::resume; }
   bool keeps() const { return resumes() || options_.unfinished == Unfinished::keep; }
 
-  // Parts may read copies of the sources, on disks of their own.
+  // The machines of a shared run may read copies of the sources, with other times.
   std::string new_fingerprint() const { return fingerprint(plan_, !is_part() && !options_.finish); }
 
   StagedOutput::Options staged_options() const {
@@ -145,24 +135,24 @@ class Execution {
     std::uint64_t total = 0;
     for (const std::size_t index : missing) total += sizes_[index];
     Monitor monitor(options_, total);
-    Stages stages(std::min(thread_count(options_.threads), kMaxWorkers));
+    UnitRenderers renderers(std::min(thread_count(options_.threads), kMaxWorkers));
     for (const std::size_t index : missing) {
       const PlannedFile& planned = plan_.files[index];
-      const FileWork work = make_work(plan_, planned, stages.sizes(), std::exchange(layouts_[index], {}));
+      const FileWork work = make_work(plan_, planned, renderers.sizes(), std::exchange(layouts_[index], {}));
       NewFile& file = output.add_file(planned.name, sizes_[index]);
-      const Digests digests = write_units(work, file, stages, monitor, options_.readback);
-      if (options_.readback) read_back(work, file, digests, stages, monitor);
+      const Digests digests = write_units(work, file, renderers, monitor, options_.readback);
+      if (options_.readback) read_back(work, file, digests, renderers, monitor);
       if (journal) check_sources(plan_, planned);
       output.finish(file);
       if (journal) {
-        FinishedFile finished{.name = planned.name, .size = sizes_[index], .staging = stages.sizes().staging};
+        FinishedFile finished{.name = planned.name, .size = sizes_[index], .staging = renderers.sizes().staging};
         if (options_.readback) finished.digest = digest_of(digests);
         journal->add({finished});
       }
       report_.bytes_out += sizes_[index];
       ++report_.files_written;
     }
-    report_.error = stages.merge_error();
+    report_.error = renderers.merge_error();
     monitor.check();
   }
 
@@ -186,14 +176,14 @@ class Execution {
                  .hint = "run the parts that write them again"});
   }
 
-  // Decides what is kept, and throws again.
+  // Decides what is kept after a failure, and rethrows.
   [[noreturn]] void fail(StagedOutput& output, std::optional<Journal>& journal, const std::exception& failure) {
     try {
-      // An input that was cut short shows up as any kind of failure; say what really happened.
+      // An input that was truncated can cause any kind of failure. The check names the cause.
       check_sources(plan_);
       const auto* error = dynamic_cast<const Error*>(&failure);
       if (error == nullptr || error->code() == ErrorCode::IO_CHANGED) throw;
-      // Bad input stays bad: there is nothing to go on with. What another run has left is not ours to throw away.
+      // Bad input stays bad, so there is nothing to resume. Files that another run has left are not discarded.
       const int exit_code = info(error->code()).exit_code;
       const bool lasting =
           exit_code != info(ErrorCode::IO_WRITE).exit_code && exit_code != info(ErrorCode::INTERRUPTED).exit_code;
@@ -214,9 +204,9 @@ class Execution {
 
   const Plan& plan_;
   const ExecuteOptions& options_;
-  std::vector<FileLayout> layouts_;   // of the planned files, until they are written
-  std::vector<std::uint64_t> sizes_;  // of the planned files
-  std::vector<std::size_t> share_;    // of the files: what this run writes
+  std::vector<FileLayout> layouts_;   // layouts of the planned files, until they are written
+  std::vector<std::uint64_t> sizes_;  // sizes of the planned files
+  std::vector<std::size_t> share_;    // the files that this run writes
   std::string fingerprint_;
   ExecuteReport report_;
 };

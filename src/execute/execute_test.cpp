@@ -13,8 +13,11 @@
 #include <functional>
 #include <iterator>
 
-#include "execute/random_plan.h"
 #include "peft/error.h"
+#include "peft/reference.h"
+#include "plan/check.h"
+#include "support/random_merge.h"
+#include "support/random_plan.h"
 
 namespace peft::execution {
 namespace {
@@ -72,7 +75,7 @@ Plan on_disk(PlanBuilder& builder, const Folder& folder) {
   return plan;
 }
 
-// Something of every kind: copies, a fused tensor, a family, zeros.
+// Something of every kind: copies, a fused tensor, a column group, zeros.
 void add_everything(PlanBuilder& builder, std::int64_t size) {
   for (int shape = 0; shape < num_shapes(); ++shape)
     add_shape(builder, shape, fmt::format("layer.{}", shape), size, {});
@@ -276,6 +279,29 @@ TEST(ExecuteInMemory, ScalesRoundsAndFillsWithZeros) {
   EXPECT_EQ(out[0], 0.0F);
   EXPECT_EQ(out[1], static_cast<float>(static_cast<double>(value) * 0.1));
   EXPECT_EQ(out[2], 0.0F);
+}
+
+// The plans that the tests of this stage draw are valid.
+TEST(RandomPlan, EveryShapeMakesAValidPlan) {
+  for (int shape = 0; shape < num_shapes(); ++shape) {
+    for (std::uint32_t seed = 0; seed < 20; ++seed) {
+      PlanBuilder builder(seed);
+      add_shape(builder, shape, "x", 20, {});
+      const Plan plan = builder.make();
+      EXPECT_NO_THROW(plan::check(plan)) << "shape " << shape << " seed " << seed;
+    }
+  }
+}
+
+TEST(RandomMerge, EveryShapeMakesAValidPlan) {
+  for (int shape = 0; shape < num_merge_shapes(); ++shape) {
+    for (std::uint32_t seed = 0; seed < 20; ++seed) {
+      PlanBuilder builder(seed);
+      add_merge(builder, shape, "x", 20, {.adapters = 2});
+      const Plan plan = builder.make();
+      EXPECT_NO_THROW(plan::check(plan)) << "shape " << shape << " seed " << seed;
+    }
+  }
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "execute/render_into.h"
+#include "execute/copy/render.h"
 #include "nn/impl.h"
 #include "peft/error.h"
 #include "peft/safetensors.h"

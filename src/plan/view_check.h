@@ -52,7 +52,4 @@ class TensorScope {
 // Elements of a source of `bits` bits that a view may count.
 std::int64_t elements_of(const TensorInfo& source, int bits);
 
-void check_scales(const TensorScope& scope, const Block& block);
-void check_merge(const TensorScope& scope, const Merge& merge);
-
 }  // namespace peft::plan

@@ -2,7 +2,7 @@
 //
 //   OUT.partial-peft/files/          what becomes OUT, by one rename; every file in it is complete
 //   OUT.partial-peft/NAME.unfinished-... files that are being written
-//   OUT.partial-peft/journal-...     what is finished, when it is kept for a later run (execute/journal.h)
+//   OUT.partial-peft/journal-...     what is finished, when it is kept for a later run (execute/resume/journal.h)
 //   OUT.partial-peft/lock-I-of-N     held by the run that writes part I
 #pragma once
 

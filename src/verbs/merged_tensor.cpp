@@ -7,6 +7,7 @@
 
 #include "base/float_dtypes.h"
 #include "peft/execute.h"
+#include "peft/reference.h"
 #include "verbs/merged_bounds.h"
 
 namespace peft::verbs {

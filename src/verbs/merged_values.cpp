@@ -2,7 +2,8 @@
 
 #include <algorithm>
 
-#include "execute/value.h"
+#include "execute/values/dequantise.h"
+#include "execute/values/element.h"
 
 namespace peft::verbs {
 namespace {

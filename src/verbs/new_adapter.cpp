@@ -8,7 +8,7 @@
 #include <numeric>
 
 #include "adapter/site_order.h"
-#include "execute/element.h"
+#include "execute/values/element.h"
 #include "layout/encode.h"
 #include "layout/write_config.h"
 #include "peft/error.h"

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "adapter/site_order.h"
-#include "execute/value.h"
+#include "execute/values/dequantise.h"
 #include "weights/tensor_names.h"
 
 namespace peft::verbs {

@@ -14,6 +14,8 @@
 #include <new>
 #include <random>
 
+#include "peft/reference.h"
+
 namespace peft::faults {
 namespace {
 

@@ -14,6 +14,7 @@
 
 #include "peft/error.h"
 #include "peft/execute.h"
+#include "peft/reference.h"
 #include "support/golden.h"
 #include "support/matrix.h"
 #include "support/model_writer.h"

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <functional>
 
-#include "execute/element.h"
+#include "execute/values/element.h"
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "peft/low_rank.h"

@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "peft/execute.h"
+#include "peft/reference.h"
 
 namespace peft::testing {
 namespace fs = std::filesystem;

@@ -2,6 +2,7 @@
 #include <set>
 
 #include "peft/merge.h"
+#include "peft/reference.h"
 #include "peft/weights.h"
 #include "support/golden_checks.h"
 #include "support/judge.h"

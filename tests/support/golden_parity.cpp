@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "peft/low_rank.h"
+#include "peft/reference.h"
 #include "peft/verify_merged.h"
 #include "peft/weights.h"
 #include "support/golden_checks.h"

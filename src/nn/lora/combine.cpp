@@ -11,6 +11,7 @@
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "peft/low_rank.h"
+#include "peft/reference.h"
 
 namespace peft::nn {
 namespace {

@@ -16,6 +16,7 @@
 #include "nn/lora/model_card.h"
 #include "peft/error.h"
 #include "peft/execute.h"
+#include "peft/reference.h"
 #include "safetensors/named_folder.h"
 #include "safetensors/staged_output.h"
 
