@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "peft/verify_merged.h"
-#include "verbs/last_place.h"
+#include "verbs/verify/rounding.h"
 
 namespace peft::verbs {
 

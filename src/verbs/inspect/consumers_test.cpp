@@ -1,0 +1,67 @@
+#include "verbs/inspect/consumers.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <map>
+
+namespace peft::verbs {
+namespace {
+
+TEST(ConsumerTensors, every_program_has_one_answer_for_every_kind) {
+  std::map<std::pair<int, int>, int> seen;
+  for (const ConsumerRow& row : consumer_rows()) {
+    ++seen[{static_cast<int>(row.program), static_cast<int>(row.kind)}];
+    EXPECT_TRUE(row.verdict == kRight || row.verdict == kRefuses || row.verdict == kWrong) << row.verdict;
+    EXPECT_EQ(row.why.empty(), row.verdict == kRight) << row.why;
+    EXPECT_FALSE(row.source.empty());
+    if (row.source.starts_with("golden/") || row.source.starts_with("tests/")) {
+      const std::string path =
+          row.source.starts_with("golden/") ? "tests/" + std::string(row.source) : std::string(row.source);
+      EXPECT_TRUE(std::filesystem::exists(std::filesystem::path(PEFT_SOURCE_DIR) / path)) << path;
+    }
+    const ConsumerRow* worst = worst_row(row.program, {row.kind});
+    EXPECT_EQ(worst, row.verdict == kRight ? nullptr : &row);
+  }
+  EXPECT_EQ(seen.size(), kPrograms * kTensorKinds);
+  for (const auto& [key, count] : seen) EXPECT_EQ(count, 1);
+}
+
+struct Case {
+  std::string folder;
+  std::set<TensorKind> kinds;
+  std::string vllm, llama_cpp;
+};
+
+// Files of the real PEFT.
+TEST(ConsumerTensors, are_looked_at_in_files) {
+  const std::string right(kRight), refuses(kRefuses);
+  const Case cases[] = {
+      {"heads/llama-seq-cls", {TensorKind::unnamed_head}, refuses, refuses},
+      {"heads/llama-seq-cls-new", {TensorKind::named_head}, right, refuses},
+      {"heads/mixtral-seq-cls-v4", {TensorKind::named_head}, right, refuses},
+      {"heads/distilbert-question-ans", {TensorKind::other_head}, refuses, refuses},
+      {"heads/distilbert-seq-cls", {TensorKind::unnamed_head, TensorKind::other_head}, refuses, refuses},
+      {"heads/llama-saved-embedding", {TensorKind::saved_embedding}, refuses, refuses},
+      {"heads/bert-all-biases", {TensorKind::unnamed_head, TensorKind::base_bias}, refuses, refuses},
+      {"heads/t5", {}, right, right},
+      {"convolutions/fp32-dora/adapter", {TensorKind::magnitude}, refuses, refuses},
+  };
+  for (const Case& row : cases) {
+    SCOPED_TRACE(row.folder);
+    const auto folder = std::filesystem::path(PEFT_SOURCE_DIR) / "tests" / row.folder;
+    InputOptions options;
+    if (row.folder.find("mixtral") != std::string::npos)
+      options.family = "mixtral";  // names alone do not tell the type
+    const Input input = load(folder.string(), options);
+    EXPECT_EQ(tensor_kinds(input), row.kinds);
+    std::map<std::string, std::string> verdicts;
+    for (const auto& consumer : consumer_verdicts(consumer_facts(input))) verdicts[consumer.name] = consumer.verdict;
+    EXPECT_EQ(verdicts["vLLM 0.32"], row.vllm);
+    EXPECT_EQ(verdicts["llama.cpp convert_lora_to_gguf.py"], row.llama_cpp);
+    EXPECT_EQ(verdicts["PEFT 0.21.2, transformers 5"], right);
+  }
+}
+
+}  // namespace
+}  // namespace peft::verbs
