@@ -15,7 +15,6 @@
 #include "peft/weights.h"
 #include "plan/check.h"
 #include "verbs/merge/adapters.h"
-#include "verbs/merge/output.h"
 #include "verbs/merge/updates.h"
 #include "weights/own_output.h"
 
@@ -270,7 +269,7 @@ MergePlan plan_merge(const MergeOptions& given) {
                     merge.dequantized, static_cast<double>(quantized_growth(quantized, checkpoint, tensors)) / 10,
                     options.keep_quantized ? "" : " (--keep-quantized leaves those that no adapter touches)"));
   }
-  merging::write_files(base, tensors.all(), facts, merge);
+  merging::write_files(checkpoint, options, tensors.all(), facts, merge);
   estimate(merge);
   plan::check(merge.plan);
   return merge;

@@ -18,15 +18,17 @@
 namespace peft::merging {
 namespace {
 
+namespace fs = std::filesystem;
+
 std::int64_t product(std::span<const std::int64_t> shape) {
   std::int64_t result = 1;
   for (const std::int64_t size : shape) result *= size;
   return result;
 }
 
-// The kernel of a convolution is [out, in, height, width], and its delta [out, the rest]: that is the matrix to see it
-// as.
-void see_as(const View& target, PlannedTensor& planned) {
+// Plans the tensor as a matrix of the target's shape. The kernel of a convolution is [out, in, height, width], and its
+// delta is [out, the rest].
+void flatten_like(const View& target, PlannedTensor& planned) {
   const bool whole = target.offset == 0 && target.col_stride == 1 && target.row_stride == target.cols &&
                      target.rows * target.cols == planned.rows * planned.cols;
   if (!whole || planned.shape.size() < 3 || target.rows != planned.shape.front()) return;
@@ -41,19 +43,139 @@ void see_as(const View& target, PlannedTensor& planned) {
 }
 
 // Strides and offsets of stored matrices [rows, cols] where each of them lies transposed.
-std::int64_t turned_offset(std::int64_t offset, std::int64_t rows, std::int64_t cols) {
+std::int64_t transposed_offset(std::int64_t offset, std::int64_t rows, std::int64_t cols) {
   const std::int64_t matrix = offset / (rows * cols), row = offset / cols % rows, col = offset % cols;
   return (matrix * cols + col) * rows + row;
 }
-std::int64_t turned_stride(std::int64_t stride, std::int64_t rows, std::int64_t cols) {
+std::int64_t transposed_stride(std::int64_t stride, std::int64_t rows, std::int64_t cols) {
   return stride % cols == 0 ? stride / cols : stride * rows;
 }
 
-namespace fs = std::filesystem;
+std::uint64_t elements(const PlannedTensor& tensor) {
+  return static_cast<std::uint64_t>(tensor.rows) * static_cast<std::uint64_t>(tensor.cols);
+}
 
 std::uint64_t bytes_of(const PlannedTensor& tensor) {
-  const auto elements = static_cast<std::uint64_t>(tensor.rows) * static_cast<std::uint64_t>(tensor.cols);
-  return elements * static_cast<std::uint64_t>(info(tensor.dtype).bits) / 8;
+  return elements(tensor) * static_cast<std::uint64_t>(info(tensor.dtype).bits) / 8;
+}
+
+using config::Json;
+
+constexpr std::array<std::pair<Dtype, const char*>, 4> kTorchNames = {
+    {{Dtype::bf16, "bfloat16"}, {Dtype::f16, "float16"}, {Dtype::f32, "float32"}, {Dtype::f64, "float64"}}};
+
+std::string torch_name(Dtype dtype) {
+  for (const auto& [known, name] : kTorchNames) {
+    if (known == dtype) return name;
+  }
+  return std::string(info(dtype).name);
+}
+
+// Sets a key in the config and in every sub-config that has it.
+bool set_where_present(Json& config, const std::string& key, const Json& value, bool at_top) {
+  bool changed = false;
+  if (at_top || config.contains(key)) {
+    changed = !config.contains(key) || config.at(key) != value;
+    config[key] = value;
+  }
+  for (auto& [name, section] : config.items()) {
+    if (section.is_object() && name != "quantization_config")
+      changed = set_where_present(section, key, value, false) || changed;
+  }
+  return changed;
+}
+
+bool set_dtype(Json& config, Dtype dtype) {
+  const Json value = torch_name(dtype);
+  const bool any = config.contains("dtype") || config.contains("torch_dtype");
+  bool changed = false;
+  for (const char* key : {"dtype", "torch_dtype"})
+    changed = set_where_present(config, key, value, !any && std::string(key) == "dtype") || changed;
+  return changed;
+}
+
+// Methods whose config can name modules that are not quantised, and the key it does so by.
+constexpr std::array<std::pair<const char*, const char*>, 2> kExceptions = {
+    {{"fp8", "modules_to_not_convert"}, {"mxfp4", "modules_to_not_convert"}}};
+
+void name_exceptions(Json& quantization, const FileFacts& facts, const std::string& path) {
+  const std::string method = quantization.value("quant_method", std::string());
+  for (const auto& [known, key] : kExceptions) {
+    if (method != known) continue;
+    Json list = quantization.contains(key) && quantization.at(key).is_array() ? quantization.at(key) : Json::array();
+    for (const std::string& module : facts.dequantized) {
+      if (std::find(list.begin(), list.end(), Json(module)) == list.end()) list.push_back(module);
+    }
+    quantization[key] = std::move(list);
+    return;
+  }
+  at(path, "quantization_config")
+      .fail(ErrorCode::LO_QUANT,
+            {.problem = "no config of this method can say that some modules are quantised and others not",
+             .expected = "quant_method fp8 or mxfp4",
+             .got = method.empty() ? "none" : method,
+             .hint = "leave --keep-quantized out"});
+}
+
+bool set_quantization(Json& config, const FileFacts& facts, const std::string& path) {
+  if (facts.dequantized.empty()) return false;
+  bool changed = false;
+  for (const char* key : {"quantization_config", "compression_config"}) {
+    if (!config.contains(key)) continue;
+    if (facts.kept_quantized.empty())
+      config.erase(key);
+    else
+      name_exceptions(config.at(key), facts, path);
+    changed = true;
+  }
+  return changed;
+}
+
+// The base's config.json with what is no longer true changed. nullopt: all of it is still true, so the file is copied.
+// `dtype`: of all weights, where they were cast. Throws LO_QUANT where no config can say what is still quantised.
+std::optional<std::string> changed_config(const std::string& path, const FileFacts& facts, std::optional<Dtype> dtype,
+                                          std::vector<std::string>& warnings) {
+  const std::string text = config::read_text_file(path, ErrorCode::MD_FORM);
+  Json json = config::parse_json(text, path, ErrorCode::MD_FORM);
+  bool changed = false;
+  if (facts.untied || facts.own_output) changed = set_where_present(json, "tie_word_embeddings", false, true);
+  if (facts.own_output) {
+    warnings.push_back(weights::own_output_text(path) +
+                       "; the merged config.json says tie_word_embeddings = false, so that every reader does");
+  } else if (facts.untied) {
+    warnings.push_back(
+        "input and output embedding were one tensor and only one of them changes: the output embedding is "
+        "written out, and config.json says tie_word_embeddings = false");
+  }
+  if (dtype) changed = set_dtype(json, *dtype) || changed;
+  changed = set_quantization(json, facts, path) || changed;
+  if (!changed) return std::nullopt;
+  return config::dump_python(json, 2, false) + "\n";
+}
+
+// weight_map and totals are made anew; other metadata of the base's index (a path, or "") stays.
+std::string index_text(const std::string& base_index, const std::vector<PlannedFile>& files) {
+  Json index = base_index.empty() ? Json::object()
+                                  : config::parse_json(config::read_text_file(base_index, ErrorCode::IX_FORM),
+                                                       base_index, ErrorCode::IX_FORM);
+  std::map<std::string, std::string> places;
+  std::uint64_t bytes = 0, parameters = 0;
+  for (const PlannedFile& file : files) {
+    for (const PlannedTensor& tensor : file.tensors) {
+      places[tensor.name] = file.name;
+      bytes += bytes_of(tensor);
+      parameters += elements(tensor);
+    }
+  }
+  Json metadata =
+      index.contains("metadata") && index.at("metadata").is_object() ? index.at("metadata") : Json::object();
+  if (metadata.contains("total_parameters")) metadata["total_parameters"] = parameters;
+  metadata["total_size"] = bytes;
+  Json map = Json::object();
+  for (const auto& [tensor, file] : places) map[tensor] = file;
+  index["metadata"] = std::move(metadata);
+  index["weight_map"] = std::move(map);
+  return config::dump_python(index, 2, true) + "\n";
 }
 
 struct Shard {
@@ -63,9 +185,9 @@ struct Shard {
 };
 
 // The base's own files, each with what came from it.
-std::vector<Shard> own_shards(const Base& base, const std::vector<OutTensor>& tensors) {
+std::vector<Shard> own_shards(const Checkpoint& base, const std::vector<OutTensor>& tensors) {
   std::vector<Shard> shards;
-  const auto& files = base.checkpoint.files();
+  const auto& files = base.files();
   for (std::uint32_t i = 0; i < files.size(); ++i) {
     shards.push_back({fs::path(files[i]->path()).filename().string(), i, {}});
   }
@@ -74,7 +196,7 @@ std::vector<Shard> own_shards(const Base& base, const std::vector<OutTensor>& te
   return shards;
 }
 
-// As huggingface_hub splits: in order, a new shard when the next tensor does not fit, large ones on their own.
+// Splits as huggingface_hub does: in order, a new shard where the next tensor does not fit, large tensors on their own.
 std::vector<Shard> new_shards(const std::vector<OutTensor>& tensors, std::uint64_t limit) {
   std::vector<std::size_t> order(tensors.size());
   for (std::size_t i = 0; i < order.size(); ++i) order[i] = i;
@@ -117,7 +239,7 @@ bool is_weights(const fs::path& path) {
 }
 
 // All files beside the weights: tokenizer, generation config, chat templates, code. A folder that holds weights is
-// another form of the model ("original", "onnx") and stays behind.
+// another form of the model ("original", "onnx") and is not copied.
 class Copies {
  public:
   explicit Copies(const MergeOptions& options) : root_(options.base), follow_(options.input.open.follow_symlinks) {}
@@ -147,102 +269,21 @@ class Copies {
   bool follow_;
 };
 
-void add_texts(const Base& base, const FileFacts& facts, const std::vector<Shard>& shards, MergePlan& result) {
+void add_texts(const MergeOptions& options, const FileFacts& facts, const std::vector<Shard>& shards,
+               MergePlan& result) {
   Plan& plan = result.plan;
-  const fs::path folder = base.options.base;
-  const ConfigChange change{facts.untied,
-                            facts.own_output,
-                            facts.dequantized,
-                            facts.kept_quantized,
-                            !facts.dequantized.empty(),
-                            base.options.out_dtype ? base.options.out_dtype : base.options.base_dtype};
-  const auto config = changed_config((folder / "config.json").string(), change, plan.warnings);
+  const fs::path folder = options.base;
+  const auto dtype = options.out_dtype ? options.out_dtype : options.base_dtype;
+  const auto config = changed_config((folder / "config.json").string(), facts, dtype, plan.warnings);
   if (config)
     plan.texts.emplace_back("config.json", *config);
   else
-    plan.copies.emplace_back("config.json", Copies(base.options).path_of("config.json"));
+    plan.copies.emplace_back("config.json", Copies(options).path_of("config.json"));
   const fs::path index = folder / "model.safetensors.index.json";
   std::error_code error;
   const bool had_index = fs::exists(index, error);
-  if (shards.size() == 1 && (!had_index || base.options.max_shard_size)) return;
+  if (shards.size() == 1 && (!had_index || options.max_shard_size)) return;
   plan.texts.emplace_back("model.safetensors.index.json", index_text(had_index ? index.string() : "", plan.files));
-}
-
-using config::Json;
-
-constexpr std::array<std::pair<Dtype, const char*>, 4> kTorchNames = {
-    {{Dtype::bf16, "bfloat16"}, {Dtype::f16, "float16"}, {Dtype::f32, "float32"}, {Dtype::f64, "float64"}}};
-
-std::string torch_name(Dtype dtype) {
-  for (const auto& [known, name] : kTorchNames) {
-    if (known == dtype) return name;
-  }
-  return std::string(info(dtype).name);
-}
-
-// Sets a key in the config and in every sub-config that has it.
-bool set_where_present(Json& config, const std::string& key, const Json& value, bool at_top) {
-  bool changed = false;
-  if (at_top || config.contains(key)) {
-    changed = !config.contains(key) || config.at(key) != value;
-    config[key] = value;
-  }
-  for (auto& [name, section] : config.items()) {
-    if (section.is_object() && name != "quantization_config")
-      changed = set_where_present(section, key, value, false) || changed;
-  }
-  return changed;
-}
-
-bool set_dtype(Json& config, Dtype dtype) {
-  const Json value = torch_name(dtype);
-  const bool any = config.contains("dtype") || config.contains("torch_dtype");
-  bool changed = false;
-  for (const char* key : {"dtype", "torch_dtype"})
-    changed = set_where_present(config, key, value, !any && std::string(key) == "dtype") || changed;
-  return changed;
-}
-
-// Methods whose config can name modules that are not quantised, and the key it does so by.
-constexpr std::array<std::pair<const char*, const char*>, 2> kExceptions = {
-    {{"fp8", "modules_to_not_convert"}, {"mxfp4", "modules_to_not_convert"}}};
-
-void name_exceptions(Json& quantization, const ConfigChange& change, const std::string& path) {
-  const std::string method = quantization.value("quant_method", std::string());
-  for (const auto& [known, key] : kExceptions) {
-    if (method != known) continue;
-    Json list = quantization.contains(key) && quantization.at(key).is_array() ? quantization.at(key) : Json::array();
-    for (const std::string& module : change.dequantized) {
-      if (std::find(list.begin(), list.end(), Json(module)) == list.end()) list.push_back(module);
-    }
-    quantization[key] = std::move(list);
-    return;
-  }
-  throw Error(ErrorCode::LO_QUANT,
-              {.file = path,
-               .tensor = "quantization_config",
-               .problem = "no config of this method can say that some modules are quantised and others not",
-               .expected = "quant_method fp8 or mxfp4",
-               .got = method.empty() ? "none" : method,
-               .hint = "leave --keep-quantized out"});
-}
-
-bool set_quantization(Json& config, const ConfigChange& change, const std::string& path) {
-  if (!change.any_dequantized) return false;
-  bool changed = false;
-  for (const char* key : {"quantization_config", "compression_config"}) {
-    if (!config.contains(key)) continue;
-    if (change.kept.empty())
-      config.erase(key);
-    else
-      name_exceptions(config.at(key), change, path);
-    changed = true;
-  }
-  return changed;
-}
-
-std::uint64_t elements(const PlannedTensor& tensor) {
-  return static_cast<std::uint64_t>(tensor.rows) * static_cast<std::uint64_t>(tensor.cols);
 }
 
 }  // namespace
@@ -284,8 +325,7 @@ OutTensors::OutTensors(const Checkpoint& checkpoint, const std::vector<Quantized
   }
 }
 
-// The dtype a tensor is written in. Where the base is cast to something narrower than that first, an empty merge says
-// so.
+// Sets the dtype that a tensor is written in. Where the values are cast twice, an empty merge records the first cast.
 void OutTensors::cast(OutTensor& tensor, Dtype stored) const {
   if (!tensor.dequantized && !is_plain_float(stored)) return;
   tensor.computed = options_.base_dtype.value_or(tensor.dequantized ? Dtype::bf16 : stored);
@@ -295,16 +335,16 @@ void OutTensors::cast(OutTensor& tensor, Dtype stored) const {
   if (twice && !planned.blocks.empty()) planned.merge = Merge{options_.mode, tensor.computed, {}};
 }
 
-OutTensors::Place OutTensors::place(const WeightPart& part) const {
+OutTensors::Target OutTensors::target_of(const WeightPart& part) const {
   const std::size_t number = by_number_.at({part.view.source, part.view.tensor});
   const OutTensor& tensor = tensors_[number];
   View view = part.view;
   view.source = view.tensor = 0;
   if (tensor.matrix_rows > 0) {
     const std::int64_t rows = tensor.matrix_rows, cols = tensor.matrix_cols;
-    view.offset = turned_offset(view.offset, rows, cols);
-    view.row_stride = turned_stride(view.row_stride, rows, cols);
-    view.col_stride = turned_stride(view.col_stride, rows, cols);
+    view.offset = transposed_offset(view.offset, rows, cols);
+    view.row_stride = transposed_stride(view.row_stride, rows, cols);
+    view.col_stride = transposed_stride(view.col_stride, rows, cols);
   }
   return {number, view};
 }
@@ -337,7 +377,7 @@ void OutTensors::note(std::size_t tensor, MergedPart part) {
 
 void OutTensors::add(std::size_t tensor, Update update, MergedPart part) {
   PlannedTensor& planned = tensors_[tensor].planned;
-  see_as(update.target, planned);
+  flatten_like(update.target, planned);
   if (!planned.merge) planned.merge = Merge{options_.mode, tensors_[tensor].computed, {}};
   part.update = static_cast<std::int64_t>(planned.merge->updates.size());
   planned.merge->updates.push_back(std::move(update));
@@ -372,14 +412,14 @@ void OutTensors::replace_row(std::size_t tensor, std::int64_t row, const View& s
   blocks.push_back({row, 0, 1, source, 1});
 }
 
-void write_files(const Base& base, std::vector<OutTensor>& tensors, const FileFacts& facts, MergePlan& result) {
+void write_files(const Checkpoint& base, const MergeOptions& options, std::vector<OutTensor>& tensors,
+                 const FileFacts& facts, MergePlan& result) {
   Plan& plan = result.plan;
-  const auto shards =
-      base.options.max_shard_size ? new_shards(tensors, *base.options.max_shard_size) : own_shards(base, tensors);
+  const auto shards = options.max_shard_size ? new_shards(tensors, *options.max_shard_size) : own_shards(base, tensors);
   for (const Shard& shard : shards) {
     PlannedFile file;
     file.name = shard.name;
-    file.metadata = base.checkpoint.files()[shard.like]->metadata();
+    file.metadata = base.files()[shard.like]->metadata();
     file.metadata.try_emplace("format", "pt");
     if (!facts.record.empty()) file.metadata[kMergedKey] = facts.record;
     for (const std::size_t i : shard.tensors) {
@@ -392,52 +432,8 @@ void write_files(const Base& base, std::vector<OutTensor>& tensors, const FileFa
     }
     plan.files.push_back(std::move(file));
   }
-  add_texts(base, facts, shards, result);
-  Copies(base.options).add("", 0, plan.copies);
-}
-
-std::optional<std::string> changed_config(const std::string& path, const ConfigChange& change,
-                                          std::vector<std::string>& warnings) {
-  const std::string text = config::read_text_file(path, ErrorCode::MD_FORM);
-  Json json = config::parse_json(text, path, ErrorCode::MD_FORM);
-  bool changed = false;
-  if (change.untied || change.own_output) changed = set_where_present(json, "tie_word_embeddings", false, true);
-  if (change.own_output) {
-    warnings.push_back(weights::own_output_text(path) +
-                       "; the merged config.json says tie_word_embeddings = false, so that every reader does");
-  } else if (change.untied) {
-    warnings.push_back(
-        "input and output embedding were one tensor and only one of them changes: the output embedding is "
-        "written out, and config.json says tie_word_embeddings = false");
-  }
-  if (change.dtype) changed = set_dtype(json, *change.dtype) || changed;
-  changed = set_quantization(json, change, path) || changed;
-  if (!changed) return std::nullopt;
-  return config::dump_python(json, 2, false) + "\n";
-}
-
-std::string index_text(const std::string& base_index, const std::vector<PlannedFile>& files) {
-  Json index = base_index.empty() ? Json::object()
-                                  : config::parse_json(config::read_text_file(base_index, ErrorCode::IX_FORM),
-                                                       base_index, ErrorCode::IX_FORM);
-  std::map<std::string, std::string> places;
-  std::uint64_t bytes = 0, parameters = 0;
-  for (const PlannedFile& file : files) {
-    for (const PlannedTensor& tensor : file.tensors) {
-      places[tensor.name] = file.name;
-      bytes += elements(tensor) * static_cast<std::uint64_t>(info(tensor.dtype).bits) / 8;
-      parameters += elements(tensor);
-    }
-  }
-  Json metadata =
-      index.contains("metadata") && index.at("metadata").is_object() ? index.at("metadata") : Json::object();
-  if (metadata.contains("total_parameters")) metadata["total_parameters"] = parameters;
-  metadata["total_size"] = bytes;
-  Json map = Json::object();
-  for (const auto& [tensor, file] : places) map[tensor] = file;
-  index["metadata"] = std::move(metadata);
-  index["weight_map"] = std::move(map);
-  return config::dump_python(index, 2, true) + "\n";
+  add_texts(options, facts, shards, result);
+  Copies(options).add("", 0, plan.copies);
 }
 
 }  // namespace peft::merging
