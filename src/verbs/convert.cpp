@@ -1,3 +1,5 @@
+#include "verbs/convert.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -16,6 +18,12 @@
 #include "peft/verbs.h"
 
 namespace peft {
+
+bool verbs::is_named_like_projection(std::string_view module) {
+  constexpr std::string_view kNames[] = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"};
+  return std::ranges::find(kNames, model::leaf(module)) != std::end(kNames);
+}
+
 namespace {
 
 constexpr std::string_view kWeights = "adapter_model.safetensors";
@@ -26,7 +34,7 @@ std::vector<PlannedTensor> copies(const Input& input) {
   std::set<std::uint32_t> used;
   for (const Factor& factor : input.reading.factors.factors) used.insert({factor.a.tensor, factor.b.tensor});
   for (const Extra& extra : input.reading.factors.extras) used.insert(extra.tensor);
-  // A stacked pair whose experts are all zero has no factor, but it is no stranger either.
+  // A stacked pair whose experts are all zero has no factor, but it belongs to the adapter.
   if (input.reading.unused.empty()) {
     for (std::uint32_t i = 0; i < input.adapter.weights->tensors().size(); ++i) used.insert(i);
   }
@@ -40,16 +48,13 @@ std::vector<PlannedTensor> copies(const Input& input) {
   return tensors;
 }
 
-// Names of dense modules that PEFT's own migration takes for experts (peft issue 3711).
+// Warns of dense modules that PEFT's own migration takes for experts.
 void warn_of_namesakes(const layout::Encoded& encoded, const Model& model, Layout to,
                        std::vector<std::string>& warnings) {
   if (to == Layout::peft_per_expert || model.peft_config.empty()) return;
   for (const auto& target : encoded.targets) {
     if (target.parameter) continue;
-    const std::string leaf = target.name.substr(target.name.rfind('.') + 1);
-    static const std::set<std::string, std::less<>> kRewritten = {"gate", "gate_proj", "up_proj", "down_proj",
-                                                                  "w1",   "w2",        "w3"};
-    if (kRewritten.count(leaf) == 0) continue;
+    if (!verbs::is_named_like_projection(target.name)) continue;
     warnings.push_back(fmt::format(
         "{} is named as an expert's projection: PEFT up to 0.21.2 rewrites such targets while loading, even in a "
         "right config, and drops their LoRA without a word (peft issue 3711)",
@@ -58,7 +63,7 @@ void warn_of_namesakes(const layout::Encoded& encoded, const Model& model, Layou
   }
 }
 
-// As the file has them: there are tens of thousands, and nobody has to sort them again.
+// Puts the tensors in the order of the file, so that nobody has to sort tens of thousands of them again.
 void put_in_order(std::vector<PlannedTensor>& tensors, const std::vector<std::size_t>& order) {
   std::vector<PlannedTensor> ordered;
   ordered.reserve(tensors.size());
@@ -86,7 +91,7 @@ void finish(Plan& plan, const Input& input) {
   for (auto& copy : side_file_paths(input.adapter)) plan.copies.push_back(std::move(copy));
 }
 
-// Every tensor is called in the target as it is in the file (granite's experts are not: they were renamed).
+// Whether every tensor has the same name in the target as in the file. Granite's experts have not: they were renamed.
 bool same_names(const Input& input, const layout::Encoded& encoded) {
   return std::all_of(encoded.tensors.begin(), encoded.tensors.end(),
                      [&](const PlannedTensor& tensor) { return input.adapter.weights->find(tensor.name) != nullptr; });
@@ -95,8 +100,8 @@ bool same_names(const Input& input, const layout::Encoded& encoded) {
 bool keeps_everything(const Input& input, const layout::Encoded& encoded, const ConvertOptions& options) {
   if (options.dtype || options.block_diagonal) return false;
   if (input.reading.has_experts) return options.to == input.reading.layout && same_names(input, encoded);
-  // Nothing but dense modules, and none of them is called or owned differently in the target. What a pattern or PEFT's
-  // defaults select depends on the modules of the generation, so such configs of MoE models are spelled out.
+  // Dense modules can stay as they are where none of them is named or owned differently in the target. What a pattern
+  // or PEFT's defaults select depends on the modules of the generation, so such configs of MoE models are written out.
   const AdapterConfig& config = input.adapter.config;
   const bool plain_list = std::holds_alternative<std::vector<std::string>>(config.target_modules) &&
                           !config.layers_to_transform && std::holds_alternative<std::monostate>(config.exclude_modules);
@@ -123,7 +128,7 @@ void warn_of_coarse_rounding(const layout::Encoded& encoded, const ConvertOption
   }
 }
 
-// Experts of an unknown family look like dense modules: carried along they would be silently wrong in another layout.
+// Refuses experts of an unknown family. They look like dense modules, and would be silently wrong in another layout.
 void require_known_experts(const Input& input) {
   if (!input.model.experts.empty()) return;
   for (const Factor& factor : input.reading.factors.factors) {
@@ -150,7 +155,7 @@ bool names_parameter(const std::vector<std::string>& targets, const ModuleTree& 
                      [&](const Module& m) { return matches(m.name + ".weight"); });
 }
 
-// The tree a v4 config was made on. Types that transformers 4 does not have are named there as checkpoints name them.
+// The tree that a v4 config was made on. A type that transformers 4 lacks has the names of its checkpoints there.
 std::optional<ModuleTree> tree_of_v4(const Model& model) {
   if (model.v4 || !model.v5) return model.v4;
   const bool on_disk = std::any_of(model.experts.begin(), model.experts.end(),
@@ -169,7 +174,7 @@ std::optional<ModuleTree> tree_of_v4(const Model& model) {
   return tree;
 }
 
-// Which generation's names a config speaks: those of the parameters it names, else those of its writer.
+// Which generation's names a config uses: that of the parameters it names, else that of its writer.
 Generation generation_of(const AdapterConfig& config, const Model& model, const std::optional<ModuleTree>& v4) {
   if (!v4) return Generation::v5;
   if (!model.v5) return Generation::v4;
@@ -183,15 +188,15 @@ Generation generation_of(const AdapterConfig& config, const Model& model, const 
     return std::any_of(tree.modules.begin(), tree.modules.end(),
                        [&](const Module& m) { return m.name == name || m.name.ends_with("." + name); });
   };
-  const bool only_v4 = list != nullptr && std::any_of(list->begin(), list->end(), [&](const std::string& name) {
-                         return has(*v4, name) && !has(*model.v5, name);
-                       });
+  const auto only_v4_has = [&](const std::string& name) { return has(*v4, name) && !has(*model.v5, name); };
+  const bool only_v4 = list != nullptr && std::any_of(list->begin(), list->end(), only_v4_has);
   return only_v4 ? Generation::v4 : Generation::v5;
 }
 
-class VirtualFactors {
+// Factors of a config's targets, made from shapes alone: there are no tensors.
+class ShapeOnlyFactors {
  public:
-  VirtualFactors(const Model& model, Generation generation) : model_(model), generation_(generation) {}
+  ShapeOnlyFactors(const Model& model, Generation generation) : model_(model), generation_(generation) {}
 
   void add(const Target& target) {
     const std::string module = target.parameter ? target.name.substr(0, target.name.rfind('.')) : target.name;
@@ -267,9 +272,9 @@ bool is_fused(Layout layout) { return layout != Layout::peft_per_expert; }
 AdapterConfig write_converted(const AdapterConfig& config, const Model& model, Generation from,
                               const ResolvedTargets& resolved, const layout::EncodeOptions& options,
                               std::vector<std::string>& warnings) {
-  VirtualFactors virtual_factors(model, from);
-  for (const Target& target : resolved.targets) virtual_factors.add(target);
-  const Factors factors = virtual_factors.take();
+  ShapeOnlyFactors shape_only(model, from);
+  for (const Target& target : resolved.targets) shape_only.add(target);
+  const Factors factors = shape_only.take();
   layout::Encoded encoded = layout::encode(factors, model, nullptr, options);
   for (const std::string& module : resolved.modules_to_save) {
     const bool turn = from == Generation::v4 && is_fused(options.to);
@@ -330,22 +335,22 @@ void require_whole(const std::vector<Target>& targets, const Model& model) {
     if (found == counts.end()) continue;
     auto& of = found->second;
     if (of.contains(Projection::gate) != of.contains(Projection::up)) {
-      throw Error(ErrorCode::CF_TARGET,
-                  {.tensor = module,
-                   .problem = "gate and up are one parameter here, and only one of them is a target",
-                   .expected = "both or neither",
-                   .got = "ValueError",
-                   .hint = "name both in target_modules"});
+      at({}, module)
+          .fail(ErrorCode::CF_TARGET,
+                {.problem = "gate and up are one parameter here, and only one of them is a target",
+                 .expected = "both or neither",
+                 .hint = "name both in target_modules",
+                 .python_error = "ValueError"});
     }
     for (const auto& [projection, count] : of) {
       if (count == experts.num_experts) continue;
-      throw Error(ErrorCode::CF_TARGET,
-                  {.tensor = module,
-                   .problem = fmt::format("only {} of {} experts are targets, and they are one parameter here", count,
-                                          experts.num_experts),
-                   .expected = "all experts of a layer",
-                   .got = "ValueError",
-                   .hint = "name the projection without an expert's number"});
+      at({}, module)
+          .fail(ErrorCode::CF_TARGET,
+                {.problem = fmt::format("only {} of {} experts are targets, and they are one parameter here", count,
+                                        experts.num_experts),
+                 .expected = "all experts of a layer",
+                 .hint = "name the projection without an expert's number",
+                 .python_error = "ValueError"});
     }
   }
 }

@@ -3,97 +3,89 @@
 #include <algorithm>
 #include <array>
 #include <map>
-#include <set>
-#include <string>
-#include <vector>
 
 #include "config/task_heads.h"
 #include "layout/fused_forms.h"
 #include "layout/keys.h"
+#include "verbs/convert.h"
 
 namespace peft::verbs {
 namespace {
 
 using Consumer = InspectReport::Consumer;
+using enum TensorKind;
+using enum Program;
 
-Consumer verdict(std::string_view name, std::string_view verdict, std::string why = {}) {
-  return {std::string(name), std::string(verdict), std::move(why)};
-}
+struct ProgramInfo {
+  Program program;
+  std::string_view name;
+  Facts facts = 0;  // of the way it runs
+};
+constexpr ProgramInfo kPrograms[] = {
+    {peft_now, "PEFT 0.21.2, transformers 5"},  // 5.24, which converts per-expert files while loading them
+    {peft_old, "PEFT 0.18.1, transformers 4"},
+    {vllm, "vLLM 0.32"},
+    {vllm, "vLLM 0.32, enable_mixed_moe_lora_format", fact::mixed_format},
+    {llama_cpp, "llama.cpp convert_lora_to_gguf.py"},
+    {mlx_lm, "MLX-LM 0.32"},
+};
 
-bool fused(const ConsumerFacts& f) { return f.has_experts && f.layout != Layout::peft_per_expert; }
+constexpr std::string_view kPackingIgnored = "the packing of lora_B is not looked at";
+constexpr std::string_view kOtherGeneration = "written for another generation", kOneAlpha = "one alpha for all tensors";
 
-// PEFT 0.21.2 on transformers 5.24, which converts per-expert files while loading them.
-Consumer peft_now(const ConsumerFacts& f) {
-  constexpr std::string_view kName = "PEFT 0.21.2, transformers 5";
-  if (f.expert_namesakes && !f.peft_config.empty()) {
-    return verdict(kName, kWrong, "dense or shared modules named like an expert's projection lose their LoRA");
-  }
-  if (!f.has_experts) return verdict(kName, kRight);
-  if (fused(f)) {
-    if (f.layout == Layout::unsloth_grouped) return verdict(kName, kWrong, "the packing of lora_B is not looked at");
-    if (f.reversed_square) return verdict(kName, kWrong, "square parameters are read transposed");
-    if (f.reversed_for_peft) return verdict(kName, kRefuses, "size mismatch: the pairs are the other way round");
-    return verdict(kName, kRight);
-  }
-  if (f.use_dora) return verdict(kName, kRefuses, "DoRA does not exist on fused experts");
-  if (f.dropout) return verdict(kName, kRefuses, "lora_dropout is not 0");
-  if (f.peft_config.empty())
-    return verdict(kName, kWrong, "tensors of this model type are converted, the config is not: experts are dropped");
-  if (f.gate != f.up) return verdict(kName, kRefuses, "gate without up, or up without gate");
-  if (f.gate && !f.down)
-    return verdict(kName, kWrong, "keys for a wrapper that does not exist; only a warning about missing keys");
-  if (f.missing_experts || f.unequal_expert_ranks)
-    return verdict(kName, kRefuses, "experts with different ranks, or none");
-  if (f.use_rslora) return verdict(kName, kWrong, "gate and up become sqrt(2) too strong");
-  if (f.unequal_expert_scales) return verdict(kName, kWrong, "alpha patterns of experts are lost");
-  return verdict(kName, kRight);
-}
+constexpr LayoutRow kLayoutRows[] = {
+    {peft_now, fact::namesakes | fact::config_converted, 0, kWrong,
+     "dense or shared modules named like an expert's projection lose their LoRA",
+     "golden/convert/deepseek_v3-shared-and-dense"},
+    {peft_now, 0, fact::experts, kRight, "", "golden/convert/README.md"},
+    {peft_now, fact::grouped, 0, kWrong, kPackingIgnored, "golden/consumers/unsloth/gpt_oss/grouped-by-expert"},
+    {peft_now, fact::reversed_square, 0, kWrong, "square parameters are read transposed",
+     "PEFT 0.21.2, save_and_load.py: only shapes are compared"},
+    {peft_now, fact::reversed, 0, kRefuses, "size mismatch: the pairs are the other way round",
+     "golden/consumers/mixtral/fused-0.18.1"},
+    {peft_now, fact::fused, 0, kRight, "", "golden/consumers/mixtral/fused"},
+    {peft_now, fact::dora, 0, kRefuses, "DoRA does not exist on fused experts", "golden/convert/mixtral-dora"},
+    {peft_now, fact::dropout, 0, kRefuses, "lora_dropout is not 0", "golden/convert/mixtral-dropout"},
+    {peft_now, 0, fact::config_converted, kWrong,
+     "tensors of this model type are converted, the config is not: experts are dropped", "golden/convert/jamba-plain"},
+    {peft_now, fact::gate_or_up_alone, 0, kRefuses, "gate without up, or up without gate",
+     "golden/convert/mixtral-gate-only"},
+    {peft_now, fact::gate, fact::down, kWrong,
+     "keys for a wrapper that does not exist; only a warning about missing keys", "golden/convert/mixtral-gate-up"},
+    {peft_now, fact::uneven_experts, 0, kRefuses, "experts with different ranks, or none",
+     "golden/consumers/mixtral/perexpert-mixedrank"},
+    {peft_now, fact::rslora, 0, kWrong, "gate and up become sqrt(2) too strong",
+     "golden/consumers/mixtral/perexpert-rslora"},
+    {peft_now, fact::uneven_scales, 0, kWrong, "alpha patterns of experts are lost",
+     "golden/consumers/mixtral/perexpert-alphapat"},
 
-Consumer peft_old(const ConsumerFacts& f) {
-  constexpr std::string_view kName = "PEFT 0.18.1, transformers 4";
-  if (!fused(f)) return verdict(kName, kRight);
-  if (!f.fused_in_v4) return verdict(kName, kRefuses, "transformers 4 has no such parameters in this model");
-  if (f.layout == Layout::peft_fused_0_18) return verdict(kName, kRight);
-  return verdict(kName, f.layout == Layout::unsloth_grouped ? kWrong : kRefuses, "written for another generation");
-}
+    {peft_old, 0, fact::fused, kRight, "", "golden/consumers/mixtral/perexpert"},
+    {peft_old, 0, fact::fused_in_v4, kRefuses, "transformers 4 has no such parameters in this model",
+     "golden/consumers/mixtral/fused-0.18.1"},
+    {peft_old, fact::peft_0_18, 0, kRight, "", "golden/consumers/gpt_oss/fused-0.18.1"},
+    {peft_old, fact::grouped, 0, kWrong, kOtherGeneration, "golden/consumers/unsloth/gpt_oss/grouped-by-expert"},
+    {peft_old, 0, 0, kRefuses, kOtherGeneration, "golden/consumers/gpt_oss/fused-0.19.0"},
 
-Consumer vllm(const ConsumerFacts& f, bool mixed) {
-  const std::string_view name = mixed ? "vLLM 0.32, enable_mixed_moe_lora_format" : "vLLM 0.32";
-  if (!f.has_experts || !fused(f)) return verdict(name, kRight);
-  if (f.experts_renamed)
-    return verdict(name, kWrong, "experts are looked for under transformers 4's name: their LoRA is dropped");
-  if (f.layout == Layout::unsloth_grouped) return verdict(name, kWrong, "the packing of lora_B is not looked at");
-  if (f.reversed_for_peft && f.model_type != "llama4")
-    return verdict(name, kRefuses, "sizes do not fit: the pairs are the other way round");
-  const bool needs_flag = f.model_type != "gpt_oss";
-  if (needs_flag && !mixed) return verdict(name, kRefuses, "asks for enable_mixed_moe_lora_format");
-  if (!(f.gate && f.up && f.down)) return verdict(name, kRefuses, "needs gate_up_proj and down_proj both");
-  return verdict(name, kRight);
-}
+    {vllm, 0, fact::fused, kRight, "", "golden/consumers/qwen3_moe/perexpert"},
+    {vllm, fact::renamed, 0, kWrong, "experts are looked for under transformers 4's name: their LoRA is dropped",
+     "golden/consumers/mixtral/fused"},
+    {vllm, fact::grouped, 0, kWrong, kPackingIgnored, "golden/consumers/unsloth/gpt_oss/grouped-by-expert"},
+    {vllm, fact::reversed, 0, kRefuses, "sizes do not fit: the pairs are the other way round",
+     "golden/consumers/gpt_oss/fused-0.19.0", "llama4"},
+    {vllm, 0, fact::mixed_format, kRefuses, "asks for enable_mixed_moe_lora_format", "golden/consumers/qwen3_moe/fused",
+     "gpt_oss"},
+    {vllm, 0, fact::all_projections, kRefuses, "needs gate_up_proj and down_proj both",
+     "golden/consumers/gpt_oss/fused-gateup-only"},
 
-Consumer llama_cpp(const ConsumerFacts& f) {
-  constexpr std::string_view kName = "llama.cpp convert_lora_to_gguf.py";
-  if (fused(f)) return verdict(kName, kRefuses, "fused experts are not known");
-  if (f.use_rslora) return verdict(kName, kWrong, "the scale is taken as alpha / r");
-  if (f.alpha_pattern || f.unequal_expert_scales) return verdict(kName, kWrong, "one alpha for all tensors");
-  return verdict(kName, kRight);
-}
+    {llama_cpp, fact::fused, 0, kRefuses, "fused experts are not known", "golden/consumers/mixtral/fused"},
+    {llama_cpp, fact::rslora, 0, kWrong, "the scale is taken as alpha / r",
+     "golden/consumers/mixtral/perexpert-rslora"},
+    {llama_cpp, fact::alpha_pattern, 0, kWrong, kOneAlpha, "golden/consumers/mixtral/perexpert-alphapat"},
+    {llama_cpp, fact::uneven_scales, 0, kWrong, kOneAlpha, "golden/consumers/mixtral/perexpert-alphapat"},
 
-// Layout and tensors both have a say: who refuses never gets as far as being wrong.
-Consumer with_tensors(Consumer by_layout, Program program, const ConsumerFacts& facts) {
-  const ConsumerRow* row = worst_row(program, facts.kinds);
-  if (row == nullptr || by_layout.verdict == kRefuses) return by_layout;
-  if (by_layout.verdict == kWrong && row->verdict == kWrong) return by_layout;
-  return verdict(by_layout.name, row->verdict, std::string(row->why));
-}
-
-// "block_sparse_moe" of "model.layers.0.block_sparse_moe.experts".
-std::string above(const std::string& module) {
-  const auto end = module.rfind('.');
-  if (end == std::string::npos) return {};
-  const std::string parent = module.substr(0, end);
-  return parent.substr(parent.rfind('.') + 1);
-}
+    {mlx_lm, 0, 0, kRefuses, "reads its own format only (adapters.safetensors, num_layers)",
+     "golden/consumers/README.md"},
+};
 
 constexpr std::string_view kPeftNow = "PEFT 0.21.2, save_and_load.py", kPeftOld = "PEFT 0.18.1, save_and_load.py";
 constexpr std::string_view kHelper = "vLLM 0.32.0, lora/peft_helper.py", kNames = "vLLM 0.32.0, lora/utils.py";
@@ -101,10 +93,7 @@ constexpr std::string_view kGguf = "llama.cpp, convert_lora_to_gguf.py";
 constexpr std::string_view kNotLora = "a tensor that is neither lora_A nor lora_B ends it";
 constexpr std::string_view kUnsupported = "a tensor that is neither lora_A nor lora_B: unsupported LoRA weight";
 
-using enum TensorKind;
-using enum Program;
-
-constexpr ConsumerRow kRows[] = {
+constexpr TensorRow kTensorRows[] = {
     {magnitude, peft_now, kRight, "", kPeftNow},
     {magnitude, peft_old, kRight, "", kPeftOld},
     {magnitude, vllm, kRefuses, "DoRA is not supported", kHelper},
@@ -198,87 +187,112 @@ TensorKind kind_of(const Input& input, const Extra& extra) {
 // Worse answers are greater.
 int weight(std::string_view verdict) { return verdict == kRefuses ? 2 : verdict == kWrong ? 1 : 0; }
 
-}  // namespace
+Consumer by_layout(const ProgramInfo& program, const ConsumerFacts& adapter) {
+  const Facts facts = adapter.facts | program.facts;
+  const auto fits = [&](const LayoutRow& row) {
+    const bool has_facts = (facts & row.all_of) == row.all_of && (facts & row.none_of) == 0;
+    return row.program == program.program && has_facts &&
+           (row.except_family.empty() || row.except_family != adapter.model_type);
+  };
+  const auto row = std::ranges::find_if(kLayoutRows, fits);
+  if (row == std::end(kLayoutRows)) return {std::string(program.name), std::string(kRight), {}};
+  return {std::string(program.name), std::string(row->verdict), std::string(row->why)};
+}
 
-ConsumerFacts consumer_facts(const Input& input) {
-  ConsumerFacts f;
-  const AdapterConfig& config = input.adapter.config;
-  f.layout = input.reading.layout;
-  f.has_experts = input.reading.has_experts;
-  f.kinds = tensor_kinds(input);
-  f.model_type = input.model.model_type;
-  f.peft_config = input.model.peft_config;
-  f.use_rslora = config.use_rslora, f.use_dora = config.use_dora, f.dropout = config.lora_dropout != 0;
-  f.alpha_pattern = !config.alpha_pattern.empty();
-  for (const Experts& experts : input.model.experts) {
-    f.fused_in_v4 = f.fused_in_v4 || !experts.form->v4.empty();
-    const bool both = !experts.v4_module.empty() && !experts.v5_module.empty();
-    f.experts_renamed = f.experts_renamed || (both && above(experts.v4_module) != above(experts.v5_module));
+// Layout and tensors both have a say. A program that refuses never gets as far as being wrong.
+Consumer verdict_of(const ProgramInfo& program, const ConsumerFacts& adapter) {
+  Consumer consumer = by_layout(program, adapter);
+  const TensorRow* row = worst_row(program.program, adapter.kinds);
+  if (row == nullptr || consumer.verdict == kRefuses) return consumer;
+  if (consumer.verdict == kWrong && row->verdict == kWrong) return consumer;
+  consumer.verdict = row->verdict, consumer.why = row->why;
+  return consumer;
+}
+
+// "block_sparse_moe" of "model.layers.0.block_sparse_moe.experts".
+std::string parent_name(const std::string& module) {
+  const auto end = module.rfind('.');
+  if (end == std::string::npos) return {};
+  const std::string parent = module.substr(0, end);
+  return parent.substr(parent.rfind('.') + 1);
+}
+
+Facts model_facts(const Model& model) {
+  Facts facts = model.peft_config.empty() ? 0 : fact::config_converted;
+  for (const Experts& experts : model.experts) {
+    if (!experts.form->v4.empty()) facts |= fact::fused_in_v4;
+    const bool in_both = !experts.v4_module.empty() && !experts.v5_module.empty();
+    if (in_both && parent_name(experts.v4_module) != parent_name(experts.v5_module)) facts |= fact::renamed;
   }
-  static const std::set<std::string, std::less<>> kProjections = {"gate", "gate_proj", "up_proj", "down_proj",
-                                                                  "w1",   "w2",        "w3"};
+  return facts;
+}
+
+Facts config_facts(const AdapterConfig& config) {
+  return (config.use_rslora ? fact::rslora : 0) | (config.use_dora ? fact::dora : 0) |
+         (config.lora_dropout != 0 ? fact::dropout : 0) | (config.alpha_pattern.empty() ? 0 : fact::alpha_pattern);
+}
+
+// Dense modules that PEFT takes for experts. A router is a parameter after the conversion, and PEFT leaves it alone.
+Facts dense_facts(const Input& input) {
+  for (const Factor& factor : input.reading.factors.factors) {
+    if (factor.site.expert >= 0 || !is_named_like_projection(factor.site.module)) continue;
+    if (input.model.kind(Generation::v5, factor.site.module) != ModuleKind::other) return fact::namesakes;
+  }
+  return 0;
+}
+
+// Which projections of experts have LoRA, and whether the experts are alike.
+Facts expert_facts(const Input& input) {
   std::map<Projection, std::set<std::int64_t>> ranks;
-  std::map<Projection, std::set<double>> scales;
+  std::set<double> scales;
   std::map<std::string, std::map<Projection, std::int64_t>> counts;
   for (const Factor& factor : input.reading.factors.factors) {
-    if (factor.site.expert < 0) {
-      const std::string& m = factor.site.module;
-      // A router is a parameter after the conversion and no longer a target that PEFT rewrites.
-      const bool router = input.model.kind(Generation::v5, m) == ModuleKind::other;
-      f.expert_namesakes = f.expert_namesakes || (!router && kProjections.count(m.substr(m.rfind('.') + 1)) != 0);
-      continue;
-    }
-    f.gate |= factor.site.projection == Projection::gate, f.up |= factor.site.projection == Projection::up;
-    f.down |= factor.site.projection == Projection::down;
+    if (factor.site.expert < 0) continue;
     ranks[factor.site.projection].insert(factor.rank);
-    scales[factor.site.projection].insert(factor.scale);
+    scales.insert(factor.scale);
     ++counts[factor.site.module][factor.site.projection];
   }
+  const bool gate = ranks.contains(Projection::gate), up = ranks.contains(Projection::up),
+             down = ranks.contains(Projection::down);
+  bool uneven = false;
   for (const auto& [projection, values] : ranks)
-    f.unequal_expert_ranks |= values.size() > 1 || (*values.begin()) != config.r;
-  std::set<double> all_scales;
-  for (const auto& [projection, values] : scales) all_scales.insert(values.begin(), values.end());
-  f.unequal_expert_scales = all_scales.size() > 1;
+    uneven = uneven || values.size() > 1 || *values.begin() != input.adapter.config.r;
   for (const Experts& experts : input.model.experts) {
-    const auto at = counts.find(layout::experts_module(experts));
-    if (at == counts.end()) continue;
-    for (const auto& [projection, count] : at->second)
-      f.missing_experts |= experts.num_experts != 0 && count != experts.num_experts;
+    const auto found = counts.find(layout::experts_module(experts));
+    if (found == counts.end() || experts.num_experts == 0) continue;
+    for (const auto& [projection, count] : found->second) uneven = uneven || count != experts.num_experts;
   }
-  if (fused(f)) {
-    for (const Experts& experts : input.model.experts) {
-      for (const auto& parameter : experts.form->v5) {
-        if (parameter.projections.empty()) continue;
-        const bool same =
-            layout::orientation_of(f.layout, parameter) == layout::orientation_of(Layout::peft_fused, parameter);
-        const auto dims = layout::natural_dims(experts, parameter);
-        const bool adapted = parameter.projections.front() == Projection::down ? f.down : f.gate || f.up;
-        f.reversed_for_peft |= !same;
-        if (adapted && !same && dims.in != dims.out)
-          f.reversed_square = false;
-        else if (adapted && !same)
-          f.reversed_square = true;
-      }
-      break;
-    }
-  }
-  return f;
+  return (gate ? fact::gate : 0) | (up ? fact::up : 0) | (down ? fact::down : 0) |
+         (gate != up ? fact::gate_or_up_alone : 0) | (gate && up && down ? fact::all_projections : 0) |
+         (uneven ? fact::uneven_experts : 0) | (scales.size() > 1 ? fact::uneven_scales : 0);
 }
 
-std::vector<InspectReport::Consumer> consumer_verdicts(const ConsumerFacts& facts) {
-  return {with_tensors(peft_now(facts), Program::peft_now, facts),
-          with_tensors(peft_old(facts), Program::peft_old, facts),
-          with_tensors(vllm(facts, false), Program::vllm, facts),
-          with_tensors(vllm(facts, true), Program::vllm, facts),
-          with_tensors(llama_cpp(facts), Program::llama_cpp, facts),
-          verdict("MLX-LM 0.32", kRefuses, "reads its own format only (adapters.safetensors, num_layers)")};
+// Whether fused tensors lie as today's PEFT expects them. The first kind of experts of the model tells.
+Facts orientation_facts(const Input& input, Facts projections) {
+  if (input.model.experts.empty()) return 0;
+  const Experts& experts = input.model.experts.front();
+  const Layout layout = input.reading.layout;
+  bool reversed = false, square = false;
+  for (const auto& parameter : experts.form->v5) {
+    if (parameter.projections.empty()) continue;
+    if (layout::orientation_of(layout, parameter) == layout::orientation_of(Layout::peft_fused, parameter)) continue;
+    reversed = true;
+    const bool is_down = parameter.projections.front() == Projection::down;
+    const bool adapted = is_down ? (projections & fact::down) != 0 : (projections & (fact::gate | fact::up)) != 0;
+    const auto dims = layout::natural_dims(experts, parameter);
+    if (adapted) square = dims.in == dims.out;
+  }
+  return (reversed ? fact::reversed : 0) | (square ? fact::reversed_square : 0);
 }
 
-std::span<const ConsumerRow> consumer_rows() { return kRows; }
+}  // namespace
 
-const ConsumerRow* worst_row(Program program, const std::set<TensorKind>& kinds) {
-  const ConsumerRow* worst = nullptr;
-  for (const ConsumerRow& row : kRows) {
+std::span<const LayoutRow> layout_rows() { return kLayoutRows; }
+std::span<const TensorRow> tensor_rows() { return kTensorRows; }
+
+const TensorRow* worst_row(Program program, const std::set<TensorKind>& kinds) {
+  const TensorRow* worst = nullptr;
+  for (const TensorRow& row : kTensorRows) {
     if (row.program != program || !kinds.contains(row.kind) || row.verdict == kRight) continue;
     if (worst == nullptr || weight(row.verdict) > weight(worst->verdict)) worst = &row;
   }
@@ -297,6 +311,27 @@ std::set<TensorKind> tensor_kinds(const Input& input) {
   const std::string tokens = input.adapter.config.value("alora_invocation_tokens");
   if (!tokens.empty() && tokens != "null" && tokens != "[]") kinds.insert(alora);
   return kinds;
+}
+
+ConsumerFacts consumer_facts(const Input& input) {
+  const Layout layout = input.reading.layout;
+  ConsumerFacts result{
+      .facts = model_facts(input.model) | config_facts(input.adapter.config) | dense_facts(input) | expert_facts(input),
+      .model_type = input.model.model_type,
+      .kinds = tensor_kinds(input)};
+  if (!input.reading.has_experts) return result;
+  result.facts |= fact::experts;
+  if (layout == Layout::peft_per_expert) return result;
+  result.facts |= fact::fused | orientation_facts(input, result.facts);
+  if (layout == Layout::unsloth_grouped) result.facts |= fact::grouped;
+  if (layout == Layout::peft_fused_0_18) result.facts |= fact::peft_0_18;
+  return result;
+}
+
+std::vector<Consumer> consumer_verdicts(const ConsumerFacts& facts) {
+  std::vector<Consumer> verdicts;
+  for (const ProgramInfo& program : kPrograms) verdicts.push_back(verdict_of(program, facts));
+  return verdicts;
 }
 
 }  // namespace peft::verbs

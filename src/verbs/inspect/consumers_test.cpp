@@ -10,7 +10,7 @@ namespace {
 
 TEST(ConsumerTensors, every_program_has_one_answer_for_every_kind) {
   std::map<std::pair<int, int>, int> seen;
-  for (const ConsumerRow& row : consumer_rows()) {
+  for (const TensorRow& row : tensor_rows()) {
     ++seen[{static_cast<int>(row.program), static_cast<int>(row.kind)}];
     EXPECT_TRUE(row.verdict == kRight || row.verdict == kRefuses || row.verdict == kWrong) << row.verdict;
     EXPECT_EQ(row.why.empty(), row.verdict == kRight) << row.why;
@@ -20,10 +20,10 @@ TEST(ConsumerTensors, every_program_has_one_answer_for_every_kind) {
           row.source.starts_with("golden/") ? "tests/" + std::string(row.source) : std::string(row.source);
       EXPECT_TRUE(std::filesystem::exists(std::filesystem::path(PEFT_SOURCE_DIR) / path)) << path;
     }
-    const ConsumerRow* worst = worst_row(row.program, {row.kind});
+    const TensorRow* worst = worst_row(row.program, {row.kind});
     EXPECT_EQ(worst, row.verdict == kRight ? nullptr : &row);
   }
-  EXPECT_EQ(seen.size(), kPrograms * kTensorKinds);
+  EXPECT_EQ(seen.size(), kTensorPrograms * kTensorKinds);
   for (const auto& [key, count] : seen) EXPECT_EQ(count, 1);
 }
 

@@ -2,16 +2,17 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
-#include "peft/adapter.h"
 #include "peft/verbs.h"
 
 namespace peft::verbs {
 
-// Every tensor of the file is in exactly one row. Without a reading (`decoded` false) the meaning is left out.
+// One row for all layers and experts that look alike. Every tensor of the file is in exactly one row. Without a reading
+// (`decoded` false) the meaning is left out.
 std::vector<InspectReport::Row> describe_tensors(const Input& input, bool decoded);
-// Rank, alpha and scale, one row per kind of site and distinct values.
+// Rank, alpha and scale, one row for each kind of site and distinct values.
 std::vector<InspectReport::RankRow> describe_ranks(const Input& input);
 
 // "model.layers.{layer}.mlp.experts.{expert}.gate_proj": numbers as placeholders.

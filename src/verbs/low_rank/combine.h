@@ -1,12 +1,17 @@
 // The arithmetic of combine and resize: one group of matrices of several adapters becomes one pair.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <span>
+
 #include "low_rank/operators.h"
 #include "peft/low_rank.h"
-#include "verbs/low_rank/groups.h"
+#include "verbs/low_rank/new_adapter.h"
 
 namespace peft::verbs {
 
+// How a type of `combine` computes.
 struct CombineRule {
   enum class On : std::uint8_t { sum, factors, updates };  // what the operator works on
   On on = On::sum;

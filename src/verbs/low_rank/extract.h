@@ -23,6 +23,7 @@ struct ExtractedGroup {
 ExtractedGroup extract_group(const GroupWeights& weights, const ModelWeights& base, const ModelWeights& finetuned,
                              std::int64_t rank, Dtype dtype);
 
+// Bytes that extract_group needs at its peak.
 std::uint64_t memory_of(const GroupWeights& weights);
 
 }  // namespace peft::verbs

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 
 #include "adapter/site_order.h"
 #include "layout/encode.h"
@@ -81,6 +82,19 @@ void put_rows(low_rank::Dense& b, const low_rank::Dense& part, double scale, std
 }
 
 }  // namespace
+
+std::int64_t MatrixGroup::rows() const { return std::accumulate(out.begin(), out.end(), std::int64_t{0}); }
+
+std::int64_t MatrixGroup::first_row(std::size_t i) const {
+  if (interleaved) return static_cast<std::int64_t>(i);
+  return std::accumulate(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(i), std::int64_t{0});
+}
+
+std::string MatrixGroup::name() const {
+  std::string text = describe(sites.front());
+  for (std::size_t i = 1; i < sites.size(); ++i) text += "+" + std::string(peft::name(sites[i].projection));
+  return text;
+}
 
 JoinRule join_rule(const Model& model, Layout to, const Site& site) {
   if (to == Layout::peft_per_expert || site.expert < 0) return {};

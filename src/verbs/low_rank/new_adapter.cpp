@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
-#include <numeric>
 
 #include "adapter/site_order.h"
 #include "config/task_heads.h"
@@ -17,7 +16,7 @@
 namespace peft::verbs {
 namespace {
 
-// Where the file object and the bytes it reads live together.
+// The file object and the bytes that it reads have one owner.
 struct Image {
   std::vector<std::byte> bytes;
   std::shared_ptr<const TensorFile> file;
@@ -112,11 +111,10 @@ std::string tensor_name(const Input& input, const Extra& extra) {
 }
 
 [[noreturn]] void refuse(const Input& input, const Extra& extra, std::string problem) {
-  throw Error(ErrorCode::CF_UNSUP, {.file = input.adapter.weights->path(),
-                                    .tensor = tensor_name(input, extra),
-                                    .problem = std::move(problem),
-                                    .expected = "plain LoRA",
-                                    .hint = "merge the adapters into the base model one after the other (peft merge)"});
+  at(input.adapter.weights->path(), tensor_name(input, extra))
+      .fail(ErrorCode::CF_UNSUP, {.problem = std::move(problem),
+                                  .expected = "plain LoRA",
+                                  .hint = "merge the adapters into the base model one after the other (peft merge)"});
 }
 
 void adopt(AdapterConfig& config, const AdapterConfig& from) {
@@ -130,19 +128,6 @@ void adopt(AdapterConfig& config, const AdapterConfig& from) {
 }
 
 }  // namespace
-
-std::int64_t MatrixGroup::rows() const { return std::accumulate(out.begin(), out.end(), std::int64_t{0}); }
-
-std::int64_t MatrixGroup::first_row(std::size_t i) const {
-  if (interleaved) return static_cast<std::int64_t>(i);
-  return std::accumulate(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(i), std::int64_t{0});
-}
-
-std::string MatrixGroup::name() const {
-  std::string text = describe(sites.front());
-  for (std::size_t i = 1; i < sites.size(); ++i) text += "+" + std::string(peft::name(sites[i].projection));
-  return text;
-}
 
 StoredPair store(const MatrixGroup& group, const low_rank::Factors& factors, Dtype dtype) {
   StoredPair pair;

@@ -2,33 +2,18 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
-#include "low_rank/spectrum.h"
 #include "peft/layout.h"
 #include "peft/low_rank.h"
 #include "peft/model.h"
 #include "peft/plan.h"
 #include "peft/verbs.h"
+#include "verbs/low_rank/groups.h"
 
 namespace peft::verbs {
-
-// The matrices that share one A: a single one, or gate and up of an expert, whose B lie one below the other (or row by
-// row in turns where the family stores them so).
-struct MatrixGroup {
-  std::vector<Site> sites;
-  std::vector<std::int64_t> out;  // rows of each
-  FactorKind kind = FactorKind::linear;
-  bool interleaved = false;
-
-  std::int64_t rows() const;
-  // Rows of the group's B that are the i-th site's: first, and step.
-  std::int64_t first_row(std::size_t i) const;
-  std::int64_t row_step() const { return interleaved ? static_cast<std::int64_t>(sites.size()) : 1; }
-  std::string name() const;  // "model.layers.0.mlp.experts.7.gate+up"
-};
 
 // One group's factors, rounded.
 struct StoredPair {
@@ -47,6 +32,9 @@ struct Carried {
   std::vector<std::byte> bytes;
 };
 
+Carried carry(const TensorFile& file, const TensorInfo& tensor, const Extra& extra);
+
+// The new factors and tensors, until they are planned.
 struct NewAdapter {
   struct Entry {
     MatrixGroup group;
@@ -61,18 +49,18 @@ struct NewAdapter {
   Plan plan(const AdapterConfig& config, const Model& model, Layout to);
 };
 
-// All of one adapter's: its magnitudes, biases and saved modules stay what they are.
+// Everything that one adapter carries: magnitudes, biases and saved modules stay as they are.
 std::vector<Carried> carry_all(const Input& input);
 
-// Of several adapters: saved modules and biases of the base that only one of them has, or all the same. Throws CF_UNSUP
-// for what has no sum (DoRA, lora_bias, trained tokens, one module saved by two). `config` gets what belongs to them.
+// What several adapters carry: saved modules and biases of the base that one of them has, or several have alike. Throws
+// CF_UNSUP for what has no sum: DoRA, lora_bias, trained tokens, a module that two save differently. `config` gets the
+// entries of the modules.
 std::vector<Carried> carry_for_combination(std::span<const Input> inputs, AdapterConfig& config,
                                            std::vector<std::string>& notes);
 
-Carried carry(const TensorFile& file, const TensorInfo& tensor, const Extra& extra);
-
-// `error` is ||stored - wanted||, `norm` ||wanted||. Rank 0: the matrix came out as zero and is left out.
+// Adds a matrix to the report. `error` is ||stored - wanted||, `norm` is ||wanted||. With rank 0 the matrix is zero and
+// is named as left out.
 void record(LowRankResult& result, const MatrixGroup& group, std::int64_t rank, double norm, double error);
-void summarise(LowRankResult& result);  // worst and mean
+void summarise(LowRankResult& result);  // sets worst and mean
 
 }  // namespace peft::verbs

@@ -11,7 +11,7 @@
 #include "adapter/view_math.h"
 #include "base/float_dtypes.h"
 #include "peft/execute.h"
-#include "verbs/verify_merged/values.h"
+#include "verbs/verify/rounding.h"
 
 namespace peft::verbs {
 namespace {
@@ -32,6 +32,119 @@ bool same_copy(const ExpectedTensor& expected, const MergedModel& merged, const 
   if (!whole) return false;
   const auto found = merged.bytes(counterpart, planned), wanted = file.bytes(source);
   return found.size() == wanted.size() && std::memcmp(found.data(), wanted.data(), found.size()) == 0;
+}
+
+constexpr double kFloatRounding = 0x1p-24;
+
+// Norms of the rows of a factor. A b without rows stands for ones.
+std::vector<double> row_norms(const Plan& plan, const View& view, std::int64_t rows) {
+  std::vector<double> norms(static_cast<std::size_t>(rows), 1.0);
+  if (view.rows == 0) return norms;
+  const low_rank::Dense values = low_rank::read(adapter::bind(*plan.sources[view.source], view));
+  std::fill(norms.begin(), norms.end(), 0.0);
+  for (std::int64_t j = 0; j < values.cols; ++j) {
+    for (std::int64_t i = 0; i < values.rows; ++i)
+      norms[static_cast<std::size_t>(i)] += values.at(i, j) * values.at(i, j);
+  }
+  for (double& norm : norms) norm = std::sqrt(norm);
+  return norms;
+}
+
+// What the sums of a plan's updates may lose in fp32, for a run of rows of a tensor.
+struct Slack {
+  std::vector<double>
+      of_sums;  // |s| (rank + 4) 2^-24 |b_i| |a_j|, over all updates: the error of a sum of that rank in fp32
+  std::vector<double> magnitude;  // |s| |b_i| |a_j|: no delta is larger (Cauchy and Schwarz)
+};
+// Norms of the rows of b and of the columns of a, update by update.
+class SlackOf {
+ public:
+  SlackOf(const Plan& plan, const PlannedTensor& tensor);
+  Slack rows(std::int64_t first, std::int64_t count) const;
+  std::size_t adapters() const { return adapters_; }
+  bool dora() const { return dora_; }
+
+ private:
+  const PlannedTensor& tensor_;
+  std::vector<std::vector<double>> b_, a_;
+  std::size_t adapters_ = 0;
+  bool dora_ = false;
+};
+
+enum class Fit : std::uint8_t { exact, one_rounding, two_roundings, beyond };
+
+class Judge {
+ public:
+  // `result`: dtype of the merged values; `base`: what W was in before.
+  Judge(Dtype result, Dtype base, const SlackOf& slack);
+  Fit judge(double base, double expected, double merged, double slack, double delta_bound) const;
+  double places(double expected, double merged) const;  // distance in last places of the result's dtype
+
+ private:
+  Precision result_, coarse_;
+  bool narrowed_;
+  double times_;     // roundings of weights that tools may do
+  double relative_;  // fp32 and DoRA norms: of the value itself
+};
+
+SlackOf::SlackOf(const Plan& plan, const PlannedTensor& tensor) : tensor_(tensor) {
+  if (!tensor.merge) return;
+  std::set<std::uint32_t> adapters;
+  for (const Update& update : tensor.merge->updates) {
+    b_.push_back(row_norms(plan, update.b, update.target.rows));
+    a_.push_back(row_norms(plan, update.a.transposed(), update.target.cols));
+    adapters.insert(update.adapter);
+    dora_ = dora_ || update.magnitude.has_value();
+  }
+  adapters_ = adapters.size();
+}
+
+Slack SlackOf::rows(std::int64_t first, std::int64_t count) const {
+  const auto size = static_cast<std::size_t>(count * tensor_.cols);
+  Slack slack{std::vector<double>(size), std::vector<double>(size)};
+  for (std::size_t u = 0; u < b_.size(); ++u) {
+    const Update& update = tensor_.merge->updates[u];
+    const double scale = std::abs(update.scale), loss = (static_cast<double>(update.a.rows) + 4) * kFloatRounding;
+    visit_runs(update.target, tensor_.cols, first, count, [&](const ElementRun& run) {
+      const double of_line = scale * (run.along_row ? b_[u] : a_[u])[static_cast<std::size_t>(run.line)];
+      const std::vector<double>& across = run.along_row ? a_[u] : b_[u];
+      for (std::int64_t n = 0; n < run.count; ++n) {
+        const auto at = static_cast<std::size_t>(run.at + n * run.step);
+        const double largest = of_line * across[static_cast<std::size_t>(run.begin + n)];
+        slack.magnitude[at] += largest;
+        slack.of_sums[at] += largest * loss;
+      }
+    });
+  }
+  return slack;
+}
+
+Judge::Judge(Dtype result, Dtype base, const SlackOf& slack)
+    : result_(precision_of(result)),
+      coarse_(precision_of(base).bits < precision_of(result).bits ? precision_of(base) : precision_of(result)),
+      narrowed_(precision_of(result).bits < precision_of(base).bits),
+      // Two DoRA adapters in PEFT: the first is taken out, put back and followed by the second.
+      times_(static_cast<double>(std::max<std::size_t>(1, slack.adapters())) *
+             (slack.dora() && slack.adapters() > 1 ? 4 : 1)),
+      relative_(precision_of(result).bits < 24 || slack.dora() ? (slack.dora() ? 16 : 1) * kFloatRounding : 0) {}
+
+Fit Judge::judge(double base, double expected, double merged, double slack, double delta_bound) const {
+  const double distance = std::abs(merged - expected);
+  const double largest = std::max(std::abs(expected), std::abs(merged));
+  const double half = last_place(result_, largest) / 2;
+  if (distance <= half) return Fit::exact;
+  const double lost = slack + relative_ * (largest + std::abs(base));
+  if (distance <= half + lost) return Fit::one_rounding;
+  const double delta = times_ > 1 ? delta_bound : std::abs(expected - base);
+  const double reached =
+      times_ > 1 ? std::max(largest, std::abs(base)) + delta_bound : std::max(largest, std::abs(base));
+  double allowed = lost + times_ * (last_place(coarse_, reached) + last_place(coarse_, delta)) / 2;
+  if (narrowed_) allowed += last_place(result_, base) / 2;  // the base was cast before
+  return distance <= allowed ? Fit::two_roundings : Fit::beyond;
+}
+
+double Judge::places(double expected, double merged) const {
+  return std::abs(merged - expected) / last_place(result_, std::max(std::abs(expected), std::abs(merged)));
 }
 
 void count(MergeBounds& bounds, Fit fit) {
@@ -60,12 +173,9 @@ class Comparison {
         counterpart_(counterpart),
         evaluator_(expected.merge->plan, expected.file, expected.tensor),
         slack_(expected.merge->plan, planned_),
-        dtype_(counterpart.dtype),
-        judge_(dtype_, planned_.merge ? planned_.merge->base_dtype : planned_.dtype, slack_),
-        precision_(precision_of(dtype_)),
-        sums_(expected.sites.size() + 1) {
-    for (std::size_t i = 0; i < expected.sites.size(); ++i) sums_[i].site = expected.sites[i].first;
-  }
+        judge_(counterpart.dtype, planned_.merge ? planned_.merge->base_dtype : planned_.dtype, slack_),
+        precision_(precision_of(counterpart.dtype)),
+        sums_(empty_sums(expected)) {}
 
   std::vector<MatrixSums> run() {
     const std::int64_t rows = std::max<std::int64_t>(1, kElements / std::max<std::int64_t>(1, planned_.cols));
@@ -75,13 +185,20 @@ class Comparison {
   }
 
  private:
+  // One for each site, and one for the elements of no site.
+  static std::vector<MatrixSums> empty_sums(const ExpectedTensor& expected) {
+    std::vector<MatrixSums> sums(expected.sites.size() + 1);
+    for (std::size_t i = 0; i < expected.sites.size(); ++i) sums[i].site = expected.sites[i].first;
+    return sums;
+  }
+
   void chunk(std::int64_t first, std::int64_t rows) {
     const auto base = evaluator_.base(first, rows), wanted = planned_.merge ? evaluator_.merged(first, rows) : base;
     const Slack slack = slack_.rows(first, rows);
     merged_.read(counterpart_, planned_, first, rows, values_, known_);
     group_.assign(base.size(), static_cast<std::uint32_t>(expected_.sites.size()));
     for (std::size_t s = 0; s < expected_.sites.size(); ++s) {
-      visit_runs(expected_.sites[s].second, planned_.cols, first, rows, [&](const Run& run) {
+      visit_runs(expected_.sites[s].second, planned_.cols, first, rows, [&](const ElementRun& run) {
         for (std::int64_t n = 0; n < run.count; ++n)
           group_[static_cast<std::size_t>(run.at + n * run.step)] = static_cast<std::uint32_t>(s);
       });
@@ -116,7 +233,6 @@ class Comparison {
   const Counterpart& counterpart_;
   Evaluator evaluator_;
   SlackOf slack_;
-  Dtype dtype_;
   Judge judge_;
   Precision precision_;
   std::vector<MatrixSums> sums_;
@@ -125,26 +241,35 @@ class Comparison {
   std::vector<std::uint32_t> group_;
 };
 
+// The multiples of several deltas that explain D best: gram[i][j] = <Delta_i, Delta_j>, right[i] = <D, Delta_i>. Empty
+// where the deltas do not tell.
+std::vector<double> solve(std::vector<std::vector<double>> gram, std::vector<double> right) {
+  const std::size_t n = right.size();
+  double largest = 0;
+  for (std::size_t i = 0; i < n; ++i) largest = std::max(largest, gram[i][i]);
+  for (std::size_t k = 0; k < n; ++k) {
+    std::size_t pivot = k;
+    for (std::size_t i = k + 1; i < n; ++i) pivot = std::abs(gram[i][k]) > std::abs(gram[pivot][k]) ? i : pivot;
+    if (std::abs(gram[pivot][k]) <= 1e-9 * largest) return {};
+    std::swap(gram[k], gram[pivot]);
+    std::swap(right[k], right[pivot]);
+    for (std::size_t i = k + 1; i < n; ++i) {
+      const double times = gram[i][k] / gram[k][k];
+      for (std::size_t j = k; j < n; ++j) gram[i][j] -= times * gram[k][j];
+      right[i] -= times * right[k];
+    }
+  }
+  for (std::size_t k = n; k-- > 0;) {
+    for (std::size_t j = k + 1; j < n; ++j) right[k] -= gram[k][j] * right[j];
+    right[k] /= gram[k][k];
+  }
+  return right;
+}
+
 const ExpectedTensor* named(const std::vector<ExpectedTensor>& tensors, const std::string& name) {
   const auto at =
       std::find_if(tensors.begin(), tensors.end(), [&](const ExpectedTensor& t) { return t.planned().name == name; });
   return at == tensors.end() ? nullptr : &*at;
-}
-
-constexpr double kFloatRounding = 0x1p-24;
-
-// Norms of the rows of a factor. A b without rows stands for ones.
-std::vector<double> row_norms(const Plan& plan, const View& view, std::int64_t rows) {
-  std::vector<double> norms(static_cast<std::size_t>(rows), 1.0);
-  if (view.rows == 0) return norms;
-  const low_rank::Dense values = low_rank::read(adapter::bind(*plan.sources[view.source], view));
-  std::fill(norms.begin(), norms.end(), 0.0);
-  for (std::int64_t j = 0; j < values.cols; ++j) {
-    for (std::int64_t i = 0; i < values.rows; ++i)
-      norms[static_cast<std::size_t>(i)] += values.at(i, j) * values.at(i, j);
-  }
-  for (double& norm : norms) norm = std::sqrt(norm);
-  return norms;
 }
 
 constexpr double kClose = 0.03;  // of a factor, or of a residual: what counts as the same
@@ -224,7 +349,7 @@ std::vector<double> factors_of(const std::string& tensor, const std::string& sit
       deltas[i] = evaluators[i]->merged(first, count);
       for (std::size_t k = 0; k < base.size(); ++k) deltas[i][k] -= base[k];
     }
-    visit_runs(place->second, planned.cols, first, count, [&](const Run& run) {
+    visit_runs(place->second, planned.cols, first, count, [&](const ElementRun& run) {
       for (std::int64_t m = 0; m < run.count; ++m) {
         const auto at = static_cast<std::size_t>(run.at + m * run.step);
         if (known[at] == 0) continue;
@@ -238,66 +363,6 @@ std::vector<double> factors_of(const std::string& tensor, const std::string& sit
   return solve(std::move(gram), std::move(right));
 }
 
-SlackOf::SlackOf(const Plan& plan, const PlannedTensor& tensor) : tensor_(tensor) {
-  if (!tensor.merge) return;
-  std::set<std::uint32_t> adapters;
-  for (const Update& update : tensor.merge->updates) {
-    b_.push_back(row_norms(plan, update.b, update.target.rows));
-    a_.push_back(row_norms(plan, update.a.transposed(), update.target.cols));
-    adapters.insert(update.adapter);
-    dora_ = dora_ || update.magnitude.has_value();
-  }
-  adapters_ = adapters.size();
-}
-
-Slack SlackOf::rows(std::int64_t first, std::int64_t count) const {
-  const auto size = static_cast<std::size_t>(count * tensor_.cols);
-  Slack slack{std::vector<double>(size), std::vector<double>(size)};
-  for (std::size_t u = 0; u < b_.size(); ++u) {
-    const Update& update = tensor_.merge->updates[u];
-    const double scale = std::abs(update.scale), loss = (static_cast<double>(update.a.rows) + 4) * kFloatRounding;
-    visit_runs(update.target, tensor_.cols, first, count, [&](const Run& run) {
-      const double of_line = scale * (run.along_row ? b_[u] : a_[u])[static_cast<std::size_t>(run.line)];
-      const std::vector<double>& across = run.along_row ? a_[u] : b_[u];
-      for (std::int64_t n = 0; n < run.count; ++n) {
-        const auto at = static_cast<std::size_t>(run.at + n * run.step);
-        const double largest = of_line * across[static_cast<std::size_t>(run.begin + n)];
-        slack.magnitude[at] += largest;
-        slack.of_sums[at] += largest * loss;
-      }
-    });
-  }
-  return slack;
-}
-
-Judge::Judge(Dtype result, Dtype base, const SlackOf& slack)
-    : result_(precision_of(result)),
-      coarse_(precision_of(base).bits < precision_of(result).bits ? precision_of(base) : precision_of(result)),
-      narrowed_(precision_of(result).bits < precision_of(base).bits),
-      // Two DoRA adapters in PEFT: the first is taken out, put back and followed by the second.
-      times_(static_cast<double>(std::max<std::size_t>(1, slack.adapters())) *
-             (slack.dora() && slack.adapters() > 1 ? 4 : 1)),
-      relative_(precision_of(result).bits < 24 || slack.dora() ? (slack.dora() ? 16 : 1) * kFloatRounding : 0) {}
-
-Fit Judge::judge(double base, double expected, double merged, double slack, double delta_bound) const {
-  const double distance = std::abs(merged - expected);
-  const double largest = std::max(std::abs(expected), std::abs(merged));
-  const double half = last_place(result_, largest) / 2;
-  if (distance <= half) return Fit::exact;
-  const double lost = slack + relative_ * (largest + std::abs(base));
-  if (distance <= half + lost) return Fit::one_rounding;
-  const double delta = times_ > 1 ? delta_bound : std::abs(expected - base);
-  const double reached =
-      times_ > 1 ? std::max(largest, std::abs(base)) + delta_bound : std::max(largest, std::abs(base));
-  double allowed = lost + times_ * (last_place(coarse_, reached) + last_place(coarse_, delta)) / 2;
-  if (narrowed_) allowed += last_place(result_, base) / 2;  // the base was cast before
-  return distance <= allowed ? Fit::two_roundings : Fit::beyond;
-}
-
-double Judge::places(double expected, double merged) const {
-  return std::abs(merged - expected) / last_place(result_, std::max(std::abs(expected), std::abs(merged)));
-}
-
 std::string factor_text(double factor) {
   if (std::abs(factor) < kClose) return "not merged";
   if (std::abs(factor - 1) < kClose) return "merged once";
@@ -306,7 +371,7 @@ std::string factor_text(double factor) {
   return fmt::format("merged {:.3g} times", factor);
 }
 
-std::optional<MergedDifference> blame(const MatrixSums& sums, const std::string& tensor) {
+std::optional<MergedDifference> difference_of(const MatrixSums& sums, const std::string& tensor) {
   MergedDifference difference;
   difference.tensor = sums.site.empty() ? tensor : sums.site;
   difference.elements = sums.bounds.beyond;
@@ -343,29 +408,6 @@ std::optional<MergedDifference> blame(const MatrixSums& sums, const std::string&
     difference.what = factor_text(factor);
   }
   return difference;
-}
-
-std::vector<double> solve(std::vector<std::vector<double>> gram, std::vector<double> right) {
-  const std::size_t n = right.size();
-  double largest = 0;
-  for (std::size_t i = 0; i < n; ++i) largest = std::max(largest, gram[i][i]);
-  for (std::size_t k = 0; k < n; ++k) {
-    std::size_t pivot = k;
-    for (std::size_t i = k + 1; i < n; ++i) pivot = std::abs(gram[i][k]) > std::abs(gram[pivot][k]) ? i : pivot;
-    if (std::abs(gram[pivot][k]) <= 1e-9 * largest) return {};
-    std::swap(gram[k], gram[pivot]);
-    std::swap(right[k], right[pivot]);
-    for (std::size_t i = k + 1; i < n; ++i) {
-      const double times = gram[i][k] / gram[k][k];
-      for (std::size_t j = k; j < n; ++j) gram[i][j] -= times * gram[k][j];
-      right[i] -= times * right[k];
-    }
-  }
-  for (std::size_t k = n; k-- > 0;) {
-    for (std::size_t j = k + 1; j < n; ++j) right[k] -= gram[k][j] * right[j];
-    right[k] /= gram[k][k];
-  }
-  return right;
 }
 
 }  // namespace peft::verbs

@@ -42,8 +42,8 @@ MergedModel::MergedModel(const Model& model, const std::string& base, const std:
 Counterpart MergedModel::find(const PlannedTensor& tensor) const {
   Counterpart result;
   const auto& all = merged_.checkpoint.tensors();
-  if (const auto* entry = merged_.checkpoint.find(tensor.name);
-      entry != nullptr && elements_of(entry->tensor->shape) == tensor.rows * tensor.cols) {
+  const auto* entry = merged_.checkpoint.find(tensor.name);
+  if (entry != nullptr && elements_of(entry->tensor->shape) == tensor.rows * tensor.cols) {
     result.direct = entry - all.data();
     result.dtype = entry->tensor->dtype;
     const auto codes = codes_.find(tensor.name);
@@ -72,7 +72,7 @@ Counterpart MergedModel::find(const PlannedTensor& tensor) const {
   return result;
 }
 
-// As merging writes it where nothing is added.
+// The value that a merge writes where nothing is added.
 double MergedModel::dequantised(const WeightPart& part, std::int64_t row, std::int64_t col) const {
   const Block block{0, 0, 1, part.view, 1, part.scales};
   return execution::rounded_to(Dtype::bf16, execution::value_at(sources_, block, row, col));
@@ -103,7 +103,7 @@ void MergedModel::read(const Counterpart& counterpart, const PlannedTensor& tens
       const View place =
           piece.found.out == piece.place.rows ? piece.place.row_range(part.row, part.view.rows) : piece.place;
       std::vector<double> run_values;
-      visit_runs(place, tensor.cols, first, count, [&](const Run& run) {
+      visit_runs(place, tensor.cols, first, count, [&](const ElementRun& run) {
         run_values.resize(static_cast<std::size_t>(run.count));
         const adapter::Matrix line = run.along_row ? matrix.row_range(run.line, 1).col_range(run.begin, run.count)
                                                    : matrix.col_range(run.line, 1).row_range(run.begin, run.count);

@@ -1,4 +1,4 @@
-// The merged model's values at the places of the tensors that were expected, in whatever form it holds them.
+// Reads the merged model's values at the places of the tensors that were expected, in whatever form it holds them.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 namespace peft::verbs {
 
 // A run of a view's elements that lie one after the other, `step` apart, in some rows of a tensor.
-struct Run {
+struct ElementRun {
   bool along_row = true;  // of the view: row `line`, columns [begin, begin + count); else column `line`, rows ...
   std::int64_t line = 0, begin = 0, count = 0;
   std::int64_t at = 0, step = 1;  // index of the first one, counted from the first of the rows
@@ -36,7 +36,7 @@ void visit_runs(const View& view, std::int64_t cols, std::int64_t first, std::in
   for (std::int64_t o = steps_to(begin - (inner - 1) * stride - view.offset, outer_stride); o < last; ++o) {
     const std::int64_t at = view.offset + o * outer_stride;
     const std::int64_t from = steps_to(begin - at, stride), to = std::min(inner, steps_to(end - at, stride));
-    if (from < to) visit(Run{by_rows, o, from, to - from, at + from * stride - begin, stride});
+    if (from < to) visit(ElementRun{by_rows, o, from, to - from, at + from * stride - begin, stride});
   }
 }
 
@@ -60,6 +60,7 @@ class MergedModel {
  public:
   MergedModel(const Model& model, const std::string& base, const std::string& merged, const OpenOptions& options);
 
+  // Where the merged model has the tensor, whole or matrix by matrix.
   Counterpart find(const PlannedTensor& tensor) const;
   // Values of rows [first, first + count) of the expected tensor; known[i] is false where the model has none.
   void read(const Counterpart& counterpart, const PlannedTensor& tensor, std::int64_t first, std::int64_t count,

@@ -76,7 +76,7 @@ class Check {
     for (const MatrixSums& sums : sums_[i]) {
       if (sums.elements == 0) continue;
       if (!sums.site.empty()) count(sums, planned.name);
-      auto difference = verbs::blame(sums, planned.name);
+      auto difference = verbs::difference_of(sums, planned.name);
       if (!difference) continue;
       if (difference->kind == "changed" && expected.replaced) {
         difference->kind = "different";
