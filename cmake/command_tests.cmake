@@ -1,8 +1,8 @@
 # Tests of the command line, of what is generated from it, of the source tree, and of an installed peft.
 find_package(Python3 REQUIRED COMPONENTS Interpreter)
 
-file(GLOB cli_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/*_test.cpp)
-add_executable(test_cli ${cli_tests} src/cli/hand_over.cpp)
+file(GLOB_RECURSE cli_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/*_test.cpp)
+add_executable(test_cli ${cli_tests} src/cli/runtime/exec_peft_torch.cpp)
 target_include_directories(test_cli PRIVATE src tests)
 target_link_libraries(test_cli PRIVATE peft_cli_parts peft_test_flags GTest::gmock)
 gtest_discover_tests(test_cli DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 300)

@@ -3,10 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <set>
 
-#include "cli/report/report.h"
+#include "peft/error.h"
 
 namespace peft::cli {
 namespace {
@@ -16,7 +17,73 @@ constexpr std::int64_t kTitled = 40'000;  // cells up to which each says its num
 
 std::string layer_name(std::int64_t layer) { return layer < 0 ? "outside of layers" : fmt::format("layer {}", layer); }
 
+// "notes" and false of "<!-- notes -->"; an empty name for any other line.
+std::pair<std::string_view, bool> marker(std::string_view line) {
+  constexpr std::string_view kBegin = "<!-- ", kEnd = " -->", kAsItIs = ", as it is";
+  if (!line.starts_with(kBegin) || !line.ends_with(kEnd)) return {};
+  std::string_view name = line.substr(kBegin.size(), line.size() - kBegin.size() - kEnd.size());
+  const bool as_it_is = name.ends_with(kAsItIs);
+  if (as_it_is) name.remove_suffix(kAsItIs.size());
+  return {name, as_it_is};
+}
+
+[[noreturn]] void missing(std::string_view what, std::string_view name) {
+  at("report.html", std::string(name)).fail(ErrorCode::INTERNAL, {.problem = std::string(what)});
+}
+
 }  // namespace
+
+std::string html_escape(std::string_view text) {
+  constexpr std::array<std::pair<char, std::string_view>, 5> kEntities = {
+      {{'&', "&amp;"}, {'<', "&lt;"}, {'>', "&gt;"}, {'"', "&quot;"}, {'\'', "&#39;"}}};
+  std::string escaped;
+  for (const char c : printable(text, 4096)) {
+    const auto entity = std::find_if(kEntities.begin(), kEntities.end(), [c](const auto& e) { return e.first == c; });
+    if (entity == kEntities.end())
+      escaped += c;
+    else
+      escaped += entity->second;
+  }
+  return escaped;
+}
+
+HtmlTemplate::HtmlTemplate(std::string_view source) {
+  std::string* fragment = nullptr;
+  bool keep_lines = false;
+  while (!source.empty()) {
+    const std::size_t end = std::min(source.find('\n'), source.size());
+    const std::string_view line = source.substr(0, end);
+    source.remove_prefix(std::min(end + 1, source.size()));
+    if (const auto [name, as_it_is] = marker(line); !name.empty()) {
+      fragment = &fragments_[std::string(name)];
+      keep_lines = as_it_is;
+    } else if (fragment != nullptr) {
+      *fragment += line;
+      if (keep_lines) *fragment += '\n';
+    }
+  }
+}
+
+const std::string& HtmlTemplate::text(std::string_view name) const {
+  const auto found = fragments_.find(name);
+  if (found == fragments_.end()) missing("there is no such fragment", name);
+  return found->second;
+}
+
+std::string HtmlTemplate::fill(std::string_view name, const Slots& slots) const {
+  std::string_view rest = text(name);
+  std::string filled;
+  for (;;) {
+    const std::size_t begin = rest.find("{{"), end = rest.find("}}", begin);
+    if (end == std::string_view::npos) return filled.append(rest);
+    const std::string_view slot = rest.substr(begin + 2, end - begin - 2);
+    const auto found = slots.find(slot);
+    if (found == slots.end() && slot != "nl") missing("nothing fills this slot", slot);
+    filled.append(rest.substr(0, begin));
+    filled.append(slot == "nl" ? "\n" : found->second);
+    rest.remove_prefix(end + 2);
+  }
+}
 
 std::string percent_text(double relative) {
   if (relative == 0) return "0";

@@ -7,6 +7,7 @@
 
 #include "cli/report/data.h"
 #include "cli/report/html.h"
+#include "peft/error.h"
 
 namespace peft::cli {
 namespace {
@@ -94,6 +95,15 @@ TEST(Report, the_page_says_everything_escapes_names_and_loads_nothing) {
   for (const char* reference : {"http://", "https://", "src=", "href=", "@import", "url("})
     EXPECT_THAT(page, Not(HasSubstr(reference)));
   EXPECT_EQ(html_escape("<a href='x'>&\x1b"), "&lt;a href=&#39;x&#39;&gt;&amp;\\u{1b}");
+}
+
+TEST(HtmlTemplate, joins_lines_and_fills_slots_once) {
+  const HtmlTemplate html(
+      "dropped\n<!-- row -->\n<b>{{name}}</b>\n<i>{{name}}</i>{{nl}}\n<!-- style, as it is -->\na {\n}\n");
+  EXPECT_EQ(html.fill("row", {{"name", "{{nl}}"}}), "<b>{{nl}}</b><i>{{nl}}</i>\n");
+  EXPECT_EQ(html.text("style"), "a {\n}\n");
+  EXPECT_THROW(html.fill("row", {}), Error);
+  EXPECT_THROW(html.text("page"), Error);
 }
 
 }  // namespace

@@ -1,11 +1,12 @@
 // How peft runs a model: it becomes peft-torch.
 //
-// There are two programs with one command line (CMakeLists.txt). peft is small and links no libtorch. peft-torch links
-// it and defines run() of the verbs that need it (src/torch_cli). exec_peft_torch.cpp defines the same functions for
-// peft: each starts the other program in place of this process, with the same arguments. So a source list has either
-// exec_peft_torch.cpp or src/torch_cli, never both.
+// There are two programs with one command line (CMakeLists.txt):
+//   peft        is small and links no libtorch. Its run() of logits, generate and params, in exec_peft_torch.cpp, starts
+//               the other program in place of this process, with the same arguments.
+//   peft-torch  links libtorch. It has run() of these verbs from src/torch_cli.
+// So a program is linked with exec_peft_torch.cpp or with src/torch_cli, never with both.
 //
-// peft-torch is looked for
+// Where peft-torch is looked for:
 //   * where the environment variable PEFT_TORCH says, and nowhere else, when it is set;
 //   * beside this program, as in a build folder;
 //   * in ../libexec/peft, as in an installation;
@@ -18,7 +19,7 @@
 
 namespace peft::cli {
 
-// The paths that are tried, in that order.
+// The paths that are tried, in that order, whether there is a file or not.
 std::vector<std::string> places_of_peft_torch();
 
 // Replaces this process by peft-torch with the same command line. Throws RT_PROGRAM when it cannot.
