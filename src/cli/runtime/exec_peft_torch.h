@@ -10,8 +10,10 @@
 //   * where the environment variable PEFT_TORCH says, and nowhere else, when it is set;
 //   * beside this program, as in a build folder;
 //   * in ../libexec/peft, as in an installation;
-//   * in the folders of PATH. An empty entry of PATH would be the current folder, which is not searched: whoever can
-//     write there could choose the program.
+//   * in the folders of PATH.
+// An empty entry of PATH means the current folder. It is left out: whoever can write there could choose the program.
+// The first file that may be executed is taken; a script or a link is fine. Without one the error RT_PROGRAM names the
+// first place and says how to build the program.
 #pragma once
 
 #include <string>

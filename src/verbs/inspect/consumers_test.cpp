@@ -63,5 +63,60 @@ TEST(ConsumerTensors, are_looked_at_in_files) {
   }
 }
 
+TEST(ConsumerLayouts, every_row_has_a_reason_and_a_source) {
+  std::set<Program> programs;
+  for (const LayoutRow& row : layout_rows()) {
+    programs.insert(row.program);
+    EXPECT_TRUE(row.verdict == kRight || row.verdict == kRefuses || row.verdict == kWrong) << row.verdict;
+    EXPECT_EQ(row.why.empty(), row.verdict == kRight) << row.why;
+    EXPECT_EQ(row.all_of & row.none_of, 0u) << "no adapter has and lacks the same: " << row.why;
+    EXPECT_FALSE(row.source.empty());
+    if (row.source.starts_with("golden/")) {
+      const auto path = std::filesystem::path(PEFT_SOURCE_DIR) / "tests" / row.source;
+      EXPECT_TRUE(std::filesystem::exists(path)) << path;
+    }
+  }
+  EXPECT_EQ(programs.size(), kTensorPrograms + 1);
+}
+
+// The table of tests/golden/consumers/README.md: PEFT, llama.cpp, vLLM, vLLM with enable_mixed_moe_lora_format.
+TEST(ConsumerLayouts, say_what_the_real_programs_did) {
+  struct Row {
+    std::string family, adapter, answers;  // R right, x refuses, W silently wrong
+  };
+  const Row rows[] = {
+      {"mixtral", "perexpert", "RRRR"},
+      {"mixtral", "perexpert-tied", "RRRR"},
+      {"mixtral", "perexpert-router", "RRRR"},
+      {"mixtral", "perexpert-rslora", "WWRR"},
+      {"mixtral", "perexpert-alphapat", "WWRR"},
+      {"mixtral", "perexpert-mixedrank", "xRRR"},
+      {"mixtral", "fused", "RxWW"},
+      {"mixtral", "fused-gateup-only", "RxWW"},
+      {"mixtral", "fused-0.18.1", "xxWW"},
+      {"qwen3_moe", "perexpert", "RRRR"},
+      {"qwen3_moe", "fused", "RxxR"},
+      {"qwen3_moe", "fused-0.18.1", "xxxx"},
+      {"gpt_oss", "fused", "RxRR"},
+      {"gpt_oss", "fused-gateup-only", "Rxxx"},
+      {"gpt_oss", "fused-down-only", "Rxxx"},
+      {"gpt_oss", "fused-0.19.0", "xxxx"},
+  };
+  const auto root = std::filesystem::path(PEFT_SOURCE_DIR) / "tests" / "golden";
+  for (const Row& row : rows) {
+    InputOptions options;
+    options.base = (root / "models" / ("consumer-" + row.family)).string();
+    const auto folder = root / "consumers" / row.family / row.adapter / "adapter";
+    std::map<std::string, std::string> verdicts;
+    for (const auto& consumer : consumer_verdicts(consumer_facts(load(folder.string(), options))))
+      verdicts[consumer.name] = consumer.verdict;
+    std::string answers;
+    for (const char* program : {"PEFT 0.21.2, transformers 5", "llama.cpp convert_lora_to_gguf.py", "vLLM 0.32",
+                                "vLLM 0.32, enable_mixed_moe_lora_format"})
+      answers += verdicts[program] == kRight ? 'R' : verdicts[program] == kRefuses ? 'x' : 'W';
+    EXPECT_EQ(answers, row.answers) << row.family << " " << row.adapter;
+  }
+}
+
 }  // namespace
 }  // namespace peft::verbs
