@@ -1,8 +1,8 @@
 # Tests of the command line, of what is generated from it, of the source tree, and of an installed peft.
 find_package(Python3 REQUIRED COMPONENTS Interpreter)
 
-file(GLOB cli_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/*_test.cpp)
-add_executable(test_cli ${cli_tests} src/cli/hand_over.cpp)
+file(GLOB_RECURSE cli_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/*_test.cpp)
+add_executable(test_cli ${cli_tests} src/cli/runtime/exec_peft_torch.cpp)
 target_include_directories(test_cli PRIVATE src tests)
 target_link_libraries(test_cli PRIVATE peft_cli_parts peft_test_flags GTest::gmock)
 peft_discover_tests(test_cli)
@@ -22,5 +22,5 @@ foreach(page errors layouts families config_fields)
 endforeach()
 
 add_test(NAME docs_benchmarks_is_fresh COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/bench/report.py --check)
-add_test(NAME structure COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_structure.py --stages execute,plan,c_api ${CMAKE_CURRENT_SOURCE_DIR})
+add_test(NAME structure COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_structure.py --stages execute,plan,verbs,c_api,cli ${CMAKE_CURRENT_SOURCE_DIR})
 add_test(NAME structure_self_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_structure.py --self-test)

@@ -8,7 +8,7 @@ foreach(table families:kFamiliesJson module_trees:kModuleTreesJson)
   set(output ${CMAKE_CURRENT_BINARY_DIR}/generated/${stem}_data.cpp)
   add_custom_command(
     OUTPUT ${output}
-    COMMAND ${CMAKE_COMMAND} -DINPUT=${input} -DOUTPUT=${output} -DNAME=${name} -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/embed_file.cmake
+    COMMAND ${CMAKE_COMMAND} -DINPUT=${input} -DOUTPUT=${output} -DNAMESPACE=peft::model -DSYMBOL=${name} -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/embed_file.cmake
     DEPENDS ${input} ${CMAKE_CURRENT_SOURCE_DIR}/cmake/embed_file.cmake
     VERBATIM)
   list(APPEND PEFT_TABLE_SOURCES ${output})

@@ -1,4 +1,5 @@
-# cmake -DINPUT=file -DOUTPUT=file.cpp -DNAME=kName -P embed_file.cmake: the file's bytes as raw string literals.
+# cmake -DINPUT=file -DOUTPUT=file.cpp -DNAMESPACE=peft::model -DSYMBOL=kFamiliesJson -P embed_file.cmake: the file's bytes as raw
+# string literals, in a std::string_view.
 file(READ ${INPUT} text)
 string(LENGTH "${text}" length)
 set(pieces "")
@@ -8,4 +9,4 @@ while(position LESS length)
   string(APPEND pieces "R\"peft_data(${piece})peft_data\"\n")
   math(EXPR position "${position} + 8000")
 endwhile()
-file(WRITE ${OUTPUT} "#include <string_view>\nnamespace peft::model {\nextern const std::string_view ${NAME};\nconst std::string_view ${NAME} =\n${pieces};\n}\n")
+file(WRITE ${OUTPUT} "#include <string_view>\nnamespace ${NAMESPACE} {\nextern const std::string_view ${SYMBOL};\nconst std::string_view ${SYMBOL} =\n${pieces};\n}\n")

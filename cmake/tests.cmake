@@ -62,9 +62,9 @@ endforeach()
 
 # What failing disks, kills, power cuts and signals do to a run. Run as a whole it prints the table of docs/reliability.md.
 file(GLOB fault_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/faults/*.cpp)
-add_executable(faults_test ${fault_tests} ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/interrupt.cpp)
+add_executable(faults_test ${fault_tests})
 target_include_directories(faults_test PRIVATE src tests)
-target_link_libraries(faults_test PRIVATE peft peft_test_flags)
+target_link_libraries(faults_test PRIVATE peft_cli_parts peft peft_test_flags)
 peft_discover_tests(faults_test)
 
 include(cmake/command_tests.cmake)

@@ -45,7 +45,10 @@ class Error : public std::exception {
   Error(ErrorCode code, ErrorDetail detail);
   ErrorCode code() const { return code_; }
   const ErrorDetail& detail() const { return detail_; }
+  // kWord and text(): "error", and "[ST_HDRLEN] adapter_model.safetensors: ..." after it.
   const char* what() const noexcept override { return message_.c_str(); }
+  std::string_view text() const { return std::string_view(message_).substr(kWord.size()); }
+  static constexpr std::string_view kWord = "error";
 
  private:
   ErrorCode code_;

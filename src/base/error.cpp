@@ -13,7 +13,7 @@ constexpr std::array kCodes = {
 };
 
 std::string compose(ErrorCode code, const ErrorDetail& detail) {
-  std::string text = "error[" + std::string(info(code).name) + "]";
+  std::string text = std::string(Error::kWord) + "[" + std::string(info(code).name) + "]";
   if (!detail.file.empty()) text += " " + printable(detail.file, 4096);
   if (!detail.tensor.empty()) text += (detail.file.empty() ? " \"" : ": \"") + printable(detail.tensor) + "\"";
   text += ": " + printable(detail.problem, 4096);

@@ -1,14 +1,10 @@
-// This file and arguments_*.cpp include CLI11, which takes seconds to compile.
 #include "cli/arguments.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
-#include "cli/arguments_shared.h"
-#include "cli/version.h"
+#include "cli/output/output.h"
 #include "peft/error.h"
-#include "peft/low_rank.h"
-#include "peft/model.h"
 
 namespace peft::cli {
 namespace {
@@ -29,164 +25,24 @@ constexpr const char* kExamples = R"(Examples:
 Exit codes: 0 done; 1 bad input (verify: different); 2 usage (verify: also bad input); 3 I/O or space; 4 a bug; 5 interrupted.
 More: peft VERB --help, docs/cli.md.)";
 
-constexpr const char* kInspectExamples = R"(Examples:
-  peft inspect my-lora
-  peft inspect my-lora --base Qwen3-30B-A3B      checks every name and shape against the model
-  peft inspect org/my-lora --json                from the local Hugging Face cache
-
-Exit code 1 when the file cannot be decoded.)";
-
-constexpr const char* kTargetsExamples = R"(Examples:
-  peft targets my-lora --base Qwen3-30B-A3B
-  peft targets adapter_config.json --base Qwen3-30B-A3B/config.json --generation v4
-  peft targets my-lora --base Qwen3-30B-A3B --as-of 0.18.1 --json)";
-
-constexpr const char* kConvertExamples = R"(Examples:
-  peft convert my-lora --to peft-fused --out my-lora-v5
-  peft convert my-lora --to peft-fused --out my-lora-v5 --base Qwen3-30B-A3B
-  peft convert my-lora --to peft-fused --dry-run               what would be written
-  peft convert runs/a runs/b --to peft-per-expert --out v4     v4/a and v4/b, and a table
-  peft convert my-lora --to peft-fused --config-only --base Qwen3-30B-A3B
-  peft convert old --from peft-fused-0.18 --orientation in-out --to peft-fused --out new
-
-DIR appears complete and checked, or not at all; the input is never modified.)";
-
-constexpr const char* kCompletionExamples = R"(Examples:
-  source <(peft completion bash)
-  peft completion zsh > "${fpath[1]}/_peft"
-  peft completion fish > ~/.config/fish/completions/peft.fish)";
-
-const std::vector<std::string> kShells = {"bash", "zsh", "fish"};
-const std::vector<std::string> kPages = {"errors", "layouts", "families", "config_fields"};
-
 // All commands that a command line can fill in; one of them is taken.
 struct Commands {
   InspectCommand inspect;
   TargetsCommand targets;
   ConvertCommand convert;
   VerifyCommand verify;
-  RuntimeCommands runtime;
-  LowRankCommands low_rank;
+  LogitsCommand logits;
+  GenerateCommand generate;
+  ParamsCommand params;
   MergeCommand merge;
+  CombineCommand combine;
+  ResizeCommand resize;
+  ExtractCommand extract;
   LayoutsCommand layouts;
   FamiliesCommand families;
   CompletionCommand completion;
   DocsCommand docs;
 };
-
-void add_inspect(CLI::App& app, InspectCommand& command) {
-  auto& verb =
-      *app.add_subcommand("inspect", "Say what an adapter is: layout, producer, ranks, and who reads it right");
-  verb.add_option("path", command.path, "The adapter: a folder, or org/name in the local Hugging Face cache")
-      ->required()
-      ->type_name("PATH");
-  add_json(verb, command.json);
-  add_input_flags(verb, command.input, false);
-  verb.footer(kInspectExamples);
-}
-
-void add_targets(CLI::App& app, TargetsCommand& command) {
-  auto& verb = *app.add_subcommand("targets", "List what a config puts LoRA on: modules, parameters, ranks, shapes");
-  verb.add_option("path", command.path, "An adapter folder, or an adapter_config.json")
-      ->required()
-      ->type_name("ADAPTER|CONFIG");
-  verb.add_option("--base", command.base, "The base model: its folder, config.json, or a module-tree file")
-      ->required()
-      ->type_name("DIR");
-  verb.add_option("--generation", command.generation,
-                  "Module names of transformers 4 or 5; what base and config suggest when not given")
-      ->type_name("v4|v5")
-      ->check(quiet(CLI::IsMember({"v4", "v5"})));
-  verb.add_option("--as-of", command.as_of,
-                  "By the rules of this PEFT version, such as 0.18.1; the newest known when not given")
-      ->type_name("VERSION");
-  verb.add_option("--families", command.families_file, "Further families, in the form of data/families.json")
-      ->type_name("FILE");
-  add_json(verb, command.json);
-  verb.footer(kTargetsExamples);
-}
-
-void add_convert(CLI::App& app, ConvertCommand& command) {
-  auto& verb = *app.add_subcommand("convert", "Write adapters in another layout");
-  verb.add_option("adapters", command.paths, "Adapter folders (with --config-only: a config or a folder)")
-      ->required()
-      ->type_name("ADAPTER");
-  verb.add_option("--to", command.to, "The layout to write: " + CLI::detail::join(layout_names(), ", "))
-      ->required()
-      ->type_name("LAYOUT");
-  verb.add_option("--out", command.out, "The folder to write; of several adapters, each gets DIR/NAME")
-      ->type_name("DIR");
-  verb.add_option("--dtype", command.dtype, "Cast the factors: " + CLI::detail::join(float_dtype_names(), ", "))
-      ->type_name("T");
-  verb.add_flag("--block-diagonal", command.block_diagonal,
-                "Keep gate and up apart (rank 2r) even where they share lora_A");
-  verb.add_flag("--dry-run", command.dry_run, "Print the plan; write nothing");
-  verb.add_flag("--config-only", command.config_only,
-                "Convert adapter_config.json alone: print a diff, write it to --out");
-  add_execute_flags(verb, command.execute, command.quiet);
-  add_json(verb, command.json);
-  add_input_flags(verb, command.input, false);
-  verb.footer(kConvertExamples);
-}
-
-void add_tables(CLI::App& app, Commands& all) {
-  auto& layouts = *app.add_subcommand("layouts", "List the layouts: who writes and reads them, keys, shapes");
-  add_json(layouts, all.layouts.json);
-  auto& families =
-      *app.add_subcommand("families", "List the model families: what their experts are called and how they lie");
-  families.add_option("--families", all.families.families_file, "Further families, in the form of data/families.json")
-      ->type_name("FILE");
-  add_json(families, all.families.json);
-  auto& completion = *app.add_subcommand("completion", "Print a completion script for a shell");
-  completion.add_option("shell", all.completion.shell, "bash, zsh or fish")
-      ->required()
-      ->type_name("SHELL")
-      ->check(quiet(CLI::IsMember(kShells)));
-  completion.footer(kCompletionExamples);
-  auto& docs = *app.add_subcommand("docs", "Print a page of docs/ that is made from the program's tables");
-  docs.add_option("page", all.docs.page, "errors, layouts, families or config_fields")
-      ->required()
-      ->check(quiet(CLI::IsMember(kPages)));
-  docs.group("");  // for `make docs`, not for users
-}
-
-std::vector<std::string> choices_of(const std::string& flag) {
-  if (flag == "--to" || flag == "--from") return layout_names();
-  if (flag == "--dtype") return float_dtype_names();
-  if (flag == "--orientation") return {"out-in", "in-out"};
-  if (flag == "--b-packing") return {"rank-major", "grouped-by-expert"};
-  if (flag == "--mode") return {"best", "peft", "peft-safe", "fast"};
-  if (flag == "--base-dtype" || flag == "--out-dtype") return float_dtype_names();
-  if (flag == "--type") return {combine_types().begin(), combine_types().end()};
-  if (flag == "--majority-sign-method") return {"total", "frequency"};
-  if (flag == "--tolerance") return {"exact", "rounded"};
-  if (flag == "--generation") return {"v4", "v5"};
-  if (flag != "--family") return {};
-  std::vector<std::string> types;
-  for (const auto& row : families()) types.push_back(row.model_type);
-  return types;
-}
-
-// The flags of all verbs that users see.
-std::vector<VerbInfo> describe_verbs(const CLI::App& app) {
-  std::vector<VerbInfo> verbs;
-  for (const CLI::App* verb : app.get_subcommands([](const CLI::App* sub) { return !sub->get_group().empty(); })) {
-    VerbInfo info{.name = verb->get_name(), .description = verb->get_description()};
-    for (const CLI::Option* option : verb->get_options()) {
-      if (option->nonpositional()) {
-        FlagInfo flag{.name = "--" + option->get_lnames().front(), .description = option->get_description()};
-        flag.choices = choices_of(flag.name);
-        const bool is_path = option->get_type_name() == "DIR" || option->get_type_name() == "FILE";
-        if (option->get_expected_max() > 0) flag.value = is_path ? ValueKind::path : ValueKind::text;
-        info.flags.push_back(std::move(flag));
-      }
-    }
-    if (info.name == "completion") info.choices = kShells;
-    if (info.name == "layouts" || info.name == "families") info.choices = {"--json"};  // they take no argument
-    verbs.push_back(std::move(info));
-  }
-  return verbs;
-}
 
 Command chosen(const CLI::App& app, Commands& all) {
   const std::string verb = app.get_subcommands().front()->get_name();
@@ -197,13 +53,13 @@ Command chosen(const CLI::App& app, Commands& all) {
     all.verify.require_adapters();
     return all.verify;
   }
-  if (verb == "logits") return all.runtime.logits;
-  if (verb == "generate") return all.runtime.generate;
-  if (verb == "params") return all.runtime.params;
+  if (verb == "logits") return all.logits;
+  if (verb == "generate") return all.generate;
+  if (verb == "params") return all.params;
   if (verb == "merge") return all.merge;
-  if (verb == "combine") return all.low_rank.combine;
-  if (verb == "resize") return all.low_rank.resize;
-  if (verb == "extract") return all.low_rank.extract;
+  if (verb == "combine") return all.combine;
+  if (verb == "resize") return all.resize;
+  if (verb == "extract") return all.extract;
   if (verb == "layouts") return all.layouts;
   if (verb == "families") return all.families;
   if (verb == "docs") return all.docs;
@@ -229,11 +85,18 @@ Command parse_arguments(std::vector<std::string> arguments) {
   add_targets(app, all.targets);
   add_convert(app, all.convert);
   add_verify(app, all.verify);
-  add_runtime(app, all.runtime);
+  add_logits(app, all.logits);
+  add_generate(app, all.generate);
+  add_params(app, all.params);
   add_merge(app, all.merge);
-  add_low_rank(app, all.low_rank);
-  add_tables(app, all);
-  for (auto* flags : {&all.runtime.logits.model, &all.runtime.generate.model, &all.runtime.params.model}) {
+  add_combine(app, all.combine);
+  add_resize(app, all.resize);
+  add_extract(app, all.extract);
+  add_layouts(app, all.layouts);
+  add_families(app, all.families);
+  add_completion(app, all.completion);
+  add_docs(app, all.docs);
+  for (auto* flags : {&all.logits.model, &all.generate.model, &all.params.model}) {
     flags->command_line = arguments;
   }
   if (arguments.empty()) return TextCommand{app.help()};

@@ -5,18 +5,15 @@
 #include <variant>
 #include <vector>
 
-#include "cli/combine.h"
-#include "cli/completion.h"
-#include "cli/convert.h"
-#include "cli/docs.h"
-#include "cli/extract.h"
-#include "cli/inspect.h"
-#include "cli/merge.h"
-#include "cli/resize.h"
-#include "cli/runtime.h"
-#include "cli/tables.h"
-#include "cli/targets.h"
-#include "cli/verify.h"
+#include "cli/pages/completion.h"
+#include "cli/pages/docs.h"
+#include "cli/runtime/runtime.h"
+#include "cli/verbs/convert.h"
+#include "cli/verbs/inspect.h"
+#include "cli/verbs/low_rank.h"
+#include "cli/verbs/merge.h"
+#include "cli/verbs/targets.h"
+#include "cli/verbs/verify.h"
 
 namespace peft::cli {
 

@@ -4,9 +4,9 @@
 #include <algorithm>
 
 #include "cli/arguments.h"
-#include "cli/interrupt.h"
-#include "cli/output.h"
-#include "cli/report.h"
+#include "cli/output/json.h"
+#include "cli/output/output.h"
+#include "cli/output/progress.h"
 
 namespace {
 

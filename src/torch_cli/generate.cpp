@@ -8,10 +8,10 @@
 #include <cstdio>
 
 #include "base/utf8.h"
-#include "cli/interrupt.h"
-#include "cli/json_output.h"
-#include "cli/output.h"
-#include "cli/runtime.h"
+#include "cli/output/progress.h"
+#include "cli/output/json.h"
+#include "cli/output/output.h"
+#include "cli/runtime/runtime.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
 #include "tokenizer/tokenizer.h"

@@ -4,11 +4,10 @@
 
 #include <chrono>
 
-#include "cli/json_output.h"
-#include "cli/output.h"
-#include "cli/runtime.h"
-#include "cli/table.h"
-#include "cli/units.h"
+#include "cli/output/json.h"
+#include "cli/output/output.h"
+#include "cli/runtime/runtime.h"
+#include "cli/output/table.h"
 #include "torch_cli/running_model.h"
 #include "torch_cli/tensor_output.h"
 

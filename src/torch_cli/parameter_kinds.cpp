@@ -6,7 +6,7 @@
 #include <map>
 #include <set>
 
-#include "cli/units.h"
+#include "cli/output/output.h"
 #include "peft/targets.h"
 
 namespace peft::torch_cli {

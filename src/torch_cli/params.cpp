@@ -6,11 +6,10 @@
 #include <filesystem>
 #include <map>
 
-#include "cli/json_output.h"
-#include "cli/output.h"
-#include "cli/runtime.h"
-#include "cli/table.h"
-#include "cli/units.h"
+#include "cli/output/json.h"
+#include "cli/output/output.h"
+#include "cli/runtime/runtime.h"
+#include "cli/output/table.h"
 #include "peft/adapter.h"
 #include "peft/targets.h"
 #include "torch_cli/parameter_kinds.h"

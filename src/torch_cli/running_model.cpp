@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
-#include "cli/input_flags.h"
-#include "cli/output.h"
+#include "cli/flags.h"
+#include "cli/output/output.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
 

@@ -4,8 +4,7 @@
 #include <memory>
 #include <string>
 
-#include "cli/runtime.h"
-#include "cli/token_ids.h"
+#include "cli/runtime/runtime.h"
 #include "peft/nn/model.h"
 #include "peft/nn/peft_model.h"
 

@@ -1,3 +1,6 @@
+#include "verbs/load.h"
+
+#include <algorithm>
 #include <array>
 #include <exception>
 #include <functional>
@@ -5,20 +8,31 @@
 
 #include "base/thread_pool.h"
 #include "layout/keys.h"
-#include "peft/verbs.h"
 
 namespace peft {
 namespace {
 
-// Module paths of the file: what a model's layers are found in when there is no base model.
+// Module paths of the file. Without a base model they show where its layers are.
 std::vector<std::string> module_paths(const Adapter& adapter) {
   std::set<std::string_view> paths;
   for (const TensorInfo& tensor : adapter.weights->tensors()) paths.insert(layout::parse_key(tensor.name).module);
   return {paths.begin(), paths.end()};
 }
 
-// Side by side where there are threads for it. If both fail, the first one's error counts.
-void both(int threads, const std::function<void()>& first, const std::function<void()>& second) {
+Adapter open_adapter(const std::string& path, const InputOptions& options) {
+  return open(path, {options.adapter_name, options.open});
+}
+
+// The model as the adapter's own names and those of `options.further_names` show it.
+Model describe_with_names(const Adapter& adapter, const InputOptions& options, const std::string& base) {
+  DescribeOptions describe_options{base, options.family, options.families_file, options.num_experts, {}};
+  auto& names = describe_options.names = module_paths(adapter);
+  names.insert(names.end(), options.further_names.begin(), options.further_names.end());
+  return describe(describe_options);
+}
+
+// Runs both functions, at the same time where there are threads for it. If both fail, the first one's error counts.
+void run_both(int threads, const std::function<void()>& first, const std::function<void()>& second) {
   if (threads < 2) return first(), second();
   std::array<std::exception_ptr, 2> errors;
   parallel_for(2, threads, [&](std::size_t i, int) {
@@ -33,35 +47,59 @@ void both(int threads, const std::function<void()>& first, const std::function<v
   }
 }
 
-}  // namespace
-
-std::vector<std::string> module_names(const std::string& path, const InputOptions& options) {
-  return module_paths(open(path, {options.adapter_name, options.open}));
-}
-
-Input load(const std::string& path, const InputOptions& options) {
+Input read_without_base(Adapter adapter, const InputOptions& options) {
   Input input;
-  DescribeOptions describe_options{options.base, options.family, options.families_file, options.num_experts, {}};
-  const auto open_adapter = [&] { input.adapter = open(path, {options.adapter_name, options.open}); };
-  const auto describe_with_names = [&] {
-    describe_options.names = module_paths(input.adapter);
-    describe_options.names.insert(describe_options.names.end(), options.further_names.begin(),
-                                  options.further_names.end());
-    input.model = describe(describe_options);
-  };
-  if (options.base.empty()) {
-    open_adapter();
-    describe_with_names();
-  } else {
-    both(thread_count(options.read.threads), open_adapter, [&] {
-      describe_options.base = resolve_path(options.base);
-      input.model = describe(describe_options);
-    });
-    // A config of a type that the table lacks shows no modules: the adapter's names have to serve.
-    if (!input.model.v4 && !input.model.v5) describe_with_names();
-  }
+  input.adapter = std::move(adapter);
+  input.model = describe_with_names(input.adapter, options, {});
   input.reading = read(input.adapter, input.model, options.read);
   return input;
 }
 
+}  // namespace
+
+std::vector<std::string> module_names(const std::string& path, const InputOptions& options) {
+  return module_paths(open_adapter(path, options));
+}
+
+Input load(const std::string& path, const InputOptions& options) {
+  if (options.base.empty()) return read_without_base(open_adapter(path, options), options);
+  Input input;
+  std::string base;
+  run_both(
+      thread_count(options.read.threads), [&] { input.adapter = open_adapter(path, options); },
+      [&] {
+        base = resolve_path(options.base);
+        input.model = describe({base, options.family, options.families_file, options.num_experts, {}});
+      });
+  // A config of a type that the table lacks shows no modules: the adapter's names have to serve.
+  if (!input.model.v4 && !input.model.v5) input.model = describe_with_names(input.adapter, options, base);
+  input.reading = read(input.adapter, input.model, options.read);
+  return input;
+}
+
+namespace verbs {
+
+std::vector<Input> load_together(std::span<const AdapterToLoad> adapters) {
+  std::vector<Input> inputs;
+  if (!std::ranges::all_of(adapters, [](const AdapterToLoad& adapter) { return adapter.options.base.empty(); })) {
+    for (const AdapterToLoad& adapter : adapters) inputs.push_back(load(adapter.path, adapter.options));
+    return inputs;
+  }
+  std::vector<Adapter> opened;
+  std::vector<std::vector<std::string>> names;
+  for (const AdapterToLoad& adapter : adapters) {
+    opened.push_back(open_adapter(adapter.path, adapter.options));
+    names.push_back(module_paths(opened.back()));
+  }
+  for (std::size_t i = 0; i < adapters.size(); ++i) {
+    InputOptions options = adapters[i].options;
+    for (std::size_t j = 0; j < adapters.size(); ++j) {
+      if (j != i) options.further_names.insert(options.further_names.end(), names[j].begin(), names[j].end());
+    }
+    inputs.push_back(read_without_base(std::move(opened[i]), options));
+  }
+  return inputs;
+}
+
+}  // namespace verbs
 }  // namespace peft

@@ -10,7 +10,7 @@
 #include <random>
 #include <thread>
 
-#include "cli/interrupt.h"
+#include "cli/output/progress.h"
 #include "faults/job.h"
 #include "support/fault_calls.h"
 

@@ -1,0 +1,31 @@
+// Results and errors as JSON, and errors as a line and an exit code. JSON has sorted keys, an indent of 2, escaped
+// non-ASCII characters, and floats as Python writes them.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "config/python_json.h"
+#include "peft/error.h"
+#include "peft/plan.h"
+
+namespace peft::cli {
+
+using config::Json;
+
+void print_json(const Json& value);   // to stdout, with a final newline
+Json error_json(const Error& error);  // {code, file, tensor, problem, expected, got, hint, python_error}
+Json plan_json(const Plan& plan);     // what --dry-run --json prints
+Json number(double value);            // null for NaN and infinity, which JSON does not have
+Json sorted(std::vector<std::string> texts);
+
+// The error as a line on stderr, its first word in red.
+void write_error(const Error& error);
+
+// The exception that is being handled, as an Error. One of the standard library means that memory is gone, or a bug.
+Error current_error();
+
+// Prints the error and gives the exit code. 1 says "different" in verify, so that there a bad input is 2.
+int report(const Error& error, bool json, bool is_verify);
+
+}  // namespace peft::cli
