@@ -14,7 +14,7 @@
 #include <map>
 #include <string>
 
-#include "nn/modules.h"
+#include "nn/model/modules.h"
 
 namespace {
 

@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "nn/modules.h"
+#include "nn/model/modules.h"
 #include "peft/nn/model.h"
 
 namespace {

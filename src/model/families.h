@@ -96,7 +96,7 @@ struct DenseLinear {
   std::string class_name;
 };
 struct DenseFamily {
-  std::string model_type;
+  std::string model_type, arch;
   std::optional<std::vector<DenseLinear>> v4, v5;
 };
 
@@ -115,6 +115,7 @@ struct Table {
   std::vector<ModuleRule> module_rules;  // those of a type before those of any; longer parts first
   std::vector<std::string> layer_rules;  // every rule about layers with experts, for configs with another family's keys
   std::vector<std::pair<std::string, std::string>> same_prefixes;  // of names that stand for the same module
+  Json runtime = Json::object();                                   // of the types that run: runtime_table.h reads it
   std::map<std::string, std::string, std::less<>> part_of;         // a type without classes of its own -> its composite
 };
 

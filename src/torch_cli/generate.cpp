@@ -1,21 +1,4 @@
-// peft generate: continues a prompt, and prints as it goes.
-#include <ATen/ATen.h>
-#include <fmt/format.h>
-#include <fmt/ranges.h>
-
-#include <algorithm>
-#include <chrono>
-#include <cstdio>
-
-#include "base/utf8.h"
-#include "cli/interrupt.h"
-#include "cli/json_output.h"
-#include "cli/output.h"
-#include "cli/runtime.h"
-#include "peft/adapter.h"
-#include "peft/error.h"
-#include "tokenizer/tokenizer.h"
-#include "torch_cli/running_model.h"
+#include "torch_cli/generate.h"
 
 namespace peft::torch_cli {
 namespace {
@@ -101,6 +84,8 @@ cli::Json to_json(const std::vector<std::vector<std::int64_t>>& rows, const std:
   return result;
 }
 
+}  // namespace
+
 int run_generate(const cli::GenerateCommand& command) {
   const auto tokenizer = tokenizer_for(command);
   const Prompt prompt = read_prompt(command, tokenizer.get());
@@ -131,7 +116,6 @@ int run_generate(const cli::GenerateCommand& command) {
   return 0;
 }
 
-}  // namespace
 }  // namespace peft::torch_cli
 
 namespace peft::cli {
