@@ -41,7 +41,7 @@ nn::GenerateOptions options_of(const cli::GenerateCommand& command) {
   return options;
 }
 
-// What is printed while tokens come: text of a prompt, or ids of a single row. Several rows are printed at the end.
+// Prints tokens as they come: text for a prompt, ids for a single row. Several rows are printed at the end.
 class Printer {
  public:
   Printer(Tokenizer* tokenizer, bool live) : live_(live) {

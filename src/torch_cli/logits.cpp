@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 
 const ErrorReason kExists = {.problem = "the output exists", .hint = "choose another path, or --overwrite"};
 
-// The rename itself must reach the disk, too.
+// So that the rename itself is on the disk.
 void sync_folder_of(const std::string& path) {
   const std::string folder = fs::absolute(path).parent_path().string();
   SystemCalls& calls = SystemCalls::get();
@@ -42,7 +42,7 @@ void move_into_place(const std::string& from, const std::string& to, bool overwr
   throw Error(ErrorCode::IO_WRITE, {.file = to, .problem = fmt::format("cannot be written: {}", std::strerror(error))});
 }
 
-// Before the work that fills it: OUT_EXISTS if the file is there and may not be replaced.
+// Called before the work: throws OUT_EXISTS if the file exists and may not be replaced.
 void require_free(const std::string& path, bool overwrite) {
   const fs::file_status status = fs::symlink_status(path);
   if (fs::is_directory(status))

@@ -27,7 +27,7 @@ bool is_number(std::string_view text) {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
-// What collects into one ParameterKind.
+// A ParameterKind while its rows are collected.
 struct Collected {
   ParameterKind kind;
   std::set<std::string> shapes, adapter_shapes;
@@ -67,7 +67,7 @@ std::pair<std::string, std::string> place_of(std::string key) {
   return {key.substr(0, at), kind};
 }
 
-// Where on disk -> the parameter of the model that it is on. Experts have wrappers ("….experts.base_layer").
+// From places on disk to parameters of the model. Experts have wrappers ("….experts.base_layer").
 std::map<std::string, std::string> parameters_by_place(const nn::CausalLM& base, const nn::PeftModel& lora,
                                                        const std::string& adapter) {
   const ModuleTree tree = base.tree();
@@ -89,7 +89,7 @@ void add_adapter(Kinds& kinds, const nn::CausalLM& base, const nn::PeftModel& lo
   }
 }
 
-// In the order of the model; then what the adapter has and the model has not.
+// In the order of the model; then the adapter's tensors on no parameter of the model.
 std::vector<ParameterKind> parameter_kinds(const nn::CausalLM& base, const nn::PeftModel* lora) {
   Kinds kinds;
   for (const auto& [name, tensor] : base.parameters()) {
@@ -106,8 +106,8 @@ std::vector<ParameterKind> parameter_kinds(const nn::CausalLM& base, const nn::P
 
 namespace fs = std::filesystem;
 
-// An adapter's config alone gives a new adapter of these shapes. A saved config says inference_mode; the line is the
-// one of training, where it is of interest.
+// An adapter's config alone gives a new adapter of these shapes. A saved config says inference_mode, but the counts are
+// those of training.
 std::unique_ptr<nn::PeftModel> adapter_of_config(std::shared_ptr<nn::CausalLM> base, const std::string& file) {
   nn::LoraConfig config = AdapterConfig::read(file);
   config.set("inference_mode", "false");

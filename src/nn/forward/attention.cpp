@@ -61,7 +61,7 @@ Tensor mask_of(Pass& pass, std::int64_t window, const Sight& sight) {
     const Tensor real = pass.padding.narrow(1, sight.begin, keys);
     seen = seen.logical_and(real.reshape({pass.sequences, 1, 1, 1, keys}));
   }
-  // A low number, not minus infinity: a row that sees nothing (padding) must not become NaN.
+  // Not minus infinity: a row of padding, which sees no key, would become NaN.
   const double lowest = pass.model.dtype == at::kHalf ? -65504.0 : -1e38;
   const Tensor mask = at::zeros(seen.sizes(), options.dtype(pass.model.dtype)).masked_fill_(seen.logical_not(), lowest);
   if (whole) pass.masks[window] = mask;
@@ -86,7 +86,7 @@ Tensor append(Tensor& buffer, const Tensor& fresh, std::int64_t length) {
   return buffer.narrow(2, 0, needed);
 }
 
-// Softmax over keys; a sink is one more column that takes its share and gives nothing.
+// Softmax over keys. A sink is one more column, which takes its share and has no value.
 Tensor probabilities(const Tensor& scores, const Plain* sinks, std::int64_t groups) {
   const at::ScalarType dtype = scores.scalar_type(), wide = dtype == at::kDouble ? dtype : at::kFloat;
   if (sinks == nullptr) return at::softmax(scores, -1, wide).to(dtype);
@@ -124,7 +124,7 @@ class Mixer {
  private:
   Tensor block(const Block& b) {
     const std::int64_t sequences = q_.size(0), dim = q_.size(3), window = layer_.kind.window;
-    // Keys that no query of the block sees are left out.
+    // Leaves out the keys that no query of the block sees.
     const std::int64_t end = pass_.recording() ? k_.size(2) : pass_.past + b.first + b.count;
     const std::int64_t begin =
         pass_.recording() || window == 0 ? 0 : std::max<std::int64_t>(0, pass_.past + b.first - window + 1);

@@ -45,8 +45,8 @@ Tensor gate_of(const Pass& pass, const Experts& experts, const Tensor& gate_up) 
   return (up + 1) * (gate * at::sigmoid(gate * config.moe.swiglu_alpha));
 }
 
-// So many rows are taken at once without gradients on a CPU: what lies between two products stays in the cache, and is
-// not fresh memory from the system in every layer.
+// Without gradients on a CPU this many rows go through the experts at once: the values between two products stay in
+// the cache, and no layer needs fresh memory from the system.
 constexpr std::int64_t kRowsAtOnce = 512;
 
 Tensor rows_through(const Pass& pass, const Experts& experts, const Tensor& x, const ExpertGroups& groups) {
@@ -72,7 +72,7 @@ bool in_parts(const Pass& pass, const Tensor& x, const ExpertGroups& groups) {
   return pass.inference && !pass.recording() && x.is_cpu() && groups.rows() > kRowsAtOnce;
 }
 
-// Each row through its expert.
+// Sends each row through its expert.
 Tensor through_experts(Pass& pass, const Experts& experts, const Tensor& x, const ExpertGroups& groups) {
   if (!in_parts(pass, x, groups)) return rows_through(pass, experts, x, groups);
   Tensor& y = pass.expert_rows;

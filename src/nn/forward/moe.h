@@ -6,7 +6,7 @@
 namespace peft::nn {
 
 Tensor run_moe(Pass& pass, const Moe& moe, const Tensor& x);
-// Of the routers' logits that the pass has kept; a scalar, not multiplied by its coefficient.
+// From the routers' logits that the pass kept: a scalar, not multiplied by its coefficient.
 Tensor load_balancing_loss(const Pass& pass);
 
 }  // namespace peft::nn

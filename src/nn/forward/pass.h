@@ -12,7 +12,7 @@
 
 namespace peft::nn {
 
-// What a layer remembers of the tokens before.
+// What a layer keeps of the tokens before.
 struct LayerCache {
   Tensor keys, values;  // [sequences, heads, capacity, head dim]
   Tensor conv, state;   // [sequences, channels, kernel - 1]; [sequences, heads, key dim, value dim] fp32
@@ -44,11 +44,11 @@ struct Pass {
 // Over the last dimension, as the family's norm class does it.
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps, Norms kind);
 Tensor activate(const Tensor& x, Activation activation);
-// silu(gate) * up and its relatives; gate may be consumed.
+// activation(gate) * up. gate may be overwritten.
 Tensor gated(const Tensor& gate, const Tensor& up, Activation activation);
 Tensor run_mlp(const Pass& pass, const Mlp& mlp, const Tensor& x);
 
-// Whether own loops may run on these: no gradients wanted, in the CPU's memory, fp32.
+// Whether own loops may run on the tensor: fp32, on the CPU, no gradients.
 bool plain_floats(const Tensor& tensor);
 
 }  // namespace peft::nn

@@ -33,29 +33,29 @@ std::string place_text(std::int64_t row, std::int64_t column) {
   return text;
 }
 
-[[noreturn]] void refuse(const std::string& what, const std::string& problem, const std::string& expected,
-                         const std::string& got) {
-  throw Error(ErrorCode::USAGE, {.tensor = what, .problem = problem, .expected = expected, .got = got});
-}
-
-// Ids of the vocabulary, and in a prompt none that stands for an image: what the model itself generates is text to it.
+// Every id must be in the vocabulary. In a prompt none may stand for an image; the model itself may generate one.
 void check_ids(const CausalLM::Impl& model, const ForwardInput& input) {
   const Tensor& ids = input.ids;
   if (!ids.defined() || ids.dim() != 2 || ids.numel() == 0 || ids.scalar_type() != at::kLong) {
-    refuse("ids", "not a batch of token ids", "int64 [sequences, tokens], none of them empty",
-           ids.defined() ? shape_text(ids.sizes()) : "nothing");
+    at({}, "ids").fail(ErrorCode::USAGE, {.problem = "not a batch of token ids",
+                                          .expected = "int64 [sequences, tokens], none of them empty",
+                                          .got = ids.defined() ? shape_text(ids.sizes()) : "nothing"});
   }
   const Tensor host = ids.to(at::kCPU).contiguous();
   const std::int64_t* id = host.const_data_ptr<std::int64_t>();
   const bool prompt = input.cache == nullptr || input.cache->length == 0;
   for (std::int64_t i = 0; i < host.numel(); ++i) {
     if (id[i] < 0 || id[i] >= model.config.vocab) {
-      refuse(place_text(i / ids.size(1), i % ids.size(1)), "a token id outside the vocabulary",
-             "0 to " + std::to_string(model.config.vocab - 1), std::to_string(id[i]));
+      at({}, place_text(i / ids.size(1), i % ids.size(1)))
+          .fail(ErrorCode::USAGE, {.problem = "a token id outside the vocabulary",
+                                   .expected = "0 to " + std::to_string(model.config.vocab - 1),
+                                   .got = std::to_string(id[i])});
     }
     if (prompt && std::ranges::count(model.config.media_tokens, id[i]) > 0) {
-      refuse(place_text(i / ids.size(1), i % ids.size(1)), "stands for an image or a video; only text runs here",
-             "text tokens", std::to_string(id[i]));
+      at({}, place_text(i / ids.size(1), i % ids.size(1)))
+          .fail(ErrorCode::USAGE, {.problem = "stands for an image or a video; only text runs here",
+                                   .expected = "text tokens",
+                                   .got = std::to_string(id[i])});
     }
   }
 }
@@ -64,11 +64,16 @@ void check_ids(const CausalLM::Impl& model, const ForwardInput& input) {
 Tensor checked_mask(const Tensor& mask, std::int64_t sequences, std::int64_t length, at::Device device) {
   if (!mask.defined()) return {};
   if (mask.dim() != 2 || mask.size(0) != sequences || mask.size(1) != length) {
-    refuse("mask", "does not fit the ids", shape_text({sequences, length}), shape_text(mask.sizes()));
+    at({}, "mask")
+        .fail(ErrorCode::USAGE, {.problem = "does not fit the ids",
+                                 .expected = shape_text({sequences, length}),
+                                 .got = shape_text(mask.sizes())});
   }
   const Tensor host = mask.to(at::kCPU).to(at::kLong);
   if (host.ne(0).logical_and(host.ne(1)).any().item<bool>())
-    refuse("mask", "holds something else than 0 and 1", "0 or 1", "other numbers");
+    at({}, "mask")
+        .fail(ErrorCode::USAGE,
+              {.problem = "holds something else than 0 and 1", .expected = "0 or 1", .got = "other numbers"});
   if (host.eq(1).all().item<bool>()) return {};
   return host.eq(1).to(device);
 }
@@ -76,7 +81,10 @@ Tensor checked_mask(const Tensor& mask, std::int64_t sequences, std::int64_t len
 void check_adapters(const ForwardContext& context, std::int64_t sequences) {
   const std::size_t given = context.adapter_of_sequence.size();
   if (given == 0 || static_cast<std::int64_t>(given) == sequences) return;
-  refuse("adapters", "one is needed for each sequence", std::to_string(sequences), std::to_string(given));
+  at({}, "adapters")
+      .fail(ErrorCode::USAGE, {.problem = "one is needed for each sequence",
+                               .expected = std::to_string(sequences),
+                               .got = std::to_string(given)});
 }
 
 Tensor run_layer(Pass& pass, const Layer& layer, const Tensor& x) {
@@ -151,7 +159,7 @@ void check_options(const GenerateOptions& options) {
   if (!(options.top_p > 0 && options.top_p <= 1)) fail("top_p", "above 0, at most 1", options.top_p);
 }
 
-// Scores of tokens that may be drawn; the others are minus infinity.
+// The scores of the tokens that may be drawn; all others are minus infinity.
 Tensor limited(const Tensor& logits, const GenerateOptions& options) {
   const double none = -std::numeric_limits<double>::infinity();
   Tensor scores = logits.to(at::kFloat) / options.temperature;
@@ -241,17 +249,24 @@ class Generator {
 }  // namespace
 
 ForwardOutput run_forward(const CausalLM::Impl& model, const ForwardInput& input, const ForwardContext& context) {
-  if (model.device.is_meta()) refuse("model", "has shapes only and cannot run", "a model with weights", "device meta");
+  if (model.device.is_meta())
+    at({}, "model")
+        .fail(ErrorCode::USAGE,
+              {.problem = "has shapes only and cannot run", .expected = "a model with weights", .got = "device meta"});
   check_ids(model, input);
   if (context.training && model.config.attention_dropout != 0) {
-    refuse("attention_dropout", "dropout of attention weights is not implemented", "0 in config.json",
-           std::to_string(model.config.attention_dropout));
+    at({}, "attention_dropout")
+        .fail(ErrorCode::USAGE, {.problem = "dropout of attention weights is not implemented",
+                                 .expected = "0 in config.json",
+                                 .got = std::to_string(model.config.attention_dropout)});
   }
   if (input.cache == nullptr) return run(model, input, context);
   const std::int64_t sequences = input.ids.size(0);
   if (input.cache->length > 0 && input.cache->sequences != sequences) {
-    refuse("cache", "holds another number of sequences", std::to_string(input.cache->sequences),
-           std::to_string(sequences));
+    at({}, "cache")
+        .fail(ErrorCode::USAGE, {.problem = "holds another number of sequences",
+                                 .expected = std::to_string(input.cache->sequences),
+                                 .got = std::to_string(sequences)});
   }
   input.cache->sequences = sequences;
   at::NoGradGuard no_gradients;  // a cache is written in place

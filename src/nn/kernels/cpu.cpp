@@ -37,7 +37,7 @@ struct BF16 {
   }
 };
 
-// Rows are short streams, which the machine's own prefetcher finds too late: every line is asked for so many bytes
+// The hardware prefetcher notices such short rows too late, so that each line is prefetched this many bytes
 // ahead.
 constexpr std::uintptr_t kAhead = 8192;
 HWY_INLINE void ask_ahead(const void* data) {

@@ -1,5 +1,5 @@
-// The few loops that decide how fast one token goes: plain pointers, one thread, the widest vectors of the machine.
-// A row's result does not depend on which rows are computed with it.
+// The inner loops of decoding, on the CPU: plain pointers, one thread, the widest vectors of the machine.
+// The result of a row does not depend on the rows that are computed with it.
 #pragma once
 
 #include <cstddef>

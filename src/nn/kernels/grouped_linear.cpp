@@ -17,9 +17,9 @@
 namespace peft::nn {
 namespace {
 
-// So few rows are limited by reading the weights: own loops then beat a matrix product.
+// Up to this many rows, reading the weights takes the time: own loops beat a matrix product.
 constexpr std::int64_t kFewRows = 4;
-// Elements of a weight below which a second thread is not worth waking.
+// A second thread pays off from this many elements of a weight on.
 constexpr std::int64_t kGrain = 1 << 15;
 
 // The kernels take fp32, or bfloat16 weights with activations that are widened first.
@@ -104,7 +104,7 @@ class GroupedLinear : public torch::autograd::Function<GroupedLinear> {
   }
 };
 
-// On the host: the indices are there already, and counting is one pass.
+// On the CPU: one pass that counts.
 ExpertGroups group_on_host(const Tensor& indices, std::int64_t num_experts) {
   ExpertGroups groups;
   groups.tokens = indices.size(0), groups.top_k = indices.size(1);

@@ -103,7 +103,7 @@ void expand_into(Tensor& y, const Tensor& hidden, const Tensor& b, double scale,
   });
 }
 
-// The gradient of a product of stacks, written out: that of a slice would be a whole stack of zeros for each expert.
+// The gradient is written out: autograd's gradient of a slice is a whole stack of zeros for each expert.
 class GroupedFunction : public torch::autograd::Function<GroupedFunction> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& a, const Tensor& b, double scale,
@@ -146,8 +146,8 @@ bool records(const Tensor& y, const Tensor& x, const FactorStack& stack) {
          (y.requires_grad() || x.requires_grad() || stack.a.requires_grad() || stack.b.requires_grad());
 }
 
-// Few rows on a CPU: one pass over the factors by own code, since a matrix product for each expert costs more to call
-// than to compute.
+// Few rows on a CPU take one pass over the factors in own code: calling a matrix product for each expert costs more
+// than computing it.
 constexpr std::int64_t kFewRows = 16;
 bool is_for_rows(const Tensor& y, const Tensor& x, const FactorStack& stack) {
   return x.size(0) <= kFewRows && x.is_cpu() && stack.a.is_cpu() && stack.a.scalar_type() == at::kFloat &&

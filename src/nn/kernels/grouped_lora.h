@@ -27,8 +27,8 @@ at::Tensor add_grouped(const at::Tensor& y, const at::Tensor& x, const FactorSta
 
 // Whether add_rounded() serves: a 16-bit y in the CPU's memory, no gradients, more than a few rows.
 bool can_add_rounded(const at::Tensor& y, const at::Tensor& x, const FactorStack& stack);
-// The same sum rounded to y's dtype, for a y to which nothing else is added: widened block by block, y as a whole
-// never. y itself may be changed.
+// The same sum, rounded to y's dtype. Only a block of y is widened at a time. y itself may be changed. For a y to which
+// nothing else is added.
 at::Tensor add_rounded(const at::Tensor& y, const at::Tensor& x, const FactorStack& stack, const RowGroups& groups);
 
 }  // namespace peft::nn

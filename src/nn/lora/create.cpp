@@ -26,7 +26,7 @@ at::ScalarType factor_type(const Tensor& weight) {
   return weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// Checks of the values, as for a config from a file.
+// Checks the values as those of a file are checked.
 AdapterConfig checked(const LoraConfig& config) {
   AdapterConfig result = AdapterConfig::parse(config.dump(), config.file.empty() ? "LoraConfig" : config.file);
   require_language_model(result);
@@ -35,7 +35,7 @@ AdapterConfig checked(const LoraConfig& config) {
   return result;
 }
 
-// A key of a file may be a newer PEFT's; in code it is a slip of the pen.
+// An unknown key of a file may belong to a newer PEFT: a warning. In code it is a mistake: an error.
 void check_unknown(const AdapterConfig& config, bool from_file, std::vector<std::string>& warnings) {
   for (const std::string& key : config.unknown) {
     if (!from_file) {
@@ -46,7 +46,7 @@ void check_unknown(const AdapterConfig& config, bool from_file, std::vector<std:
   }
 }
 
-// PEFT writes every key of its version, whatever was given.
+// Adds the keys that were not given: PEFT writes every key of its version.
 void complete(AdapterConfig& config) {
   for (const config::PeftKey& row : config::peft_keys()) {
     if (config.value(row.key).empty()) config.set(row.key, row.value);
@@ -85,7 +85,7 @@ SiteFactors new_factors(const Site& site, const Target& target, const AdapterCon
 
 void make_factors(PeftModel::Impl& impl, int id, const ResolvedTargets& resolved, at::Generator& generator) {
   const AdapterConfig& config = resolved.config_after;
-  // Every place is looked up before anything is drawn: an unsuitable target changes nothing.
+  // All sites are found before any value is drawn, so that an unsuitable target changes nothing.
   std::vector<std::pair<Site*, const Target*>> places;
   for (const Target& target : resolved.targets) {
     const auto dot = target.name.rfind('.');
@@ -133,7 +133,7 @@ void add_bias(PeftModel::Impl& impl, int id, const std::string& module, const st
 
 using TokenIds = std::vector<std::int64_t>;
 
-// By module. A list is for the input embedding; names are ends of modules' names.
+// By module. A plain list is for the input embedding. A name stands for every module whose name ends with it.
 std::map<std::string, TokenIds> wanted_rows(const PeftModel::Impl& impl, const AdapterConfig& config) {
   std::map<std::string, TokenIds> wanted;
   for (const auto& [name, ids] : *config.trainable_token_indices) {
@@ -166,7 +166,8 @@ void check_ids(const std::string& module, const TokenIds& ids, std::int64_t voca
   }
 }
 
-// Where config.json ties the output embedding it has the same new rows, unless it is named with other tokens.
+// Where config.json ties the embeddings, the output embedding gets the same new rows, unless other tokens are named for
+// it.
 void follow_input(PeftModel::Impl& impl, int id) {
   const CausalLM::Impl& base = impl.base->impl();
   if (!base.config.tied) return;

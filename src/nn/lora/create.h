@@ -13,13 +13,13 @@ namespace peft::nn {
 void create_adapter(PeftModel::Impl& impl, const std::string& name, const LoraConfig& config,
                     const AdapterModelOptions& options);
 
-// An adapter with a head that no language model has: CF_UNSUP.
+// Throws CF_UNSUP for an adapter with a head that no language model has.
 void require_language_model(const AdapterConfig& config);
 // The biases that `bias` of the config names, as the base has them, where the adapter has none yet.
 void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config);
 // Rows of trainable_token_indices, as the base has them.
 void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config);
-// LoRA, or a copy, on an embedding that has trainable tokens: CF_TARGET.
+// Throws CF_TARGET for LoRA, or a copy, on an embedding that has trainable tokens.
 void require_rows_apart(const PeftModel::Impl& impl);
 // What PEFT warns of: an adapter on one of two tied embeddings.
 void warn_of_tied(PeftModel::Impl& impl, int id);

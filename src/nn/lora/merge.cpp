@@ -20,19 +20,11 @@ Tensor merged_weight(const Site& site, const SiteFactors& factors, Tensor gain, 
   Tensor delta = delta_weight(site, factors);
   if (gain.defined()) {
     gain = gain.unsqueeze(-1);
-    const bool turned = site.kind == SiteKind::experts ? site.in_out : site.kind == SiteKind::embedding;
-    if (turned) gain = gain.transpose(-1, -2);
+    if (site.base_is_in_out()) gain = gain.transpose(-1, -2);
     return (gain * (weight + delta)).to(weight.scalar_type());
   }
   if (safe || site.by_parameter || site.kind == SiteKind::embedding) delta = delta.to(weight.scalar_type());
   return (weight + delta).to(weight.scalar_type());
-}
-
-[[noreturn]] void not_finite(const Site& site, const std::string& adapter) {
-  throw Error(ErrorCode::NUM_NONFINITE, {.tensor = site.name(),
-                                         .problem = "merging gives NaN or infinity",
-                                         .got = "adapter \"" + adapter + "\" seems to be broken",
-                                         .hint = "nothing of this adapter was merged into this weight"});
 }
 
 bool is_merged(const Site& site, int id) {
@@ -72,7 +64,11 @@ void merge_one(PeftModel::Impl& impl, Site& site, int id, const Tensor& gain, co
   const Tensor weight = merged_weight(site, *factors, gain, options.safe_merge);
   const Tensor bias = factors->bias.defined() ? *site.base_bias + factors->bias * factors->stack.scale : Tensor();
   for (const Tensor& merged : {weight, bias}) {
-    if (options.safe_merge && merged.defined() && !at::isfinite(merged).all().item<bool>()) not_finite(site, name);
+    if (options.safe_merge && merged.defined() && !at::isfinite(merged).all().item<bool>())
+      at({}, site.name())
+          .fail(ErrorCode::NUM_NONFINITE, {.problem = "merging gives NaN or infinity",
+                                           .got = "adapter \"" + name + "\" seems to be broken",
+                                           .hint = "nothing of this adapter was merged into this weight"});
   }
   if (site.merged.empty() && options.keep_base) {
     site.unmerged = site.weight->detach().clone();
@@ -86,7 +82,7 @@ void merge_one(PeftModel::Impl& impl, Site& site, int id, const Tensor& gain, co
   site.merged.push_back(id);
 }
 
-// Without a copy: what PEFT does, which does not give the same bits back.
+// Unmerges without a copy, as PEFT does. The weights may differ by rounding.
 void subtract(Site& site, int id) {
   const SiteFactors& factors = *site.find(id);
   if (factors.magnitude.defined()) {
@@ -118,7 +114,7 @@ void merge_token_rows(PeftModel::Impl& impl, const MergeOptions& options, const 
   }
 }
 
-// In reverse: two tied embeddings are one tensor, and the first copy holds the base's rows.
+// In reverse order: of two tied embeddings, the first copy has the base's rows.
 void unmerge_token_rows(PeftModel::Impl& impl) {
   for (auto rows = impl.token_rows.rbegin(); rows != impl.token_rows.rend(); ++rows) {
     for (; !rows->merged.empty(); rows->merged.pop_back()) {

@@ -13,9 +13,9 @@ namespace peft::nn {
 
 void merge_adapters(PeftModel::Impl& impl, const MergeOptions& options, const std::vector<int>& ids);
 void unmerge_adapters(PeftModel::Impl& impl);
-// After a merge for good: two embeddings that became two tensors are two from now on.
+// After merge_and_unload: embeddings that the merge made two tensors stay two.
 void stay_untied(PeftModel::Impl& impl);
-// A token of which several of these adapters, or merged ones, have rows: USAGE.
+// Throws USAGE where two of these adapters, or of those merged already, have a row for the same token.
 void require_rows_disjoint(const PeftModel::Impl& impl, const std::vector<int>& ids);
 
 }  // namespace peft::nn

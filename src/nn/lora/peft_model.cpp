@@ -40,18 +40,13 @@ std::unique_ptr<PeftModel::Impl> new_impl(std::shared_ptr<CausalLM> base) {
   return impl;
 }
 
-[[noreturn]] void merged_error(const std::string& what) {
-  throw Error(ErrorCode::USAGE,
+void require_unmerged(const PeftModel::Impl& impl, const std::string& what) {
+  if (!impl.any_merged()) return;
+  at({}).fail(ErrorCode::USAGE,
               {.problem = what + " while adapters are merged into the weights", .hint = "unmerge_adapter() first"});
 }
 
-[[noreturn]] void refuse(std::string problem, std::string expected, std::string got, std::string hint = {}) {
-  throw Error(ErrorCode::USAGE, {.tensor = "adapter_names",
-                                 .problem = std::move(problem),
-                                 .expected = std::move(expected),
-                                 .got = std::move(got),
-                                 .hint = std::move(hint)});
-}
+const ErrorPlace kNames = at({}, "adapter_names");
 
 // A replaced tensor can be mixed where a hook computes with it: weights of Linear and Embedding modules.
 void require_mixable(const PeftModel::Impl& impl, int id) {
@@ -61,10 +56,11 @@ void require_mixable(const PeftModel::Impl& impl, int id) {
         overlay.parameter == "weight" && overlay.kind == Overlay::Kind::saved_module &&
         (dynamic_cast<const Linear*>(owner) != nullptr || dynamic_cast<const Embedding*>(owner) != nullptr);
     if (hooked || !overlay.adapters.contains(id)) continue;
-    refuse("adapter \"" + impl.entry_of(id).name + "\" replaces " + overlay.module + "." + overlay.parameter +
-               ", which cannot be mixed within a batch",
-           "adapters that replace weights of Linear and Embedding modules only", impl.entry_of(id).name,
-           "run its sequences in a batch of their own");
+    kNames.fail(ErrorCode::USAGE, {.problem = "adapter \"" + impl.entry_of(id).name + "\" replaces " + overlay.module +
+                                              "." + overlay.parameter + ", which cannot be mixed within a batch",
+                                   .expected = "adapters that replace weights of Linear and Embedding modules only",
+                                   .got = impl.entry_of(id).name,
+                                   .hint = "run its sequences in a batch of their own"});
   }
 }
 
@@ -75,11 +71,19 @@ class Mixed {
     context.training = options.training;
     if (!impl.control->enabled && impl.any_merged()) unmerge_adapters(impl);  // merged while disabled: the base answers
     if (options.adapter_names.empty()) return;
-    if (options.training) refuse("mixed batches are for inference", "training = false", "training = true");
-    if (impl.any_merged()) refuse("an adapter is merged into the weights", "none", "merged", "unmerge_adapter() first");
+    if (options.training)
+      kNames.fail(
+          ErrorCode::USAGE,
+          {.problem = "mixed batches are for inference", .expected = "training = false", .got = "training = true"});
+    if (impl.any_merged())
+      kNames.fail(ErrorCode::USAGE, {.problem = "an adapter is merged into the weights",
+                                     .expected = "none",
+                                     .got = "merged",
+                                     .hint = "unmerge_adapter() first"});
     if (static_cast<std::int64_t>(options.adapter_names.size()) != ids.size(0)) {
-      refuse("one name for each sequence is needed", std::to_string(ids.size(0)),
-             std::to_string(options.adapter_names.size()));
+      kNames.fail(ErrorCode::USAGE, {.problem = "one name for each sequence is needed",
+                                     .expected = std::to_string(ids.size(0)),
+                                     .got = std::to_string(options.adapter_names.size())});
     }
     for (const std::string& name : options.adapter_names) {
       const int id = name == base_name ? -1 : impl.entry(name).id;
@@ -139,12 +143,12 @@ void PeftModel::save_pretrained(const std::string& folder, const SaveOptions& op
 }
 
 void PeftModel::load_adapter(const std::string& folder, const std::string& name, AdapterModelOptions options) {
-  if (live().any_merged()) merged_error("an adapter cannot be loaded");
+  require_unmerged(live(), "an adapter cannot be loaded");
   load_adapter_folder(*impl_, name, folder, options);
 }
 
 void PeftModel::add_adapter(const std::string& name, const LoraConfig& config, AdapterModelOptions options) {
-  if (live().any_merged()) merged_error("an adapter cannot be added");
+  require_unmerged(live(), "an adapter cannot be added");
   create_adapter(*impl_, name, config, options);
 }
 

@@ -19,10 +19,6 @@ std::string names_of(const std::vector<AdapterEntry>& entries) {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
-[[noreturn]] void no_target(const std::string& name, const std::string& problem, const std::string& hint) {
-  throw Error(ErrorCode::CF_TARGET, {.tensor = name, .problem = problem, .hint = hint});
-}
-
 // The position of a module and parameter in the model, to keep sites in its order.
 std::pair<std::size_t, std::size_t> position(const Modules& modules, const std::string& module,
                                              const std::string& parameter) {
@@ -58,7 +54,6 @@ void place_on_experts(Site& site, Experts& experts, const std::shared_ptr<Switch
     if (site.weight == &matrix->weight) {
       site.kind = SiteKind::experts;
       site.in_out = matrix->in_out;
-      site.experts = &experts;
       hook_in(*matrix, control).site = &site;
       return;
     }
@@ -68,7 +63,9 @@ void place_on_experts(Site& site, Experts& experts, const std::shared_ptr<Switch
       return;
     }
   }
-  no_target(site.name(), "LoRA is not implemented on this parameter of experts", "target their matrices");
+  at({}, site.name())
+      .fail(ErrorCode::CF_TARGET,
+            {.problem = "LoRA is not implemented on this parameter of experts", .hint = "target their matrices"});
 }
 
 }  // namespace
@@ -116,11 +113,12 @@ Site* PeftModel::Impl::find_site(const std::string& module, const std::string& p
 
 Site& PeftModel::Impl::site(const std::string& module, const std::string& parameter, bool by_parameter) {
   if (Site* found = find_site(module, parameter)) {
-    // Their factors differ, an embedding's in shape too. PEFT refuses one order, and in the other gives the second
-    // adapter factors of the first one's kind.
+    // The two kinds of targets have different factors. PEFT refuses one order; in the other it gives the second
+    // adapter factors of the first adapter's kind.
     if (found->by_parameter != by_parameter && !found->adapters.empty()) {
-      no_target(found->name(), "one adapter targets the module by name, another one its parameter",
-                "use target_modules for both, or target_parameters");
+      at({}, found->name())
+          .fail(ErrorCode::CF_TARGET, {.problem = "one adapter targets the module by name, another one its parameter",
+                                       .hint = "use target_modules for both, or target_parameters"});
     }
     found->by_parameter = by_parameter;
     return *found;
@@ -146,8 +144,10 @@ Site& PeftModel::Impl::site(const std::string& module, const std::string& parame
   } else if (auto* experts = dynamic_cast<Experts*>(owner); experts != nullptr) {
     place_on_experts(*made, *experts, control);
   } else {
-    no_target(module + "." + parameter, "LoRA is not implemented on a " + owner->class_name,
-              "target Linear and Embedding modules, routers, and the matrices of experts");
+    at({}, module + "." + parameter)
+        .fail(ErrorCode::CF_TARGET,
+              {.problem = "LoRA is not implemented on a " + owner->class_name,
+               .hint = "target Linear and Embedding modules, routers, and the matrices of experts"});
   }
   made->order = position(modules, module, parameter);
   const auto after = std::upper_bound(sites.begin(), sites.end(), made->order,
@@ -195,8 +195,9 @@ TokenRows& PeftModel::Impl::rows_of(const std::string& name) {
   auto* linear = base->impl().modules.find<Linear>(name);
   const bool plain = linear != nullptr && linear->kind == ModuleKind::linear && !linear->bias.defined();
   if (embedding == nullptr && !plain) {
-    no_target(name, "trainable_token_indices needs an embedding, or a Linear without bias",
-              "name one, or give a list of ids");
+    at({}, name).fail(ErrorCode::CF_TARGET,
+                      {.problem = "trainable_token_indices needs an embedding, or a Linear without bias",
+                       .hint = "name one, or give a list of ids"});
   }
   TokenRows& made = token_rows.emplace_back();
   made.module = name;
@@ -246,7 +247,7 @@ void PeftModel::Impl::set_gradients(int id, bool on) {
     const auto own = overlay.adapters.find(id);
     if (own == overlay.adapters.end()) continue;
     const bool bias = trains_biases && overlay.parameter.find("bias") != std::string::npos;
-    // A saved embedding is carried along, not trained.
+    // A saved embedding is kept with the adapter and not trained.
     own->second.requires_grad_(on && (overlay.kind == Overlay::Kind::saved_module || bias));
   }
   for (TokenRows& rows : token_rows) {

@@ -1,4 +1,4 @@
-// What a PeftModel holds. Its parts work on this: creating, loading, saving, merging, combining.
+// The state of a PeftModel, which creating, loading, saving, merging and combining work on.
 #pragma once
 
 #include <deque>
@@ -42,16 +42,16 @@ struct PeftModel::Impl {
   AdapterEntry& add_entry(const std::string& name, const AdapterConfig& config);  // USAGE when the name is taken
 
   Site* find_site(const std::string& module, const std::string& parameter) const;
-  // Makes the site and puts its hook into the module, unless it is there. CF_TARGET for what LoRA cannot sit on.
+  // Makes the site and puts its hook into the module, unless it exists. Throws CF_TARGET where LoRA is not implemented.
   Site& site(const std::string& module, const std::string& parameter, bool by_parameter);
-  // The overlay of one tensor of the base. `tied`: wherever the base uses it, not in this module alone.
+  // The overlay of one tensor of the base; of a base value, wherever the base uses it.
   Overlay& overlay(const std::string& module, const std::string& parameter, Overlay::Kind kind);
   TokenRows& rows_of(const std::string& module);
 
-  // Where the factors of a site lie on disk: below one ".base_layer" for each later parameter of the same module.
+  // The place of a site's factors on disk: one ".base_layer" for each later target of the same module.
   std::string key_of(const Site& site, int adapter) const;
 
-  // Who acts from now on, and alone has gradients, if `train`.
+  // Makes these adapters the active ones. With `train` they get gradients; all others lose theirs.
   void activate(std::vector<int> ids, bool train);
   void select_overlays(const std::vector<int>& ids) const;
   void set_gradients(int id, bool on);  // of all that this adapter trains

@@ -13,7 +13,7 @@
 namespace peft::nn {
 namespace {
 
-// A new value joins those before it.
+// Adds a value; a second, different one makes the entry irregular.
 template <class T>
 void join(std::map<std::string, Agreed<T>>& all, const std::string& name, const Agreed<T>& one) {
   const auto [at, added] = all.emplace(name, one);
@@ -90,7 +90,7 @@ class Layers {
     return nullptr;
   }
 
-  // Wrappers list those of the active adapters that they have.
+  // A wrapper lists the active adapters that it has.
   template <class Adapters>
   void list_active(LayerStatus& status, const Adapters& adapters) const {
     for (const int id : impl_.control->active) {
@@ -106,7 +106,7 @@ class Layers {
     for (const int id : rows.merged) status.merged_adapters.push_back(impl_.entry_of(id).name);
   }
 
-  // The module that PEFT copied: this one, or one above it. PEFT looks at the ends of names, wherever a name begins.
+  // The module that PEFT copied: this one, or one above it. PEFT compares the ends of names only.
   std::string copied_by(int id, const std::string& module) const {
     const auto& saved = impl_.entry_of(id).config.modules_to_save;
     if (!saved) return module;

@@ -115,7 +115,7 @@ void read_attention(const ConfigSection& config, ModelConfig& model) {
   model.attention_dropout = config.number("attention_dropout", 0);
 }
 
-// What layer_types is where a config does not have it.
+// The default of layer_types, for a config without it.
 std::string_view default_kind(const ConfigSection& config, const model::RuntimeRow& family, std::int64_t layer) {
   const bool used = config.flag("use_sliding_window", false);
   switch (family.windows) {
@@ -143,7 +143,7 @@ std::int64_t window_of(const ConfigSection& config, const model::RuntimeRow& fam
   return config.size("sliding_window");
 }
 
-// By the rules of the family's row; a config with keys that do not decide is refused.
+// Decided by the rules of the family's row. Throws when the config's keys do not decide.
 bool has_experts(const model::ConfigFacts& facts, const model::RuntimeRow& family, std::int64_t layer) {
   if (!family.experts) return false;
   const auto found = facts.has_experts(*model::load_table(), {family.experts->row}, layer);
@@ -231,7 +231,7 @@ void read_top(const ConfigSection& top, ModelConfig& model) {
   }
 }
 
-// theta^(2i / dim), in the precision the real program has.
+// theta^(2i / dim), in fp32 as transformers computes it.
 std::vector<float> powers(double theta, std::int64_t dim) {
   std::vector<float> result;
   for (std::int64_t i = 0; i < dim; i += 2) {

@@ -13,7 +13,7 @@ namespace peft::nn {
 
 using model::Norms;
 
-// Which parameters "rope_parameters" gives (transformers 5), or rope_theta and rope_scaling (transformers 4).
+// From "rope_parameters" (transformers 5), or from rope_theta and rope_scaling (transformers 4).
 struct RopeConfig {
   std::string type = "default";  // default, linear, llama3, yarn
   double theta = 10000, partial = 1;
@@ -70,10 +70,10 @@ struct ModelConfig {
   std::vector<std::int64_t> media_tokens;  // ids that stand for images and videos: refused
 };
 
-// Throws MD_FORM, MD_FAMILY and CF_VALUE; knows nothing of weights.
+// Throws MD_FORM and MD_FAMILY.
 ModelConfig read_config(const model::ConfigFacts& facts);
 
-// The rotary frequencies [rotary dim / 2] and what cos and sin are multiplied with.
+// The rotary frequencies [rotary dim / 2] and the factor of cos and sin.
 struct Frequencies {
   std::vector<float> inverse;
   double scaling = 1;

@@ -49,7 +49,7 @@ at::ScalarType dtype_of(const std::optional<at::ScalarType>& wanted, const Model
                                    .got = config.dtype});
 }
 
-// "meta" is for shapes alone: a model that is loaded is to run.
+// "meta" (shapes without values) is allowed for init_model only: a loaded model must run.
 at::Device device_of(const std::string& name, bool may_be_meta) {
   const auto refuse = [&](const char* problem) {
     throw Error(ErrorCode::USAGE,
@@ -101,7 +101,7 @@ std::span<std::byte> bytes_of(const Tensor& tensor) {
   return {static_cast<std::byte*>(tensor.mutable_data_ptr()), tensor.nbytes()};
 }
 
-// Tensors on another device are filled one after the other, through memory for one of them.
+// Moves one tensor at a time, so that no more than one is in memory twice.
 void move_to_device(CausalLM::Impl& model, at::Device device) {
   for (const auto& module : model.modules.all()) {
     for (const Slot& slot : module->slots) {
@@ -113,14 +113,14 @@ void move_to_device(CausalLM::Impl& model, at::Device device) {
   model.device = device;
 }
 
-// A tied head of which the file has a tensor of its own is loaded as one: its values decide.
+// Where the file has a tensor of its own for a tied head, it is loaded: its values decide whether the two are tied.
 void give_head_its_own(CausalLM::Impl& model, const Weights& weights) {
   if (!model.tied || !weights.find(model.lm_head->name, "weight")) return;
   model.tied = false;
   model.lm_head->weight = at::empty_like(model.embed->weight);
 }
 
-// As transformers 5 does: the same values are one tensor; other values are used, and named.
+// As transformers 5 does: equal values become one tensor; different values are both used, with a warning.
 void tie_if_equal(CausalLM::Impl& model) {
   if (!model.config.tied || model.tied) return;
   model.tied = model.lm_head->weight.equal(model.embed->weight);

@@ -35,13 +35,6 @@ Module* Modules::find(std::string_view name) const {
   return found == by_name_.end() ? nullptr : found->second;
 }
 
-Tensor* Modules::find_parameter(std::string_view full_name) const {
-  const std::size_t dot = full_name.rfind('.');
-  if (dot == std::string_view::npos) return nullptr;
-  const Module* module = find(full_name.substr(0, dot));
-  return module == nullptr ? nullptr : module->find(full_name.substr(dot + 1));
-}
-
 void Modules::append(std::unique_ptr<Module> module) {
   by_name_[module->name] = module.get();
   all_.push_back(std::move(module));

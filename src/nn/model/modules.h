@@ -22,7 +22,7 @@ struct Linear;
 struct Embedding;
 struct Experts;
 
-// The hooks. An adapter sits in a module (`adapter = ...`) and gets its forward pass; null: the base alone.
+// The hooks: a module with an adapter (`adapter = ...`) gives it the forward pass. null: the base alone.
 struct LinearAdapter {
   virtual ~LinearAdapter() = default;
   // The module's output for x [rows, in]. base.compute(x) is the output without adapter.
@@ -36,9 +36,9 @@ struct EmbeddingAdapter {
 // Of one fused expert parameter. Rows are sorted by expert; row j is token groups.token[j], at expert groups.expert[j].
 struct ExpertAdapter {
   virtual ~ExpertAdapter() = default;
-  // base_out [M, out] + what the adapter adds for x [M, in]. The features of base_out lie as in the parameter (all
-  // gate, then all up; interleaved where the class interleaves), the expert's bias is not added yet. base_out is the
-  // callee's: it may be changed in place when gradients are off.
+  // Returns base_out [M, out] plus the adapter's output for x [M, in]. The features of base_out lie as in the parameter
+  // (all gate, then all up; interleaved where the class interleaves). The expert's bias is not added yet. base_out may
+  // be changed in place when gradients are off.
   virtual Tensor apply(const Tensor& base_out, const Tensor& x, const ExpertGroups& groups,
                        const ForwardContext& context) = 0;
 };
@@ -58,7 +58,7 @@ struct Module {
   Tensor* find(std::string_view parameter) const;
 };
 
-// torch.nn.Linear; also a router, which is the same arithmetic on parameters of its own class (kind `other`).
+// torch.nn.Linear. A router is one too: the same arithmetic on the parameters of its own class (kind `other`).
 struct Linear : Module {
   Tensor weight, bias;  // [out, in]; [out] or undefined
   std::shared_ptr<LinearAdapter> adapter;
@@ -92,7 +92,7 @@ struct Experts : Module {
                  const ForwardContext& context) const;
 };
 
-// A module of parameters that nothing hooks into: norms, convolutions, attention sinks.
+// A module without a hook: norms, convolutions, attention sinks.
 struct Plain : Module {
   Tensor first, second;
 };
@@ -106,8 +106,6 @@ class Modules {
   T* find(std::string_view name) const {
     return dynamic_cast<T*>(find(name));
   }
-  // The tensor of a full parameter name ("model.layers.0.mlp.experts.gate_up_proj"); null when absent.
-  Tensor* find_parameter(std::string_view full_name) const;
 
   template <class T>
   T* add(std::string name, std::string class_name, ModuleKind kind) {  // NOLINT(performance-unnecessary-value-param)

@@ -212,7 +212,7 @@ class Builder {
   at::TensorOptions options_;
 };
 
-// Decoding reads weights once each, from pages all over; filling them touches each page for the first time.
+// Decoding reads each weight once, spread over many pages. Huge pages save page faults and look-ups of addresses.
 void use_huge_pages(const Modules& modules) {
   for (const auto& module : modules.all()) {
     for (const Slot& slot : module->slots) {

@@ -1,4 +1,4 @@
-// The parts of a model that runs, pointing to its modules.
+// A model that runs: its layers, which point to its modules.
 #pragma once
 
 #include <cstdint>

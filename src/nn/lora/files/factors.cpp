@@ -28,7 +28,7 @@ void add_site(std::vector<AdapterTensor>& tensors, const std::string& key, const
   if (factors.magnitude.defined()) tensors.push_back({key + ".lora_magnitude_vector", factors.magnitude, as_it_is});
 }
 
-// Whether gate still uses the first `split` components only, and up the rest: training fills B's empty blocks.
+// Whether gate still uses only the first `split` components and up only the rest. Training fills B's empty blocks.
 bool is_split(const Site& site, const SiteFactors& factors, bool interleaved) {
   if (factors.split < 0) return false;
   const Tensor b = factors.stack.b.detach();
@@ -48,7 +48,7 @@ class Collector {
     for (const auto& site : impl_.sites) {
       const SiteFactors* factors = site->find(id_);
       if (factors == nullptr) continue;
-      // The encoders carry a dense pair over as it lies, so it must lie as in a file; stacks are taken apart by views.
+      // The encoders copy a dense pair as it lies, so it must lie as in a file. Stacks are taken apart by views.
       const bool stacked = site->kind == SiteKind::experts;
       const FactorStack& stack = factors->stack;
       tensors.emplace_back("a " + site->name(), stacked ? stack.a : stack.a.squeeze(0));
@@ -138,7 +138,7 @@ class Collector {
     }
   }
 
-  // One tensor for each expert and projection, as DoRA on experts has them on disk.
+  // DoRA on experts has one tensor for each expert and projection on disk.
   void magnitude_rows(const Site& site, const SiteFactors& factors, NamedTensors& tensors) {
     const peft::Experts* experts = nullptr;
     const ExpertsForm::Fused* form = form_of(site, &experts);
@@ -201,7 +201,7 @@ class Collector {
     }
   }
 
-  // The order that the encoders rely on: all factors of a module together.
+  // The encoders need all factors of a module side by side.
   void sort() {
     std::stable_sort(result_.factors.factors.begin(), result_.factors.factors.end(),
                      [](const Factor& x, const Factor& y) {

@@ -57,7 +57,7 @@ at::Tensor read_view(const TensorFile& file, const View& view, at::ScalarType ty
   const TensorInfo& info = file.tensors()[view.tensor];
   const adapter::Matrix matrix = adapter::bind(file, view);
   const auto from = scalar_type(info.dtype, file, info.name);
-  // from_blob wants an address to write to; nothing writes to it.
+  // from_blob takes a mutable address; nothing writes to it.
   auto* data = const_cast<std::byte*>(matrix.data);  // NOLINT(cppcoreguidelines-pro-type-const-cast)
   const at::Tensor source = at::from_blob(data, {matrix.rows, matrix.cols}, {matrix.row_stride, matrix.col_stride},
                                           at::TensorOptions().dtype(from));

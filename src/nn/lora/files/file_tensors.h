@@ -13,7 +13,7 @@
 
 namespace peft::nn {
 
-// ST_DTYPE for what torch does not have.
+// Throws ST_DTYPE for a dtype that torch does not have.
 at::ScalarType scalar_type(Dtype dtype, const TensorFile& file, std::string_view tensor);
 Dtype file_dtype(at::ScalarType type);
 
@@ -24,7 +24,7 @@ at::Tensor read_tensor(const TensorFile& file, std::uint32_t tensor);
 
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
-// Dense, on the CPU.
+// Contiguous, on the CPU.
 NamedTensors on_host(const NamedTensors& tensors);
 std::vector<NewTensor> described(const NamedTensors& tensors);
 

@@ -22,7 +22,7 @@
 namespace peft::nn {
 namespace {
 
-// Targets of the config without tensors in the file: PEFT would leave them as they started, with a warning at most.
+// Refuses a file without tensors for some targets of the config. PEFT would leave them at their first values.
 void require_complete(const PeftModel::Impl& impl, const Input& input, const AdapterConfig& config, int id) {
   if (input.reading.layout == Layout::peft_per_expert && input.reading.has_experts) return;  // absent experts are zero
   const ResolvedTargets resolved =
@@ -45,7 +45,7 @@ void require_complete(const PeftModel::Impl& impl, const Input& input, const Ada
                .hint = "is the file complete, and is this the right base model?"});
 }
 
-// What save_pretrained writes: the config as it is, or as it becomes in PEFT's own form.
+// The config that save_pretrained will write: converted to PEFT's own layout where that can hold the adapter.
 std::pair<AdapterConfig, Layout> config_to_save(const Input& input, std::vector<std::string>& warnings) {
   ConvertOptions options;
   options.to = Layout::peft_fused;
@@ -60,7 +60,7 @@ std::pair<AdapterConfig, Layout> config_to_save(const Input& input, std::vector<
   }
 }
 
-// PiSSA and OLoRA: the same start is taken out of the weights again, as PEFT does.
+// PiSSA and OLoRA: subtracts the same start from the weights again, as PEFT does.
 void subtract_start(PeftModel::Impl& impl, int id, const std::string& init) {
   const at::NoGradGuard no_grad;
   at::Generator generator = at::detail::createCPUGenerator(0);
@@ -89,7 +89,7 @@ void check_changed_base(const AdapterConfig& config, ChangedBase choice) {
                "changed one (--base-is-residual)"});
 }
 
-// An adapter of the model as one that was opened from PEFT's own file.
+// Presents an adapter of the model as if it had been opened from PEFT's own file.
 Input opened(const PeftModel::Impl& impl, const AdapterEntry& entry, const MemoryFile& memory) {
   Input input;
   input.adapter.folder = input.adapter.name = entry.name;

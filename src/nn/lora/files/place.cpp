@@ -25,27 +25,28 @@ std::int64_t largest_rank(const std::vector<const Factor*>& factors) {
   return rank;
 }
 
-// A fused file says what the rank is, even where the last components of all experts are zero.
+// The rank of a fused file, which counts components that are zero in all experts.
 std::int64_t stored_rank(const TensorFile& file, const Factor& factor, std::int64_t experts) {
   std::int64_t elements = 1;
   for (const std::int64_t d : file.tensors()[factor.a.tensor].shape) elements *= d;
   return factor.in == 0 || experts == 0 ? 0 : elements / (experts * factor.in);
 }
 
-void require_shape(const TensorFile& file, const Site& site, const Factor& factor, std::int64_t out) {
-  if (factor.in == site.in() && factor.out == out) return;
-  throw Error(ErrorCode::LO_SHAPE,
-              {.file = file.path(),
-               .tensor = describe(factor.site),
-               .problem = "the factors do not fit the base model's weight",
-               .expected = fmt::format("in {}, out {} ({} of the base)", site.in(), out, site.name()),
-               .got = fmt::format("in {}, out {}", factor.in, factor.out),
-               .hint = "is this the right base model for the adapter?"});
+// `out`: of the site, or of one of its projections. `same_kind`: an embedding's factors on an embedding.
+void require_shape(const TensorFile& file, const Site& site, const Factor& factor, std::int64_t out,
+                   bool same_kind = true) {
+  if (factor.in == site.in() && factor.out == out && same_kind) return;
+  at(file.path(), describe(factor.site))
+      .fail(ErrorCode::LO_SHAPE,
+            {.problem = "the factors do not fit the base model's weight",
+             .expected = fmt::format("in {}, out {} ({} of the base)", site.in(), out, site.name()),
+             .got = fmt::format("in {}, out {}", factor.in, factor.out),
+             .hint = "is this the right base model for the adapter?"});
 }
 
-// One stack of them. Gate and up share their components where they share A in every expert; else gate's come first
-// and B is block-diagonal, as PEFT converts. Experts without a pair are zero. One scale serves all: what has another
-// is multiplied into B. Shapes that do not fit the base are LO_SHAPE.
+// Makes one stack. Gate and up share their components where they share A in every expert; else gate's come first
+// and B is block-diagonal, as PEFT converts. Experts without a pair are zero. One scale serves all: a factor with
+// another scale gets it multiplied into B. Throws LO_SHAPE for shapes that do not fit the base.
 SiteFactors stack_pairs(const TensorFile& file, const Site& site, const ExpertsForm::Fused& parameter,
                         const layout::Stack& pairs, bool fused_layout) {
   const auto type = site.weight->scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -135,21 +136,9 @@ class Placer {
            });
   }
 
-  [[noreturn]] void wrong_shape(const Site& site, const Factor& factor) const {
-    throw Error(ErrorCode::LO_SHAPE,
-                {.file = file_.path(),
-                 .tensor = describe(factor.site),
-                 .problem = "the factors do not fit the base model's weight",
-                 .expected = fmt::format("in {}, out {} ({} of the base)", site.in(), site.out(), site.name()),
-                 .got = fmt::format("in {}, out {}", factor.in, factor.out),
-                 .hint = "is this the right base model for the adapter?"});
-  }
-
   void matrix(Site& site, const Factor& factor) {
     const bool embedding = site.kind == SiteKind::embedding && !site.by_parameter;
-    if (factor.in != site.in() || factor.out != site.out() || (factor.kind == FactorKind::embedding) != embedding) {
-      wrong_shape(site, factor);
-    }
+    require_shape(file_, site, factor, site.out(), (factor.kind == FactorKind::embedding) == embedding);
     const auto type = site.weight->scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     SiteFactors factors;
     factors.stack.a = read_view(file_, factor.a, type).unsqueeze(0).to(site.weight->device());

@@ -27,7 +27,7 @@ constexpr const char* kOption = "path_initial_model_for_weight_conversion";
 
 void require_convertible(const AdapterConfig& config) {
   const std::string& init = config.init_lora_weights;
-  // LoftQ took more than its start out of the base: it rounded the rest.
+  // LoftQ also rounded the base, which cannot be taken back.
   if (!config::changes_base(init) || config::lora_init(init) == config::LoraInit::loftq) {
     throw Error(ErrorCode::CF_UNSUP,
                 {.tensor = kOption,
@@ -45,7 +45,7 @@ void require_convertible(const AdapterConfig& config) {
   }
 }
 
-// Of the factors alone: all scales stay what they were.
+// Doubles the rank; all scales stay the same.
 void double_rank(AdapterConfig& config) {
   const auto twice = [](Number& number) { number.value *= 2; };
   config.init_lora_weights = "true";
@@ -78,9 +78,9 @@ at::Tensor start_of(const TensorFile& file, const std::string& name, const at::T
                                     .hint = "is this the adapter's own start?"});
 }
 
-// save_pretrained's path_initial_model_for_weight_conversion: an adapter that began by changing the base, as one for
-// the base before that. W_res + s B A = W + s (B A - B0 A0): A becomes [A; A0], B becomes [B, -B0], the rank twice what
-// it was. `folder` has A0 and B0, the adapter as it was saved before training.
+// save_pretrained's path_initial_model_for_weight_conversion: turns an adapter whose start was subtracted from the base
+// into one for the original base. W_res + s B A = W + s (B A - B0 A0): A becomes [A; A0], B becomes [B, -B0], and the
+// rank doubles. `folder` has A0 and B0, the adapter as it was saved before training.
 void take_out_start(const std::string& folder, AdapterConfig& config, NamedTensors& tensors) {
   require_convertible(config);
   const auto file = TensorFile::open((std::filesystem::path(folder) / "adapter_model.safetensors").string());
@@ -99,7 +99,7 @@ void take_out_start(const std::string& folder, AdapterConfig& config, NamedTenso
   double_rank(config);
 }
 
-// A JSON string is a YAML string too, whatever is in it.
+// Every JSON string is a valid YAML string.
 std::string quoted(const std::string& text) {
   return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
@@ -255,7 +255,7 @@ std::vector<const AdapterEntry*> selected(const PeftModel::Impl& impl, const Sav
   return entries;
 }
 
-// The folder is replaced as a whole: what else lies in it (a tokenizer, adapters that are not saved now) goes along.
+// The folder is replaced as a whole. Its other files (a tokenizer, adapters that are not saved now) are copied.
 void carry_over(StagedOutput& output, const std::filesystem::path& folder, const std::set<std::string>& written) {
   namespace fs = std::filesystem;
   if (!fs::is_directory(folder)) return;
@@ -297,7 +297,7 @@ void save_adapters(const PeftModel::Impl& impl, const std::string& folder, const
     output.add_text(adapter.folder + kConfig, adapter.config);
     written.insert({adapter.folder + kWeights, adapter.folder + kConfig});
   }
-  // One card, whatever the adapters are called; somebody's own stays as it is.
+  // One card for all adapters. A card that the folder has already is kept.
   const bool has_card = std::filesystem::exists(std::filesystem::path(folder) / kCard);
   if (!has_card && !entries.empty()) output.add_text(kCard, model_card(entries.front()->config));
   if (options.overwrite) carry_over(output, folder, written);

@@ -32,7 +32,8 @@ struct Part {
   Tensor rows;  // [n] int64, ascending
 };
 
-// Which rows belong to whom, for rows that are `tokens` in sequence order. Rows without adapter are in no part.
+// Groups rows by adapter. Row i belongs to token `token[i]` of `tokens`, in sequence order. Rows without an adapter are
+// in no part.
 std::vector<Part> parts_of(const ForwardContext& context, const Tensor& token, std::int64_t tokens) {
   const auto& of_sequence = context.adapter_of_sequence;
   const auto sequences = static_cast<std::int64_t>(of_sequence.size());
@@ -151,7 +152,7 @@ Tensor EmbeddingHook::apply(int adapter, const Tensor& y, const Tensor& ids) con
   const TokenRows::Rows* own = rows == nullptr || !rows->merged.empty() ? nullptr : rows->find(adapter);
   if (own == nullptr) return result;
   const Tensor hit = ids.unsqueeze(1).eq(own->ids.unsqueeze(0));  // [rows, n]
-  // Of a token that is listed twice, the last row counts: so does index_copy.
+  // For a token that is listed twice the last row counts, as in index_copy.
   const Tensor place = at::arange(1, own->ids.size(0) + 1, own->ids.options());
   const Tensor replaced = own->delta.index_select(0, (hit * place).argmax(1));
   return at::where(hit.any(1).unsqueeze(1), replaced.to(result.scalar_type()), result);

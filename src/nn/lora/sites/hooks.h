@@ -1,4 +1,4 @@
-// What is put into the modules: an adapter of the model's interface, which asks the switch who is active.
+// The hooks that PeftModel puts into the modules. They ask the switch which adapters are active.
 #pragma once
 
 #include <memory>
@@ -15,7 +15,7 @@ struct LinearHook : LinearAdapter {
   const Overlay* saved = nullptr;   // a copy of the module saved by modules_to_save
   const TokenRows* rows = nullptr;  // trainable tokens of an output embedding
   Tensor forward(const Linear& base, const Tensor& x, const ForwardContext& context) override;
-  // The base's output with what the adapter replaces in it: LoRA is added to that.
+  // The base's output after the adapter's replacements (saved modules, token rows). LoRA is added to the result.
   Tensor replace(int adapter, const Linear& base, const Tensor& y, const Tensor& x,
                  const ForwardContext& context) const;
   Tensor apply(int adapter, const Tensor& y, const Tensor& x, const ForwardContext& context) const;
@@ -38,7 +38,7 @@ struct ExpertHook : ExpertAdapter {
                const ForwardContext& context) override;
   Tensor apply_one(int adapter, const Tensor& y, const Tensor& x, const RowGroups& groups, const Tensor& expert,
                    bool training) const;
-  // The site's factors, if they are all that the active adapters add here and are plain; else null.
+  // The factors of the one active adapter on this site, where it has no DoRA, dropout or bias to apply; else null.
   const SiteFactors* only_factors(bool training) const;
 };
 

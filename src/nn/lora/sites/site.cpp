@@ -12,7 +12,7 @@
 
 namespace peft::nn {
 
-// Tensors count their changes; a pointer and a count tell whether norms are still right.
+// Tensors count their changes: a pointer and a count show whether the norms are still valid.
 struct SiteFactors::NormCache {
   std::array<std::pair<const void*, std::uint32_t>, 3> made_from{};
   at::Tensor norms;
@@ -27,12 +27,11 @@ Stamp stamp(const at::Tensor& tensor) {
   return {tensor.unsafeGetTensorImpl(), tensor.is_inference() ? 0 : static_cast<std::uint32_t>(tensor._version())};
 }
 
-// One matrix at a time, so that no more than one is ever built.
+// One expert at a time, so that only one matrix is in memory.
 at::Tensor norms_of(const Site& site, const FactorStack& stack, std::int64_t expert) {
   at::Tensor weight = *site.weight;
   if (site.kind == SiteKind::experts) weight = weight.select(0, expert);
-  const bool turned = site.kind == SiteKind::experts ? site.in_out : site.kind == SiteKind::embedding;
-  if (turned) weight = weight.t();
+  if (site.base_is_in_out()) weight = weight.t();
   const at::Tensor delta = at::mm(stack.b.select(0, expert).t(), stack.a.select(0, expert));
   return at::linalg_vector_norm(weight.to(delta.scalar_type()) + delta.mul_(stack.scale), 2, at::IntArrayRef{1});
 }
@@ -50,7 +49,7 @@ Tensor normal(at::IntArrayRef shape, double deviation, at::Generator& generator)
 
 double one_over_root(std::int64_t n) { return 1 / std::sqrt(static_cast<double>(std::max<std::int64_t>(1, n))); }
 
-// What nn.Linear starts with, and PEFT leaves when init_lora_weights is false.
+// The first values of nn.Linear, which PEFT keeps when init_lora_weights is false.
 void random_both(const Site& site, FactorStack& stack, at::Generator& generator) {
   if (site.kind == SiteKind::embedding && !site.by_parameter) {
     stack.a.copy_(normal(stack.a.sizes(), 1, generator));
@@ -124,7 +123,7 @@ void olora(const Tensor& weight, FactorStack& stack) {
   stack.b.select(0, 0).copy_(q.slice(1, 0, stack.rank()).t());
 }
 
-// PiSSA and OLoRA take their start out of the base.
+// PiSSA and OLoRA subtract their start from the base.
 void from_weight(Site& site, FactorStack& stack, const std::string& init, at::Generator& generator) {
   const std::int64_t limit = std::min(stack.in(), stack.out());
   if (stack.rank() > limit) {
@@ -145,6 +144,8 @@ void from_weight(Site& site, FactorStack& stack, const std::string& init, at::Ge
 }  // namespace
 
 std::int64_t Site::num_experts() const { return kind == SiteKind::experts ? weight->size(0) : 1; }
+
+bool Site::base_is_in_out() const { return kind == SiteKind::experts ? in_out : kind == SiteKind::embedding; }
 
 std::int64_t Site::in() const {
   switch (kind) {
@@ -175,13 +176,6 @@ std::string Site::class_name() const {
 
 at::Tensor a_in_file_form(const at::Tensor& a) { return a.flatten(0, 1); }
 at::Tensor b_in_file_form(const at::Tensor& b) { return b.permute({2, 1, 0}).flatten(1, 2); }
-
-at::Tensor a_from_file_form(const at::Tensor& a, std::int64_t experts) {
-  return a.unflatten(0, {experts, a.size(0) / experts}).contiguous();
-}
-at::Tensor b_from_file_form(const at::Tensor& b, std::int64_t experts) {
-  return b.unflatten(1, {b.size(1) / experts, experts}).permute({2, 1, 0}).contiguous();
-}
 
 at::Tensor delta_weight(const Site& site, const SiteFactors& factors) {
   // [E, out, in]; an embedding's factors belong to its transpose [dim, vocabulary].
@@ -217,7 +211,7 @@ at::Tensor row_norms(const Site& site, const SiteFactors& factors, const std::ve
 }
 
 at::Tensor gains(const Site& site, const SiteFactors& factors, const std::vector<std::int64_t>* hit) {
-  // The cache may be filled up later, so the graph must not hold it.
+  // Later calls may write to the cache, so the graph gets a copy.
   at::Tensor norms = row_norms(site, factors, hit);
   if (factors.magnitude.requires_grad() && at::GradMode::is_enabled()) norms = norms.clone();
   return factors.magnitude / norms;

@@ -1,4 +1,5 @@
-// One target of the model with what every adapter has on it.
+// A site: one target of the model, with the factors that each adapter has on it. DoRA, first values, and the tensors
+// that an adapter replaces.
 #pragma once
 
 #include <ATen/core/Generator.h>
@@ -17,7 +18,7 @@
 
 namespace peft::nn {
 
-// Which adapters act, shared by all hooks of a model. Adapters are numbers here; PeftModel knows their names.
+// Which adapters are active; all hooks of a model share it. Adapters are numbers here; PeftModel knows their names.
 struct Switch {
   bool enabled = true;
   std::vector<int> active;  // in order of activation
@@ -36,7 +37,7 @@ struct SiteFactors {
   at::Tensor bias;       // lora_bias: [out]
   at::Tensor magnitude;  // DoRA: [out]; experts: [experts, out], in the order of the parameter's rows
   double dropout = 0;
-  // Where gate and up came as pairs of their own: the components of gate; the rest is up's. -1: they share all.
+  // Where gate and up have pairs of their own: the number of gate's components; the rest is up's. -1: they share all.
   std::int64_t split = -1;
 
   struct NormCache;  // DoRA's row norms, while nothing they depend on has changed
@@ -52,7 +53,6 @@ struct Site {
   at::Tensor* weight = nullptr;     // the base's tensor
   at::Tensor* base_bias = nullptr;  // null: the module has none
   bool in_out = false;              // of experts: stored [E, in, out]
-  const Experts* experts = nullptr;
   std::pair<std::size_t, std::size_t> order;  // of the module in the model, of the parameter in the module
 
   std::map<int, SiteFactors> adapters;
@@ -66,16 +66,15 @@ struct Site {
     return at == adapters.end() ? nullptr : &at->second;
   }
   std::int64_t num_experts() const;
+  bool base_is_in_out() const;  // the base holds the transpose of B A
   std::int64_t in() const;
   std::int64_t out() const;
   std::string class_name() const;  // PEFT's: "lora.Linear", "lora.ParamWrapper"
 };
 
-// lora_A [experts * rank, in] and lora_B [out, rank * experts] of PEFT's file, and back. Gradients as well.
+// As in PEFT's file: lora_A [experts * rank, in] and lora_B [out, rank * experts]. Works for gradients as well.
 at::Tensor a_in_file_form(const at::Tensor& a);
 at::Tensor b_in_file_form(const at::Tensor& b);
-at::Tensor a_from_file_form(const at::Tensor& a, std::int64_t experts);
-at::Tensor b_from_file_form(const at::Tensor& b, std::int64_t experts);
 
 // scale * B A in the shape of the base parameter: the product in the factors' dtype, then times the scale.
 at::Tensor delta_weight(const Site& site, const SiteFactors& factors);
@@ -83,7 +82,7 @@ at::Tensor delta_weight(const Site& site, const SiteFactors& factors);
 // DoRA: row i of W + scale * B A is scaled by magnitude(i) over its own norm.
 //
 // Norms of the rows of W + scale * B A, without gradient, in the factors' dtype: [out], for experts [experts, out].
-// `hit`: only these experts' rows are needed; others may be left over from before. Kept until W, A or B change.
+// `hit`: the experts whose rows are needed; the others may be stale. The norms are cached until W, A or B change.
 at::Tensor row_norms(const Site& site, const SiteFactors& factors, const std::vector<std::int64_t>* hit = nullptr);
 
 // magnitude / norms.
@@ -93,7 +92,7 @@ at::Tensor gains(const Site& site, const SiteFactors& factors, const std::vector
 
 // Refuses names that are not implemented (CF_UNSUP): those that need data (eva, corda, lora_ga), loftq, mica.
 void require_known_init(const AdapterConfig& config);
-// Whether it is taken out of the base's weight: PiSSA and OLoRA.
+// Whether the start is subtracted from the base's weight: PiSSA and OLoRA.
 bool starts_from_weight(const std::string& init);
 
 // Gives a and b their first values; `factors.stack` has their shapes. Values are drawn on the CPU, so that they are the
@@ -102,7 +101,7 @@ void initialise(Site& site, SiteFactors& factors, const std::string& init, at::G
 
 // ---- What an adapter replaces beside LoRA: modules_to_save, biases, saved embeddings, rows of trainable tokens.
 
-// One tensor of the base. While an adapter that has a version of its own is active, the module holds that version.
+// One tensor of the base that adapters replace. While such an adapter is active, the module holds its version.
 struct Overlay {
   enum class Kind : std::uint8_t {
     saved_module,  // a copy beside the original: counted twice, as PEFT does
@@ -115,7 +114,7 @@ struct Overlay {
   std::map<int, at::Tensor> adapters;
   std::map<int, std::string> suffix;  // of its key on disk, where that is not the parameter's name
 
-  // Puts the version of the first of `active` that has one into the model, or the original.
+  // Puts a version into the model: that of the first adapter of `active` that has one, else the original.
   void select(const std::vector<int>& active) const {
     const at::Tensor* chosen = &original;
     for (const int adapter : active) {
