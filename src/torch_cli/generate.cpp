@@ -1,5 +1,22 @@
 #include "torch_cli/generate.h"
 
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+
+#include "base/utf8.h"
+#include "cli/interrupt.h"
+#include "cli/json_output.h"
+#include "cli/output.h"
+#include "peft/adapter.h"
+#include "peft/error.h"
+#include "tokenizer/tokenizer.h"
+#include "torch_cli/running_model.h"
+
 namespace peft::torch_cli {
 namespace {
 

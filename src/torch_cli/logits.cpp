@@ -7,14 +7,20 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <span>
 
 #include "base/system_calls.h"
+#include "cli/json_output.h"
+#include "cli/output.h"
+#include "cli/table.h"
+#include "cli/units.h"
 #include "peft/error.h"
 #include "peft/safetensors.h"
 #include "safetensors/staged_output.h"
+#include "torch_cli/running_model.h"
 
 namespace peft::torch_cli {
 namespace {

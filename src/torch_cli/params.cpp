@@ -1,14 +1,22 @@
 #include "torch_cli/params.h"
 
+#include <ATen/ATen.h>
 #include <ATen/core/Tensor.h>
+#include <fmt/core.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <set>
 #include <vector>
 
+#include "cli/json_output.h"
+#include "cli/output.h"
+#include "cli/table.h"
 #include "cli/units.h"
+#include "peft/adapter.h"
 #include "peft/targets.h"
+#include "torch_cli/running_model.h"
 
 namespace peft::torch_cli {
 namespace {

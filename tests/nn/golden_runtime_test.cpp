@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "nn/golden_nn.h"
-#include "nn/model/modules.h"
+#include "nn/model/network.h"
 #include "peft/nn/model.h"
 
 namespace peft::nn::testing {

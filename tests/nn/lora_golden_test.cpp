@@ -6,7 +6,7 @@
 #include <set>
 
 #include "nn/golden_nn.h"
-#include "nn/model/modules.h"
+#include "nn/model/network.h"
 #include "peft/error.h"
 #include "peft/nn/peft_model.h"
 #include "support/golden.h"

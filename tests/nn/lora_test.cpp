@@ -5,11 +5,11 @@
 #include <fstream>
 
 #include "nn/golden_nn.h"
-#include "nn/kernels/grouped_lora.h"
+#include "nn/kernels/grouped.h"
 #include "nn/lora/files/factors.h"
 #include "nn/lora/sites/hooks.h"
 #include "nn/lora/sites/site.h"
-#include "nn/model/modules.h"
+#include "nn/model/network.h"
 #include "peft/error.h"
 #include "peft/nn/peft_model.h"
 #include "peft/verbs.h"

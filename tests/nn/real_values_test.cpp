@@ -5,7 +5,7 @@
 
 #include "nn/golden_nn.h"
 #include "nn/model/config.h"
-#include "nn/model/modules.h"
+#include "nn/model/network.h"
 #include "nn/small_models.h"
 #include "peft/error.h"
 #include "peft/nn/peft_model.h"

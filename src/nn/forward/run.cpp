@@ -9,7 +9,6 @@
 
 #include "model/config_section.h"
 #include "nn/forward/attention.h"
-#include "nn/forward/delta_net.h"
 #include "nn/forward/moe.h"
 #include "nn/forward/pass.h"
 #include "peft/error.h"

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "nn/lora/sites/site.h"
-#include "nn/model/modules.h"
+#include "nn/model/network.h"
 #include "peft/model.h"
 #include "peft/nn/peft_model.h"
 

@@ -14,6 +14,7 @@
 #include "layout/gate_up.h"
 #include "layout/stack.h"
 #include "nn/lora/files/file_tensors.h"
+#include "nn/model/network.h"
 #include "peft/error.h"
 
 namespace peft::nn {

@@ -15,6 +15,7 @@
 #include "layout/write_config.h"
 #include "nn/lora/files/factors.h"
 #include "nn/lora/files/file_tensors.h"
+#include "nn/model/network.h"
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "safetensors/named_folder.h"

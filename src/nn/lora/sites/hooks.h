@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "nn/lora/sites/site.h"
-#include "nn/model/modules.h"
+#include "nn/model/network.h"
 
 namespace peft::nn {
 

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "nn/kernels/grouped_lora.h"
-#include "nn/model/modules.h"
+#include "nn/kernels/grouped.h"
+#include "nn/model/network.h"
 #include "peft/config.h"
 
 namespace peft::nn {
@@ -50,9 +50,9 @@ struct Site {
   std::string parameter;      // "gate_up_proj"; "weight" of a dense module
   bool by_parameter = false;  // a target of target_parameters
   const Module* owner = nullptr;
-  at::Tensor* weight = nullptr;     // the base's tensor
-  at::Tensor* base_bias = nullptr;  // null: the module has none
-  bool in_out = false;              // of experts: stored [E, in, out]
+  at::Tensor* weight = nullptr;               // the base's tensor
+  at::Tensor* base_bias = nullptr;            // null: the module has none
+  bool in_out = false;                        // of experts: stored [E, in, out]
   std::pair<std::size_t, std::size_t> order;  // of the module in the model, of the parameter in the module
 
   std::map<int, SiteFactors> adapters;

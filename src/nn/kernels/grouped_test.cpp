@@ -1,5 +1,5 @@
 // Products of rows sorted by expert, against products written out; gradients in fp64.
-#include "nn/kernels/grouped_linear.h"
+#include "nn/kernels/grouped.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
