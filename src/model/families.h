@@ -96,8 +96,9 @@ struct DenseLinear {
   std::string class_name;
 };
 struct DenseFamily {
-  std::string model_type, arch;
+  std::string model_type;
   std::optional<std::vector<DenseLinear>> v4, v5;
+  std::string arch;
 };
 
 // Which layers have a module that only some layers have: the first rule whose keys the config has decides.
@@ -115,8 +116,8 @@ struct Table {
   std::vector<ModuleRule> module_rules;  // those of a type before those of any; longer parts first
   std::vector<std::string> layer_rules;  // every rule about layers with experts, for configs with another family's keys
   std::vector<std::pair<std::string, std::string>> same_prefixes;  // of names that stand for the same module
-  Json runtime = Json::object();                                   // of the types that run: runtime_table.h reads it
   std::map<std::string, std::string, std::less<>> part_of;         // a type without classes of its own -> its composite
+  Json runtime = Json::object();                                   // by type: what runtime_table.h reads
 };
 
 // The built-in table, read on first use; with `file`, its rows add to the built-in ones or replace them.
