@@ -4,6 +4,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "nn/model/network.h"
+
 namespace peft::nn {
 namespace {
 

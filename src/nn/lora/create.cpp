@@ -114,7 +114,7 @@ void make_copies(PeftModel::Impl& impl, int id, const ResolvedTargets& resolved)
   for (const std::string& saved : resolved.modules_to_save) {
     for (const auto& module : impl.base->impl().modules.all()) {
       if (module->name != saved && !module->name.starts_with(saved + ".")) continue;
-      for (const Slot& slot : module->slots) {
+      for (const ModuleTensor& slot : module->slots) {
         if (!slot.tensor->defined()) continue;
         Overlay& overlay = impl.overlay(module->name, slot.name, Overlay::Kind::saved_module);
         overlay.adapters[id] = overlay.original.detach().clone();
@@ -265,7 +265,7 @@ void warn_of_tied(PeftModel::Impl& impl, int id) {
 void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
   if (config.bias == "none") return;
   for (const auto& module : impl.base->impl().modules.all()) {
-    for (const Slot& slot : module->slots) {
+    for (const ModuleTensor& slot : module->slots) {
       const bool bias = slot.name.find("bias") != std::string::npos && slot.tensor->defined();
       const Site* site = impl.find_site(module->name, "weight");
       const bool adapted = site != nullptr && site->find(id) != nullptr && !site->by_parameter;

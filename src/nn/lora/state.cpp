@@ -26,7 +26,8 @@ std::pair<std::size_t, std::size_t> position(const Modules& modules, const std::
   const auto at = std::find_if(all.begin(), all.end(), [&](const auto& m) { return m->name == module; });
   if (at == all.end()) return {all.size(), 0};
   const auto& slots = (*at)->slots;
-  const auto slot = std::find_if(slots.begin(), slots.end(), [&](const Slot& s) { return s.name == parameter; });
+  const auto slot =
+      std::find_if(slots.begin(), slots.end(), [&](const ModuleTensor& s) { return s.name == parameter; });
   return {static_cast<std::size_t>(at - all.begin()), static_cast<std::size_t>(slot - slots.begin())};
 }
 
@@ -172,7 +173,7 @@ Overlay& PeftModel::Impl::overlay(const std::string& module, const std::string& 
   made.places.push_back(tensor);
   if (kind == Overlay::Kind::base_value) {  // a tied tensor changes wherever it is used
     for (const auto& other : base->impl().modules.all()) {
-      for (const Slot& slot : other->slots) {
+      for (const ModuleTensor& slot : other->slots) {
         if (slot.tensor != tensor && slot.tensor->defined() && slot.tensor->is_same(*tensor)) {
           made.places.push_back(slot.tensor);
         }
@@ -210,7 +211,7 @@ std::string PeftModel::Impl::key_of(const Site& site, int adapter) const {
   std::string key = site.module;
   if (!site.by_parameter) return key;
   bool later = false;
-  for (const Slot& slot : site.owner->slots) {
+  for (const ModuleTensor& slot : site.owner->slots) {
     if (later) {
       const Site* other = find_site(site.module, slot.name);
       if (other != nullptr && other->by_parameter && other->find(adapter) != nullptr) key += ".base_layer";

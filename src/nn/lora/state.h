@@ -36,7 +36,7 @@ struct PeftModel::Impl {
   Tensor tied_head;  // lm_head's weight, while a merge needs the two embeddings apart; undefined: as in the base
   std::vector<std::string> warnings;
 
-  AdapterEntry& entry(const std::string& name);  // LO_TARGET: no such adapter
+  AdapterEntry& entry(const std::string& name);  // USAGE: there is no such adapter
   AdapterEntry* find_entry(const std::string& name);
   const AdapterEntry& entry_of(int id) const;
   AdapterEntry& add_entry(const std::string& name, const AdapterConfig& config);  // USAGE when the name is taken

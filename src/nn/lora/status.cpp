@@ -70,7 +70,7 @@ class Layers {
   }
 
   void sites_of(const Module& module) {
-    for (const Slot& slot : module.slots) {
+    for (const ModuleTensor& slot : module.slots) {
       const Site* site = impl_.find_site(module.name, slot.name);
       if (site == nullptr || site->adapters.empty()) continue;
       LayerStatus& status = add(impl_.key_of(*site, site->adapters.begin()->first), site->class_name());

@@ -104,7 +104,7 @@ std::span<std::byte> bytes_of(const Tensor& tensor) {
 // Moves one tensor at a time, so that no more than one is in memory twice.
 void move_to_device(CausalLM::Impl& model, at::Device device) {
   for (const auto& module : model.modules.all()) {
-    for (const Slot& slot : module->slots) {
+    for (const ModuleTensor& slot : module->slots) {
       if (model.tied && slot.tensor == &model.lm_head->weight) continue;
       *slot.tensor = slot.tensor->to(device);
     }
@@ -227,7 +227,7 @@ ModuleTree CausalLM::tree() const {
     if (weight != nullptr) entry.weight = weight->sizes().vec();
     tree.modules.push_back(std::move(entry));
     if (module->kind != ModuleKind::other) continue;
-    for (const Slot& slot : module->slots)
+    for (const ModuleTensor& slot : module->slots)
       tree.parameters.push_back({module->name, slot.name, slot.tensor->sizes().vec()});
   }
   tree.input_embedding = impl_->embed->name;
@@ -239,7 +239,7 @@ ModuleTree CausalLM::tree() const {
 std::vector<std::pair<std::string, Tensor>> CausalLM::parameters() const {
   std::vector<std::pair<std::string, Tensor>> all;
   for (const auto& module : impl_->modules.all()) {
-    for (const Slot& slot : module->slots) {
+    for (const ModuleTensor& slot : module->slots) {
       const bool again = impl_->tied && slot.tensor == &impl_->lm_head->weight;
       if (!again) all.emplace_back(module->name + "." + slot.name, *slot.tensor);
     }

@@ -215,7 +215,7 @@ class Builder {
 // Decoding reads each weight once, spread over many pages. Huge pages save page faults and look-ups of addresses.
 void use_huge_pages(const Modules& modules) {
   for (const auto& module : modules.all()) {
-    for (const Slot& slot : module->slots) {
+    for (const ModuleTensor& slot : module->slots) {
       if (slot.tensor->defined() && slot.tensor->is_cpu())
         advise_huge_pages(slot.tensor->mutable_data_ptr(), slot.tensor->nbytes());
     }
@@ -224,7 +224,8 @@ void use_huge_pages(const Modules& modules) {
 
 bool is_norm(const Module& module) { return module.class_name.find("Norm") != std::string::npos; }
 
-void init_slot(const CausalLM::Impl& model, const Module& module, const Slot& slot, at::Generator& generator) {
+void init_tensor(const CausalLM::Impl& model, const Module& module, const ModuleTensor& slot,
+                 at::Generator& generator) {
   Tensor& tensor = *slot.tensor;
   const bool zero_centred =
       model.config.family->norms == Norms::zero_centred && module.class_name.ends_with("MoeRMSNorm");
@@ -245,7 +246,7 @@ void init_slot(const CausalLM::Impl& model, const Module& module, const Slot& sl
 }  // namespace
 
 Tensor* Module::find(std::string_view parameter) const {
-  for (const Slot& slot : slots)
+  for (const ModuleTensor& slot : slots)
     if (slot.name == parameter) return slot.tensor;
   return nullptr;
 }
@@ -294,9 +295,9 @@ void init_weights(CausalLM::Impl& model, std::uint64_t seed) {
   at::NoGradGuard no_gradients;
   at::Generator generator = at::make_generator<at::CPUGeneratorImpl>(seed);
   for (const auto& module : model.modules.all()) {
-    for (const Slot& slot : module->slots) {
+    for (const ModuleTensor& slot : module->slots) {
       const bool again = model.tied && slot.tensor == &model.lm_head->weight;
-      if (!again) init_slot(model, *module, slot, generator);
+      if (!again) init_tensor(model, *module, slot, generator);
     }
   }
 }

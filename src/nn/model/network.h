@@ -47,7 +47,7 @@ struct ExpertAdapter {
 };
 
 // A tensor of a module, by its name inside the module. The module owns it.
-struct Slot {
+struct ModuleTensor {
   std::string name;  // "weight", "gate_up_proj"
   Tensor* tensor = nullptr;
 };
@@ -56,7 +56,7 @@ struct Module {
   std::string name;        // "model.layers.0.self_attn.q_proj", as transformers 5 says it
   std::string class_name;  // "Linear", "MixtralExperts"
   ModuleKind kind = ModuleKind::other;
-  std::vector<Slot> slots;  // in registration order
+  std::vector<ModuleTensor> slots;  // in registration order
   virtual ~Module() = default;
   Tensor* find(std::string_view parameter) const;
 };
