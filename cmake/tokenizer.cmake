@@ -7,7 +7,7 @@ set(helper_h ${CMAKE_CURRENT_BINARY_DIR}/generated/tokenizer/tokenizer_helper.h)
 file(CONFIGURE OUTPUT ${helper_h} @ONLY CONTENT
 "namespace {\nconstexpr const char* kHelperScript = R\"python(@helper_text@)python\";\nconstexpr const char* kBuildPython = \"@PEFT_PYTHON@\";\n}\n")
 
-add_library(peft_tokenizer STATIC src/tokenizer/tokenizer.cpp src/tokenizer/text_stream.cpp)
+add_library(peft_tokenizer STATIC src/tokenizer/tokenizer.cpp)
 target_include_directories(peft_tokenizer PUBLIC include src PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/generated)
 target_link_libraries(peft_tokenizer PUBLIC peft PRIVATE peft_build_flags peft_dependencies)
 

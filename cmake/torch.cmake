@@ -48,7 +48,7 @@ include(cmake/torch_openmp.cmake)
 peft_torch_openmp(PEFT_TORCH_OPENMP)
 
 # Torch's headers are in few files: each costs many seconds. The precompiled header takes most of that away.
-file(GLOB nn_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/nn/*.cpp ${CMAKE_CURRENT_SOURCE_DIR}/src/nn/lora/*.cpp)
+file(GLOB_RECURSE nn_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/nn/*.cpp)
 list(FILTER nn_sources EXCLUDE REGEX "_test\\.cpp$")
 add_library(peft_nn ${nn_sources})
 add_library(peft::nn ALIAS peft_nn)
@@ -73,16 +73,19 @@ else()
   message(STATUS "no OpenMP: the runtime's own loops run on one thread")
   target_compile_definitions(peft_nn PUBLIC $<BUILD_INTERFACE:PEFT_NO_OPENMP>)
 endif()
-target_precompile_headers(peft_nn PRIVATE src/nn/torch.h)
+set(torch_headers <ATen/ATen.h> <ATen/Parallel.h> <torch/csrc/autograd/custom_function.h>)
+target_precompile_headers(peft_nn PRIVATE ${torch_headers})
 
-# One test program for src/nn/*_test.cpp; where there is no torch, there are no such tests.
+# One test program for tests/nn and the tests beside the sources; where there is no torch, there are no such tests.
 if(PEFT_BUILD_TESTS)
-  file(GLOB nn_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/nn/*_test.cpp ${CMAKE_CURRENT_SOURCE_DIR}/tests/nn/*.cpp)
+  file(GLOB nn_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/tests/nn/*.cpp)
+  file(GLOB_RECURSE nn_own_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/nn/*_test.cpp)
+  list(APPEND nn_tests ${nn_own_tests})
   if(nn_tests)
     add_executable(test_nn ${nn_tests})
     target_include_directories(test_nn PRIVATE src tests)
     target_link_libraries(test_nn PRIVATE peft_nn peft_test_support peft_test_flags GTest::gmock)
-    target_precompile_headers(test_nn PRIVATE src/nn/torch.h)
+    target_precompile_headers(test_nn PRIVATE ${torch_headers})
     peft_discover_tests(test_nn)
     # The golden data once more on a GPU, where there is one.
     add_test(NAME nn_on_cuda COMMAND test_nn --gtest_filter=Golden/*:Sizes/*:LoraApi.*:AuxLoss.*:Sampling.*:Eos.*)

@@ -14,7 +14,7 @@
 #include <map>
 #include <string>
 
-#include "nn/modules.h"
+#include "nn/model/network.h"
 
 namespace {
 

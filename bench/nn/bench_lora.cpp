@@ -20,7 +20,7 @@
 #include <map>
 #include <string>
 
-#include "nn/modules.h"
+#include "nn/model/network.h"
 #include "peft/nn/peft_model.h"
 
 namespace {

@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "nn/modules.h"
+#include "nn/model/network.h"
 #include "peft/nn/model.h"
 
 namespace {

@@ -13,16 +13,6 @@
 namespace peft::layout {
 namespace {
 
-std::vector<const Factor*> all_of(const Stack& stack) {
-  std::vector<const Factor*> all;
-  for (const auto& part : stack.parts) {
-    for (const Factor* factor : part) {
-      if (factor != nullptr) all.push_back(factor);
-    }
-  }
-  return all;
-}
-
 // Puts natural blocks of one expert into the two tensors of a fused pair, whichever way round the layout has them.
 class Placer {
  public:
@@ -107,23 +97,6 @@ void place(const Stack& stack, const ExpertsForm::Fused& parameter, Placer& plac
       out_at += stack.out[p];
     }
   }
-}
-
-Stack collect(std::span<const Factor> group, const ExpertsForm::Fused& parameter, std::int64_t experts) {
-  Stack stack;
-  stack.experts = experts;
-  const std::size_t parts = std::max<std::size_t>(1, parameter.projections.size());
-  stack.parts.assign(parts, std::vector<const Factor*>(static_cast<std::size_t>(experts), nullptr));
-  for (const Factor& factor : group) {
-    if (factor.site.expert < 0 || factor.site.expert >= experts) continue;
-    for (std::size_t p = 0; p < parts; ++p) {
-      const bool mine = parameter.projections.empty()
-                            ? factor.site.parameter == parameter.name
-                            : factor.site.parameter.empty() && factor.site.projection == parameter.projections[p];
-      if (mine) stack.parts[p][static_cast<std::size_t>(factor.site.expert)] = &factor;
-    }
-  }
-  return stack;
 }
 
 std::string describe_step(const ExpertsForm::Fused& parameter, const Stack& stack, Exactness exactness) {

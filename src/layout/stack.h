@@ -1,6 +1,8 @@
-// The factors of one fused parameter, gathered: what the encoder of fused layouts works on.
+// The factors of one fused parameter, gathered: what the encoder of fused layouts and the runtime work on.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <vector>
 
 #include "layout/fused_forms.h"
@@ -18,5 +20,11 @@ struct Stack {
   Dims dims;                      // natural widths of the fused matrix
   std::vector<std::int64_t> out;  // rows of each part
 };
+
+// Of `group`, all factors of one experts module, those of the parameter. The sizes are not filled in.
+Stack collect(std::span<const Factor> group, const ExpertsForm::Fused& parameter, std::int64_t experts);
+
+// Its factors, part by part.
+std::vector<const Factor*> all_of(const Stack& stack);
 
 }  // namespace peft::layout

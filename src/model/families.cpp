@@ -134,6 +134,7 @@ std::vector<DenseLinear> read_dense_linears(const Json& json) {
 std::shared_ptr<const DenseFamily> read_dense(const std::string& name, const Json& json) {
   auto family = std::make_shared<DenseFamily>();
   family->model_type = name;
+  family->arch = text_or(json, "arch");
   family->v5 = read_dense_linears(json.at("linears"));
   const auto v4 = json.find("v4");
   if (v4 == json.end()) {
@@ -200,6 +201,7 @@ void read_rows(const Json& json, Shared& shared, Table& table, std::string& at) 
   }
   for (const Json& pair : section("same_prefixes"))
     table.same_prefixes.emplace_back(pair.at(0).get<std::string>(), pair.at(1).get<std::string>());
+  for (const auto& [type, row] : section("runtime").items()) table.runtime[type] = row;
   derive_lookups(table);
 }
 

@@ -99,6 +99,7 @@ struct DenseLinear {
 struct DenseFamily {
   std::string model_type;
   std::optional<std::vector<DenseLinear>> v4, v5;
+  std::string arch;
 };
 
 // Which layers have a module that only some layers have: the first rule whose keys the config has decides.
@@ -119,6 +120,7 @@ struct Table {
       replaced;  // types whose rows are from --families: module_trees.json says nothing of them
   std::vector<std::pair<std::string, std::string>> same_prefixes;  // of names that stand for the same module
   std::map<std::string, std::string, std::less<>> part_of;         // a type without classes of its own -> its composite
+  Json runtime = Json::object();                                   // by type: what runtime_table.h reads
 };
 
 // The built-in table, read on first use; with `file`, its rows add to the built-in ones or replace them.

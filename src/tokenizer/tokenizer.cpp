@@ -23,8 +23,6 @@ namespace {
 namespace fs = std::filesystem;
 using config::Json;
 
-[[noreturn]] void fail(ErrorDetail detail) { throw Error(ErrorCode::RT_TOKENIZER, std::move(detail)); }
-
 std::vector<std::string> pythons() {
   if (const char* named = std::getenv("PEFT_PYTHON"); named != nullptr && *named != '\0') return {named};
   std::vector<std::string> candidates;
@@ -37,10 +35,19 @@ struct Pipe {
   int read_end = -1, write_end = -1;
   Pipe() {
     int ends[2];
-    if (pipe2(ends, O_CLOEXEC) != 0) fail({.problem = fmt::format("no pipe to Python: {}", std::strerror(errno))});
+    if (pipe2(ends, O_CLOEXEC) != 0)
+      at({}).fail(ErrorCode::RT_TOKENIZER, {.problem = fmt::format("no pipe to Python: {}", std::strerror(errno))});
     read_end = ends[0], write_end = ends[1];
   }
 };
+
+constexpr std::string_view kReplacement = "\xEF\xBF\xBD";  // U+FFFD: what bytes that are no whole character decode to
+
+// Bytes of `text` without the replacement characters at its end: the next token may complete them.
+std::size_t complete_part(std::string_view text) {
+  while (text.ends_with(kReplacement)) text.remove_suffix(kReplacement.size());
+  return text.size();
+}
 
 }  // namespace
 
@@ -50,6 +57,8 @@ struct Tokenizer::Process {
   std::FILE* to = nullptr;
   std::FILE* from = nullptr;
   std::string file;
+
+  [[noreturn]] void fail(ErrorReason reason) const { at(file).fail(ErrorCode::RT_TOKENIZER, std::move(reason)); }
 
   // 0, or the errno of what could not be started.
   int start(const std::string& python) {
@@ -84,7 +93,7 @@ struct Tokenizer::Process {
     const ssize_t size = getline(&line, &capacity, from);
     const std::string text(line == nullptr ? "" : line, size < 0 ? 0 : static_cast<std::size_t>(size));
     std::free(line);
-    if (text.empty()) fail({.file = file, .problem = "the Python process that reads the tokenizer ended"});
+    if (text.empty()) fail({.problem = "the Python process that reads the tokenizer ended"});
     return config::parse_json(text, "<tokenizer helper>", ErrorCode::RT_TOKENIZER);
   }
 
@@ -93,8 +102,7 @@ struct Tokenizer::Process {
     std::fwrite(line.data(), 1, line.size(), to);
     std::fflush(to);  // a helper that is gone shows in its answer
     Json reply = answer();
-    if (reply.contains("error"))
-      fail({.file = file, .problem = "the tokenizer refuses", .got = reply["error"].get<std::string>()});
+    if (reply.contains("error")) fail({.problem = "the tokenizer refuses", .got = reply["error"].get<std::string>()});
     return reply;
   }
 };
@@ -102,9 +110,7 @@ struct Tokenizer::Process {
 Tokenizer::Tokenizer(const std::string& folder) : process_(std::make_unique<Process>()) {
   process_->file = (fs::path(folder) / "tokenizer.json").string();
   if (!fs::exists(process_->file)) {
-    fail({.file = process_->file,
-          .problem = "the base model has no tokenizer.json",
-          .hint = "give token ids with --ids"});
+    process_->fail({.problem = "the base model has no tokenizer.json", .hint = "give token ids with --ids"});
   }
   std::string tried;
   for (const auto& python : pythons()) {
@@ -117,14 +123,15 @@ Tokenizer::Tokenizer(const std::string& folder) : process_(std::make_unique<Proc
     const Json ready = process_->answer();
     if (ready.contains("ready")) return;
     if (ready.contains("error")) {
-      fail({.file = process_->file, .problem = "the file is no tokenizer", .got = ready["error"].get<std::string>()});
+      process_->fail({.problem = "the file is no tokenizer", .got = ready["error"].get<std::string>()});
     }
     tried += fmt::format("{}: {}", python, ready.value("missing", "no answer"));
     process_->stop();
   }
-  fail({.problem = "text needs a Python with the package `tokenizers`, and none was found",
-        .got = tried,
-        .hint = "pip install tokenizers, or name a Python that has it in PEFT_PYTHON; --ids works without"});
+  at({}).fail(ErrorCode::RT_TOKENIZER,
+              {.problem = "text needs a Python with the package `tokenizers`, and none was found",
+               .got = tried,
+               .hint = "pip install tokenizers, or name a Python that has it in PEFT_PYTHON; --ids works without"});
 }
 
 Tokenizer::~Tokenizer() = default;
@@ -136,5 +143,24 @@ std::vector<std::int64_t> Tokenizer::encode(std::string_view text, bool add_spec
 std::string Tokenizer::decode(const std::vector<std::int64_t>& ids, bool skip_special_tokens) {
   return process_->ask({{"ids", ids}, {"skip", skip_special_tokens}})["text"].get<std::string>();
 }
+
+// The whole list is decoded each time: decoders look at neighbours (spaces at the start, runs of bytes). Where a token
+// changes text before it, which only broken UTF-8 does, what is printed stays and the rest follows.
+std::string TextStream::rest_after(std::size_t end) {
+  if (end <= printed_) return {};
+  std::string rest = text_.substr(printed_, end - printed_);
+  printed_ = end;
+  return rest;
+}
+
+std::string TextStream::add(std::int64_t id) {
+  ids_.push_back(id);
+  std::string text = tokenizer_.decode(ids_, true);
+  const bool continues = text.compare(0, printed_, text_, 0, printed_) == 0;
+  text_ = std::move(text);
+  return continues ? rest_after(complete_part(text_)) : std::string();
+}
+
+std::string TextStream::finish() { return rest_after(text_.size()); }
 
 }  // namespace peft

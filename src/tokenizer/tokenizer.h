@@ -1,5 +1,5 @@
-// Text to token ids and back, by a tokenizer.json. The `tokenizers` package of Hugging Face does it, in a Python
-// process of its own: the ids are those of the programs that trained the model, whatever the file holds.
+// Text to token ids and back, by a tokenizer.json. The `tokenizers` package of Hugging Face does it in a Python
+// process, so that the ids are those of the programs that trained the model.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,5 @@
-// peft generate: continues a prompt, and prints as it goes.
+#include "torch_cli/generate.h"
+
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -8,9 +9,9 @@
 #include <cstdio>
 
 #include "base/utf8.h"
-#include "cli/output/progress.h"
 #include "cli/output/json.h"
 #include "cli/output/output.h"
+#include "cli/output/progress.h"
 #include "cli/runtime/runtime.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
@@ -58,7 +59,7 @@ nn::GenerateOptions options_of(const cli::GenerateCommand& command) {
   return options;
 }
 
-// What is printed while tokens come: text of a prompt, or ids of a single row. Several rows are printed at the end.
+// Prints tokens as they come: text for a prompt, ids for a single row. Several rows are printed at the end.
 class Printer {
  public:
   Printer(Tokenizer* tokenizer, bool live) : live_(live) {
@@ -101,6 +102,8 @@ cli::Json to_json(const std::vector<std::vector<std::int64_t>>& rows, const std:
   return result;
 }
 
+}  // namespace
+
 int run_generate(const cli::GenerateCommand& command) {
   const auto tokenizer = tokenizer_for(command);
   const Prompt prompt = read_prompt(command, tokenizer.get());
@@ -131,7 +134,6 @@ int run_generate(const cli::GenerateCommand& command) {
   return 0;
 }
 
-}  // namespace
 }  // namespace peft::torch_cli
 
 namespace peft::cli {

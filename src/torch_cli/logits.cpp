@@ -1,18 +1,81 @@
-// peft logits: one forward pass.
+#include "torch_cli/logits.h"
+
 #include <ATen/ATen.h>
+#include <fcntl.h>
 #include <fmt/core.h>
+#include <linux/fs.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <span>
 
+#include "base/system_calls.h"
 #include "cli/output/json.h"
 #include "cli/output/output.h"
-#include "cli/runtime/runtime.h"
 #include "cli/output/table.h"
+#include "cli/runtime/runtime.h"
+#include "peft/error.h"
+#include "peft/safetensors.h"
+#include "safetensors/staged_output.h"
 #include "torch_cli/running_model.h"
-#include "torch_cli/tensor_output.h"
 
 namespace peft::torch_cli {
 namespace {
+
+namespace fs = std::filesystem;
+
+const ErrorReason kExists = {.problem = "the output exists", .hint = "choose another path, or --overwrite"};
+
+// So that the rename itself is on the disk.
+void sync_folder_of(const std::string& path) {
+  const std::string folder = fs::absolute(path).parent_path().string();
+  SystemCalls& calls = SystemCalls::get();
+  const int fd = calls.open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+  if (fd < 0) return;  // a folder that can be written and not read
+  calls.fsync(fd);
+  calls.close(fd);
+}
+
+void move_into_place(const std::string& from, const std::string& to, bool overwrite) {
+  SystemCalls& calls = SystemCalls::get();
+  if (calls.rename(from.c_str(), to.c_str(), overwrite ? 0 : RENAME_NOREPLACE) == 0) return sync_folder_of(to);
+  const int error = errno;
+  calls.unlink(from.c_str());
+  if (error == EEXIST) at(to).fail(ErrorCode::OUT_EXISTS, kExists);
+  throw Error(ErrorCode::IO_WRITE, {.file = to, .problem = fmt::format("cannot be written: {}", std::strerror(error))});
+}
+
+// Called before the work: throws OUT_EXISTS if the file exists and may not be replaced.
+void require_free(const std::string& path, bool overwrite) {
+  const fs::file_status status = fs::symlink_status(path);
+  if (fs::is_directory(status))
+    throw Error(ErrorCode::IO_KIND, {.file = path, .problem = "a folder, where a file is to be written"});
+  if (fs::exists(status) && !overwrite) at(path).fail(ErrorCode::OUT_EXISTS, kExists);
+  const fs::path folder = fs::absolute(path).parent_path();
+  if (!fs::is_directory(folder))
+    throw Error(ErrorCode::IO_WRITE, {.file = path, .problem = "the folder it is to stand in does not exist"});
+}
+
+// `tensor` as F32 under `name`: written beside `path`, synced, renamed.
+void write_tensor(const std::string& path, const std::string& name, const at::Tensor& tensor, bool overwrite) {
+  const at::Tensor values = tensor.to(at::kCPU, at::kFloat).contiguous();
+  const NewTensor entry{name, Dtype::f32, values.sizes().vec()};
+  const FileLayout layout = layout_file(std::span(&entry, 1));
+  const std::string partial = fmt::format("{}.partial-peft-{}", path, getpid());
+  try {
+    NewFile file(partial, layout.file_bytes());
+    file.write_at(0, std::as_bytes(std::span(layout.head)));
+    file.write_at(layout.head.size(), {static_cast<const std::byte*>(values.const_data_ptr()), values.nbytes()});
+    file.close(true);
+  } catch (...) {
+    SystemCalls::get().unlink(partial.c_str());
+    throw;
+  }
+  move_into_place(partial, path, overwrite);
+}
 
 constexpr std::int64_t kShown = 5;  // the likeliest next tokens of each row
 
@@ -56,6 +119,8 @@ void print(const std::vector<std::vector<Likely>>& rows) {
   cli::write_out(table.render());
 }
 
+}  // namespace
+
 int run_logits(const cli::LogitsCommand& command) {
   const cli::Rows ids = cli::parse_ids(command.ids), mask = cli::parse_mask(command.mask, ids);
   if (!command.out.empty()) require_free(command.out, command.overwrite);
@@ -83,7 +148,6 @@ int run_logits(const cli::LogitsCommand& command) {
   return 0;
 }
 
-}  // namespace
 }  // namespace peft::torch_cli
 
 namespace peft::cli {

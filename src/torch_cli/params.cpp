@@ -1,27 +1,121 @@
-// peft params: what LoRA trains, and all there is. Shapes only: no weight is read.
+#include "torch_cli/params.h"
+
 #include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 #include <fmt/core.h>
 
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <set>
+#include <vector>
 
 #include "cli/output/json.h"
 #include "cli/output/output.h"
-#include "cli/runtime/runtime.h"
 #include "cli/output/table.h"
+#include "cli/runtime/runtime.h"
 #include "peft/adapter.h"
 #include "peft/targets.h"
-#include "torch_cli/parameter_kinds.h"
 #include "torch_cli/running_model.h"
 
 namespace peft::torch_cli {
 namespace {
 
+// The parameters of all layers that are alike, as one row.
+struct ParameterKind {
+  std::string name;         // "model.layers.*.self_attn.q_proj.weight"
+  std::uint64_t count = 0;  // how many there are
+  std::string shapes;       // "[64, 64]", or two when layers differ: "[64, 64], [128, 64]"
+  std::uint64_t parameters = 0;
+  std::string adapter_shapes;  // "lora_A [8, 64]  lora_B [64, 8]", as they are on disk
+  std::uint64_t adapter_parameters = 0;
+};
+
+bool is_number(std::string_view text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+// A ParameterKind while its rows are collected.
+struct Collected {
+  ParameterKind kind;
+  std::set<std::string> shapes, adapter_shapes;
+};
+
+class Kinds {
+ public:
+  Collected& at(const std::string& name) {
+    const std::string key = without_numbers(name);
+    const auto [place, is_new] = places_.emplace(key, all_.size());
+    if (is_new) all_.emplace_back().kind.name = key;
+    return all_[place->second];
+  }
+  std::vector<ParameterKind> result() {
+    std::vector<ParameterKind> kinds;
+    for (auto& [kind, shapes, adapter_shapes] : all_) {
+      for (const auto& shape : shapes) kind.shapes += (kind.shapes.empty() ? "" : ", ") + shape;
+      for (const auto& shape : adapter_shapes) kind.adapter_shapes += (kind.adapter_shapes.empty() ? "" : "  ") + shape;
+      kinds.push_back(std::move(kind));
+    }
+    return kinds;
+  }
+
+ private:
+  std::map<std::string, std::size_t> places_;
+  std::vector<Collected> all_;
+};
+
+// "base_model.model.….q_proj.lora_A.weight" -> ("….q_proj", "lora_A").
+std::pair<std::string, std::string> place_of(std::string key) {
+  constexpr std::string_view prefix = "base_model.model.";
+  if (key.starts_with(prefix)) key.erase(0, prefix.size());
+  const auto at = key.find(".lora_");
+  if (at == std::string::npos) return {key, ""};
+  std::string kind = key.substr(at + 1);
+  if (kind.ends_with(".weight")) kind.resize(kind.size() - 7);
+  return {key.substr(0, at), kind};
+}
+
+// From places on disk to parameters of the model. Experts have wrappers ("….experts.base_layer").
+std::map<std::string, std::string> parameters_by_place(const nn::CausalLM& base, const nn::PeftModel& lora,
+                                                       const std::string& adapter) {
+  const ModuleTree tree = base.tree();
+  std::map<std::string, std::string> names;
+  for (const auto& target : resolve_targets(lora.peft_config(adapter), tree, base.facts(), Generation::v5).targets) {
+    names[target.key] = target.parameter ? target.name : target.name + ".weight";
+  }
+  return names;
+}
+
+void add_adapter(Kinds& kinds, const nn::CausalLM& base, const nn::PeftModel& lora, const std::string& adapter) {
+  const auto names = parameters_by_place(base, lora, adapter);
+  for (const auto& [key, tensor] : lora.state_dict(adapter)) {
+    const auto [place, what] = place_of(key);
+    const auto known = names.find(place);
+    Collected& row = kinds.at(known == names.end() ? place : known->second);
+    row.kind.adapter_parameters += static_cast<std::uint64_t>(tensor.numel());
+    row.adapter_shapes.insert((what.empty() ? "saved" : what) + " " + cli::shape_text(tensor.sizes().vec()));
+  }
+}
+
+// In the order of the model; then the adapter's tensors on no parameter of the model.
+std::vector<ParameterKind> parameter_kinds(const nn::CausalLM& base, const nn::PeftModel* lora) {
+  Kinds kinds;
+  for (const auto& [name, tensor] : base.parameters()) {
+    Collected& row = kinds.at(name);
+    ++row.kind.count;
+    row.kind.parameters += static_cast<std::uint64_t>(tensor.numel());
+    row.shapes.insert(cli::shape_text(tensor.sizes().vec()));
+  }
+  if (lora != nullptr) {
+    for (const auto& adapter : lora->active_adapters()) add_adapter(kinds, base, *lora, adapter);
+  }
+  return kinds.result();
+}
+
 namespace fs = std::filesystem;
 
-// An adapter's config alone gives a new adapter of these shapes. A saved config says inference_mode; the line is the
-// one of training, where it is of interest.
+// An adapter's config alone gives a new adapter of these shapes. A saved config says inference_mode, but the counts are
+// those of training.
 std::unique_ptr<nn::PeftModel> adapter_of_config(std::shared_ptr<nn::CausalLM> base, const std::string& file) {
   nn::LoraConfig config = AdapterConfig::read(file);
   config.set("inference_mode", "false");
@@ -76,6 +170,19 @@ void print(const std::vector<ParameterKind>& kinds, const std::string& line) {
   cli::write_out(line + "\n");
 }
 
+}  // namespace
+
+std::string without_numbers(const std::string& name) {
+  std::string result;
+  for (std::size_t begin = 0; begin <= name.size();) {
+    const auto end = std::min(name.find('.', begin), name.size());
+    const std::string part = name.substr(begin, end - begin);
+    result += (begin == 0 ? "" : ".") + (is_number(part) ? "*" : part);
+    begin = end + 1;
+  }
+  return result;
+}
+
 int run_params(const cli::ParamsCommand& command) {
   nn::InitOptions shapes_only;
   shapes_only.device = "meta";
@@ -93,7 +200,6 @@ int run_params(const cli::ParamsCommand& command) {
   return 0;
 }
 
-}  // namespace
 }  // namespace peft::torch_cli
 
 namespace peft::cli {

@@ -29,7 +29,7 @@ std::unique_ptr<nn::PeftModel> load_adapters(const std::shared_ptr<nn::CausalLM>
 // [rows, tokens] on the model's device; undefined for no rows.
 at::Tensor tensor_of(const cli::Rows& rows, const at::Device& device);
 
-// Runs a verb and turns what libtorch throws into a peft::Error: memory, or a bug.
+// Runs a verb and turns an exception of libtorch into a peft::Error: out of memory, or a bug.
 int guarded(int (*verb)(const void*), const void* command);
 
 template <class Command, int (*verb)(const Command&)>

@@ -1,13 +1,14 @@
 // Golden models and golden data as tensors, on the device that PEFT_TEST_DEVICE names ("cuda"; not set: the CPU).
 #pragma once
 
+#include <ATen/ATen.h>
+
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
-#include "nn/torch.h"
 #include "peft/nn/model.h"
 
 namespace peft::nn::testing {

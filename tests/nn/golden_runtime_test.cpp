@@ -2,7 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "nn/golden_nn.h"
-#include "nn/modules.h"
+#include "nn/model/network.h"
 #include "peft/nn/model.h"
 
 namespace peft::nn::testing {
@@ -65,7 +65,7 @@ TEST_P(Runtime, EveryStep) {
     recorded[name] = value.clone();
   };
   at::NoGradGuard no_gradients;
-  Context context;
+  ForwardContext context;
   context.recorder = &recorder;
   model->forward({.ids = ids_, .mask = mask_, .positions = {}}, context);
   const double share = GetParam().starts_with("qwen3_5") ? 8e-5 : 2e-5;

@@ -6,7 +6,7 @@
 #include <set>
 
 #include "nn/golden_nn.h"
-#include "nn/modules.h"
+#include "nn/model/network.h"
 #include "peft/error.h"
 #include "peft/nn/peft_model.h"
 #include "support/golden.h"
@@ -102,7 +102,7 @@ TEST_P(LoraRuntime, EveryStep) {
   const Recorder recorder = [&recorded](const std::string& name, const at::Tensor& value) {
     recorded[name] = value.clone();
   };
-  Context context;
+  ForwardContext context;
   context.recorder = &recorder;
   const at::NoGradGuard no_gradients;
   base->forward({.ids = ids_, .mask = mask_, .positions = {}}, context);

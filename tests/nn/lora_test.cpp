@@ -5,11 +5,11 @@
 #include <fstream>
 
 #include "nn/golden_nn.h"
-#include "nn/lora/apply.h"
-#include "nn/lora/factors_of.h"
-#include "nn/lora/grouped.h"
-#include "nn/lora/init.h"
-#include "nn/modules.h"
+#include "nn/kernels/grouped.h"
+#include "nn/lora/files/factors.h"
+#include "nn/lora/sites/hooks.h"
+#include "nn/lora/sites/site.h"
+#include "nn/model/network.h"
 #include "peft/error.h"
 #include "peft/nn/peft_model.h"
 #include "peft/verbs.h"

@@ -10,7 +10,7 @@
 
 #include "config/python_json.h"
 #include "nn/golden_nn.h"
-#include "nn/modules.h"
+#include "nn/model/network.h"
 #include "peft/error.h"
 
 namespace peft::nn::testing {
@@ -48,7 +48,7 @@ TEST_P(Model, HasTheModulesOfTheRealClass) {
   for (const auto& [name, parameter] : facts["parameters"].items()) wanted.emplace_back(name, parameter["shape"]);
   for (const auto& [name, tensor] : model->parameters()) got.emplace_back(name, tensor.sizes().vec());
   EXPECT_EQ(got, wanted);
-  for (const auto& module : model->modules().all()) {
+  for (const auto& module : model->impl().modules.all()) {
     EXPECT_EQ(facts["modules"].value(module->name, ""), module->class_name) << module->name;
   }
 }
@@ -72,7 +72,7 @@ TEST_P(Model, LongInputsAreTheSameInBlocks) {
   const auto model = load_golden(GetParam());
   const at::Tensor ids = random_ids(1, 2500);
   const Recorder ignore = [](const std::string&, const at::Tensor&) {};
-  Context context;
+  ForwardContext context;
   context.recorder = &ignore;
   const at::NoGradGuard no_gradients;
   const at::Tensor whole = model->forward({.ids = ids}, context).logits, blocks = model->logits(ids);
@@ -104,7 +104,7 @@ TEST(AuxLoss, IsTheFormulaOnTheRoutersLogits) {
   mask.select(0, 1).narrow(0, 0, 3).zero_();
   Tensors recorded;
   const Recorder recorder = [&recorded](const std::string& name, const at::Tensor& value) { recorded[name] = value; };
-  Context context;
+  ForwardContext context;
   context.recorder = &recorder;
   const at::NoGradGuard no_gradients;
   const at::Tensor loss = model->forward({.ids = ids, .mask = mask, .want_aux_loss = true}, context).aux_loss;

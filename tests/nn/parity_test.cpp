@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "nn/golden_nn.h"
-#include "nn/modules.h"
+#include "nn/model/network.h"
 #include "peft/error.h"
 #include "peft/nn/peft_model.h"
 #include "support/model_writer.h"

@@ -3,9 +3,9 @@
 
 #include <cmath>
 
-#include "nn/config.h"
 #include "nn/golden_nn.h"
-#include "nn/modules.h"
+#include "nn/model/config.h"
+#include "nn/model/network.h"
 #include "nn/small_models.h"
 #include "peft/error.h"
 #include "peft/nn/peft_model.h"

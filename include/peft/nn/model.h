@@ -15,9 +15,6 @@
 
 namespace peft::nn {
 
-struct Context;
-class Modules;
-
 struct LoadOptions {
   std::optional<at::ScalarType> dtype{};  // default: what config.json says, else float32
   std::string device = "cpu";             // "cpu", "cuda", "cuda:1"
@@ -47,6 +44,16 @@ struct ForwardInput {
   std::int64_t logits_to_keep = 0;  // only the last n tokens' logits; 0: all
   bool want_aux_loss = false;       // the routers' load balancing loss
 };
+// Called with every step of a forward pass, under names like "layers.0.attn.q".
+using Recorder = std::function<void(const std::string& name, const at::Tensor& value)>;
+
+// How the modules of one forward pass behave. PeftModel fills it in by itself.
+struct ForwardContext {
+  bool training = false;  // dropout is on
+  // Mixed batches: the adapter of each sequence, by the adapter's own number; -1: none. Empty: all use the active ones.
+  std::vector<std::int64_t> adapter_of_sequence{};
+  const Recorder* recorder = nullptr;
+};
 struct ForwardOutput {
   at::Tensor logits{};    // [sequences, tokens, vocabulary]
   at::Tensor aux_loss{};  // scalar, not multiplied by its coefficient; undefined unless wanted
@@ -57,29 +64,27 @@ class CausalLM {
   ~CausalLM();
   CausalLM(const CausalLM&) = delete;
 
-  ForwardOutput forward(const ForwardInput& input, const Context& context) const;
+  ForwardOutput forward(const ForwardInput& input, const ForwardContext& context = {}) const;
   at::Tensor logits(const at::Tensor& ids, const at::Tensor& mask = {}) const;  // without gradients
   CachePtr new_cache() const;
 
   const std::string& model_type() const;  // of config.json: "qwen3_5_moe"
   const std::string& folder() const;      // where it came from: base_model_name_or_path
-  const std::string& config_json() const;
   const std::vector<std::string>& warnings() const;  // of loading
   std::int64_t vocab_size() const;
   double router_aux_loss_coef() const;
   at::ScalarType dtype() const;
   at::Device device() const;
 
-  Modules& modules();  // src/nn/modules.h
-  const Modules& modules() const;
-  ModuleTree tree() const;  // names, classes and shapes: what resolve_targets() takes
+  const peft::Model& facts() const;  // what describe() says of the folder; made on first use
+  ModuleTree tree() const;           // names, classes and shapes: what resolve_targets() takes
   // Full names and tensors in registration order; a tied tensor once, under its first name.
   std::vector<std::pair<std::string, at::Tensor>> parameters() const;
   std::int64_t parameter_count() const;
 
-  struct Impl;
+  struct Impl;  // of the library alone
   explicit CausalLM(std::unique_ptr<Impl> impl);
-  Impl& impl() { return *impl_; }
+  Impl& impl() const { return *impl_; }
 
  private:
   std::unique_ptr<Impl> impl_;
@@ -104,9 +109,8 @@ struct GenerateOptions {
 };
 // The new tokens of each sequence, [sequences][steps]. Positions do not count padding.
 std::vector<std::vector<std::int64_t>> generate(const CausalLM& model, const at::Tensor& ids, const at::Tensor& mask,
-                                                const GenerateOptions& options = {});
-std::vector<std::vector<std::int64_t>> generate(const CausalLM& model, const at::Tensor& ids, const at::Tensor& mask,
-                                                const GenerateOptions& options, const Context& context);
+                                                const GenerateOptions& options = {},
+                                                const ForwardContext& context = {});
 
 // Fills in eos_token_ids, pad_token_id and sampling from the folder's generation_config.json (else config.json).
 GenerateOptions generation_defaults(const std::string& folder);

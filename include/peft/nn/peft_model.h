@@ -6,7 +6,7 @@
 //   lora->print_trainable_parameters();
 //   lora->save_pretrained("out");
 //
-// Where it differs from PEFT, it is on purpose: docs/runtime.md.
+// docs/runtime.md lists where it differs from PEFT on purpose.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -34,7 +34,7 @@ using LoraConfig = AdapterConfig;
 inline const std::string all_linear = "all-linear";
 inline const std::string base_name = "__base__";  // in adapter_names: no adapter
 
-// PiSSA, OLoRA, CorDA and LoRA-GA subtract their start from the base, LoftQ rounds it: the adapter belongs to that
+// PiSSA, OLoRA, CorDA and LoRA-GA subtract their start from the base and LoftQ rounds it. The adapter belongs to that
 // base.
 enum class ChangedBase : std::uint8_t {
   refuse,       // an error that says so
@@ -51,10 +51,10 @@ struct AdapterModelOptions {
 };
 
 struct MergeOptions {
-  // PEFT's roundings in both: plain adds in fp32 and rounds once (Linear), safe rounds the delta first and checks that
+  // Both round as PEFT does. false: adds in fp32 and rounds once (Linear). true: rounds the delta first and checks that
   // the result is finite.
   bool safe_merge = false;
-  // unmerge gives the weights back bit for bit; false: it subtracts, as PEFT does, and needs no copies.
+  // true: unmerge restores the weights bit for bit. false: it subtracts, as PEFT does, and needs no copies.
   bool keep_base = true;
   std::vector<std::string> adapter_names{};  // empty: the active ones
 };
@@ -64,8 +64,8 @@ struct SaveOptions {
   // Default: peft-fused; per expert where an adapter has no fused form (DoRA on experts).
   std::optional<Layout> layout{};
   std::optional<bool> save_embedding_layers{};  // default: PEFT's "auto", without the network
-  // PiSSA, OLoRA, CorDA, LoRA-GA: the folder of the adapter as it was before training. What is saved then belongs to
-  // the unchanged base, at twice the rank.
+  // PiSSA, OLoRA, CorDA, LoRA-GA: the folder of the adapter as it was before training. The saved adapter then belongs
+  // to the unchanged base, at twice the rank.
   std::string path_initial_model_for_weight_conversion{};
   bool overwrite = true;  // as PEFT does, but in one step; other files of the folder are kept
   bool sync = true;
@@ -135,11 +135,11 @@ class PeftModel {
   // Each saved adapter in its own folder: "default" in `folder` itself, others below it. Complete or not at all.
   void save_pretrained(const std::string& folder, const SaveOptions& options = {}) const;
 
-  // What is added is not active, and leaves the gradients of the others as they are. It is trained once it is active,
-  // or after set_requires_grad; what is loaded with is_trainable at once.
+  // The new adapter is not active, and the gradients of the others stay. It is trained once it is active, or after
+  // set_requires_grad; with is_trainable, at once.
   void load_adapter(const std::string& folder, const std::string& name, AdapterModelOptions options = {});
   void add_adapter(const std::string& name, const LoraConfig& config, AdapterModelOptions options = {});
-  // Chooses who acts. These get gradients, unless `inference_mode`, and all others lose theirs.
+  // Makes the adapter the active one. It gets gradients, unless `inference_mode`; all others lose theirs.
   void set_adapter(const std::string& name, bool inference_mode = false);
   // Several at once: their deltas add up.
   void set_adapter(const std::vector<std::string>& names, bool inference_mode = false);
@@ -156,7 +156,7 @@ class PeftModel {
   void add_weighted_adapter(const std::vector<std::string>& adapters, const std::vector<double>& weights,
                             const std::string& name, const WeightedOptions& options = {});
 
-  // While the guard lives, the base model answers. Merged adapters are taken out first. It may outlive the model.
+  // While the guard lives, adapters are off; merged ones are unmerged first. The guard may outlive the model.
   class DisabledAdapters {
    public:
     explicit DisabledAdapters(PeftModel& model);
@@ -171,7 +171,7 @@ class PeftModel {
 
   void merge_adapter(const MergeOptions& options = {});
   void unmerge_adapter();
-  // The base model with the adapters in its weights, or as it was. This object has no model afterwards: USAGE.
+  // The base model with the adapters in its weights, or as it was before. Afterwards this object throws USAGE.
   std::shared_ptr<CausalLM> merge_and_unload(const MergeOptions& options = {});
   std::shared_ptr<CausalLM> unload();
 
@@ -197,7 +197,7 @@ class PeftModel {
   std::vector<std::pair<std::string, at::Tensor>> state_dict(const std::string& name = "default") const;
   std::vector<AdapterTensor> adapter_tensors(const std::string& name = "default") const;
   std::vector<at::Tensor> trainable_parameters() const;  // what an optimiser gets
-  // Update of a base parameter, scaled, in the parameter's own shape. For looking at; the forward pass never builds it.
+  // The scaled update of a base parameter, in its shape. For inspection: the forward pass never builds it.
   at::Tensor get_delta_weight(const std::string& parameter, const std::string& name = "default") const;
 
   explicit PeftModel(std::unique_ptr<Impl> impl);

@@ -1,14 +1,17 @@
-// A new adapter: targets resolved as PEFT does, factors made and given their first values.
+#include "nn/lora/create.h"
+
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
+#include <map>
 
 #include "config/peft_keys.h"
-#include "nn/lora/dora.h"
-#include "nn/lora/impl.h"
-#include "nn/lora/init.h"
+#include "config/task_heads.h"
+#include "nn/lora/sites/site.h"
+#include "nn/model/network.h"
 #include "peft/error.h"
 #include "peft/targets.h"
 #include "peft/verbs.h"
@@ -23,16 +26,16 @@ at::ScalarType factor_type(const Tensor& weight) {
   return weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// Checks of the values, as for a config from a file.
+// Checks the values as those of a file are checked.
 AdapterConfig checked(const LoraConfig& config) {
   AdapterConfig result = AdapterConfig::parse(config.dump(), config.file.empty() ? "LoraConfig" : config.file);
   require_language_model(result);
-  require_supported(result);
+  require_usable(result, Verb::create);
   require_known_init(result);
   return result;
 }
 
-// A key of a file may be a newer PEFT's; in code it is a slip of the pen.
+// An unknown key of a file may belong to a newer PEFT: a warning. In code it is a mistake: an error.
 void check_unknown(const AdapterConfig& config, bool from_file, std::vector<std::string>& warnings) {
   for (const std::string& key : config.unknown) {
     if (!from_file) {
@@ -43,7 +46,7 @@ void check_unknown(const AdapterConfig& config, bool from_file, std::vector<std:
   }
 }
 
-// PEFT writes every key of its version, whatever was given.
+// Adds the keys that were not given: PEFT writes every key of its version.
 void complete(AdapterConfig& config) {
   for (const config::PeftKey& row : config::peft_keys()) {
     if (config.value(row.key).empty()) config.set(row.key, row.value);
@@ -82,7 +85,7 @@ SiteFactors new_factors(const Site& site, const Target& target, const AdapterCon
 
 void make_factors(PeftModel::Impl& impl, int id, const ResolvedTargets& resolved, at::Generator& generator) {
   const AdapterConfig& config = resolved.config_after;
-  // Every place is looked up before anything is drawn: an unsuitable target changes nothing.
+  // All sites are found before any value is drawn, so that an unsuitable target changes nothing.
   std::vector<std::pair<Site*, const Target*>> places;
   for (const Target& target : resolved.targets) {
     const auto dot = target.name.rfind('.');
@@ -109,9 +112,9 @@ void make_factors(PeftModel::Impl& impl, int id, const ResolvedTargets& resolved
 
 void make_copies(PeftModel::Impl& impl, int id, const ResolvedTargets& resolved) {
   for (const std::string& saved : resolved.modules_to_save) {
-    for (const auto& module : impl.base->modules().all()) {
+    for (const auto& module : impl.base->impl().modules.all()) {
       if (module->name != saved && !module->name.starts_with(saved + ".")) continue;
-      for (const Slot& slot : module->slots) {
+      for (const ModuleTensor& slot : module->slots) {
         if (!slot.tensor->defined()) continue;
         Overlay& overlay = impl.overlay(module->name, slot.name, Overlay::Kind::saved_module);
         overlay.adapters[id] = overlay.original.detach().clone();
@@ -128,12 +131,141 @@ void add_bias(PeftModel::Impl& impl, int id, const std::string& module, const st
   overlay.suffix[id] = suffix;
 }
 
+using TokenIds = std::vector<std::int64_t>;
+
+// By module. A plain list is for the input embedding. A name stands for every module whose name ends with it.
+std::map<std::string, TokenIds> wanted_rows(const PeftModel::Impl& impl, const AdapterConfig& config) {
+  std::map<std::string, TokenIds> wanted;
+  for (const auto& [name, ids] : *config.trainable_token_indices) {
+    bool found = name.empty();
+    if (found) wanted[impl.tree.input_embedding] = ids;
+    for (const auto& module : impl.base->impl().modules.all()) {
+      if (name.empty() || (module->name != name && !module->name.ends_with("." + name))) continue;
+      wanted[module->name] = ids;
+      found = true;
+    }
+    if (found) continue;
+    throw Error(ErrorCode::CF_TARGET, {.tensor = "trainable_token_indices",
+                                       .problem = "no module of the base has this name",
+                                       .expected = "the name of an embedding",
+                                       .got = name});
+  }
+  return wanted;
+}
+
+void check_ids(const std::string& module, const TokenIds& ids, std::int64_t vocabulary) {
+  const auto refuse = [&](const char* problem, const std::string& got) {
+    throw Error(ErrorCode::CF_VALUE, {.tensor = "trainable_token_indices",
+                                      .problem = problem + (" of " + module),
+                                      .expected = fmt::format("0 to {}", vocabulary - 1),
+                                      .got = got});
+  };
+  if (ids.empty()) refuse("no tokens are named", "an empty list");
+  for (const std::int64_t id : ids) {
+    if (id < 0 || id >= vocabulary) refuse("a token is outside of the vocabulary", std::to_string(id));
+  }
+}
+
+// Where config.json ties the embeddings, the output embedding gets the same new rows, unless other tokens are named for
+// it.
+void follow_input(PeftModel::Impl& impl, int id) {
+  const CausalLM::Impl& base = impl.base->impl();
+  if (!base.config.tied) return;
+  const auto input = std::find_if(impl.token_rows.begin(), impl.token_rows.end(), [&](const TokenRows& rows) {
+    return rows.module == base.embed->name && rows.find(id) != nullptr;
+  });
+  if (input == impl.token_rows.end()) return;
+  const TokenRows::Rows rows = *input->find(id);
+  TokenRows& output = impl.rows_of(base.lm_head->name);
+  const TokenRows::Rows* own = output.find(id);
+  if (own != nullptr && own->tokens != rows.tokens) return;
+  output.adapters[id] = {.ids = rows.ids, .tokens = rows.tokens, .delta = rows.delta, .follows = true};
+  if (base.tied) return;
+  impl.warnings.push_back(
+      fmt::format("config.json says tie_word_embeddings = true, so the trainable tokens of {} "
+                  "replace rows of {} too, as in PEFT, although the file has its own",
+                  input->module, output.module));
+}
+
+[[noreturn]] void not_apart(const std::string& module, const std::string& problem) {
+  throw Error(ErrorCode::CF_TARGET,
+              {.tensor = module,
+               .problem = problem,
+               .expected = "one of the two",
+               .hint = "take it out of target_modules, modules_to_save or trainable_token_indices"});
+}
+
 }  // namespace
+
+void require_language_model(const AdapterConfig& config) {
+  const auto heads = config::task_heads(config);
+  if (heads.empty()) return;
+  throw Error(ErrorCode::CF_UNSUP,
+              {.file = config.file,
+               .tensor = "task_type",
+               .problem = fmt::format("the adapter has a head of its own ({}), which a language model has no place for",
+                                      fmt::join(heads, ", ")),
+               .expected = "CAUSAL_LM",
+               .got = *config.task_type,
+               .hint = "run it on its own class with PEFT; peft inspect, convert and merge read it"});
+}
+
+void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
+  if (!config.trainable_token_indices) return;
+  for (const auto& [module, ids] : wanted_rows(impl, config)) {
+    TokenRows& rows = impl.rows_of(module);
+    const Tensor weight = rows.weight->detach();
+    check_ids(module, ids, weight.size(0));
+    const Tensor index = at::tensor(ids, at::kLong).to(weight.device());
+    const auto type = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;  // as factors
+    rows.adapters[id] = {.ids = index, .tokens = ids, .delta = weight.index_select(0, index).to(type)};
+  }
+  follow_input(impl, id);
+}
+
+void require_rows_apart(const PeftModel::Impl& impl) {
+  for (const TokenRows& rows : impl.token_rows) {
+    const Site* site = impl.find_site(rows.module, "weight");
+    for (const auto& [id, own] : rows.adapters) {
+      if (site != nullptr && !site->adapters.empty()) {
+        const bool dora = std::any_of(site->adapters.begin(), site->adapters.end(),
+                                      [](const auto& a) { return a.second.magnitude.defined(); });
+        if (!own.follows) not_apart(rows.module, "LoRA and trainable tokens on the same embedding, as PEFT refuses");
+        if (dora) not_apart(rows.module, "DoRA on an output embedding that is tied to trainable tokens");
+      }
+      for (const Overlay& overlay : impl.overlays) {
+        const bool copy = overlay.kind == Overlay::Kind::saved_module && overlay.module == rows.module;
+        if (copy && overlay.adapters.contains(id)) {
+          not_apart(rows.module, "modules_to_save and trainable tokens on the same embedding, as PEFT refuses");
+        }
+      }
+    }
+  }
+}
+
+void warn_of_tied(PeftModel::Impl& impl, int id) {
+  const CausalLM::Impl& base = impl.base->impl();
+  if (!base.tied) return;
+  std::vector<std::string> modules;
+  for (const auto& site : impl.sites) {
+    if (base.is_embedding(site->weight) && site->find(id) != nullptr) modules.push_back(site->module);
+  }
+  for (const Overlay& overlay : impl.overlays) {
+    const bool copy = overlay.kind == Overlay::Kind::saved_module && overlay.adapters.contains(id);
+    if (copy && base.is_embedding(overlay.places.front())) modules.push_back(overlay.module);
+  }
+  for (const std::string& module : modules) {
+    impl.warnings.push_back(
+        fmt::format("{} is tied (tie_word_embeddings) and part of the adapter: the adapter acts "
+                    "on this module alone, and merging it gives lm_head a tensor of its own",
+                    module));
+  }
+}
 
 void make_biases(PeftModel::Impl& impl, int id, const AdapterConfig& config) {
   if (config.bias == "none") return;
-  for (const auto& module : impl.base->modules().all()) {
-    for (const Slot& slot : module->slots) {
+  for (const auto& module : impl.base->impl().modules.all()) {
+    for (const ModuleTensor& slot : module->slots) {
       const bool bias = slot.name.find("bias") != std::string::npos && slot.tensor->defined();
       const Site* site = impl.find_site(module->name, "weight");
       const bool adapted = site != nullptr && site->find(id) != nullptr && !site->by_parameter;

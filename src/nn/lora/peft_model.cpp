@@ -5,10 +5,17 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <iostream>
 
-#include "nn/impl.h"
-#include "nn/lora/impl.h"
+#include "nn/lora/create.h"
+#include "nn/lora/files/factors.h"
+#include "nn/lora/files/load.h"
+#include "nn/lora/files/save.h"
+#include "nn/lora/merge.h"
+#include "nn/lora/status.h"
+#include "nn/model/network.h"
 #include "peft/error.h"
+#include "peft/targets.h"
 
 namespace peft::nn {
 namespace {
@@ -21,7 +28,7 @@ std::unique_ptr<PeftModel::Impl> new_impl(std::shared_ptr<CausalLM> base) {
                                    .hint = "add_adapter and load_adapter put several adapters on one"});
   }
   auto impl = std::make_unique<PeftModel::Impl>();
-  impl->model = describe({.base = base->folder()});
+  impl->model = base->facts();
   impl->tree = base->tree();
   impl->base = std::move(base);
   impl->base->impl().has_adapters = true;
@@ -33,10 +40,73 @@ std::unique_ptr<PeftModel::Impl> new_impl(std::shared_ptr<CausalLM> base) {
   return impl;
 }
 
-[[noreturn]] void merged_error(const std::string& what) {
-  throw Error(ErrorCode::USAGE,
+void require_unmerged(const PeftModel::Impl& impl, const std::string& what) {
+  if (!impl.any_merged()) return;
+  at({}).fail(ErrorCode::USAGE,
               {.problem = what + " while adapters are merged into the weights", .hint = "unmerge_adapter() first"});
 }
+
+const ErrorPlace kNames = at({}, "adapter_names");
+
+// A replaced tensor can be mixed where a hook computes with it: weights of Linear and Embedding modules.
+void require_mixable(const PeftModel::Impl& impl, int id) {
+  for (const Overlay& overlay : impl.overlays) {
+    const Module* owner = impl.base->impl().modules.find(overlay.module);
+    const bool hooked =
+        overlay.parameter == "weight" && overlay.kind == Overlay::Kind::saved_module &&
+        (dynamic_cast<const Linear*>(owner) != nullptr || dynamic_cast<const Embedding*>(owner) != nullptr);
+    if (hooked || !overlay.adapters.contains(id)) continue;
+    kNames.fail(ErrorCode::USAGE, {.problem = "adapter \"" + impl.entry_of(id).name + "\" replaces " + overlay.module +
+                                              "." + overlay.parameter + ", which cannot be mixed within a batch",
+                                   .expected = "adapters that replace weights of Linear and Embedding modules only",
+                                   .got = impl.entry_of(id).name,
+                                   .hint = "run its sequences in a batch of their own"});
+  }
+}
+
+// Overlays are put aside for the time of a mixed batch: the hooks see to them row by row.
+class Mixed {
+ public:
+  Mixed(PeftModel::Impl& impl, const RunOptions& options, const Tensor& ids) : impl_(impl) {
+    context.training = options.training;
+    if (!impl.control->enabled && impl.any_merged()) unmerge_adapters(impl);  // merged while disabled: the base answers
+    if (options.adapter_names.empty()) return;
+    if (options.training)
+      kNames.fail(
+          ErrorCode::USAGE,
+          {.problem = "mixed batches are for inference", .expected = "training = false", .got = "training = true"});
+    if (impl.any_merged())
+      kNames.fail(ErrorCode::USAGE, {.problem = "an adapter is merged into the weights",
+                                     .expected = "none",
+                                     .got = "merged",
+                                     .hint = "unmerge_adapter() first"});
+    if (static_cast<std::int64_t>(options.adapter_names.size()) != ids.size(0)) {
+      kNames.fail(ErrorCode::USAGE, {.problem = "one name for each sequence is needed",
+                                     .expected = std::to_string(ids.size(0)),
+                                     .got = std::to_string(options.adapter_names.size())});
+    }
+    for (const std::string& name : options.adapter_names) {
+      const int id = name == base_name ? -1 : impl.entry(name).id;
+      if (id >= 0) require_mixable(impl, id);
+      context.adapter_of_sequence.push_back(id);
+    }
+    mixed_ = impl.control->enabled;
+    if (!mixed_)
+      context.adapter_of_sequence.clear();
+    else
+      impl_.select_overlays({});
+  }
+  ~Mixed() {
+    if (mixed_) impl_.select_overlays(impl_.control->active);
+  }
+  Mixed(const Mixed&) = delete;
+
+  Context context;
+
+ private:
+  const PeftModel::Impl& impl_;
+  bool mixed_ = false;
+};
 
 }  // namespace
 
@@ -73,12 +143,12 @@ void PeftModel::save_pretrained(const std::string& folder, const SaveOptions& op
 }
 
 void PeftModel::load_adapter(const std::string& folder, const std::string& name, AdapterModelOptions options) {
-  if (live().any_merged()) merged_error("an adapter cannot be loaded");
+  require_unmerged(live(), "an adapter cannot be loaded");
   load_adapter_folder(*impl_, name, folder, options);
 }
 
 void PeftModel::add_adapter(const std::string& name, const LoraConfig& config, AdapterModelOptions options) {
-  if (live().any_merged()) merged_error("an adapter cannot be added");
+  require_unmerged(live(), "an adapter cannot be added");
   create_adapter(*impl_, name, config, options);
 }
 
@@ -249,5 +319,39 @@ Tensor PeftModel::get_delta_weight(const std::string& parameter, const std::stri
   }
   return delta_weight(*site->second, *factors);
 }
+
+ForwardOutput PeftModel::forward(const ForwardInput& input, const RunOptions& options) const {
+  const Mixed mixed(live(), options, input.ids);
+  return impl_->base->forward(input, mixed.context);
+}
+
+Tensor PeftModel::logits(const Tensor& ids, const Tensor& mask, const RunOptions& options) const {
+  const at::NoGradGuard no_grad;
+  ForwardInput input;
+  input.ids = ids, input.mask = mask;
+  return forward(input, options).logits;
+}
+
+std::vector<std::vector<std::int64_t>> PeftModel::generate(const Tensor& ids, const Tensor& mask,
+                                                           const GenerateOptions& options,
+                                                           const RunOptions& run) const {
+  const Mixed mixed(live(), run, ids);
+  return nn::generate(*impl_->base, ids, mask, options, mixed.context);
+}
+
+std::pair<std::int64_t, std::int64_t> PeftModel::get_nb_trainable_parameters() const {
+  return count_parameters(live());
+}
+
+std::string PeftModel::trainable_parameters_line() const {
+  const auto [trainable, all] = get_nb_trainable_parameters();
+  return trainable_line(trainable, all);
+}
+
+void PeftModel::print_trainable_parameters(std::ostream& out) const { out << trainable_parameters_line() << std::endl; }
+void PeftModel::print_trainable_parameters() const { print_trainable_parameters(std::cout); }
+
+std::vector<LayerStatus> PeftModel::get_layer_status() const { return layer_status(live()); }
+ModelStatus PeftModel::get_model_status() const { return model_status(live()); }
 
 }  // namespace peft::nn

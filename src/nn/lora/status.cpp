@@ -1,21 +1,19 @@
-// What PEFT tells about a model with adapters: counts and states.
+#include "nn/lora/status.h"
+
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <iostream>
 #include <set>
 
-#include "nn/families.h"
-#include "nn/impl.h"
-#include "nn/lora/impl.h"
+#include "nn/lora/sites/hooks.h"
+#include "nn/model/network.h"
 #include "peft/error.h"
-#include "peft/targets.h"
 
 namespace peft::nn {
 namespace {
 
-// A new value joins those before it.
+// Adds a value; a second, different one makes the entry irregular.
 template <class T>
 void join(std::map<std::string, Agreed<T>>& all, const std::string& name, const Agreed<T>& one) {
   const auto [at, added] = all.emplace(name, one);
@@ -31,7 +29,7 @@ void join(std::vector<std::string>& sorted, const std::string& name) {
 class Layers {
  public:
   explicit Layers(const PeftModel::Impl& impl) : impl_(impl) {
-    const auto& modules = impl.base->modules().all();
+    const auto& modules = impl.base->impl().modules.all();
     for (std::size_t i = 0; i < modules.size(); ++i) {
       position_ = i;
       sites_of(*modules[i]);
@@ -72,7 +70,7 @@ class Layers {
   }
 
   void sites_of(const Module& module) {
-    for (const Slot& slot : module.slots) {
+    for (const ModuleTensor& slot : module.slots) {
       const Site* site = impl_.find_site(module.name, slot.name);
       if (site == nullptr || site->adapters.empty()) continue;
       LayerStatus& status = add(impl_.key_of(*site, site->adapters.begin()->first), site->class_name());
@@ -92,7 +90,7 @@ class Layers {
     return nullptr;
   }
 
-  // Wrappers list those of the active adapters that they have.
+  // A wrapper lists the active adapters that it has.
   template <class Adapters>
   void list_active(LayerStatus& status, const Adapters& adapters) const {
     for (const int id : impl_.control->active) {
@@ -108,7 +106,7 @@ class Layers {
     for (const int id : rows.merged) status.merged_adapters.push_back(impl_.entry_of(id).name);
   }
 
-  // The module that PEFT copied: this one, or one above it. PEFT looks at the ends of names, wherever a name begins.
+  // The module that PEFT copied: this one, or one above it. PEFT compares the ends of names only.
   std::string copied_by(int id, const std::string& module) const {
     const auto& saved = impl_.entry_of(id).config.modules_to_save;
     if (!saved) return module;
@@ -163,30 +161,28 @@ Agreed<std::vector<std::string>> merged_of(const std::vector<LayerStatus>& layer
   return merged;
 }
 
-std::string base_class(const CausalLM& base, const CausalLM::Impl& impl) {
-  if (!impl.config.architecture.empty()) return impl.config.architecture;
-  const FamilyParts* family = find_family_parts(base.model_type());
-  return family == nullptr ? "" : std::string(family->class_prefix) + "ForCausalLM";
+std::string base_class(const ModelConfig& config) {
+  return config.architecture.empty() ? config.family->class_prefix + "ForCausalLM" : config.architecture;
 }
 
 }  // namespace
 
-std::pair<std::int64_t, std::int64_t> PeftModel::get_nb_trainable_parameters() const {
-  std::int64_t trainable = 0, all = live().base->parameter_count();
+std::pair<std::int64_t, std::int64_t> count_parameters(const PeftModel::Impl& impl) {
+  std::int64_t trainable = 0, all = impl.base->parameter_count();
   const auto count = [&](const Tensor& tensor, bool in_base) {
     if (!tensor.defined()) return;
     if (!in_base) all += tensor.numel();
     if (tensor.requires_grad()) trainable += tensor.numel();
   };
-  for (const auto& site : impl_->sites) {
+  for (const auto& site : impl.sites) {
     for (const auto& [id, f] : site->adapters) {
       for (const Tensor* tensor : {&f.stack.a, &f.stack.b, &f.bias, &f.magnitude}) count(*tensor, false);
     }
   }
-  for (const Overlay& overlay : impl_->overlays) {
+  for (const Overlay& overlay : impl.overlays) {
     for (const auto& [id, tensor] : overlay.adapters) count(tensor, overlay.kind == Overlay::Kind::base_value);
   }
-  for (const TokenRows& rows : impl_->token_rows) {
+  for (const TokenRows& rows : impl.token_rows) {
     for (const auto& [id, own] : rows.adapters) {
       if (!own.follows) count(own.delta, false);
     }
@@ -194,29 +190,21 @@ std::pair<std::int64_t, std::int64_t> PeftModel::get_nb_trainable_parameters() c
   return {trainable, all};
 }
 
-std::string PeftModel::trainable_parameters_line() const {
-  const auto [trainable, all] = get_nb_trainable_parameters();
-  return trainable_line(trainable, all);
-}
-
-void PeftModel::print_trainable_parameters(std::ostream& out) const { out << trainable_parameters_line() << std::endl; }
-void PeftModel::print_trainable_parameters() const { print_trainable_parameters(std::cout); }
-
-std::vector<LayerStatus> PeftModel::get_layer_status() const {
-  std::vector<LayerStatus> layers = Layers(live()).sorted();
+std::vector<LayerStatus> layer_status(const PeftModel::Impl& impl) {
+  std::vector<LayerStatus> layers = Layers(impl).sorted();
   if (!layers.empty()) return layers;
   throw Error(ErrorCode::USAGE, {.problem = "no adapter layers: all adapters were deleted",
                                  .hint = "add_adapter or load_adapter puts some on the model"});
 }
 
-ModelStatus PeftModel::get_model_status() const {
-  const auto layers = get_layer_status();
+ModelStatus model_status(const PeftModel::Impl& impl) {
+  const auto layers = layer_status(impl);
   ModelStatus status;
-  status.base_model_type = base_class(*impl_->base, impl_->base->impl());
-  std::tie(status.trainable_params, status.total_params) = get_nb_trainable_parameters();
+  status.base_model_type = base_class(impl.base->impl().config);
+  std::tie(status.trainable_params, status.total_params) = count_parameters(impl);
   status.num_adapter_layers = static_cast<std::int64_t>(layers.size());
-  status.enabled = impl_->control->enabled;
-  for (const AdapterEntry& entry : impl_->entries) status.peft_types[entry.name] = "LORA";
+  status.enabled = impl.control->enabled;
+  for (const AdapterEntry& entry : impl.entries) status.peft_types[entry.name] = "LORA";
   status.active_adapters.value = layers.front().active_adapters;
   status.merged_adapters = merged_of(layers);
   for (const LayerStatus& layer : layers) {

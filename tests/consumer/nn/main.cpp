@@ -22,8 +22,13 @@ std::size_t openmp_runtimes() {
 int main(int argc, char** argv) {
   if (argc != 2) return 2;
   const auto model = peft::nn::init_model(argv[1], {.seed = 1});
-  const at::Tensor logits = model->logits(at::tensor({1, 2, 3, 4}, at::kLong).unsqueeze(0));
-  const bool finite = at::isfinite(logits).all().item<bool>();
+  const at::Tensor ids = at::tensor({1, 2, 3, 4}, at::kLong).unsqueeze(0);
+  std::size_t steps = 0;
+  const peft::nn::Recorder count = [&steps](const std::string&, const at::Tensor&) { ++steps; };
+  peft::nn::ForwardContext context;
+  context.recorder = &count;
+  const at::Tensor logits = model->forward({.ids = ids}, context).logits;
+  const bool finite = at::isfinite(logits).all().item<bool>() && steps > 0 && logits.allclose(model->logits(ids));
   std::cout << model->model_type() << ": " << model->parameter_count() << " parameters, " << logits.size(1)
             << " tokens, " << (finite ? "finite" : "not finite") << ", " << openmp_runtimes() << " OpenMP runtimes\n";
 }
