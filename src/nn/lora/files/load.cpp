@@ -16,6 +16,7 @@
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "peft/low_rank.h"
+#include "peft/reference.h"
 #include "peft/targets.h"
 #include "peft/verbs.h"
 
