@@ -127,6 +127,13 @@ Draft draft_for_trees(std::shared_ptr<const Table> table, const std::string& mod
   return draft;
 }
 
+std::optional<std::string> own_output(const Draft& draft) {
+  const std::string& type = draft.model.model_type;
+  const std::string architecture = draft.facts.architecture();
+  if (architecture.empty() || draft.index->table->replaced.contains(type)) return std::nullopt;
+  return output_embedding_of(type, architecture);
+}
+
 Draft draft_without_row(std::shared_ptr<const Table> table, const std::string& model_type) {
   Draft draft;
   draft.index = std::make_shared<Model::Index>();

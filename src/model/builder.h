@@ -42,6 +42,8 @@ void finish_tree(ModuleTree& tree);
 
 // Experts and both trees from what a source shows.                                               shown.cpp
 void use_shown_tree(Draft& draft, ModuleTree shown, bool in_registration_order);
+// The output embedding of the config's class, as output_embedding_of() has it; nullopt for types of --families.
+std::optional<std::string> own_output(const Draft& draft);
 // Experts alone, from a tree that the config itself gave.
 void use_experts_of(Draft& draft, const ModuleTree& tree);
 // Experts and both trees from the config and the row alone.                                      from_config.cpp

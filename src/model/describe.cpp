@@ -73,6 +73,13 @@ void finish(Draft& draft, const DescribeOptions& options) {
     if (embedding->weight.size() == 2) result.vocab_size = embedding->weight[0];
   }
   result.tie_word_embeddings = draft.facts.tie_word_embeddings().value_or(result.tie_word_embeddings);
+  const auto output = model::own_output(draft);
+  // A class without an output embedding has nothing to tie, whatever its config says.
+  if (output == "") result.tie_word_embeddings = false;
+  for (auto* tree_of_one : {&result.v4, &result.v5}) {
+    if (output && *tree_of_one && (*tree_of_one)->output_embedding.empty() && (*tree_of_one)->find(*output))
+      (*tree_of_one)->output_embedding = *output;
+  }
   result.fp8_cell = draft.facts.fp8_cell().value_or(result.fp8_cell);
 }
 

@@ -86,11 +86,15 @@ Module classify(const Draft& draft, const std::string& name, const Tensors& tens
 void add_tied_output(ModuleTree& tree, const Draft& draft) {
   finish_tree(tree);
   if (!tree.output_embedding.empty() || tree.input_embedding.empty()) return;
+  const std::vector<std::int64_t> shape = tree.find(tree.input_embedding)->weight;
+  if (const auto own = own_output(draft)) {
+    if (!own->empty()) tree.modules.push_back({*own, ModuleKind::linear, "Linear", shape});
+    return;
+  }
   for (const auto& [key, list] : draft.index->known_v5) {
     for (const auto& known : list) {
       if (known.path.has_layer() || !is_output_name(known.path.text())) continue;
-      tree.modules.push_back(
-          {known.path.text(), known.kind, known.class_name, tree.find(tree.input_embedding)->weight});
+      tree.modules.push_back({known.path.text(), known.kind, known.class_name, shape});
       return;
     }
   }

@@ -136,6 +136,14 @@ const TypeTrees* find_trees(std::string_view model_type) {
   return &known.emplace(model_type, read_type(OrderedJson::parse(text))).first->second;
 }
 
+std::optional<std::string> output_embedding_of(std::string_view model_type, std::string_view class_name) {
+  const TypeTrees* type = find_trees(model_type);
+  if (type == nullptr) return std::nullopt;
+  const ClassTrees* trees = type->find(class_name);
+  if (trees != nullptr && trees->v5) return trees->v5->output_embedding;
+  return type->bodies.contains(class_name) ? std::optional<std::string>("") : std::nullopt;
+}
+
 ConfigValues::ConfigValues(const Json& config, std::shared_ptr<const ConfigKeys> keys)
     : config_(config), keys_(std::move(keys)) {}
 

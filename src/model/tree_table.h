@@ -65,6 +65,10 @@ struct TypeTrees {
 // nullptr for a model type that is not there.
 const TypeTrees* find_trees(std::string_view model_type);
 
+// The output embedding of a class in transformers 5: "" where it has none, as models without a head and classifiers.
+// nullopt: the table does not know the class.
+std::optional<std::string> output_embedding_of(std::string_view model_type, std::string_view class_name);
+
 // Names in the formulas of a tree, for one config. What the config leaves out is as the class has it.
 class ConfigValues {
  public:

@@ -1,5 +1,6 @@
 // Dense and encoder types: tests/dense, made by the real PEFT. Whatever is known of the base, no verb gets worse by it,
 // and a merge finds each weight whatever class the checkpoint was saved from.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -91,6 +92,47 @@ void expect_merged(const fs::path& folder, const fs::path& base_folder) {
     ASSERT_EQ(got.at(name).shape, changed->second.shape) << name;
     for (std::size_t i = 0; i < tensor.values.size(); ++i)
       ASSERT_NEAR(got.at(name).values[i], changed->second.values[i], 2e-6) << name << " " << i;
+  }
+}
+
+// A tied base: only a class that has an output embedding gets a tensor for it, under the class's own name.
+TEST(Dense, AnEncoderGetsNoOutputThatItDoesNotHave) {
+  constexpr std::int64_t kVocabulary = 13, kHidden = 8, kRank = 2;
+  struct Case {
+    const char *architecture, *prefix, *output;
+  };
+  for (const Case& c :
+       {Case{"DistilBertForMaskedLM", "distilbert.", "vocab_projector.weight"},
+        Case{"DistilBertForSequenceClassification", "distilbert.", nullptr}, Case{"DistilBertModel", "", nullptr}}) {
+    SCOPED_TRACE(c.architecture);
+    const TemporaryFolder folder;
+    Draw draw(1);
+    const std::string words = std::string(c.prefix) + "embeddings.word_embeddings";
+    const std::string query = std::string(c.prefix) + "transformer.layer.0.attention.q_lin.weight";
+    write_base(folder / "base",
+               {{"model_type", "distilbert"},
+                {"architectures", {c.architecture}},
+                {"dim", kHidden},
+                {"n_layers", 1},
+                {"n_heads", 2},
+                {"hidden_dim", 12},
+                {"vocab_size", kVocabulary},
+                {"tie_word_embeddings", true}},
+               {{stored(words + ".weight", "F32", draw.matrix(kVocabulary, kHidden, 0.125, 7)),
+                 stored(query, "F32", draw.matrix(kHidden, kHidden, 0.125, 7))}});
+    write_lora(
+        folder / "adapter", lora_config(kRank, 2, {{"target_modules", {"word_embeddings"}}}),
+        {stored("base_model.model." + words + ".lora_embedding_A", "F32", draw.matrix(kRank, kVocabulary, 0.125, 7)),
+         stored("base_model.model." + words + ".lora_embedding_B", "F32", draw.matrix(kHidden, kRank, 0.125, 7))});
+    MergeOptions options;
+    options.base = folder / "base";
+    options.adapters = {{folder / "adapter", 1}};
+    execute(plan_merge(options).plan, folder / "out");
+    std::vector<std::string> names = {words + ".weight", query};
+    if (c.output != nullptr) names.emplace_back(c.output);
+    std::vector<std::string> merged;
+    for (const auto& [name, tensor] : tensors_in(folder / "out")) merged.push_back(name);
+    EXPECT_THAT(merged, ::testing::UnorderedElementsAreArray(names));
   }
 }
 
