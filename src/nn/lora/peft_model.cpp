@@ -101,7 +101,7 @@ class Mixed {
   }
   Mixed(const Mixed&) = delete;
 
-  Context context;
+  ForwardContext context;
 
  private:
   const PeftModel::Impl& impl_;
