@@ -1,7 +1,7 @@
 // The order in which factors are listed: by module as people count, then by parameter, expert and projection.
 #pragma once
 
-#include "base/natural_order.h"
+#include "base/text.h"
 #include "peft/adapter.h"
 
 namespace peft {

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "base/half.h"
+#include "base/float_formats.h"
 #include "peft/safetensors.h"
 
 namespace peft::testing {

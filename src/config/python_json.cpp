@@ -6,7 +6,7 @@
 #include <unordered_set>
 #include <vector>
 
-#include "base/utf8.h"
+#include "base/text.h"
 
 namespace peft::config {
 namespace {

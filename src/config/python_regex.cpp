@@ -7,7 +7,7 @@
 #include <cstring>
 #include <mutex>
 
-#include "base/utf8.h"
+#include "base/text.h"
 #include "config/regex_parser.h"
 #include "config/regex_translate.h"
 #include "config/unicode.h"

@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <string>
 
-#include "base/half.h"
+#include "base/float_formats.h"
 #include "execute/element.h"
 #include "execute/random_plan.h"
 #include "peft/execute.h"

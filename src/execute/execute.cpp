@@ -9,7 +9,7 @@
 #include <set>
 #include <utility>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "execute/fingerprint.h"
 #include "execute/merge_norms.h"
 #include "execute/resume.h"

@@ -9,7 +9,7 @@
 #include <charconv>
 #include <string_view>
 
-#include "base/system_calls.h"
+#include "base/system.h"
 #include "peft/error.h"
 #include "safetensors/input_file.h"
 

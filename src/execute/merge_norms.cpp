@@ -4,7 +4,7 @@
 #include <cmath>
 #include <memory>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "execute/merge_gains.h"
 
 namespace peft::execution {

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "base/half.h"
+#include "base/float_formats.h"
 #include "execute/element.h"
 #include "execute/merge_pairs.h"
 #include "execute/op.h"

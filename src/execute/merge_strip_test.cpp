@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "base/half.h"
+#include "base/float_formats.h"
 #include "execute/element.h"
 #include "execute/every_target.h"
 #include "execute/line_buffer.h"

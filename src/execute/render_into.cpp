@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "execute/finite.h"
 #include "execute/render.h"
 #include "peft/error.h"

@@ -6,7 +6,7 @@
 #include <map>
 #include <numeric>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "peft/error.h"
 #include "safetensors/input_file.h"
 #include "safetensors/output_checks.h"

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <set>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "execute/random_plan.h"
 #include "execute/stream.h"
 #include "peft/execute.h"

@@ -3,7 +3,7 @@
 #include <array>
 #include <cmath>
 
-#include "base/half.h"
+#include "base/float_formats.h"
 #include "execute/element.h"
 #include "execute/op.h"
 

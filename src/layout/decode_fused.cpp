@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "layout/components.h"
 #include "layout/decode.h"
 #include "layout/fused_forms.h"

@@ -1,5 +1,5 @@
 // Makes the modules of a model, in the registration order of the real classes.
-#include "base/huge_pages.h"
+#include "base/system.h"
 #include "nn/impl.h"
 
 namespace peft::nn {

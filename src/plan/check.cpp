@@ -5,7 +5,7 @@
 #include <limits>
 #include <string_view>
 
-#include "base/float_dtypes.h"
+#include "base/float_formats.h"
 #include "peft/error.h"
 #include "plan/view_check.h"
 

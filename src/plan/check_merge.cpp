@@ -2,7 +2,7 @@
 #include <cmath>
 #include <vector>
 
-#include "base/float_dtypes.h"
+#include "base/float_formats.h"
 #include "plan/lattice.h"
 #include "plan/view_check.h"
 

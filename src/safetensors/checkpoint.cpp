@@ -7,7 +7,7 @@
 #include <cstring>
 #include <filesystem>
 
-#include "base/near_names.h"
+#include "base/text.h"
 #include "peft/error.h"
 #include "peft/safetensors.h"
 #include "safetensors/named_folder.h"

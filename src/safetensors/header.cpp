@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "base/huge_pages.h"
+#include "base/system.h"
 #include "safetensors/header_parts.h"
 #include "safetensors/json_parser.h"
 

@@ -4,7 +4,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
-#include "base/utf8.h"
+#include "base/text.h"
 #include "safetensors/header_parts.h"
 #include "safetensors/json_parser.h"
 

@@ -6,8 +6,8 @@
 #include <cerrno>
 #include <cstring>
 
-#include "base/near_names.h"
-#include "base/system_calls.h"
+#include "base/system.h"
+#include "base/text.h"
 #include "peft/error.h"
 
 namespace peft::safetensors {

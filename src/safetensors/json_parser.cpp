@@ -5,7 +5,7 @@
 #include <memory_resource>
 #include <vector>
 
-#include "base/huge_pages.h"
+#include "base/system.h"
 #include "safetensors/header.h"
 
 namespace peft::safetensors {

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "base/checked.h"
-#include "base/utf8.h"
+#include "base/text.h"
 #include "peft/error.h"
 #include "peft/safetensors.h"
 #include "safetensors/header.h"

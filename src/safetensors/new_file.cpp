@@ -5,7 +5,7 @@
 #include <cerrno>
 
 #include "base/checked.h"
-#include "base/system_calls.h"
+#include "base/system.h"
 #include "peft/error.h"
 #include "safetensors/staged_output.h"
 

@@ -10,7 +10,7 @@
 #include <memory>
 #include <string_view>
 
-#include "base/system_calls.h"
+#include "base/system.h"
 #include "peft/error.h"
 
 namespace peft::safetensors {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "base/utf8.h"
+#include "base/text.h"
 #include "safetensors/header_parts.h"
 #include "safetensors/input_file.h"
 #include "safetensors/json_parser.h"

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <filesystem>
 
-#include "base/system_calls.h"
+#include "base/system.h"
 #include "peft/error.h"
 #include "safetensors/input_file.h"
 #include "safetensors/output_checks.h"

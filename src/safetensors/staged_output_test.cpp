@@ -9,7 +9,7 @@
 #include <map>
 #include <thread>
 
-#include "base/system_calls.h"
+#include "base/system.h"
 #include "safetensors/test_files.h"
 #include "support/fault_calls.h"
 

@@ -10,7 +10,7 @@
 #include <cstring>
 #include <random>
 
-#include "base/system_calls.h"
+#include "base/system.h"
 #include "peft/error.h"
 #include "safetensors/output_checks.h"
 

@@ -7,7 +7,7 @@
 #include <numeric>
 #include <thread>
 
-#include "base/system_calls.h"
+#include "base/system.h"
 #include "safetensors/mapping.h"
 #include "safetensors/test_files.h"
 

@@ -7,7 +7,7 @@
 #include <chrono>
 #include <cstdio>
 
-#include "base/utf8.h"
+#include "base/text.h"
 #include "cli/interrupt.h"
 #include "cli/json_output.h"
 #include "cli/output.h"

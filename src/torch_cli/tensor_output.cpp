@@ -10,7 +10,7 @@
 #include <cstring>
 #include <filesystem>
 
-#include "base/system_calls.h"
+#include "base/system.h"
 #include "peft/error.h"
 #include "peft/safetensors.h"
 #include "safetensors/staged_output.h"

@@ -4,7 +4,7 @@
 #include <array>
 #include <set>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "peft/error.h"
 #include "peft/low_rank.h"
 #include "verbs/carried.h"

@@ -9,7 +9,7 @@
 #include <tuple>
 
 #include "adapter/view_math.h"
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "verbs/verify_config.h"
 #include "verbs/verify_describe.h"
 #include "verbs/verify_extras.h"

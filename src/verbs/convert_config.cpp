@@ -6,7 +6,7 @@
 #include <map>
 #include <set>
 
-#include "base/natural_order.h"
+#include "base/text.h"
 #include "layout/encode.h"
 #include "layout/fused_forms.h"
 #include "layout/write_config.h"

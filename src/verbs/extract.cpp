@@ -4,8 +4,8 @@
 #include <set>
 
 #include "adapter/site_order.h"
-#include "base/float_dtypes.h"
-#include "base/thread_pool.h"
+#include "base/float_formats.h"
+#include "base/system.h"
 #include "model/path.h"
 #include "peft/error.h"
 #include "peft/low_rank.h"

@@ -3,7 +3,7 @@
 #include <functional>
 #include <set>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "layout/keys.h"
 #include "peft/verbs.h"
 

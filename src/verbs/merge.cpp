@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <set>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "peft/error.h"
 #include "peft/weights.h"
 #include "plan/check.h"

@@ -7,7 +7,7 @@
 #include <set>
 
 #include "adapter/view_math.h"
-#include "base/float_dtypes.h"
+#include "base/float_formats.h"
 #include "config/lora_init.h"
 #include "config/python_json.h"
 #include "peft/error.h"

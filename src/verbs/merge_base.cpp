@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "base/float_dtypes.h"
+#include "base/float_formats.h"
 #include "config/task_heads.h"
 #include "model/index.h"
 #include "peft/error.h"

@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <map>
 
-#include "base/natural_order.h"
+#include "base/text.h"
 #include "peft/error.h"
 #include "safetensors/named_folder.h"
 #include "verbs/merge_adapters.h"

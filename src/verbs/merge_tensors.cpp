@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "base/float_dtypes.h"
+#include "base/float_formats.h"
 
 namespace peft::merging {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <optional>
 
-#include "base/float_dtypes.h"
+#include "base/float_formats.h"
 #include "peft/execute.h"
 #include "verbs/merged_bounds.h"
 

@@ -8,7 +8,7 @@
 #include <span>
 
 #include "adapter/view_math.h"
-#include "base/float_dtypes.h"
+#include "base/float_formats.h"
 #include "verbs/verify_rounding.h"
 
 namespace peft::verbs {

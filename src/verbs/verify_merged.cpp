@@ -6,7 +6,7 @@
 #include <cmath>
 #include <set>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "peft/error.h"
 #include "verbs/merged_tensor.h"
 #include "weights/own_output.h"

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <set>
 
-#include "base/float_dtypes.h"
+#include "base/float_formats.h"
 #include "model/path.h"
 #include "peft/error.h"
 #include "weights/impl.h"

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "adapter/view_math.h"
-#include "base/float_dtypes.h"
+#include "base/float_formats.h"
 
 namespace peft::weights {
 namespace {

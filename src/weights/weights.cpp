@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <set>
 
-#include "base/near_names.h"
+#include "base/text.h"
 #include "weights/impl.h"
 
 namespace peft {

@@ -1,4 +1,4 @@
-#include "base/half.h"
+#include "base/float_formats.h"
 
 #include <gtest/gtest.h>
 
@@ -147,6 +147,38 @@ TEST(KnownValues, OfEachFormat) {
   EXPECT_EQ(e8m0_to_double(127), 1.0);
   EXPECT_EQ(e8m0_to_double(0), std::ldexp(1.0, -127));
   EXPECT_TRUE(std::isnan(e8m0_to_double(255)));
+}
+
+// The table and the classes it is made of say the same, and a number that fits comes back as it went in.
+TEST(FloatFormats, EncodeAndDecodeOneElement) {
+  for (const DtypeInfo& row : dtypes()) {
+    const FloatFormat* format = float_format(row.dtype);
+    EXPECT_EQ(is_float(row.dtype), format != nullptr) << row.name;
+    EXPECT_EQ(is_plain_float(row.dtype), format != nullptr && row.bits >= 16) << row.name;
+    if (format == nullptr) continue;
+    std::byte bytes[8];
+    for (const double value : {0.0, 1.0, -1.5, 0.25}) {
+      EXPECT_TRUE(encode_float(row.dtype, value, bytes)) << row.name;
+      EXPECT_EQ(decode_float(row.dtype, bytes), value) << row.name;
+    }
+    const double least = std::ldexp(1.0, format->least_exponent);
+    EXPECT_TRUE(encode_float(row.dtype, least, bytes)) << row.name;
+    EXPECT_EQ(decode_float(row.dtype, bytes), least) << row.name;
+    const double next = 1 + std::ldexp(1.0, 1 - format->significand_bits);
+    EXPECT_TRUE(encode_float(row.dtype, next, bytes)) << row.name;
+    EXPECT_EQ(decode_float(row.dtype, bytes), next) << row.name;
+    EXPECT_EQ(encode_float(row.dtype, 1e300, bytes), row.dtype == Dtype::f64) << row.name;
+    with_element_type(row.dtype, [&]<class Element>(Element) {
+      if constexpr (Element::kFloating) {
+        EXPECT_EQ(format->value_bits, Element::kValueBits) << row.name;
+      }
+    });
+  }
+}
+
+TEST(FloatFormats, CodesOfMxfp4) {
+  EXPECT_EQ(e2m1_to_float(0b0101), 3);
+  EXPECT_EQ(e2m1_to_float(0b1111), -6);
 }
 
 }  // namespace

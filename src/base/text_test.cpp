@@ -1,4 +1,4 @@
-#include "base/natural_order.h"
+#include "base/text.h"
 
 #include <gtest/gtest.h>
 
@@ -58,6 +58,15 @@ TEST(NaturalOrder, IsTheOrderOfWordsAndNumbers) {
       }
     }
   }
+}
+
+TEST(Text, ListsAndShapes) {
+  EXPECT_EQ(shape_text(std::vector<std::int64_t>{24, 3}), "[24, 3]");
+  EXPECT_EQ(shape_text({}), "[]");
+  const std::vector<std::string> names = {"a", "b", "c"};
+  EXPECT_EQ(list_text(names), "a, b, c");
+  EXPECT_EQ(list_text(names, 2), "a, b and 1 more");
+  EXPECT_EQ(list_text({}), "");
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "base/near_names.h"
+#include "base/text.h"
 
 #include <fmt/format.h>
 
@@ -11,8 +11,8 @@
 namespace peft {
 namespace {
 
-constexpr std::size_t kMaxLength = 255;    // of a name that is compared
-constexpr std::size_t kMaxEntries = 4096;  // of a folder that are looked at
+constexpr std::size_t kMaxLength = 255;    // longer names are not compared
+constexpr std::size_t kMaxEntries = 4096;  // the first entries of a folder
 
 std::string quoted_list(const std::vector<std::string>& names) {
   std::vector<std::string> quoted;
@@ -21,6 +21,14 @@ std::string quoted_list(const std::vector<std::string>& names) {
 }
 
 }  // namespace
+
+std::string shape_text(std::span<const std::int64_t> shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+
+std::string list_text(std::span<const std::string> names, std::size_t limit, std::string_view more) {
+  std::string text = fmt::format("{}", fmt::join(names.first(std::min(names.size(), limit)), ", "));
+  if (names.size() > limit) text += fmt::format(fmt::runtime(more), names.size() - limit);
+  return text;
+}
 
 std::size_t edit_distance(std::string_view a, std::string_view b) {
   std::vector<std::size_t> row(b.size() + 1);

@@ -1,6 +1,6 @@
-#include <array>
-
 #include "peft/tensor.h"
+
+#include <array>
 
 namespace peft {
 namespace {
