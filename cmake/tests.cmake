@@ -1,4 +1,4 @@
-# One test program per stage (src/<stage>/*_test.cpp), and one per file in tests/ for what crosses stages.
+# One test program per stage (src/<stage>/**_test.cpp), and one per file in tests/ for what crosses stages.
 find_package(GTest REQUIRED)
 find_package(rapidcheck QUIET)
 include(GoogleTest)
@@ -17,7 +17,7 @@ foreach(stage IN LISTS PEFT_STAGES)
   if(TARGET peft_${stage})
     list(APPEND objects_so_far $<TARGET_OBJECTS:peft_${stage}>)
   endif()
-  file(GLOB tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/${stage}/*_test.cpp)
+  file(GLOB_RECURSE tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/${stage}/*_test.cpp)
   if(tests)
     add_executable(test_${stage} ${tests} ${objects_so_far} $<TARGET_OBJECTS:peft_families>)
     target_include_directories(test_${stage} PRIVATE include src tests)

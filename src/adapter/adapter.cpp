@@ -5,8 +5,8 @@
 #include <filesystem>
 
 #include "peft/error.h"
-#include "safetensors/header.h"
-#include "safetensors/named_folder.h"
+#include "safetensors/reading/header.h"
+#include "safetensors/reading/input_file.h"
 
 namespace peft {
 namespace {

@@ -4,7 +4,7 @@
 #include <fstream>
 
 #include "config/python_json.h"
-#include "safetensors/foreign_format.h"
+#include "safetensors/reading/foreign_format.h"
 
 namespace peft::config {
 namespace {

@@ -11,7 +11,8 @@
 
 #include "base/system.h"
 #include "peft/error.h"
-#include "safetensors/input_file.h"
+#include "safetensors/reading/input_file.h"
+#include "safetensors/writing/new_file.h"
 
 namespace peft::execution {
 namespace {

@@ -8,8 +8,8 @@
 
 #include "base/system.h"
 #include "peft/error.h"
-#include "safetensors/input_file.h"
-#include "safetensors/output_checks.h"
+#include "safetensors/reading/input_file.h"
+#include "safetensors/writing/staging_folder.h"
 
 namespace peft::execution {
 namespace {

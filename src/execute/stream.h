@@ -9,7 +9,7 @@
 
 #include "execute/monitor.h"
 #include "execute/stage.h"
-#include "safetensors/staged_output.h"
+#include "safetensors/writing/staged_output.h"
 
 namespace peft::execution {
 

@@ -6,7 +6,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "safetensors/foreign_format.h"
+#include "safetensors/reading/foreign_format.h"
 
 namespace peft::model {
 namespace {

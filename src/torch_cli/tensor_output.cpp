@@ -13,7 +13,7 @@
 #include "base/system.h"
 #include "peft/error.h"
 #include "peft/safetensors.h"
-#include "safetensors/staged_output.h"
+#include "safetensors/writing/staged_output.h"
 
 namespace peft::torch_cli {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "base/text.h"
 #include "peft/error.h"
-#include "safetensors/named_folder.h"
+#include "safetensors/reading/input_file.h"
 #include "verbs/merge_adapters.h"
 #include "verbs/merge_config.h"
 

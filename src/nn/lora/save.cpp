@@ -16,8 +16,8 @@
 #include "nn/lora/model_card.h"
 #include "peft/error.h"
 #include "peft/execute.h"
-#include "safetensors/named_folder.h"
-#include "safetensors/staged_output.h"
+#include "safetensors/reading/input_file.h"
+#include "safetensors/writing/staged_output.h"
 
 namespace peft::nn {
 namespace {
