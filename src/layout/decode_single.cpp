@@ -1,6 +1,6 @@
 #include <algorithm>
 
-#include "config/task_heads.h"
+#include "config/peft_rules.h"
 #include "layout/decode.h"
 
 namespace peft::layout {

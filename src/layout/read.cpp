@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "adapter/site_order.h"
-#include "config/lora_init.h"
+#include "config/peft_rules.h"
 #include "layout/decode.h"
 #include "layout/fused_forms.h"
 #include "peft/error.h"

@@ -12,16 +12,16 @@ namespace {
 constexpr std::string_view kKey = "use_bdlora";
 
 [[noreturn]] void wrong(const AdapterConfig& config, std::string_view field, std::string expected,
-                        const config::Json& got) {
+                        const pythonic::Json& got) {
   config::refuse(ErrorCode::CF_VALUE, config, std::string(kKey) + "." + std::string(field),
                  "the value has the wrong type", std::move(expected), got);
 }
 
-std::vector<std::string> names(const AdapterConfig& config, const config::Json& object, const char* field) {
+std::vector<std::string> names(const AdapterConfig& config, const pythonic::Json& object, const char* field) {
   const auto found = object.find(field);
   if (found == object.end() || found->is_null()) return {};
   const bool right =
-      found->is_array() && std::ranges::all_of(*found, [](const config::Json& name) { return name.is_string(); });
+      found->is_array() && std::ranges::all_of(*found, [](const pythonic::Json& name) { return name.is_string(); });
   if (!right) wrong(config, field, "a list of names or null", *found);
   return found->get<std::vector<std::string>>();
 }
@@ -44,7 +44,7 @@ BlockSide BlockDiagonal::side_of(const std::string& target) const {
 
 std::optional<BlockDiagonal> block_diagonal(const AdapterConfig& config, AdapterConfig::Version version) {
   const config::PeftKey& row = *config::find_peft_key(kKey);
-  const config::Json object = config::object_of(config);
+  const pythonic::Json object = config::object_of(config);
   const auto found = object.find(kKey);
   if (version <= row.before || found == object.end() || !config::tells(row, *found)) return std::nullopt;
   if (!found->is_object())

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 
-#include "config/task_heads.h"
+#include "config/peft_rules.h"
 #include "peft/error.h"
 
 namespace peft::verbs {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "config/task_heads.h"
+#include "config/peft_rules.h"
 #include "layout/keys.h"
 
 namespace peft::verbs {

@@ -134,12 +134,12 @@ void fill_config(const AdapterConfig& config, InspectReport& report) {
       "use_dora",       "bias",         "target_modules",          "target_parameters",
       "modules_to_save"};
   report.producer = producer(config);
-  const config::Json object = config::object_of(config);
+  const pythonic::Json object = config::object_of(config);
   for (const std::string_view key : kShown) {
     const auto found = object.find(std::string(key));
     if (found == object.end() || found->is_null() || *found == false || (found->is_object() && found->empty()))
       continue;
-    report.config.emplace_back(key, config::dump_python(*found, -1));
+    report.config.emplace_back(key, pythonic::dump_python(*found, -1));
   }
 }
 

@@ -8,15 +8,15 @@
 
 #include "adapter/view_math.h"
 #include "base/float_formats.h"
-#include "config/lora_init.h"
-#include "config/python_json.h"
+#include "config/peft_rules.h"
 #include "peft/error.h"
+#include "pythonic/python_json.h"
 #include "verbs/merge_other_class.h"
 
 namespace peft::merging {
 namespace {
 
-using config::Json;
+using pythonic::Json;
 
 void refuse_changed_base(const Adapter& adapter, bool base_is_residual) {
   const std::string& init = adapter.config.init_lora_weights;

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "base/float_formats.h"
-#include "config/task_heads.h"
+#include "config/peft_rules.h"
 #include "model/index.h"
 #include "peft/error.h"
 #include "verbs/merge_updates.h"

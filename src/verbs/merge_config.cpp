@@ -6,14 +6,15 @@
 #include <array>
 #include <map>
 
-#include "config/python_json.h"
 #include "peft/error.h"
+#include "pythonic/python_json.h"
+#include "safetensors/reading/input_file.h"
 #include "weights/own_output.h"
 
 namespace peft::merging {
 namespace {
 
-using config::Json;
+using pythonic::Json;
 
 constexpr std::array<std::pair<Dtype, const char*>, 4> kTorchNames = {
     {{Dtype::bf16, "bfloat16"}, {Dtype::f16, "float16"}, {Dtype::f32, "float32"}, {Dtype::f64, "float64"}}};
@@ -94,8 +95,8 @@ std::uint64_t elements(const PlannedTensor& tensor) {
 
 std::optional<std::string> changed_config(const std::string& path, const ConfigChange& change,
                                           std::vector<std::string>& warnings) {
-  const std::string text = config::read_text_file(path, ErrorCode::MD_FORM);
-  Json json = config::parse_json(text, path, ErrorCode::MD_FORM);
+  const std::string text = safetensors::read_text_file(path, ErrorCode::MD_FORM);
+  Json json = pythonic::parse_json(text, path, ErrorCode::MD_FORM);
   bool changed = false;
   if (change.untied || change.own_output) changed = set_where_present(json, "tie_word_embeddings", false, true);
   if (change.own_output) {
@@ -109,13 +110,13 @@ std::optional<std::string> changed_config(const std::string& path, const ConfigC
   if (change.dtype) changed = set_dtype(json, *change.dtype) || changed;
   changed = set_quantization(json, change, path) || changed;
   if (!changed) return std::nullopt;
-  return config::dump_python(json, 2, false) + "\n";
+  return pythonic::dump_python(json, 2, false) + "\n";
 }
 
 std::string index_text(const std::string& base_index, const std::vector<PlannedFile>& files) {
   Json index = base_index.empty() ? Json::object()
-                                  : config::parse_json(config::read_text_file(base_index, ErrorCode::IX_FORM),
-                                                       base_index, ErrorCode::IX_FORM);
+                                  : pythonic::parse_json(safetensors::read_text_file(base_index, ErrorCode::IX_FORM),
+                                                         base_index, ErrorCode::IX_FORM);
   std::map<std::string, std::string> places;
   std::uint64_t bytes = 0, parameters = 0;
   for (const PlannedFile& file : files) {
@@ -133,7 +134,7 @@ std::string index_text(const std::string& base_index, const std::vector<PlannedF
   for (const auto& [tensor, file] : places) map[tensor] = file;
   index["metadata"] = std::move(metadata);
   index["weight_map"] = std::move(map);
-  return config::dump_python(index, 2, true) + "\n";
+  return pythonic::dump_python(index, 2, true) + "\n";
 }
 
 }  // namespace peft::merging

@@ -9,15 +9,15 @@ namespace peft::verbs {
 namespace {
 
 // The value as JSON text; "null" for all that says nothing.
-std::string telling_value(const config::PeftKey& row, const config::Json& object) {
+std::string telling_value(const config::PeftKey& row, const pythonic::Json& object) {
   const auto found = object.find(row.key);
-  return found != object.end() && config::tells(row, *found) ? config::dump_python(*found, -1) : "null";
+  return found != object.end() && config::tells(row, *found) ? pythonic::dump_python(*found, -1) : "null";
 }
 
 }  // namespace
 
 std::vector<ConfigDifference> compare_configs(const AdapterConfig& a, const AdapterConfig& b) {
-  const config::Json of_a = config::object_of(a), of_b = config::object_of(b);
+  const pythonic::Json of_a = config::object_of(a), of_b = config::object_of(b);
   std::vector<ConfigDifference> differences;
   for (const config::PeftKey& row : config::peft_keys()) {
     // What has a field of AdapterConfig is in the factors already: a scale, a rank, a bias.

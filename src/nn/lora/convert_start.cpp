@@ -7,7 +7,7 @@
 #include <cmath>
 #include <filesystem>
 
-#include "config/lora_init.h"
+#include "config/peft_rules.h"
 #include "nn/lora/file_tensor.h"
 #include "peft/error.h"
 

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "config/lora_init.h"
+#include "config/peft_rules.h"
 #include "peft/error.h"
 
 namespace peft::nn {

@@ -6,7 +6,7 @@
 
 #include <algorithm>
 
-#include "config/lora_init.h"
+#include "config/peft_rules.h"
 #include "nn/lora/impl.h"
 #include "nn/lora/init.h"
 #include "nn/lora/place.h"

@@ -16,6 +16,7 @@
 #include "nn/lora/model_card.h"
 #include "peft/error.h"
 #include "peft/execute.h"
+#include "pythonic/python_regex.h"
 #include "safetensors/reading/input_file.h"
 #include "safetensors/writing/staged_output.h"
 

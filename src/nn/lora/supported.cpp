@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "config/task_heads.h"
+#include "config/peft_rules.h"
 #include "nn/lora/impl.h"
 #include "peft/error.h"
 

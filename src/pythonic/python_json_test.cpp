@@ -1,4 +1,4 @@
-#include "config/python_json.h"
+#include "pythonic/python_json.h"
 
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
@@ -6,10 +6,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "config/unicode.h"
 #include "peft/error.h"
+#include "pythonic/unicode.h"
 
-namespace peft::config {
+namespace peft::pythonic {
 namespace {
 
 Error error_of(std::string_view text) {
@@ -147,19 +147,5 @@ TEST(PythonJson, ManyKeysAreReadInLinearTime) {
   EXPECT_EQ(parse_json(text + "\"last\": 2}", "").size(), 200'001U);  // quadratic: minutes
 }
 
-TEST(PythonJson, OnlyRegularFilesAreRead) {
-  const auto code_of = [](const std::string& path) {
-    try {
-      read_text_file(path);
-    } catch (const Error& error) {
-      return error.code();
-    }
-    return ErrorCode::INTERNAL;
-  };
-  EXPECT_EQ(code_of("/nowhere/adapter_config.json"), ErrorCode::CF_FORM);
-  EXPECT_EQ(code_of("/tmp"), ErrorCode::IO_KIND);
-  EXPECT_EQ(code_of("/dev/zero"), ErrorCode::IO_KIND);
-}
-
 }  // namespace
-}  // namespace peft::config
+}  // namespace peft::pythonic

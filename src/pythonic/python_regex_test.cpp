@@ -1,4 +1,6 @@
 // What a pattern may not do to us. What Python answers is compared by the golden runner (golden/regex).
+#include "pythonic/python_regex.h"
+
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -6,7 +8,6 @@
 #include <functional>
 #include <thread>
 
-#include "peft/config.h"
 #include "peft/error.h"
 
 namespace peft {

@@ -1,4 +1,5 @@
-// Matching: PCRE2's JIT, with limits, for what RegexParser accepts.
+#include "pythonic/python_regex.h"
+
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <fmt/format.h>
 #include <pcre2.h>
@@ -6,16 +7,16 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <unordered_map>
 
 #include "base/text.h"
-#include "config/regex_parser.h"
-#include "config/regex_translate.h"
-#include "config/unicode.h"
-#include "peft/config.h"
 #include "peft/error.h"
+#include "pythonic/regex/parser.h"
+#include "pythonic/regex/translate.h"
+#include "pythonic/unicode.h"
 
 namespace peft {
-namespace config {
+namespace pythonic {
 namespace {
 
 constexpr std::size_t kMaxPattern = 1 << 18;      // characters
@@ -88,7 +89,7 @@ class Program {
     const int rc = pcre2_jit_match(code_.get(), bytes(text), text.size(), 0, 0, data, scratch().limits.get());
     return rc == PCRE2_ERROR_JIT_STACKLIMIT ? interpret(text, data) : rc;
   }
-  // The same without JIT, which in 10.42 can report groups of an earlier attempt after a possessive (...)*+.
+  // The same without the JIT, which in 10.42 can report groups of an earlier attempt after a possessive (...)*+.
   int interpret(std::string_view text, pcre2_match_data* data) const {
     return pcre2_match(code_.get(), bytes(text), text.size(), 0, PCRE2_NO_JIT | PCRE2_NO_UTF_CHECK, data,
                        scratch().limits.get());
@@ -103,7 +104,7 @@ class Program {
   bool jit_ = false;
 };
 
-// Eight bytes at a time: this stands before every match.
+// Looks at eight bytes at a time, because it runs before every match.
 bool is_ascii(std::string_view text) {
   constexpr std::uint64_t kHighBits = 0x8080808080808080;
   std::uint64_t seen = 0;
@@ -134,39 +135,52 @@ std::string error_text(const RegexError& error, const std::u32string& pattern) {
   return text + fmt::format(" (line {}, column {})", line, column);
 }
 
-}  // namespace
-}  // namespace config
+constexpr std::size_t kMaxCached = 4 * kMaxPatterns;
 
-using config::Program;
+bool is_name_character(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '.';
+}
+
+// Equal, where "." of the key stands for any character.
+bool equal(std::string_view key, std::string_view text) {
+  return std::equal(key.begin(), key.end(), text.begin(), text.end(),
+                    [](char k, char c) { return k == c || k == '.'; });
+}
+
+struct Hash {
+  using is_transparent = void;
+  std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
+};
+
+}  // namespace
+}  // namespace pythonic
+
+using pythonic::Program;
 
 struct PythonRegex::Impl {
   enum Mode { kFullMatch, kMatch, kSearch };
 
   Impl(std::string_view pattern_text, std::string_view where_from) : pattern(pattern_text), where(where_from) {
     if (find_invalid_utf8(pattern) != std::string_view::npos) fail("the pattern is not valid UTF-8");
-    const std::u32string characters = config::decode_utf8(pattern);
-    if (characters.size() > config::kMaxPattern) {
-      fail(fmt::format("the pattern has {} characters, more than {}", characters.size(), config::kMaxPattern));
+    const std::u32string characters = pythonic::decode_utf8(pattern);
+    if (characters.size() > pythonic::kMaxPattern) {
+      fail(fmt::format("the pattern has {} characters, more than {}", characters.size(), pythonic::kMaxPattern));
     }
     try {
-      std::vector<config::RegexWarning> seen;
-      config::RegexTree tree = config::RegexParser(characters, &seen).parse();
-      translated = config::translate(tree);
+      std::vector<pythonic::RegexWarning> seen;
+      pythonic::RegexTree tree = pythonic::RegexParser(characters, &seen).parse();
+      translated = pythonic::translate(tree);
       names = std::move(tree.names);
-      for (config::RegexWarning& warning : seen) warnings.push_back(std::move(warning.text));
-      program(kMatch);  // so that what PCRE2 cannot run is known now
-    } catch (const config::RegexError& error) {
-      fail(config::error_text(error, characters));
+      for (pythonic::RegexWarning& warning : seen) warnings.push_back(std::move(warning.text));
+      program(kMatch);  // throws now for a pattern that PCRE2 cannot run
+    } catch (const pythonic::RegexError& error) {
+      fail(pythonic::error_text(error, characters));
     }
   }
 
   [[noreturn]] void fail(const std::string& problem) const {
-    ErrorDetail detail;
-    detail.tensor = where;
-    detail.problem = problem;
-    detail.expected = "a Python regular expression";
-    detail.got = pattern;
-    throw Error(ErrorCode::CF_REGEX, std::move(detail));
+    at({}, where).fail(ErrorCode::CF_REGEX,
+                       {.problem = problem, .expected = "a Python regular expression", .got = pattern});
   }
 
   const Program& program(Mode mode) const {
@@ -179,34 +193,34 @@ struct PythonRegex::Impl {
   }
 
   void check_text(std::string_view text) const {
-    if (!config::is_ascii(text) && find_invalid_utf8(text) != std::string_view::npos)
+    if (!pythonic::is_ascii(text) && find_invalid_utf8(text) != std::string_view::npos)
       fail("a text to match is not valid UTF-8");
-    if (translated.short_texts && config::length_in_characters(text) > config::kShortText) {
-      fail(fmt::format("a count above {} meets a text of more than {} characters", config::kShortText,
-                       config::kShortText));
+    if (translated.short_texts && pythonic::length_in_characters(text) > pythonic::kShortText) {
+      fail(fmt::format("a count above {} meets a text of more than {} characters", pythonic::kShortText,
+                       pythonic::kShortText));
     }
   }
 
-  // Whether it matched; what is neither yes nor no is an error.
+  // Whether it matched. Every result of PCRE2 that is neither yes nor no is an error.
   bool decide(int rc) const {
     if (rc >= 0) return true;
     if (rc == PCRE2_ERROR_NOMATCH) return false;
     if (rc == PCRE2_ERROR_MATCHLIMIT || rc == PCRE2_ERROR_DEPTHLIMIT || rc == PCRE2_ERROR_HEAPLIMIT) {
       fail(fmt::format("matching takes more than {} steps (nested repetition such as (a+)+ does that)",
-                       config::kMatchLimit));
+                       pythonic::kMatchLimit));
     }
-    fail("matching failed: " + config::pcre2_message(rc));
+    fail("matching failed: " + pythonic::pcre2_message(rc));
   }
 
   bool matches(std::string_view text, Mode mode) const {
     check_text(text);
-    return decide(program(mode).run(text, config::scratch().span.get()));
+    return decide(program(mode).run(text, pythonic::scratch().span.get()));
   }
 
   std::optional<Groups> groups(std::string_view text, Mode mode) const {
     check_text(text);
     const Program& with = program(mode);
-    const config::Owned<pcre2_match_data> data(pcre2_match_data_create_from_pattern(with.code(), nullptr));
+    const pythonic::Owned<pcre2_match_data> data(pcre2_match_data_create_from_pattern(with.code(), nullptr));
     if (!data) throw std::bad_alloc();
     if (!decide(with.interpret(text, data.get()))) return std::nullopt;
     const PCRE2_SIZE* offsets = pcre2_get_ovector_pointer(data.get());
@@ -219,7 +233,7 @@ struct PythonRegex::Impl {
   }
 
   std::string pattern, where;
-  config::Pcre2Pattern translated;
+  pythonic::Pcre2Pattern translated;
   std::vector<std::pair<std::string, int>> names;
   std::vector<std::string> warnings;
   mutable std::once_flag compiled[3];
@@ -247,3 +261,31 @@ const std::vector<std::pair<std::string, int>>& PythonRegex::names() const { ret
 const std::vector<std::string>& PythonRegex::warnings() const { return impl_->warnings; }
 
 }  // namespace peft
+
+namespace peft::pythonic {
+
+bool is_plain_name(std::string_view key) { return std::all_of(key.begin(), key.end(), is_name_character); }
+
+std::string suffix_expression(std::string_view key) { return "(.*\\.)?(" + std::string(key) + ")$"; }
+
+SuffixPattern::SuffixPattern(std::string_view key) : key_(key) {
+  if (!is_plain_name(key)) regex_.emplace(suffix_expression(key));
+}
+
+bool SuffixPattern::matches(std::string_view name) const {
+  if (regex_) return regex_->matches(name);
+  const bool ordinary = std::all_of(name.begin(), name.end(), [](char c) { return c >= 0x20 && c < 0x7F; });
+  if (!ordinary) return PythonRegex(suffix_expression(key_)).matches(name);
+  if (name.size() < key_.size()) return false;
+  const std::size_t before = name.size() - key_.size();
+  return (before == 0 || name[before - 1] == '.') && equal(key_, name.substr(before));
+}
+
+const SuffixPattern& suffix_pattern(std::string_view key) {
+  thread_local std::unordered_map<std::string, SuffixPattern, Hash, std::equal_to<>> cache;
+  if (const auto found = cache.find(key); found != cache.end()) return found->second;
+  if (cache.size() >= kMaxCached) cache.clear();
+  return cache.emplace(std::string(key), SuffixPattern(key)).first->second;
+}
+
+}  // namespace peft::pythonic

@@ -1,12 +1,13 @@
 // The pattern as Python's parser reads it: one character at a time, an escape's two characters as one.
 #pragma once
 
+#include <cstdint>
 #include <exception>
 #include <optional>
 #include <string>
 #include <string_view>
 
-namespace peft::config {
+namespace peft::pythonic {
 
 // What Python raises for a pattern: re.error, or OverflowError for a count.
 struct RegexError : std::exception {
@@ -47,4 +48,24 @@ class RegexSource {
   std::u32string_view next_;
 };
 
-}  // namespace peft::config
+// ---- What single tokens mean
+
+inline bool is_letter(char32_t c) { return (c >= U'a' && c <= U'z') || (c >= U'A' && c <= U'Z'); }
+inline bool is_digit(char32_t c) { return c >= U'0' && c <= U'9'; }
+inline bool is_octal(char32_t c) { return c >= U'0' && c <= U'7'; }
+bool is_special(char32_t c);  // has a meaning outside of sets: . \ [ { ( ) * + ? ^ $ |
+bool is_identifier(const std::u32string& name);
+bool is_alphabetic_token(std::u32string_view token);
+
+// The flag of a letter in (?i), 0 for other tokens. "L" is a flag too, which patterns of type str cannot have.
+unsigned flag_of(std::u32string_view token);
+bool is_flag(std::u32string_view token);
+
+// The character of \a \f \n \r \t \v \\ and, in a set, \b; 0 for others.
+char32_t simple_escape(char32_t c, bool in_set);
+// The value of digits, which are valid for the base.
+char32_t number_of(std::u32string_view digits, unsigned base);
+// Python's int(text), without the digits of other scripts: nullopt where it raises. Large values are capped.
+std::optional<std::int64_t> python_int(std::u32string text);
+
+}  // namespace peft::pythonic

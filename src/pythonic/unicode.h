@@ -1,10 +1,10 @@
-// The few facts about Unicode that configs and patterns need.
+// What JSON and regular expressions need to know of Unicode.
 #pragma once
 
 #include <string>
 #include <string_view>
 
-namespace peft::config {
+namespace peft::pythonic {
 
 // `text` must be valid UTF-8.
 std::u32string decode_utf8(std::string_view text);
@@ -23,4 +23,4 @@ std::string python_repr(std::u32string_view text);
 // The character of a Unicode name ("EM DASH", any case) for \N{...}: Latin-1 and general punctuation; 0 when unknown.
 char32_t character_named(std::string_view name);
 
-}  // namespace peft::config
+}  // namespace peft::pythonic

@@ -1,5 +1,7 @@
 // adapter_config.json: what PEFT wrote must read without loss and be written back byte for byte; what PEFT refuses is
 // refused with the name of PEFT's exception.
+#include "peft/config.h"
+
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
@@ -10,17 +12,16 @@
 
 #include "config/adapter_fields.h"
 #include "config/peft_keys.h"
-#include "config/python_json.h"
-#include "config/suffix_pattern.h"
-#include "config/test_files.h"
-#include "peft/config.h"
 #include "peft/error.h"
+#include "pythonic/python_json.h"
+#include "pythonic/python_regex.h"
+#include "support/golden_text.h"
 
 namespace peft {
 namespace {
 
 namespace fs = std::filesystem;
-using config::Json;
+using pythonic::Json;
 
 AdapterConfig parse(const std::string& text) { return AdapterConfig::parse(text, "adapter_config.json"); }
 // {"peft_type": "LORA", <text>}
@@ -40,7 +41,7 @@ Error error_of(const std::function<void()>& action) {
 std::string fields_of(const AdapterConfig& config) {
   std::string text;
   for (const config::AdapterField& field : config::adapter_fields()) {
-    text += std::string(field.key) + ": " + config::dump_python(field.write(config), -1, false) + "\n";
+    text += std::string(field.key) + ": " + pythonic::dump_python(field.write(config), -1, false) + "\n";
   }
   return text;
 }
@@ -414,8 +415,8 @@ RC_GTEST_PROP(AdapterConfig, PlainNamesMatchAsTheirExpression, ()) {
   const std::string key = *text;
   std::string name =
       *text + *rc::gen::elementOf(std::vector<std::string>{"", key, "." + key, key + "\n", "\n" + key, "é" + key});
-  RC_ASSERT(config::is_plain_name(key));
-  RC_ASSERT(config::SuffixPattern(key).matches(name) == PythonRegex(config::suffix_expression(key)).matches(name));
+  RC_ASSERT(pythonic::is_plain_name(key));
+  RC_ASSERT(pythonic::SuffixPattern(key).matches(name) == PythonRegex(pythonic::suffix_expression(key)).matches(name));
 }
 
 TEST(AdapterConfig, ThousandsOfNamesAsPatterns) {

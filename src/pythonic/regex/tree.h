@@ -1,12 +1,13 @@
 // A parsed Python regular expression, before it becomes PCRE2's.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
 
-namespace peft::config {
+namespace peft::pythonic {
 
 // Inline flags of Python's `re` for str patterns.
 enum RegexFlag : unsigned {
@@ -82,7 +83,39 @@ struct RegexTree {
   std::vector<std::pair<std::string, int>> names;  // in order of their numbers
 };
 
-// Width of a sequence, from the widths of its nodes.
-RegexWidth width_of(const RegexSequence& sequence);
+// Widths are added and multiplied without going above kWidest.
+inline std::uint64_t saturating_add(std::uint64_t a, std::uint64_t b) { return std::min(a + b, kWidest); }
+inline std::uint64_t saturating_multiply(std::uint64_t a, std::uint64_t b) {
+  if (a == 0 || b == 0) return 0;
+  return a > kWidest / b ? kWidest : a * b;
+}
 
-}  // namespace peft::config
+// The width of a sequence, from the widths of its nodes.
+inline RegexWidth width_of(const RegexSequence& sequence) {
+  RegexWidth width;
+  for (const RegexNode& node : sequence) {
+    width = {saturating_add(width.least, node.width.least), saturating_add(width.most, node.width.most)};
+  }
+  return width;
+}
+
+// A set of one character.
+inline RegexNode literal_node(char32_t c) {
+  RegexNode node;
+  node.op = RegexOp::set;
+  node.items.push_back({c, c, 0});
+  node.width = {1, 1};
+  return node;
+}
+inline RegexNode category_node(char32_t letter) {
+  RegexNode node = literal_node(0);
+  node.items[0].category = static_cast<char>(letter);
+  return node;
+}
+inline RegexNode position_node(RegexOp op) {
+  RegexNode node;
+  node.op = op;
+  return node;
+}
+
+}  // namespace peft::pythonic

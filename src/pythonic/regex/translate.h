@@ -3,9 +3,9 @@
 
 #include <string>
 
-#include "config/regex_tree.h"
+#include "pythonic/regex/tree.h"
 
-namespace peft::config {
+namespace peft::pythonic {
 
 struct Pcre2Pattern {
   std::string text;          // to be compiled with PCRE2_UTF | PCRE2_UCP | PCRE2_ALT_CIRCUMFLEX and newline = LF
@@ -15,4 +15,4 @@ constexpr std::size_t kShortText = 65535;
 
 Pcre2Pattern translate(const RegexTree& tree);
 
-}  // namespace peft::config
+}  // namespace peft::pythonic

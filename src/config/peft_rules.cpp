@@ -1,4 +1,4 @@
-#include "config/lora_init.h"
+#include "config/peft_rules.h"
 
 #include <algorithm>
 #include <cctype>
@@ -45,6 +45,20 @@ bool matches(std::string_view text, const Row& row) {
   return std::equal(text.begin(), text.end(), row.name.begin(), row.name.end(), same);
 }
 
+struct TaskRow {
+  std::string_view task_type;
+  std::vector<std::string> heads;
+};
+
+const std::vector<TaskRow>& task_rows() {
+  static const std::vector<TaskRow> kTaskRows = {
+      {"SEQ_CLS", {"classifier", "score"}},
+      {"TOKEN_CLS", {"classifier", "score"}},
+      {"QUESTION_ANS", {"qa_outputs"}},
+  };
+  return kTaskRows;
+}
+
 }  // namespace
 
 std::optional<LoraInit> lora_init(std::string_view init_lora_weights) {
@@ -74,6 +88,46 @@ bool changes_base(std::string_view init_lora_weights) {
     default:
       return false;
   }
+}
+
+std::span<const std::string> task_heads(std::string_view task_type) {
+  for (const TaskRow& row : task_rows()) {
+    if (row.task_type == task_type) return row.heads;
+  }
+  return {};
+}
+
+std::span<const std::string> task_heads(const AdapterConfig& config) {
+  return config.task_type ? task_heads(*config.task_type) : std::span<const std::string>();
+}
+
+std::vector<std::string> saved_entries(const AdapterConfig& config) {
+  std::vector<std::string> entries = config.modules_to_save.value_or(std::vector<std::string>());
+  for (const std::string& head : task_heads(config)) {
+    if (std::find(entries.begin(), entries.end(), head) == entries.end()) entries.push_back(head);
+  }
+  return entries;
+}
+
+bool is_saved_by(std::span<const std::string> entries, std::string_view module) {
+  for (const std::string& entry : entries) {
+    for (std::string_view path = module; !entry.empty() && !path.empty();) {
+      if (path.ends_with(entry)) return true;
+      const auto dot = path.rfind('.');
+      path = dot == std::string_view::npos ? std::string_view() : path.substr(0, dot);
+    }
+  }
+  return false;
+}
+
+bool is_named_by(std::string_view name, std::string_view entry) {
+  if (!name.ends_with(entry)) return false;
+  return name.size() == entry.size() || name[name.size() - entry.size() - 1] == '.';
+}
+
+bool is_named_by(std::string_view name, std::span<const std::string> entries) {
+  return std::any_of(entries.begin(), entries.end(),
+                     [&](const std::string& entry) { return is_named_by(name, entry); });
 }
 
 }  // namespace peft::config

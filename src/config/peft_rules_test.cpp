@@ -1,4 +1,4 @@
-#include "config/lora_init.h"
+#include "config/peft_rules.h"
 
 #include <gtest/gtest.h>
 
@@ -35,6 +35,16 @@ TEST(LoraInit, KnowsWhichChangeTheBase) {
   for (const auto name : {"true", "false", "gaussian", "orthogonal", "eva", "mica", "unheard_of"}) {
     EXPECT_FALSE(changes_base(name)) << name;
   }
+}
+
+TEST(PeftRules, AnEntryNamesWhatEndsWithItAfterADot) {
+  EXPECT_TRUE(is_named_by("model.layers.0.q_proj", std::string_view("q_proj")));
+  EXPECT_TRUE(is_named_by("q_proj", std::string_view("q_proj")));
+  EXPECT_TRUE(is_named_by("a.b.c", std::string_view("b.c")));
+  EXPECT_FALSE(is_named_by("model.qq_proj", std::string_view("q_proj")));
+  EXPECT_FALSE(is_named_by("proj", std::string_view("q_proj")));
+  EXPECT_TRUE(is_named_by("a.k", std::vector<std::string>{"q", "k"}));
+  EXPECT_FALSE(is_named_by("a.v", std::vector<std::string>{"q", "k"}));
 }
 
 }  // namespace

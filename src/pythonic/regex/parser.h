@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "config/regex_source.h"
-#include "config/regex_tree.h"
+#include "pythonic/regex/source.h"
+#include "pythonic/regex/tree.h"
 
-namespace peft::config {
+namespace peft::pythonic {
 
 class RegexParser {
  public:
@@ -27,7 +27,7 @@ class RegexParser {
   void parse_repeat(RegexSequence& sequence, char32_t quantifier);
   bool parse_counts(std::size_t here, std::uint64_t& low, std::uint64_t& high);
 
-  // regex_groups.cpp: what starts with "("
+  // what starts with "("
   void parse_group(RegexSequence& sequence, int depth, bool first, bool& verbose);
   bool parse_extension(RegexSequence& sequence, int depth, bool first, bool& verbose, RegexNode& group,
                        std::u32string& name);
@@ -44,13 +44,12 @@ class RegexParser {
   bool is_closed(int group) const { return group < static_cast<int>(closed_.size()) && closed_[group].has_value(); }
   RegexNode reference_node(int group) const;
 
-  // regex_flags.cpp: (?i), (?i:...), (?-i:...)
-  static bool is_flag(std::u32string_view token);
+  // (?i), (?i:...), (?-i:...)
   bool parse_flags(std::u32string_view first, unsigned& on, unsigned& off);
   std::u32string_view parse_flags_on(std::u32string_view token, unsigned& on);
   unsigned parse_flags_off();
 
-  // regex_sets.cpp: escapes and [...]
+  // escapes and [...]
   RegexNode parse_escape(std::u32string_view escape, Where where);
   RegexError bad_escape(const char* what, std::size_t from) const;
   char32_t parse_hex(std::size_t from, int digits);
@@ -76,9 +75,4 @@ class RegexParser {
 
 constexpr int kMaxRegexDepth = 400;  // Python's own limit is its recursion limit: between 400 and 500
 
-// A set of one character.
-RegexNode literal_node(char32_t c);
-std::uint64_t saturating_add(std::uint64_t a, std::uint64_t b);
-std::uint64_t saturating_multiply(std::uint64_t a, std::uint64_t b);
-
-}  // namespace peft::config
+}  // namespace peft::pythonic
