@@ -13,8 +13,9 @@ constexpr std::string_view kKey = "use_bdlora";
 
 [[noreturn]] void wrong(const AdapterConfig& config, std::string_view field, std::string expected,
                         const pythonic::Json& got) {
-  config::refuse(ErrorCode::CF_VALUE, config, std::string(kKey) + "." + std::string(field),
-                 "the value has the wrong type", std::move(expected), got);
+  at(config.file, std::string(kKey) + "." + std::string(field))
+      .fail(ErrorCode::CF_VALUE,
+            {.problem = "the value has the wrong type", .expected = std::move(expected), .got = config::shown(got)});
 }
 
 std::vector<std::string> names(const AdapterConfig& config, const pythonic::Json& object, const char* field) {
@@ -48,8 +49,11 @@ std::optional<BlockDiagonal> block_diagonal(const AdapterConfig& config, Adapter
   const auto found = object.find(kKey);
   if (version <= row.before || found == object.end() || !config::tells(row, *found)) return std::nullopt;
   if (!found->is_object())
-    config::refuse(ErrorCode::CF_VALUE, config, kKey, "the value has the wrong type", "an object or null", *found,
-                   "TypeError");
+    at(config.file, std::string(kKey))
+        .fail(ErrorCode::CF_VALUE, {.problem = "the value has the wrong type",
+                                    .expected = "an object or null",
+                                    .got = config::shown(*found),
+                                    .python_error = "TypeError"});
   BlockDiagonal blocks{names(config, *found, "target_modules_bd_a"), names(config, *found, "target_modules_bd_b")};
   if (const auto count = found->find("nblocks"); count != found->end()) {
     if (!count->is_number_integer() || count->get<std::int64_t>() < 1)

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "adapter/test_tensors.h"
+#include "support/test_tensors.h"
 #include "verbs/compare.h"
 #include "verbs/last_place.h"
 

@@ -4,7 +4,7 @@
 #include <map>
 #include <set>
 
-#include "layout/fused_forms.h"
+#include "layout/forms.h"
 
 namespace peft::verbs {
 namespace {
@@ -132,7 +132,7 @@ ConsumerFacts consumer_facts(const Input& input) {
   for (const auto& [projection, values] : scales) all_scales.insert(values.begin(), values.end());
   f.unequal_expert_scales = all_scales.size() > 1;
   for (const Experts& experts : input.model.experts) {
-    const auto at = counts.find(layout::experts_module(experts));
+    const auto at = counts.find(experts_module(experts));
     if (at == counts.end()) continue;
     for (const auto& [projection, count] : at->second)
       f.missing_experts |= experts.num_experts != 0 && count != experts.num_experts;

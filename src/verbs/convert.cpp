@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <set>
 
-#include "layout/encode.h"
+#include "layout/encode/encode.h"
+#include "layout/encode/write_config.h"
 #include "layout/keys.h"
-#include "layout/write_config.h"
 #include "peft/error.h"
 #include "peft/verbs.h"
 

@@ -6,8 +6,8 @@
 
 #include "config/adapter_fields.h"
 #include "config/peft_keys.h"
+#include "layout/encode/write_config.h"
 #include "layout/keys.h"
-#include "layout/write_config.h"
 #include "peft/error.h"
 #include "peft/targets.h"
 #include "peft/verbs.h"

@@ -6,7 +6,8 @@
 #include <map>
 #include <tuple>
 
-#include "layout/decode.h"
+#include "base/text.h"
+#include "layout/decode/decode.h"
 #include "layout/keys.h"
 
 namespace peft::verbs {
@@ -145,7 +146,7 @@ std::vector<InspectReport::Row> describe_tensors(const Input& input, bool decode
   for (std::uint32_t i = 0; i < tensors.size(); ++i) {
     std::string_view name = tensors[i].name;
     if (name.starts_with(layout::kPrefix)) name.remove_prefix(layout::kPrefix.size());
-    ++rows[{pattern_of(name), layout::shape_text(tensors[i].shape), meanings ? meanings->of(i) : std::string()}];
+    ++rows[{pattern_of(name), shape_text(tensors[i].shape), meanings ? meanings->of(i) : std::string()}];
   }
   std::vector<InspectReport::Row> result;
   for (const auto& [row, count] : rows) result.push_back({std::get<0>(row), std::get<1>(row), std::get<2>(row), count});

@@ -14,7 +14,6 @@
 #include "verbs/merge_adapters.h"
 #include "verbs/merge_files.h"
 #include "verbs/merge_updates.h"
-#include "weights/own_output.h"
 
 namespace peft {
 namespace {
@@ -233,7 +232,7 @@ MergePlan plan_merge(const MergeOptions& given) {
   facts.untied = merging::add_updates(base, adapters, tensors);
   // Two embeddings from the start: nothing becomes untied, but only a config that says so is read alike by every
   // reader.
-  facts.own_output = merge.own_output = weights::has_own_output(model, checkpoint, weights);
+  facts.own_output = merge.own_output = weights.has_own_output();
   merge.untied = facts.untied && !facts.own_output;
   describe_quantization(quantized, keep, model, facts);
   facts.record = merging::merged_record(adapters, files.front()->metadata());

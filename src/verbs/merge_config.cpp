@@ -7,9 +7,9 @@
 #include <map>
 
 #include "peft/error.h"
+#include "peft/weights.h"
 #include "pythonic/python_json.h"
 #include "safetensors/reading/input_file.h"
-#include "weights/own_output.h"
 
 namespace peft::merging {
 namespace {
@@ -100,7 +100,7 @@ std::optional<std::string> changed_config(const std::string& path, const ConfigC
   bool changed = false;
   if (change.untied || change.own_output) changed = set_where_present(json, "tie_word_embeddings", false, true);
   if (change.own_output) {
-    warnings.push_back(weights::own_output_text(path) +
+    warnings.push_back(own_output_text(path) +
                        "; the merged config.json says tie_word_embeddings = false, so that every reader does");
   } else if (change.untied) {
     warnings.push_back(

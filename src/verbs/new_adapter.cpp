@@ -7,10 +7,10 @@
 #include <map>
 #include <numeric>
 
-#include "adapter/site_order.h"
 #include "execute/element.h"
-#include "layout/encode.h"
-#include "layout/write_config.h"
+#include "layout/encode/encode.h"
+#include "layout/encode/write_config.h"
+#include "peft/adapter.h"
 #include "peft/error.h"
 
 namespace peft::verbs {

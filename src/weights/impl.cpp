@@ -6,7 +6,6 @@
 
 namespace peft {
 
-using weights::experts_module;
 using weights::TensorName;
 
 namespace {
@@ -30,12 +29,6 @@ View rows_of(const View& view, std::int64_t which, std::int64_t parts, bool inte
 
 std::int64_t index_of(const std::vector<Projection>& list, Projection projection) {
   return static_cast<std::int64_t>(std::find(list.begin(), list.end(), projection) - list.begin());
-}
-
-Weight single(WeightPart part) {
-  Weight weight{part.view.rows, part.view.cols, {}};
-  weight.parts.push_back(std::move(part));
-  return weight;
 }
 
 }  // namespace
@@ -155,7 +148,7 @@ std::optional<Weight> Weights::Impl::cut(Stack stack, std::int64_t expert, std::
   if (in_out && !stack.out_in) view = view.transposed();
   if (view.rows % parts != 0) return std::nullopt;
   view = rows_of(view, which, parts, interleaved);
-  return single(std::move(stack.part));
+  return Weight::of(std::move(stack.part));
 }
 
 std::optional<Weight> Weights::Impl::from_stack(const Experts& experts, Generation g, std::int64_t expert,
@@ -181,7 +174,7 @@ std::optional<Weight> Weights::Impl::from_stack(const Experts& experts, Generati
 std::optional<Weight> Weights::Impl::pieces(const TensorName& name) const {
   if (auto turned = whole({name.module, name.parameter + "#turned"}, true)) {
     turned->view = turned->view.transposed();
-    return single(std::move(*turned));
+    return Weight::of(std::move(*turned));
   }
   Weight weight;
   while (auto piece = whole({name.module, name.parameter + "#" + std::to_string(weight.parts.size())}, true)) {
@@ -195,7 +188,7 @@ std::optional<Weight> Weights::Impl::pieces(const TensorName& name) const {
 }
 
 std::optional<Weight> Weights::Impl::expert(const Experts& experts, std::int64_t expert, Projection projection) const {
-  if (auto own = whole({experts_module(experts), "weight", expert, projection}, true)) return single(std::move(*own));
+  if (auto own = whole({experts_module(experts), "weight", expert, projection}, true)) return Weight::of(std::move(*own));
   const bool v4_first = model.base_is_v4_only;
   for (const Generation g : {v4_first ? Generation::v4 : Generation::v5, v4_first ? Generation::v5 : Generation::v4}) {
     if (auto weight = from_stack(experts, g, expert, projection)) return weight;
@@ -205,7 +198,7 @@ std::optional<Weight> Weights::Impl::expert(const Experts& experts, std::int64_t
 
 std::optional<Weight> Weights::Impl::expert_bias(const Experts& experts, std::int64_t expert,
                                                  Projection projection) const {
-  if (auto own = whole({experts_module(experts), "bias", expert, projection}, false)) return single(std::move(*own));
+  if (auto own = whole({experts_module(experts), "bias", expert, projection}, false)) return Weight::of(std::move(*own));
   for (const ExpertsForm::Fused& parameter : experts.form->v5) {
     const auto& list = parameter.projections;
     const std::int64_t which = index_of(list, projection), parts = static_cast<std::int64_t>(list.size());
@@ -213,7 +206,7 @@ std::optional<Weight> Weights::Impl::expert_bias(const Experts& experts, std::in
     auto all = whole({experts.fused_module(Generation::v5, parameter), parameter.name + "_bias"}, false);
     if (!all || expert >= all->view.rows) continue;
     all->view = rows_of(all->view.row_range(expert, 1).transposed(), which, parts, parameter.interleaved).transposed();
-    return single(std::move(*all));
+    return Weight::of(std::move(*all));
   }
   return std::nullopt;
 }

@@ -32,10 +32,6 @@ std::size_t TensorNameHash::operator()(const TensorName& name) const {
   return hash;
 }
 
-const std::string& experts_module(const Experts& experts) {
-  return experts.v5_module.empty() ? experts.v4_module : experts.v5_module;
-}
-
 TensorNames::TensorNames(const Model& model, const Checkpoint& checkpoint) : model_(model), disk_(family_of(model)) {
   const auto& tensors = checkpoint.tensors();
   names_.reserve(tensors.size());

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "model/disk_names.h"
-#include "peft/model.h"
+#include "peft/adapter.h"
 #include "peft/safetensors.h"
 
 namespace peft::weights {
@@ -25,9 +25,6 @@ struct TensorName {
 struct TensorNameHash {
   std::size_t operator()(const TensorName& name) const;
 };
-
-// The v5 module of experts; where that generation has none, the v4 one. What Site::module is for experts.
-const std::string& experts_module(const Experts& experts);
 
 class TensorNames {
  public:

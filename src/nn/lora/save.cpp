@@ -7,8 +7,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "layout/encode.h"
-#include "layout/write_config.h"
+#include "layout/encode/encode.h"
+#include "layout/encode/write_config.h"
 #include "nn/lora/convert_start.h"
 #include "nn/lora/factors_of.h"
 #include "nn/lora/impl.h"

@@ -5,8 +5,7 @@
 
 #include <algorithm>
 
-#include "layout/common_scale.h"
-#include "layout/same_values.h"
+#include "layout/encode/stack.h"
 #include "nn/lora/file_tensor.h"
 #include "peft/error.h"
 

@@ -1,4 +1,4 @@
-// The tensors of an adapter file, paired: which belong together, which belong to nothing.
+// The tensors of an adapter file as pairs: which tensors belong together, and which belong to nothing.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +46,7 @@ struct Slots {
 // `ignore_unused`, LO_PAIR for a tensor without its partner.
 Slots collect_slots(const Adapter& adapter, bool ignore_unused);
 
-// Ends the run with all unused tensors named, unless `ignore_unused`.
+// Throws an error that names all unused tensors, unless `ignore_unused`.
 void refuse_unused(const std::vector<Unused>& unused, const Adapter& adapter, bool ignore_unused);
 
 }  // namespace peft::layout

@@ -1,4 +1,6 @@
-#include "layout/fused_forms.h"
+#include "layout/forms.h"
+
+#include <algorithm>
 
 namespace peft::layout {
 
@@ -33,6 +35,27 @@ Dims natural_dims(const Experts& experts, const ExpertsForm::Fused& parameter) {
   if (shape.size() == 2) return {shape[0], shape[1]};
   if (shape.size() != 3) return {};
   return parameter.in_out ? Dims{shape[2], shape[1]} : Dims{shape[1], shape[2]};
+}
+
+AdapterConfig::Version version_of(Layout layout) {
+  switch (layout) {
+    case Layout::peft_per_expert:
+    case Layout::peft_fused_0_18:
+      return {0, 18, 1};
+    case Layout::peft_fused_0_19_0:
+      return {0, 19, 0};
+    default:
+      return {0, 21, 2};
+  }
+}
+
+Generation generation_of(Layout layout, const Model& model) {
+  if (layout == Layout::peft_per_expert) return Generation::v4;
+  if (layout != Layout::peft_fused_0_18 || model.base_is_v5_only) return Generation::v5;
+  // PEFT 0.17 and 0.18 ran on transformers 4 where that generation had fused parameters (gpt_oss, llama4, ...).
+  const bool fused_in_v4 =
+      std::any_of(model.experts.begin(), model.experts.end(), [](const Experts& e) { return !e.form->v4.empty(); });
+  return fused_in_v4 ? Generation::v4 : Generation::v5;
 }
 
 }  // namespace peft::layout

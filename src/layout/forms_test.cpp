@@ -1,4 +1,4 @@
-#include "layout/fused_forms.h"
+#include "layout/forms.h"
 
 #include <gtest/gtest.h>
 

@@ -1,17 +1,41 @@
+#include "peft/layout.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 
-#include "adapter/site_order.h"
+#include "base/text.h"
 #include "config/peft_rules.h"
-#include "layout/decode.h"
-#include "layout/fused_forms.h"
+#include "layout/decode/decode.h"
+#include "layout/forms.h"
 #include "peft/error.h"
-#include "peft/layout.h"
 
 namespace peft {
 namespace {
+
+constexpr std::array kLayouts = {
+    LayoutInfo{
+        Layout::peft_per_expert, "peft-per-expert",
+        "PEFT (any version) on transformers 4; NeMo, ms-swift, prime-rl exports",
+        "PEFT on transformers 4, PEFT >= 0.19 on 5 (converts while loading), vLLM, SGLang, llama.cpp's converter",
+        "<experts>.<e>.<projection>.lora_{A,B}.weight", "[r, in]", "[out, r]",
+        "one pair per expert and projection; routers and shared experts are ordinary modules"},
+    LayoutInfo{Layout::peft_fused, "peft-fused", "PEFT >= 0.19.1 on transformers 5", "PEFT >= 0.19.1, vLLM (3-D mode)",
+               "<experts>.base_layer.lora_{A,B}.weight (gate_up_proj), <experts>.lora_{A,B}.weight (down_proj)",
+               "[E * r, in], row e * r + k", "[out, r * E], column k * E + e",
+               "swaps in and out unless the experts class says is_transposed = True"},
+    LayoutInfo{Layout::peft_fused_0_19_0, "peft-fused-0.19.0", "PEFT 0.19.0", "PEFT 0.19.0", "as peft-fused",
+               "[E * r, out or in], row e * r + k", "[in or out, r * E], column k * E + e",
+               "swaps only if is_transposed = True: the reverse of later versions"},
+    LayoutInfo{Layout::peft_fused_0_18, "peft-fused-0.18", "PEFT 0.17 and 0.18", "PEFT 0.17 and 0.18", "as peft-fused",
+               "[E * r, d1], row e * r + k", "[d2, r * E], column k * E + e",
+               "never swaps: natural where the parameter is stored [E, in, out], reversed where it is [E, out, in]"},
+    LayoutInfo{Layout::unsloth_grouped, "unsloth-grouped", "Unsloth, February to September 2026", "Unsloth",
+               "as peft-fused", "[E * r, in], row e * r + k", "[out, E * r], column e * r + k",
+               "lora_B grouped by expert; marked lora_B_layout = grouped_by_expert in newer files, else --b-packing"},
+};
 
 using layout::Context;
 using layout::Slot;
@@ -21,15 +45,12 @@ std::optional<Model::Located> locate(Context& context, const Slot& slot) {
     return context.model.locate(slot.module);
   } catch (const Error& error) {
     if (error.code() != ErrorCode::LO_EXPERT) throw;
-    for (const std::uint32_t part : {slot.a, slot.b, slot.b_bias, slot.magnitude}) {
-      if (part == layout::kNoTensor) continue;
-      context.unused.push_back({std::string(context.tensor(part).name), ErrorCode::LO_EXPERT, error.detail().problem});
-    }
-    return Model::Located{};  // experts == nullptr: dealt with
+    context.leave_out(slot, ErrorCode::LO_EXPERT, error.detail().problem);
+    return Model::Located{};  // experts == nullptr: the slot was left out
   }
 }
 
-// Experts for a model whose modules are known, and that has none.
+// Leaves out pairs of experts when the modules of the model are known and there are no experts.
 bool refuse_experts(Context& context, const Slot& slot) {
   const Model& model = context.model;
   const std::string module = std::string(slot.module) + ".";
@@ -38,11 +59,8 @@ bool refuse_experts(Context& context, const Slot& slot) {
       model.has(Generation::v4, slot.module).value_or(false) || model.has(Generation::v5, slot.module).value_or(false);
   if (!known || has || !model.experts.empty() || (slot.depth == 0 && module.find(".experts.") == std::string::npos))
     return false;
-  for (const std::uint32_t part : {slot.a, slot.b, slot.b_bias, slot.magnitude}) {
-    if (part == layout::kNoTensor) continue;
-    context.unused.push_back({std::string(context.tensor(part).name), ErrorCode::LO_TARGET,
-                              fmt::format("the base has no experts: its model_type is {}", model.model_type)});
-  }
+  context.leave_out(slot, ErrorCode::LO_TARGET,
+                    fmt::format("the base has no experts: its model_type is {}", model.model_type));
   return true;
 }
 
@@ -52,23 +70,25 @@ void require_family(const Context& context, const Slot& slot) {
   if (!context.model.experts.empty()) return;
   std::string notes;
   for (const auto& note : context.model.notes) notes += (notes.empty() ? "" : "; ") + note;
-  context.fail(ErrorCode::MD_NEEDED, slot.a, "this pair holds all experts of a layer, and the model is not known",
-               "--base with the model, or --family with its type", notes);
+  context.at(slot.a).fail(ErrorCode::MD_NEEDED,
+                          {.problem = "this pair holds all experts of a layer, and the model is not known",
+                           .expected = "--base with the model, or --family with its type",
+                           .got = notes});
 }
 
 void check_asked_layout(const Context& context, bool per_expert, bool fused) {
   const auto& asked = context.options.layout;
   if (!asked || (!per_expert && !fused)) return;
   if ((*asked == Layout::peft_per_expert) == per_expert) return;
-  throw Error(ErrorCode::LO_LAYOUT,
-              {.file = context.adapter.weights->path(),
-               .problem = "the file is not in the layout that was named",
-               .expected = std::string(info(*asked).name),
-               .got = per_expert ? "one pair per expert and projection" : "pairs that hold all experts"});
+  at(context.adapter.weights->path())
+      .fail(ErrorCode::LO_LAYOUT,
+            {.problem = "the file is not in the layout that was named",
+             .expected = std::string(info(*asked).name),
+             .got = per_expert ? "one pair per expert and projection" : "pairs that hold all experts"});
 }
 
-// Most files come in order: then nothing is moved. Else their places are sorted, as factors are large, and each moves
-// once.
+// Most files are sorted: then nothing is moved. Otherwise numbers are sorted, because factors are large, and then each
+// factor moves once.
 template <class List, class Less>
 void sort_if_needed(List& list, const Less& less) {
   if (std::is_sorted(list.begin(), list.end(), less)) return;
@@ -122,6 +142,17 @@ void warn_of_config(Context& context) {
 
 }  // namespace
 
+std::span<const LayoutInfo> layouts() { return kLayouts; }
+
+const LayoutInfo& info(Layout layout) { return kLayouts[static_cast<std::size_t>(layout)]; }
+
+std::optional<Layout> parse_layout(std::string_view name) {
+  for (const auto& row : kLayouts) {
+    if (row.name == name) return row.layout;
+  }
+  return std::nullopt;
+}
+
 Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options) {
   require_usable(adapter.config, options.verb);
   Reading reading;
@@ -149,8 +180,10 @@ Reading read(const Adapter& adapter, const Model& model, const ReadOptions& opti
   }
   check_asked_layout(context, per_expert, !fused.empty());
   if (per_expert && !fused.empty()) {
-    context.fail(ErrorCode::LO_LAYOUT, fused.front().a, "some experts are stacked, others have pairs of their own",
-                 "one layout", "both");
+    context.at(fused.front().a)
+        .fail(ErrorCode::LO_LAYOUT, {.problem = "some experts are stacked, others have pairs of their own",
+                                     .expected = "one layout",
+                                     .got = "both"});
   }
   reading.layout = per_expert ? Layout::peft_per_expert : layout::layout_of(adapter.config.likely_version().first);
   layout::decode_fused(context, fused, fused_at);
@@ -163,12 +196,12 @@ Reading read(const Adapter& adapter, const Model& model, const ReadOptions& opti
   layout::refuse_unused(found.unused, adapter, options.ignore_unused);
   if (reading.factors.factors.empty() && reading.factors.extras.empty()) {
     const auto tensors = adapter.weights->tensors();
-    throw Error(ErrorCode::LO_NONE,
-                {.file = adapter.weights->path(),
-                 .problem = "no LoRA tensor that fits the model",
-                 .expected = "names such as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
-                 .got = tensors.empty() ? "an empty file" : std::string(tensors.front().name),
-                 .hint = "is this the right base model? See --base and --family"});
+    at(adapter.weights->path())
+        .fail(ErrorCode::LO_NONE,
+              {.problem = "no LoRA tensor that fits the model",
+               .expected = "names such as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+               .got = tensors.empty() ? "an empty file" : std::string(tensors.front().name),
+               .hint = "is this the right base model? See --base and --family"});
   }
   sort_factors(reading.factors);
   warn_of_config(context);

@@ -1,4 +1,4 @@
-#include "layout/slots.h"
+#include "layout/decode/slots.h"
 
 #include <algorithm>
 
@@ -27,12 +27,11 @@ std::uint32_t* part_of(Slot& slot, KeyKind kind) {
 }
 
 [[noreturn]] void refuse_suffix(const Adapter& adapter, std::string_view name) {
-  throw Error(ErrorCode::LO_SUFFIX,
-              {.file = adapter.weights->path(),
-               .tensor = std::string(name),
-               .problem = "this kind of tensor is not LoRA as peft.cpp knows it",
-               .expected = "lora_A, lora_B, lora_embedding_A/B, lora_magnitude_vector, lora_B.bias",
-               .hint = "LyCORIS, KaSA and other methods must be merged by the program that made them"});
+  at(adapter.weights->path(), std::string(name))
+      .fail(ErrorCode::LO_SUFFIX,
+            {.problem = "this kind of tensor is not LoRA as peft.cpp knows it",
+             .expected = "lora_A, lora_B, lora_embedding_A/B, lora_magnitude_vector, lora_B.bias",
+             .hint = "LyCORIS, KaSA and other methods must be merged by the program that made them"});
 }
 
 std::string partner(std::string_view name) {
@@ -47,7 +46,7 @@ std::string partner(std::string_view name) {
   return other;
 }
 
-// A pair that is not whole: everything of it belongs to nothing.
+// Handles a pair with a missing half: none of its tensors belongs to anything.
 void check_pair(const Slot& slot, const Adapter& adapter, bool ignore_unused, Slots& slots) {
   const auto tensors = adapter.weights->tensors();
   for (const std::uint32_t part : {slot.a, slot.b, slot.b_bias, slot.magnitude}) {
@@ -56,18 +55,17 @@ void check_pair(const Slot& slot, const Adapter& adapter, bool ignore_unused, Sl
     const bool half = part == slot.a || part == slot.b;
     const std::string missing = half ? partner(name) : std::string(slot.module) + ".lora_A.weight";
     if (!ignore_unused) {
-      throw Error(ErrorCode::LO_PAIR, {.file = adapter.weights->path(),
-                                       .tensor = name,
-                                       .problem = "this tensor stands alone",
-                                       .expected = missing,
-                                       .got = "no such tensor",
-                                       .hint = "a damaged or partial file; --ignore-unused goes on without it"});
+      at(adapter.weights->path(), name)
+          .fail(ErrorCode::LO_PAIR, {.problem = "this tensor stands alone",
+                                     .expected = missing,
+                                     .got = "no such tensor",
+                                     .hint = "a damaged or partial file; --ignore-unused goes on without it"});
     }
     slots.unused.push_back({name, ErrorCode::LO_PAIR, "its partner " + missing + " is missing"});
   }
 }
 
-// The pairs of a file, made up of their tensors in whatever order those come.
+// Puts the tensors of a file together to pairs, in whatever order they come.
 class Pairs {
  public:
   Pairs(const Adapter& adapter, std::size_t tensors) : adapter_(adapter) { slots_.reserve(tensors / 2 + 1); }
@@ -80,7 +78,7 @@ class Pairs {
     }
   }
 
-  // In natural order of modules, the innermost wrapper last.
+  // In natural order of modules, the innermost wrapper first: it has the largest depth.
   std::vector<Slot> finish() {
     std::sort(slots_.begin(), slots_.end(), [](const Slot& x, const Slot& y) {
       if (natural_less(x.module, y.module)) return true;
@@ -121,10 +119,9 @@ class Pairs {
 
   [[noreturn]] void refuse_twin(std::uint32_t tensor, std::uint32_t earlier) const {
     const auto tensors = adapter_.weights->tensors();
-    throw Error(ErrorCode::LO_AMBIG, {.file = adapter_.weights->path(),
-                                      .tensor = std::string(tensors[tensor].name),
-                                      .problem = "two tensors stand for the same thing",
-                                      .got = std::string(tensors[earlier].name)});
+    at(adapter_.weights->path(), std::string(tensors[tensor].name))
+        .fail(ErrorCode::LO_AMBIG,
+              {.problem = "two tensors stand for the same thing", .got = std::string(tensors[earlier].name)});
   }
 
   const Adapter& adapter_;
@@ -160,16 +157,14 @@ Slots collect_slots(const Adapter& adapter, bool ignore_unused) {
 void refuse_unused(const std::vector<Unused>& unused, const Adapter& adapter, bool ignore_unused) {
   if (unused.empty() || ignore_unused) return;
   constexpr std::size_t kListed = 50;
-  std::string names;
-  for (std::size_t i = 0; i < std::min(unused.size(), kListed); ++i) names += (i == 0 ? "" : ", ") + unused[i].name;
-  if (unused.size() > kListed) names += " and " + std::to_string(unused.size() - kListed) + " more";
+  std::vector<std::string> names;
+  for (const Unused& tensor : unused) names.push_back(tensor.name);
   const Unused& first = unused.front();
-  throw Error(first.code,
-              {.file = adapter.weights->path(),
-               .tensor = first.name,
-               .problem = std::to_string(unused.size()) + (unused.size() == 1 ? " tensor belongs" : " tensors belong") +
-                          " to nothing (" + first.reason + "): " + names,
-               .hint = "is this the right base model? --ignore-unused goes on without them"});
+  at(adapter.weights->path(), first.name)
+      .fail(first.code,
+            {.problem = std::to_string(unused.size()) + (unused.size() == 1 ? " tensor belongs" : " tensors belong") +
+                        " to nothing (" + first.reason + "): " + list_text(names, kListed),
+             .hint = "is this the right base model? --ignore-unused goes on without them"});
 }
 
 }  // namespace peft::layout

@@ -1,10 +1,14 @@
-// Which parameter each wrapper of a fused file stands for. The name of the parameter is nowhere in the key: it follows
-// from the config, the order of registration and the shapes.
+// The form of a fused file: which parameter each wrapper stands for, and which way round the pairs are.
+//
+// The key of a tensor does not say the name of its parameter. It follows from the config, the order of registration and
+// the shapes. The orientation follows from the shapes, else from sibling tensors, else from PEFT's version and the
+// family.
 #pragma once
 
+#include <string>
 #include <vector>
 
-#include "layout/decode.h"
+#include "layout/decode/context.h"
 
 namespace peft::layout {
 
@@ -22,5 +26,15 @@ struct FusedSlot {
 
 std::vector<FusedSlot> assign_parameters(const Context& context, const std::vector<Slot>& slots,
                                          const std::vector<Model::Located>& located);
+
+struct FusedForm {
+  Layout layout = Layout::peft_fused;
+  BPacking packing = BPacking::rank_major;
+  Orientation orientation = Orientation::natural;
+};
+
+// Adds its evidence to the reading. Throws LO_LAYOUT where the file contradicts itself or the options, or leaves it
+// open.
+FusedForm decide_form(Context& context, const std::vector<FusedSlot>& slots);
 
 }  // namespace peft::layout

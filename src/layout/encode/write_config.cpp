@@ -1,4 +1,4 @@
-#include "layout/write_config.h"
+#include "layout/encode/write_config.h"
 
 #include <fmt/format.h>
 
@@ -6,14 +6,26 @@
 #include <cmath>
 #include <cstdlib>
 #include <map>
+#include <unordered_map>
 #include <unordered_set>
 
-#include "config/peft_keys.h"
-#include "layout/suffixes.h"
+#include "config/adapter_fields.h"
+#include "layout/forms.h"
 #include "peft/error.h"
 
 namespace peft::layout {
 namespace {
+
+// The last `segments` dotted segments of a name; the whole name when it has no more.
+std::string_view suffix(std::string_view name, int segments) {
+  std::size_t at = name.size();
+  for (int i = 0; i < segments; ++i) {
+    if (at == 0) return name;
+    at = name.rfind('.', at - 1);
+    if (at == std::string_view::npos) return name;
+  }
+  return name.substr(at + 1);
+}
 
 constexpr std::string_view kOldDropout = "peft_cpp_lora_dropout";  // what lora_dropout was before it had to be 0
 
@@ -148,28 +160,15 @@ void write_dropout(AdapterConfig& config, bool parameters, std::vector<std::stri
   }
 }
 
-AdapterConfig::Version version_of(Layout layout) {
-  switch (layout) {
-    case Layout::peft_per_expert:
-    case Layout::peft_fused_0_18:
-      return {0, 18, 1};
-    case Layout::peft_fused_0_19_0:
-      return {0, 19, 0};
-    default:
-      return {0, 21, 2};
-  }
-}
-
 void refuse_on_parameters(const AdapterConfig& config, std::string_view parameter, Layout to) {
   for (const auto& [row, value] : config::telling_keys(config)) {
     if (row->on_parameters) continue;
-    throw Error(ErrorCode::LO_NO_FORM,
-                {.file = config.file,
-                 .tensor = std::string(parameter),
-                 .problem = std::string(row->key) + " does not exist on parameters: PEFT refuses the whole adapter",
-                 .expected = "something that " + std::string(info(to).name) + " can hold",
-                 .got = value,
-                 .hint = "merge the adapter into the base model, or keep the per-expert layout"});
+    at(config.file, std::string(parameter))
+        .fail(ErrorCode::LO_NO_FORM,
+              {.problem = std::string(row->key) + " does not exist on parameters: PEFT refuses the whole adapter",
+               .expected = "something that " + std::string(info(to).name) + " can hold",
+               .got = value,
+               .hint = "merge the adapter into the base model, or keep the per-expert layout"});
   }
 }
 
@@ -183,6 +182,58 @@ void write_generation(AdapterConfig& config, Layout to) {
 }
 
 }  // namespace
+
+std::vector<std::string> shortest_suffixes(const std::vector<std::string_view>& wanted,
+                                           const std::vector<std::string_view>& all) {
+  const std::unordered_set<std::string_view> wanted_set(wanted.begin(), wanted.end());
+  std::unordered_set<std::string> result;
+  std::vector<std::string_view> open = wanted;
+  for (int segments = 1; !open.empty(); ++segments) {
+    std::unordered_map<std::string_view, bool> clean;
+    for (const auto name : open) clean.emplace(suffix(name, segments), true);
+    for (const auto name : all) {
+      if (wanted_set.count(name) != 0) continue;
+      if (const auto at = clean.find(suffix(name, segments)); at != clean.end()) at->second = false;
+    }
+    std::vector<std::string_view> rest;
+    for (const auto name : open) {
+      const auto tail = suffix(name, segments);
+      if (clean[tail] || tail == name)
+        result.emplace(tail);
+      else
+        rest.push_back(name);
+    }
+    open = std::move(rest);
+  }
+  std::vector<std::string> sorted(result.begin(), result.end());
+  std::sort(sorted.begin(), sorted.end());
+  return sorted;
+}
+
+std::vector<NamedValue> shortest_patterns(const std::vector<NamedValue>& values, double otherwise) {
+  std::vector<NamedValue> result;
+  std::vector<const NamedValue*> open;
+  for (const auto& value : values) open.push_back(&value);
+  for (int segments = 1; !open.empty(); ++segments) {
+    std::unordered_map<std::string_view, std::pair<double, bool>> uniform;
+    for (const auto* value : open) {
+      const auto [at, fresh] = uniform.emplace(suffix(value->name, segments), std::pair{value->value, true});
+      if (!fresh && at->second.first != value->value) at->second.second = false;
+    }
+    std::vector<const NamedValue*> rest;
+    std::unordered_set<std::string_view> taken;
+    for (const auto* value : open) {
+      const auto tail = suffix(value->name, segments);
+      if (!uniform[tail].second && tail != value->name)
+        rest.push_back(value);
+      else if (value->value != otherwise && taken.insert(tail).second)
+        result.push_back({tail, value->value});
+    }
+    open = std::move(rest);
+  }
+  std::sort(result.begin(), result.end(), [](const NamedValue& x, const NamedValue& y) { return x.name < y.name; });
+  return result;
+}
 
 Number alpha_for_scale(double scale, std::int64_t rank, bool use_rslora) {
   const auto r = static_cast<double>(rank);

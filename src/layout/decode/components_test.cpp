@@ -1,4 +1,4 @@
-#include "layout/zero_scan.h"
+#include "layout/decode/components.h"
 
 #include <gtest/gtest.h>
 

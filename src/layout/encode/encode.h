@@ -33,9 +33,6 @@ struct Encoded {
   std::vector<std::string> steps, warnings;
 };
 
-// The transformers generation whose names a layout uses for this model.
-Generation generation_of(Layout layout, const Model& model);
-
 // `file` gives tensor contents and dtypes; null when only a config is converted. Throws LO_NO_FORM for what the
 // layout cannot hold, with the reason and the alternative.
 Encoded encode(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options);

@@ -1,10 +1,10 @@
-#include "layout/suffixes.h"
+#include "layout/encode/write_config.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "layout/write_config.h"
+#include "layout/encode/write_config.h"
 
 namespace peft::layout {
 namespace {
