@@ -47,7 +47,7 @@ bool is_file(const fs::path& path) {
 std::vector<std::string> side_files(const fs::path& folder) {
   std::vector<std::string> found;
   std::error_code ignored;
-  for (auto name : kSideFiles) {  // also what cannot be copied: that is said when it is to be
+  for (auto name : kSideFiles) {  // also those that cannot be copied: the error comes when they are copied
     if (fs::exists(fs::symlink_status(folder / name, ignored))) found.emplace_back(name);
   }
   std::sort(found.begin(), found.end());
@@ -65,8 +65,7 @@ fs::path adapter_folder(const std::string& root, const std::string& name) {
   }
   fs::path folder = fs::path(root) / name;
   if (!is_adapter(folder)) {
-    std::string known;
-    for (const auto& other : adapter_names(root)) known += (known.empty() ? "" : ", ") + other;
+    const std::string known = list_text(adapter_names(root));
     at(root).fail(ErrorCode::IO_OPEN, {.problem = "there is no adapter of this name",
                                        .expected = known.empty() ? "a folder with adapters" : known,
                                        .got = name});
@@ -74,7 +73,7 @@ fs::path adapter_folder(const std::string& root, const std::string& name) {
   return folder;
 }
 
-// What a folder without adapter_model.safetensors is, told by what lies in it: the first row that fits.
+// What a folder without adapter_model.safetensors is. The first row whose file is in the folder tells.
 struct FolderKind {
   std::string_view file;
   ErrorCode code;
@@ -94,10 +93,9 @@ constexpr FolderKind kFolderKinds[] = {
 };
 
 [[noreturn]] void no_weights(const fs::path& folder) {
-  std::string inside;
-  for (const auto& name : adapter_names(folder.string())) {
-    if (name != "default") inside += (inside.empty() ? "" : ", ") + name;
-  }
+  std::vector<std::string> names = adapter_names(folder.string());
+  std::erase(names, "default");
+  const std::string inside = list_text(names);
   for (const FolderKind& kind : kFolderKinds) {
     const bool is_adapters_root = kind.file == kConfigFile && !inside.empty();
     if (!is_file(folder / kind.file) || is_adapters_root) continue;

@@ -12,7 +12,7 @@
 namespace peft::adapter {
 namespace {
 
-constexpr std::int64_t kScanBlock = 4096;  // elements looked at before it is decided whether to look closer
+constexpr std::int64_t kScanBlock = 4096;  // elements that are scanned before the exact counting of a block
 
 // The flattened index of the outermost element, or nothing when it leaves [0, count).
 bool inside(const View& view, std::int64_t count) {
@@ -150,7 +150,7 @@ std::vector<bool> zero_cols(const Matrix& matrix) {
 }
 
 void mark_nonzero_cols(const Matrix& matrix, std::vector<bool>& nonzero) {
-  // Nearly every column shows a value in its first rows: what is left after them is rare and read whole.
+  // Nearly every column has a value in its first rows. The few columns that are left are read to the end.
   const std::int64_t head = std::min<std::int64_t>(matrix.rows, 4);
   for (const auto& part : {matrix.row_range(0, head), matrix.row_range(head, matrix.rows - head)}) {
     std::int64_t c = 0;

@@ -15,7 +15,7 @@ constexpr std::int64_t kGroupBytes = 16;
 
 std::int64_t product(std::span<const std::int64_t> shape) {
   std::int64_t result = 1;
-  for (const std::int64_t size : shape) result *= size;  // the header was checked: it fits
+  for (const std::int64_t size : shape) result *= size;  // no overflow: the header was checked
   return result;
 }
 
@@ -72,10 +72,10 @@ std::optional<View> Weights::Impl::grid(const TensorName& name, std::int64_t col
   return View{entry.file, number, 0, all / cols, cols, cols, 1};
 }
 
-// A grid of scales over the last two dimensions: cells of weight_block_size from the corner, the last ones cut, as
-// DeepSeek made them and the kernels of transformers take them; else of rows / grid rows by columns / grid columns.
-// transformers 5.24 always divides when it dequantises, which is another model where both would do: 448 rows in 4 cells
-// of 128.
+// A grid of scales over the last two dimensions. Where they fit, its cells have weight_block_size and start at the
+// corner, and the last ones are cut, as DeepSeek made them and the kernels of transformers read them. Otherwise a cell
+// has rows / grid rows by columns / grid columns. transformers 5.24 always divides when it dequantises; that gives
+// another model where both rules fit, as with 448 rows in 4 cells of 128.
 std::optional<Scales> Weights::Impl::block_scales(const TensorName& name, const WeightPart& part) const {
   TensorName scales_name = name;
   scales_name.parameter += "_scale_inv";
@@ -188,7 +188,8 @@ std::optional<Weight> Weights::Impl::pieces(const TensorName& name) const {
 }
 
 std::optional<Weight> Weights::Impl::expert(const Experts& experts, std::int64_t expert, Projection projection) const {
-  if (auto own = whole({experts_module(experts), "weight", expert, projection}, true)) return Weight::of(std::move(*own));
+  if (auto own = whole({experts_module(experts), "weight", expert, projection}, true))
+    return Weight::of(std::move(*own));
   const bool v4_first = model.base_is_v4_only;
   for (const Generation g : {v4_first ? Generation::v4 : Generation::v5, v4_first ? Generation::v5 : Generation::v4}) {
     if (auto weight = from_stack(experts, g, expert, projection)) return weight;
@@ -198,7 +199,8 @@ std::optional<Weight> Weights::Impl::expert(const Experts& experts, std::int64_t
 
 std::optional<Weight> Weights::Impl::expert_bias(const Experts& experts, std::int64_t expert,
                                                  Projection projection) const {
-  if (auto own = whole({experts_module(experts), "bias", expert, projection}, false)) return Weight::of(std::move(*own));
+  if (auto own = whole({experts_module(experts), "bias", expert, projection}, false))
+    return Weight::of(std::move(*own));
   for (const ExpertsForm::Fused& parameter : experts.form->v5) {
     const auto& list = parameter.projections;
     const std::int64_t which = index_of(list, projection), parts = static_cast<std::int64_t>(list.size());

@@ -1,4 +1,4 @@
-// What find() and load() have in common.
+// Finds tensors of a checkpoint for Weights::find() and Weights::load().
 #pragma once
 
 #include <optional>
@@ -37,10 +37,10 @@ struct Weights::Impl {
   struct Stack {  // [E, d1, d2]
     WeightPart part;
     std::int64_t experts = 0, rows = 0, cols = 0;
-    bool out_in = false;  // known to lie so: quantised ones
+    bool out_in = false;  // known to be [E, out, in]: quantised stacks are
   };
   std::optional<Stack> stack(const std::string& module, const std::string& parameter) const;
-  // One expert's projection in a stack [E, d1, d2] of as many as `parts`, the `which`-th of them.
+  // One expert's projection from a stack [E, d1, d2]: the `which`-th of `parts` projections.
   static std::optional<Weight> cut(Stack stack, std::int64_t expert, std::int64_t which, std::int64_t parts,
                                    bool interleaved, bool in_out);
   std::optional<Weight> from_stack(const Experts& experts, Generation g, std::int64_t expert,

@@ -40,14 +40,15 @@ TensorNames::TensorNames(const Model& model, const Checkpoint& checkpoint) : mod
     names_.push_back(parse(std::string(tensors[i].tensor->name)));
     add(names_.back(), i);
   }
-  // A tensor answers to its own name as well, where that does not belong to another one.
+  // A tensor is also found under its own name, unless another tensor has that name.
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     const std::string_view name = tensors[i].tensor->name;
     add({std::string(model::parent(name)), std::string(model::leaf(name))}, i);
   }
 }
 
-// Experts in either generation's spelling; also "….input_linear.weight", which is all of them under another name.
+// Finds experts in the spelling of either generation; also "….input_linear.weight", another name of all experts
+// together.
 bool TensorNames::locate(const std::string& module, const std::string& parameter, TensorName& name) const {
   const auto located = model_.locate(module);
   if (!located) return false;
@@ -72,7 +73,7 @@ TensorName TensorNames::parse(const std::string& name) const {
     if (locate(result.module, result.parameter, experts)) return experts;
     return renamed == module || is_known(model_, result.module) ? result : TensorName{renamed, parameter};
   } catch (const Error&) {
-    return {module, parameter};  // an expert that the config does not have: unexpected, and nothing more
+    return {module, parameter};  // an expert that the config does not have: an unexpected tensor, not an error
   }
 }
 

@@ -61,7 +61,7 @@ class Loader {
     if (part.scales) used_[part.scales->grid.source].insert(part.scales->grid.tensor);
   }
 
-  // Codes without their scales are numbers too, and would load as weights.
+  // Codes without their scales are numbers too. They would load as wrong weights, so they are refused.
   void require_values(const WeightPart& part) const {
     const TensorInfo& tensor = weights_.tensor(part);
     if (part.scales || is_plain_float(tensor.dtype)) return;
@@ -89,7 +89,7 @@ class Loader {
     if (!part) return false;
     const auto shape = weights_.tensor(*part).shape;
     if (!std::ranges::equal(shape, wanted.shape)) {
-      if (experts != nullptr) return false;  // qwen3_vl_moe of transformers 4 lies the other way round
+      if (experts != nullptr) return false;  // qwen3_vl_moe of transformers 4 is stored transposed
       fail(*part, shape_text(wanted.shape), shape_text(shape));
     }
     const bool turned = experts != nullptr && weights_.model.base_is_v4_only && !experts->form->v4.empty();
@@ -99,7 +99,7 @@ class Loader {
     return true;
   }
 
-  // A parameter of all experts from one tensor for each, or from one that lies otherwise.
+  // A parameter of all experts, from one tensor for each expert or from one that is stored another way.
   bool gather(const WantedParameter& wanted, PlannedTensor& planned) {
     const std::string module(model::parent(wanted.name)), name(model::leaf(wanted.name));
     const Experts* experts = weights_.experts_at(module);
@@ -267,7 +267,7 @@ bool Weights::has_own_output() const {
   for (std::int64_t first = 0; first < x.rows && same; first += piece) {
     const std::int64_t count = std::min(piece, x.rows - first);
     same = same_rows(x.row_range(first, count), y.row_range(first, count));
-    release(file_x, of_x.view, x, first + count);  // what was read does not stay in memory
+    release(file_x, of_x.view, x, first + count);  // the pages that were read are not needed any more
     release(file_y, of_y.view, y, first + count);
   }
   return !same;

@@ -134,7 +134,8 @@ bool is_embedding(const Model& model, std::string_view module) {
   return leaf == "embed_tokens" || leaf == "lm_head";
 }
 
-// A part of PEFT's wrapper that says nothing new: what the module was, or what the file holds under its own name too.
+// Whether the tensor is a part of PEFT's wrapper that adds nothing: the module before training, or a tensor that the
+// file also has under the module's own name.
 bool is_repeated(Context& context, const Key& key, const Unwrapped& module, const std::string& name) {
   auto& anomalies = context.reading.anomalies;
   if (module.part == WrapperPart::original) {
@@ -203,7 +204,7 @@ void decode_fused(Context& context, const std::vector<Slot>& slots, const std::v
   const FusedForm form = decide_form(context, fused);
   context.reading.layout = form.layout;
   for (const FusedSlot& slot : fused) check_stack(context, slot, form);
-  // Most of the work: it reads the factors.
+  // This is most of the work, because it reads the factors.
   std::vector<Components> components(fused.size());
   parallel_for(fused.size(), thread_count(context.options.threads), [&](std::size_t i, int) {
     if (fused[i].stacked()) components[i] = find_components(context, fused[i], form);

@@ -37,7 +37,7 @@ bool fits(const Context& context, const Experts& experts, const ExpertsForm::Fus
   return natural || (same(dims.in, b) && same(dims.out, a));
 }
 
-// The parameters the group's wrappers stand for, innermost (first registered) first.
+// The parameters that the wrappers of the group stand for: the innermost, which was registered first, comes first.
 Parameters choose(const Context& context, const Experts& experts, const std::vector<const Slot*>& group) {
   const Slot& outer = *group.back();
   const Parameters all = parameters_of(context, experts, outer.module);
@@ -122,7 +122,7 @@ std::string shapes_of(const Context& context, const FusedSlot& slot) {
                      shape_text(context.tensor(slot.slot->b).shape));
 }
 
-// What the shapes of one slot say; nullopt when both ways fit.
+// The orientation that the shapes of one slot show; nullopt when both fit.
 std::optional<Orientation> vote(const Context& context, const FusedSlot& slot) {
   const Dims dims = natural_dims(*slot.experts, *slot.parameter);
   if (dims.in == 0 || dims.out == 0) return std::nullopt;
@@ -191,8 +191,8 @@ std::optional<Orientation> decide_by_shapes(Context& context, const std::vector<
   return decided;
 }
 
-// The parameter as it lay where the layout was written: PEFT 0.19 and later ran on transformers 5, whatever the base
-// at hand looks like (checkpoints of qwen3_vl_moe keep the form of transformers 4).
+// The parameter as it was stored where the file was written. PEFT 0.19 and later ran on transformers 5, whatever form
+// the base at hand has (checkpoints of qwen3_vl_moe keep the form of transformers 4).
 const ExpertsForm::Fused& as_written(const FusedSlot& slot, Layout layout) {
   if (layout == Layout::peft_fused_0_18) return *slot.parameter;
   for (const auto& parameter : slot.experts->form->v5) {
@@ -202,7 +202,8 @@ const ExpertsForm::Fused& as_written(const FusedSlot& slot, Layout layout) {
   return *slot.parameter;
 }
 
-// The square parameter alone: PEFT's version says which rule it followed, the family how the parameter lies.
+// Decides for a square parameter. PEFT's version says which rule it followed, and the family how the parameter is
+// stored.
 Orientation decide_by_version(Context& context, const FusedSlot& slot, Layout by_version,
                               const std::string& version_evidence) {
   const ExpertsForm& form = *slot.experts->form;
@@ -267,7 +268,7 @@ BPacking decide_packing(Context& context, const std::vector<FusedSlot>& slots) {
   return packing.value_or(BPacking::rank_major);
 }
 
-// The layout's name: of those that write this orientation, the one of the stated version.
+// The layout that writes this orientation; where several do, the one of the stated version.
 Layout name_layout(Context& context, const std::vector<FusedSlot>& slots, Orientation o, BPacking packing,
                    Layout by_version) {
   if (packing == BPacking::grouped_by_expert) return Layout::unsloth_grouped;

@@ -22,7 +22,7 @@ bool is_widening(Dtype from, Dtype to) {
   return to == Dtype::f32 && from != Dtype::f64;
 }
 
-// Puts natural blocks of one expert into the two tensors of a fused pair, whichever way round the layout has them.
+// Puts the natural blocks of one expert into the two tensors of a fused pair, in the orientation of the layout.
 class Placer {
  public:
   Placer(const Stack& stack, Orientation orientation, BPacking packing)
@@ -75,7 +75,7 @@ Exactness exactness_of(const Stack& stack) {
   return worst;
 }
 
-// Narrowest dtype that holds all values of both.
+// The narrowest dtype that holds all values of both.
 Dtype wider(Dtype a, Dtype b) {
   if (a == b) return a;
   return a == Dtype::f64 || b == Dtype::f64 ? Dtype::f64 : Dtype::f32;
@@ -263,9 +263,9 @@ void Encoder::dense(const Factor& factor) {
   const bool embedding = factor.kind == FactorKind::embedding;
   add_whole(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"), factor.a);
   add_whole(key + (embedding ? ".lora_embedding_B" : ".lora_B.weight"), factor.b);
-  // Routers of transformers 5 own their weight: LoRA sits on the parameter.
-  // Some derive from nn.Linear, but fail when they are wrapped as one (phimoe): their class tells. A config alone keeps
-  // the module, as the golden migrations have it.
+  // Routers of transformers 5 own their weight, so LoRA is on the parameter. Some derive from nn.Linear, but fail when
+  // they are wrapped as one (phimoe); the name of their class shows that they are routers. Where only a config is
+  // converted, the module stays the target, as in the golden migrations.
   const auto& tree = model_.tree(generation_);
   const Module* module = tree ? tree->find(name) : nullptr;
   const bool router = file_ != nullptr && module != nullptr && module->class_name.ends_with("Router");

@@ -34,7 +34,7 @@ double scale_of_alpha(double alpha, std::int64_t rank, bool use_rslora) {
   return use_rslora ? alpha / std::sqrt(r) : alpha / r;
 }
 
-// Equal but for the last bits of a double: one division and one square root may differ by that much.
+// Equal up to the last bits of a double: one division and one square root may differ by that much.
 bool same_scale(double x, double y) { return x == y || std::abs(x - y) <= 4e-16 * std::max(std::abs(x), std::abs(y)); }
 
 // Every name PEFT's suffix rule would be tried on: modules and the containers above them.
@@ -66,7 +66,7 @@ std::vector<std::string_view> names_of(const Encoded& encoded, bool parameters) 
   return names;
 }
 
-// Short names where the model's tree shows that they mean the same, full names otherwise.
+// Short names where the tree of the model shows that they name the same modules, full names otherwise.
 std::vector<std::string> target_list(const std::vector<std::string_view>& names, const std::optional<ModuleTree>& tree,
                                      bool parameters) {
   if (!tree || names.empty()) {
