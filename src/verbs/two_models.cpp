@@ -5,7 +5,7 @@
 #include "base/text.h"
 #include "execute/value.h"
 #include "peft/adapter.h"
-#include "weights/tensor_names.h"
+#include "weights/impl.h"
 
 namespace peft::verbs {
 namespace {
