@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "peft/config.h"
+#include "pythonic/python_regex.h"
 
 namespace {
 

@@ -23,7 +23,7 @@
 #include <string>
 #include <vector>
 
-#include "base/huge_pages.h"
+#include "base/system.h"
 #include "peft/nn/model.h"
 
 namespace {

@@ -27,12 +27,13 @@ struct AdapterOptions {
   OpenOptions open;
 };
 Adapter open(const std::string& folder, const AdapterOptions& options = {});
-// Names of the side files, and where each really lies. Throws IX_LINK for a link that leaves the folder that was named,
-// unless follow_symlinks; IO_OPEN for one that leads nowhere, IO_KIND for a pipe, a device or a folder.
+// The names of the side files, and the real path of each. Throws IX_LINK for a link that leaves the folder that the
+// user named, unless follow_symlinks; IO_OPEN for a link that leads nowhere; IO_KIND for a pipe, a device or a folder.
 std::vector<std::pair<std::string, std::string>> side_file_paths(const Adapter& adapter);
 // All adapters of a folder: "default" for the folder itself, then subfolders that are adapters, sorted.
 std::vector<std::string> adapter_names(const std::string& folder);
-// A path as it is; else org/model found in the local Hugging Face cache (HF_HUB_CACHE, HF_HOME); never the network.
+// Returns an existing path as it is. Looks for other names (org/model) in the local Hugging Face cache (HF_HUB_CACHE,
+// HF_HOME). Never uses the network.
 std::string resolve_path(const std::string& path_or_repo);
 
 // The place of a factor in the model, independent of layout and generation.
@@ -45,6 +46,13 @@ struct Site {
   auto operator<=>(const Site&) const = default;
 };
 std::string describe(const Site& site);  // "model.layers.0.mlp.experts.7.gate"
+// The order in which factors are listed: by module as people count (layer 10 after 9), then by parameter, expert and
+// projection.
+bool site_less(const Site& x, const Site& y);
+// What Site::module is for experts: the v5 path of the module; where that generation has none, the v4 path.
+inline const std::string& experts_module(const Experts& experts) {
+  return experts.v5_module.empty() ? experts.v4_module : experts.v5_module;
+}
 
 enum class FactorKind : std::uint8_t { linear, embedding };
 
@@ -73,7 +81,7 @@ struct Extra {
   std::uint32_t tensor = 0;
 };
 
-// How many experts a layer has, where factors are absent for some: a fused tensor tells, single factors do not.
+// How many experts a layer has. A fused tensor shows it also where some experts have no factor.
 struct ExpertCount {
   std::string module;  // v5 path of the experts
   std::int64_t count = 0;
@@ -83,7 +91,7 @@ struct Factors {
   std::vector<Factor> factors;  // in natural order of their modules (layer 10 after 9), then by expert and projection
   std::vector<Extra> extras;
   std::vector<ExpertCount> expert_counts;
-  std::vector<std::string> notes, warnings;
+  std::vector<std::string> warnings;
 };
 
 }  // namespace peft

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -100,28 +99,5 @@ void require_usable(const AdapterConfig& config, Verb verb);
 
 // A line diff of two texts, for --config-only: "-" removed, "+" added, " " same.
 std::string diff(std::string_view before, std::string_view after);
-
-// Python's `re`, on PCRE2. Throws CF_REGEX with Python's own message and position.
-class PythonRegex {
- public:
-  explicit PythonRegex(std::string_view pattern, std::string_view where = {});
-  ~PythonRegex();
-  PythonRegex(PythonRegex&&) noexcept;
-  PythonRegex& operator=(PythonRegex&&) noexcept;
-
-  // Byte spans of group 0, 1, ...; {-1, -1} for a group that took no part. nullopt: no match.
-  using Groups = std::vector<std::pair<std::int64_t, std::int64_t>>;
-  std::optional<Groups> fullmatch(std::string_view text) const;
-  std::optional<Groups> match(std::string_view text) const;
-  std::optional<Groups> search(std::string_view text) const;
-  bool matches(std::string_view text) const;  // match, without groups; the fast one
-  bool fullmatches(std::string_view text) const;
-  const std::vector<std::pair<std::string, int>>& names() const;  // named groups
-  const std::vector<std::string>& warnings() const;               // FutureWarning texts of Python
-
- private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
-};
 
 }  // namespace peft

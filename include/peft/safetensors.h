@@ -97,7 +97,5 @@ struct FileLayout {
   std::uint64_t file_bytes() const { return head.size() + data_bytes; }
 };
 FileLayout layout_file(std::span<const NewTensor> tensors, const Metadata& metadata = {{"format", "pt"}});
-// The same, of tensors that are described elsewhere: their names, dtypes and shapes.
-FileLayout layout_infos(std::span<const TensorInfo> tensors, const Metadata& metadata);
 
 }  // namespace peft

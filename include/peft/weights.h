@@ -28,6 +28,8 @@ struct WeightPart {
 struct Weight {
   std::int64_t out = 0, in = 0;
   std::vector<WeightPart> parts;
+
+  static Weight of(WeightPart part) { return {part.view.rows, part.view.cols, {std::move(part)}}; }
 };
 
 // A tensor that a checkpoint holds quantised, as it is without that.
@@ -77,10 +79,18 @@ class Weights {
   // is there and has another shape.
   Loading load(std::span<const WantedParameter> wanted) const;
 
+  // Whether config.json says that the embeddings are tied, while the output embedding in the file has other values than
+  // the input embedding. transformers 5 uses both then and warns; transformers 4 drops the output embedding. We use
+  // both.
+  bool has_own_output() const;
+
   struct Impl;
 
  private:
   std::unique_ptr<Impl> impl_;
 };
+
+// What users are told when has_own_output(). `config` is the path of config.json.
+std::string own_output_text(const std::string& config);
 
 }  // namespace peft

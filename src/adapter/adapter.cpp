@@ -2,11 +2,15 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <filesystem>
+#include <fstream>
+#include <string>
 
+#include "base/text.h"
 #include "peft/error.h"
-#include "safetensors/header.h"
-#include "safetensors/named_folder.h"
+#include "safetensors/reading/input_file.h"
+#include "safetensors/reading/json.h"
 
 namespace peft {
 namespace {
@@ -43,7 +47,7 @@ bool is_file(const fs::path& path) {
 std::vector<std::string> side_files(const fs::path& folder) {
   std::vector<std::string> found;
   std::error_code ignored;
-  for (auto name : kSideFiles) {  // also what cannot be copied: that is said when it is to be
+  for (auto name : kSideFiles) {  // also those that cannot be copied: the error comes when they are copied
     if (fs::exists(fs::symlink_status(folder / name, ignored))) found.emplace_back(name);
   }
   std::sort(found.begin(), found.end());
@@ -57,21 +61,19 @@ bool is_adapter(const fs::path& folder) {
 fs::path adapter_folder(const std::string& root, const std::string& name) {
   if (name.empty() || name == "default") return root;
   if (name.find('/') != std::string::npos || name == "..") {
-    throw Error(ErrorCode::USAGE, {.file = root, .problem = "an adapter name is the name of a subfolder", .got = name});
+    at(root).fail(ErrorCode::USAGE, {.problem = "an adapter name is the name of a subfolder", .got = name});
   }
   fs::path folder = fs::path(root) / name;
   if (!is_adapter(folder)) {
-    std::string known;
-    for (const auto& other : adapter_names(root)) known += (known.empty() ? "" : ", ") + other;
-    throw Error(ErrorCode::IO_OPEN, {.file = root,
-                                     .problem = "there is no adapter of this name",
-                                     .expected = known.empty() ? "a folder with adapters" : known,
-                                     .got = name});
+    const std::string known = list_text(adapter_names(root));
+    at(root).fail(ErrorCode::IO_OPEN, {.problem = "there is no adapter of this name",
+                                       .expected = known.empty() ? "a folder with adapters" : known,
+                                       .got = name});
   }
   return folder;
 }
 
-// What a folder without adapter_model.safetensors is, told by what lies in it: the first row that fits.
+// What a folder without adapter_model.safetensors is. The first row whose file is in the folder tells.
 struct FolderKind {
   std::string_view file;
   ErrorCode code;
@@ -91,24 +93,60 @@ constexpr FolderKind kFolderKinds[] = {
 };
 
 [[noreturn]] void no_weights(const fs::path& folder) {
-  std::string inside;
-  for (const auto& name : adapter_names(folder.string())) {
-    if (name != "default") inside += (inside.empty() ? "" : ", ") + name;
-  }
+  std::vector<std::string> names = adapter_names(folder.string());
+  std::erase(names, "default");
+  const std::string inside = list_text(names);
   for (const FolderKind& kind : kFolderKinds) {
     const bool is_adapters_root = kind.file == kConfigFile && !inside.empty();
     if (!is_file(folder / kind.file) || is_adapters_root) continue;
-    throw Error(kind.code, {.file = (folder / kind.file).string(),
-                            .problem = std::string(kind.problem),
-                            .expected = std::string(kWeightsFile),
-                            .hint = std::string(kind.hint)});
+    at((folder / kind.file).string())
+        .fail(kind.code, {.problem = std::string(kind.problem),
+                          .expected = std::string(kWeightsFile),
+                          .hint = std::string(kind.hint)});
   }
-  throw Error(ErrorCode::IO_OPEN,
-              {.file = folder.string(),
-               .problem = "no adapter weights here",
-               .expected = std::string(kWeightsFile),
-               .got = inside.empty() ? std::string() : "adapters in subfolders: " + inside,
-               .hint = inside.empty() ? "is this an adapter folder?" : "choose one with --adapter-name"});
+  at(folder.string())
+      .fail(ErrorCode::IO_OPEN,
+            {.problem = "no adapter weights here",
+             .expected = std::string(kWeightsFile),
+             .got = inside.empty() ? std::string() : "adapters in subfolders: " + inside,
+             .hint = inside.empty() ? "is this an adapter folder?" : "choose one with --adapter-name"});
+}
+
+namespace fs = std::filesystem;
+
+std::string environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? std::string() : std::string(value);
+}
+
+// Where huggingface_hub keeps its cache: HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub.
+fs::path hub_cache() {
+  if (auto cache = environment("HF_HUB_CACHE"); !cache.empty()) return cache;
+  if (auto home = environment("HF_HOME"); !home.empty()) return fs::path(home) / "hub";
+  if (auto cache = environment("XDG_CACHE_HOME"); !cache.empty()) return fs::path(cache) / "huggingface" / "hub";
+  return fs::path(environment("HOME")) / ".cache" / "huggingface" / "hub";
+}
+
+// "org/model", and nothing that could lead out of the cache.
+bool is_repo_name(const std::string& text) {
+  const auto slash = text.find('/');
+  if (slash == 0 || slash == std::string::npos || slash + 1 == text.size()) return false;
+  if (text.find('/', slash + 1) != std::string::npos || text.find("..") != std::string::npos) return false;
+  return text.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./") ==
+         std::string::npos;
+}
+
+// models--org--model/snapshots/<the commit that refs/main names>
+fs::path snapshot(const std::string& repo) {
+  std::string folder = "models--" + repo;
+  folder.replace(folder.find('/'), 1, "--");
+  const fs::path root = hub_cache() / folder;
+  std::ifstream ref(root / "refs" / "main");
+  std::string commit;
+  if (!std::getline(ref, commit) || commit.empty() || commit.find('/') != std::string::npos || commit.size() > 64) {
+    return {};
+  }
+  return root / "snapshots" / commit;
 }
 
 }  // namespace
@@ -129,11 +167,10 @@ Adapter open(const std::string& path, const AdapterOptions& options) {
   if (fs::path(root).filename() == kWeightsFile) root = fs::path(root).parent_path().string();
   std::error_code error;
   if (!fs::is_directory(root, error)) {
-    throw Error(fs::exists(root, error) ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
-                {.file = path,
-                 .problem = fs::exists(root, error) ? "not an adapter folder" : "there is no such folder",
-                 .expected = "a folder with adapter_config.json and adapter_model.safetensors",
-                 .hint = "Hugging Face names work when the model is in the local cache; nothing is downloaded"});
+    at(path).fail(fs::exists(root, error) ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
+                  {.problem = fs::exists(root, error) ? "not an adapter folder" : "there is no such folder",
+                   .expected = "a folder with adapter_config.json and adapter_model.safetensors",
+                   .hint = "Hugging Face names work when the model is in the local cache; nothing is downloaded"});
   }
   const fs::path folder = adapter_folder(root, options.adapter_name);
   if (!is_file(folder / kWeightsFile)) {
@@ -168,6 +205,20 @@ std::string describe(const Site& site) {
   if (site.expert >= 0) text += "." + std::to_string(site.expert);
   if (site.projection != Projection::none) text += "." + std::string(name(site.projection));
   return text;
+}
+
+std::string resolve_path(const std::string& path_or_repo) {
+  std::error_code ignored;
+  if (fs::exists(path_or_repo, ignored) || !is_repo_name(path_or_repo)) return path_or_repo;
+  const fs::path cached = snapshot(path_or_repo);
+  return !cached.empty() && fs::is_directory(cached, ignored) ? cached.string() : path_or_repo;
+}
+
+bool site_less(const Site& x, const Site& y) {
+  if (x.module != y.module) return natural_less(x.module, y.module);
+  if (x.parameter != y.parameter) return x.parameter < y.parameter;
+  if (x.expert != y.expert) return x.expert < y.expert;
+  return x.projection < y.projection;
 }
 
 }  // namespace peft

@@ -1,8 +1,9 @@
 // Norms of LoRA updates without building them: dW = scale * B * A is [out, in], its factors are thin.
 //
 // With B = Q_B R_B and A^T = Q_A R_A, ||B A||_F = ||R_B R_A^T||_F, and R is only rank x rank. R comes from Householder
-// reflections over blocks of rows, so memory does not grow with the layer and nothing is squared before it is
-// subtracted.
+// reflections over blocks of rows: memory does not grow with the layer, and no number is squared before it is
+// subtracted. This is our own code and not Eigen's HouseholderQR, because the matrix arrives in blocks, columns that
+// are equal on both sides must stay exactly zero, and the order of the sums is fixed for every machine.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +38,8 @@ class TallQr {
 struct Components {
   Matrix a, b;
   double scale = 1;
-  std::vector<std::int64_t> list;  // kNoComponent: zero, where the other side has a component without a partner
+  std::vector<std::int64_t>
+      list;  // kNoComponent: a zero column, the partner of a component that only the other side has
 };
 constexpr std::int64_t kNoComponent = -1;
 std::vector<std::int64_t> all_components(std::int64_t rank);  // 0, 1, ..., rank - 1
@@ -50,9 +52,8 @@ double delta_norm(const TensorFile& file, const Factor& factor);
 
 struct DeltaDifference {
   double norm_x = 0, norm_y = 0, norm_difference = 0;
-  // Of two lists of the same length: the root of the sum of squares of what changes in each pair. Where the pairs
-  // change independently of each other, norm_difference is about this large; where it is far smaller, the changes
-  // cancel.
+  // For two lists of the same length: the root of the sum of the squared changes of the pairs. norm_difference is about
+  // as large where the pairs change independently of each other. It is far smaller where the changes cancel.
   double norm_changes = 0;
   // ||dW_x - dW_y|| / max(||dW_x||, ||dW_y||); 0 if both are zero, 1 where the norms leave the range of double.
   double relative() const;

@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "adapter/test_tensors.h"
+#include "support/test_tensors.h"
 
 namespace peft::adapter {
 namespace {

@@ -6,13 +6,13 @@
 #include <cstring>
 #include <string>
 
-#include "adapter/element.h"
+#include "base/float_formats.h"
 #include "peft/error.h"
 
 namespace peft::adapter {
 namespace {
 
-constexpr std::int64_t kScanBlock = 4096;  // elements looked at before it is decided whether to look closer
+constexpr std::int64_t kScanBlock = 4096;  // elements that are scanned before the exact counting of a block
 
 // The flattened index of the outermost element, or nothing when it leaves [0, count).
 bool inside(const View& view, std::int64_t count) {
@@ -29,11 +29,10 @@ bool inside(const View& view, std::int64_t count) {
 std::int64_t element_width(const TensorFile& file, const TensorInfo& tensor) {
   const int bits = info(tensor.dtype).bits;
   if (bits >= 8 && bits % 8 == 0) return bits / 8;
-  throw Error(ErrorCode::ST_DTYPE, {.file = file.path(),
-                                    .tensor = std::string(tensor.name),
-                                    .problem = "the dtype cannot be compared element by element",
-                                    .expected = "whole bytes for each element",
-                                    .got = std::string(tensor.dtype_name)});
+  at(file.path(), std::string(tensor.name))
+      .fail(ErrorCode::ST_DTYPE, {.problem = "the dtype cannot be compared element by element",
+                                  .expected = "whole bytes for each element",
+                                  .got = std::string(tensor.dtype_name)});
 }
 
 template <class Bits>
@@ -84,7 +83,7 @@ void read_column(const std::byte* p, std::int64_t step, std::span<double> out) {
 
 bool is_zero(const Matrix& m) {
   if (rows_inside(m)) return is_zero(m.transposed());
-  return visit(m.dtype, [&]<class Element>(Element) {
+  return with_element_type(m.dtype, [&]<class Element>(Element) {
     for (std::int64_t i = 0; i < m.rows; ++i) {
       const std::byte* p = m.data + i * m.row_stride * m.width;
       for (std::int64_t j = 0; j < m.cols; ++j, p += m.col_stride * m.width) {
@@ -99,14 +98,13 @@ bool is_zero(const Matrix& m) {
 
 Matrix bind(const TensorFile& file, const View& view) {
   if (view.tensor >= file.tensors().size()) {
-    throw Error(ErrorCode::INTERNAL, {.file = file.path(), .problem = "a view names a tensor that does not exist"});
+    at(file.path()).fail(ErrorCode::INTERNAL, {.problem = "a view names a tensor that does not exist"});
   }
   const TensorInfo& tensor = file.tensors()[view.tensor];
   const std::int64_t width = element_width(file, tensor);
   const auto bytes = file.bytes(tensor);
   if (!inside(view, static_cast<std::int64_t>(bytes.size()) / width)) {
-    throw Error(ErrorCode::INTERNAL,
-                {.file = file.path(), .tensor = std::string(tensor.name), .problem = "a view leaves its tensor"});
+    at(file.path(), std::string(tensor.name)).fail(ErrorCode::INTERNAL, {.problem = "a view leaves its tensor"});
   }
   return {
       bytes.data() + view.offset * width, tensor.dtype, width, view.rows, view.cols, view.row_stride, view.col_stride};
@@ -152,7 +150,7 @@ std::vector<bool> zero_cols(const Matrix& matrix) {
 }
 
 void mark_nonzero_cols(const Matrix& matrix, std::vector<bool>& nonzero) {
-  // Nearly every column shows a value in its first rows: what is left after them is rare and read whole.
+  // Nearly every column has a value in its first rows. The few columns that are left are read to the end.
   const std::int64_t head = std::min<std::int64_t>(matrix.rows, 4);
   for (const auto& part : {matrix.row_range(0, head), matrix.row_range(head, matrix.rows - head)}) {
     std::int64_t c = 0;
@@ -172,9 +170,9 @@ void mark_nonzero_cols(const Matrix& matrix, std::vector<bool>& nonzero) {
 }
 
 void read(const Matrix& matrix, std::span<double> out) {
-  visit(matrix.dtype, [&]<class Element>(Element) {
+  with_element_type(matrix.dtype, [&]<class Element>(Element) {
     if constexpr (!Element::kFloating) {
-      throw Error(ErrorCode::ST_DTYPE, {.problem = "a tensor is to be computed on",
+      at({}).fail(ErrorCode::ST_DTYPE, {.problem = "a tensor is to be computed on",
                                         .expected = "a floating-point dtype",
                                         .got = std::string(info(matrix.dtype).name)});
     } else {
@@ -202,7 +200,7 @@ void read_columns(const Matrix& matrix, std::span<const std::int64_t> list, std:
 
 NonFinite count_nonfinite(std::span<const std::byte> bytes, Dtype dtype) {
   NonFinite found;
-  visit(dtype, [&]<class Element>(Element) {
+  with_element_type(dtype, [&]<class Element>(Element) {
     if constexpr (Element::kFloating) {
       const auto count = static_cast<std::int64_t>(bytes.size()) / Element::kWidth;
       for (std::int64_t begin = 0; begin < count; begin += kScanBlock) {
@@ -226,13 +224,12 @@ NonFinite count_nonfinite(std::span<const std::byte> bytes, Dtype dtype) {
 void require_finite(const TensorFile& file, const TensorInfo& tensor) {
   const NonFinite found = count_nonfinite(file.bytes(tensor), tensor.dtype);
   if (!found.any()) return;
-  throw Error(ErrorCode::NUM_NONFINITE,
-              {.file = file.path(),
-               .tensor = std::string(tensor.name),
-               .problem = "the tensor holds values that are not finite",
-               .got = std::to_string(found.nan) + " NaN, " + std::to_string(found.positive) + " +Inf, " +
-                      std::to_string(found.negative) + " -Inf, the first at element " + std::to_string(found.first),
-               .hint = "the training diverged or the file is damaged; nothing can be said about such an adapter"});
+  at(file.path(), std::string(tensor.name))
+      .fail(ErrorCode::NUM_NONFINITE,
+            {.problem = "the tensor holds values that are not finite",
+             .got = std::to_string(found.nan) + " NaN, " + std::to_string(found.positive) + " +Inf, " +
+                    std::to_string(found.negative) + " -Inf, the first at element " + std::to_string(found.first),
+             .hint = "the training diverged or the file is damaged; nothing can be said about such an adapter"});
 }
 
 }  // namespace peft::adapter

@@ -1,5 +1,6 @@
 // Reading the elements behind a view: equality, zeros, values, numbers that are not finite.
-// What compares bytes runs at memory speed; what needs values converts to double, which is exact for every float dtype.
+// Functions that compare bytes run at the speed of memory. Functions that need values convert them to double, which is
+// exact for every float dtype.
 #pragma once
 
 #include <cstddef>
@@ -38,7 +39,7 @@ Matrix bind(const TensorFile& file, const TensorInfo& tensor);
 // Same shape, same dtype, same bytes element by element, whatever the strides.
 bool equal(const Matrix& a, const Matrix& b);
 
-// Zero is the value: -0.0 counts, NaN does not.
+// Zero means the value: -0.0 counts as zero, NaN does not.
 std::vector<bool> zero_rows(const Matrix& matrix);
 std::vector<bool> zero_cols(const Matrix& matrix);
 // Sets nonzero[c] for each column with a value in it; for matrices that are read in pieces.

@@ -6,8 +6,8 @@
 #include <functional>
 #include <limits>
 
-#include "adapter/test_tensors.h"
 #include "peft/error.h"
+#include "support/test_tensors.h"
 
 namespace peft::adapter {
 namespace {

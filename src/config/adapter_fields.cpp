@@ -5,20 +5,28 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <set>
 
-#include "config/lora_init.h"
 #include "config/peft_keys.h"
+#include "config/peft_rules.h"
+#include "peft/error.h"
 
 namespace peft::config {
 namespace {
 
+using pythonic::dump_python;
+using pythonic::raw_number;
 using Config = AdapterConfig;
 using Strings = std::vector<std::string>;
 using Integers = std::vector<std::int64_t>;
 
 [[noreturn]] void wrong_type(const Config& config, std::string_view key, std::string expected, const Json& got,
-                             std::string_view exception = {}) {
-  refuse(ErrorCode::CF_VALUE, config, key, "the value has the wrong type", std::move(expected), got, exception);
+                             std::string exception = {}) {
+  at(config.file, std::string(key))
+      .fail(ErrorCode::CF_VALUE, {.problem = "the value has the wrong type",
+                                  .expected = std::move(expected),
+                                  .got = shown(got),
+                                  .python_error = exception});
 }
 
 bool is_integer(const Json& value) { return value.is_number_integer() || !raw_number(value).empty(); }
@@ -39,7 +47,7 @@ std::optional<std::string> read_text(const Json& value, const Config& config, st
   return value.get<std::string>();
 }
 
-Strings read_strings(const Json& value, const Config& config, std::string_view key, std::string_view exception = {}) {
+Strings read_strings(const Json& value, const Config& config, std::string_view key, std::string exception = {}) {
   const bool right =
       value.is_array() && std::all_of(value.begin(), value.end(), [](const Json& v) { return v.is_string(); });
   if (!right) wrong_type(config, key, "a list of strings or null", value, exception);
@@ -63,13 +71,23 @@ NamesOrPattern read_names(const Json& value, const Config& config, std::string_v
 std::int64_t read_rank(const Json& value, const Config& config, std::string_view key) {
   const std::string expected = fmt::format("an integer from 1 to {}", kMaxRank);
   if (!is_integer(value))
-    refuse(ErrorCode::CF_RANK, config, key, "the rank is not an integer", expected, value, "TypeError");
+    at(config.file, std::string(key))
+        .fail(ErrorCode::CF_RANK, {.problem = "the rank is not an integer",
+                                   .expected = expected,
+                                   .got = shown(value),
+                                   .python_error = "TypeError"});
   const bool fits = is_int64(value);
   if (fits && value.get<std::int64_t>() <= 0) {
-    refuse(ErrorCode::CF_RANK, config, key, "the rank is not positive", expected, value, "ValueError");
+    at(config.file, std::string(key))
+        .fail(ErrorCode::CF_RANK, {.problem = "the rank is not positive",
+                                   .expected = expected,
+                                   .got = shown(value),
+                                   .python_error = "ValueError"});
   }
   if (!fits || value.get<std::int64_t>() > kMaxRank) {
-    refuse(ErrorCode::CF_RANK, config, key, "the rank is larger than any weight", expected, value);
+    at(config.file, std::string(key))
+        .fail(ErrorCode::CF_RANK,
+              {.problem = "the rank is larger than any weight", .expected = expected, .got = shown(value)});
   }
   return value.get<std::int64_t>();
 }
@@ -77,10 +95,17 @@ std::int64_t read_rank(const Json& value, const Config& config, std::string_view
 Number read_alpha(const Json& value, const Config& config, std::string_view key) {
   const std::string raw = raw_number(value);
   if (!value.is_number() && raw.empty()) {
-    refuse(ErrorCode::CF_ALPHA, config, key, "alpha is not a number", "a finite number", value, "TypeError");
+    at(config.file, std::string(key))
+        .fail(ErrorCode::CF_ALPHA, {.problem = "alpha is not a number",
+                                    .expected = "a finite number",
+                                    .got = shown(value),
+                                    .python_error = "TypeError"});
   }
   const double number = raw.empty() ? value.get<double>() : std::strtod(raw.c_str(), nullptr);
-  if (!std::isfinite(number)) refuse(ErrorCode::CF_ALPHA, config, key, "alpha is not finite", "a finite number", value);
+  if (!std::isfinite(number))
+    at(config.file, std::string(key))
+        .fail(ErrorCode::CF_ALPHA,
+              {.problem = "alpha is not finite", .expected = "a finite number", .got = shown(value)});
   return {number, is_integer(value)};
 }
 
@@ -119,8 +144,11 @@ double read_dropout(const Json& value, const Config& config, std::string_view ke
   if (!value.is_number()) wrong_type(config, key, "a number from 0 to 1", value);
   const auto dropout = value.get<double>();
   if (!(dropout >= 0 && dropout <= 1)) {
-    refuse(ErrorCode::CF_VALUE, config, key, "the dropout is not a probability", "a number from 0 to 1", value,
-           "ValueError");
+    at(config.file, std::string(key))
+        .fail(ErrorCode::CF_VALUE, {.problem = "the dropout is not a probability",
+                                    .expected = "a number from 0 to 1",
+                                    .got = shown(value),
+                                    .python_error = "ValueError"});
   }
   return dropout;
 }
@@ -130,9 +158,13 @@ std::string read_init(const Json& value, const Config& config, std::string_view 
   if (!value.is_string()) wrong_type(config, key, "true, false or a name", value, "ValueError");
   std::string name = value.get<std::string>();
   if (name == "true" || name == "false" || !lora_init(name)) {  // the booleans are no strings
-    refuse(ErrorCode::CF_VALUE, config, key, "no such initialization",
-           "true, false, gaussian, eva, olora, pissa, pissa_niter_N, corda, loftq, orthogonal, mica or lora_ga", value,
-           "ValueError");
+    at(config.file, std::string(key))
+        .fail(ErrorCode::CF_VALUE,
+              {.problem = "no such initialization",
+               .expected =
+                   "true, false, gaussian, eva, olora, pissa, pissa_niter_N, corda, loftq, orthogonal, mica or lora_ga",
+               .got = shown(value),
+               .python_error = "ValueError"});
   }
   return name;
 }
@@ -190,8 +222,11 @@ Json write_token_indices(const TokenIndices& modules) {
 
 std::string read_type(const Json& value, const Config& config, std::string_view key) {
   if (!value.is_string() || value.get_ref<const std::string&>() != "LORA") {
-    refuse(ErrorCode::CF_TYPE, config, key, "the adapter is of another type", "\"LORA\"", value, {},
-           "only LoRA adapters can be used");
+    at(config.file, std::string(key))
+        .fail(ErrorCode::CF_TYPE, {.problem = "the adapter is of another type",
+                                   .expected = "\"LORA\"",
+                                   .got = shown(value),
+                                   .hint = "only LoRA adapters can be used"});
   }
   return "LORA";
 }
@@ -199,8 +234,11 @@ std::string read_type(const Json& value, const Config& config, std::string_view 
 std::string read_bias(const Json& value, const Config& config, std::string_view key) {
   std::string text = value.is_string() ? value.get<std::string>() : "";
   if (text != "none" && text != "all" && text != "lora_only") {
-    refuse(ErrorCode::CF_VALUE, config, key, "no such bias setting", "\"none\", \"all\" or \"lora_only\"", value,
-           "NotImplementedError");
+    at(config.file, std::string(key))
+        .fail(ErrorCode::CF_VALUE, {.problem = "no such bias setting",
+                                    .expected = "\"none\", \"all\" or \"lora_only\"",
+                                    .got = shown(value),
+                                    .python_error = "NotImplementedError"});
   }
   return text;
 }
@@ -227,7 +265,7 @@ std::string read_marker(const Json& value, const Config& config, std::string_vie
 constexpr auto kSame = [](const auto& value) { return Json(value); };
 constexpr auto kOptional = [](const auto& value) { return value ? Json(*value) : Json(); };
 
-// A field whose value `kRead` makes of the JSON, and `kWrite` turns into JSON.
+// A row of the table: `kRead` makes the member's value from JSON, `kWrite` makes JSON from it.
 template <auto kMember, auto kRead, auto kWrite>
 constexpr AdapterField field(std::string_view key) {
   return {key, [](const Json& value, Config& config, std::string_view k) { config.*kMember = kRead(value, config, k); },
@@ -266,6 +304,29 @@ bool says_nothing(const Json& value) {
   return value.is_null() || value == false || (value.is_structured() && value.empty());
 }
 
+// The error for NaN, Infinity or 1e400, from the key it stands at.
+ErrorCode code_for_number(std::string_view key) {
+  if (key == "r" || key == "rank_pattern") return ErrorCode::CF_RANK;
+  if (key == "lora_alpha" || key == "alpha_pattern") return ErrorCode::CF_ALPHA;
+  return ErrorCode::CF_FORM;
+}
+
+// The object that a config made in memory starts from: all keys of its PEFT version, with their defaults.
+Json default_object(const AdapterConfig& config) {
+  const auto version = config.stated_version().value_or(kNewestPeft);
+  Json object = Json::object();
+  for (const PeftKey& row : peft_keys()) {
+    if (version > row.before) object[std::string(row.key)] = Json::parse(row.value);
+  }
+  return object;
+}
+
+// PEFT holds these lists as sets and writes them in any order.
+Json sorted_if_set(std::string_view key, Json value) {
+  if (!value.is_array() || (key != "target_modules" && key != "exclude_modules")) return value;
+  return value.get<std::set<std::string>>();
+}
+
 }  // namespace
 
 std::span<const AdapterField> adapter_fields() { return kFields; }
@@ -290,17 +351,40 @@ AdapterConfig read_fields(const Json& object, const std::string& file) {
   return config;
 }
 
-void refuse(ErrorCode code, const AdapterConfig& config, std::string_view key, std::string problem,
-            std::string expected, const Json& got, std::string_view exception, std::string hint) {
-  ErrorDetail detail;
-  detail.file = config.file;
-  detail.tensor = key;
-  detail.problem = std::move(problem);
-  detail.expected = std::move(expected);
-  detail.got = dump_python(got, -1);
-  detail.python_error = exception;
-  detail.hint = std::move(hint);
-  throw Error(code, std::move(detail));
+Json parse_object(std::string_view text, const std::string& file) {
+  Json object = pythonic::parse_json(text, file, ErrorCode::CF_FORM, code_for_number);
+  if (!object.is_object())
+    at(file).fail(ErrorCode::CF_FORM,
+                  {.problem = "not a JSON object", .expected = "an object", .got = object.type_name()});
+  return object;
 }
+
+Json original_object(const AdapterConfig& config) {
+  return config.json.empty() ? default_object(config) : parse_object(config.json, config.file);
+}
+
+Json object_of(const AdapterConfig& config) {
+  Json object = original_object(config);
+  const AdapterConfig before = read_fields(object, config.file);
+  for (const AdapterField& field : adapter_fields()) {
+    Json value = field.write(config);
+    // Compared as text: 5 and 5.0 are different files.
+    if (dump_python(value, -1, false) == dump_python(field.write(before), -1, false)) continue;
+    object[std::string(field.key)] = sorted_if_set(field.key, std::move(value));
+  }
+  return object;
+}
+
+std::vector<TellingKey> telling_keys(const AdapterConfig& config) {
+  std::vector<TellingKey> found;
+  const Json object = object_of(config);
+  for (const auto& [key, value] : object.get_ref<const Json::object_t&>()) {
+    const PeftKey* row = find_config_key(key);
+    if (row != nullptr && tells(*row, value)) found.push_back({row, dump_python(value, -1)});
+  }
+  return found;
+}
+
+std::string shown(const Json& value) { return dump_python(value, -1); }
 
 }  // namespace peft::config

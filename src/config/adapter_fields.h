@@ -4,8 +4,9 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
-#include "config/python_json.h"
+#include "config/peft_keys.h"
 #include "peft/config.h"
 
 namespace peft::config {
@@ -19,20 +20,28 @@ struct AdapterField {
 std::span<const AdapterField> adapter_fields();
 const AdapterField* find_adapter_field(std::string_view key);
 
-// A config with the values of a JSON object, and nothing checked but each value alone.
+// A config with the values of a JSON object. Each value is checked by itself, and nothing else.
 AdapterConfig read_fields(const Json& object, const std::string& file);
 
-// What dump() writes: the file's own values, and over them every field that says something else.
+// Throws CF_* for a text that is not one JSON object.
+Json parse_object(std::string_view text, const std::string& file);
+// The object that the file holds. A config made in memory starts from all keys of its PEFT version, with their
+// defaults.
+Json original_object(const AdapterConfig& config);
+// The object that dump() writes: the values of the file, and over them every field that has changed.
 Json object_of(const AdapterConfig& config);
 
-// What PEFT refuses in the config as a whole (adapter_checks.cpp).
-void check_together(const AdapterConfig& config, const Json& object);
+// The keys of a config that say something to a verb, with their values as JSON text.
+struct TellingKey {
+  const PeftKey* row = nullptr;
+  std::string value;
+};
+std::vector<TellingKey> telling_keys(const AdapterConfig& config);
 
-// A value that PEFT refuses or cannot use. `exception` is the class PEFT raises, "" when it raises none.
-[[noreturn]] void refuse(ErrorCode code, const AdapterConfig& config, std::string_view key, std::string problem,
-                         std::string expected, const Json& got, std::string_view exception = {}, std::string hint = {});
+// A value as errors show it: as JSON on one line.
+std::string shown(const Json& value);
 
-// Highest rank that makes any sense; far above every hidden size.
+// The highest rank that is accepted; it is far above every hidden size.
 constexpr std::int64_t kMaxRank = 1 << 20;
 
 }  // namespace peft::config

@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "config/adapter_fields.h"
-#include "peft/error.h"
-
 namespace peft::config {
 namespace {
 
@@ -415,6 +412,7 @@ std::span<const PeftKey> peft_keys() { return std::span(kKeys).first(count_peft_
 std::span<const PeftKey> config_keys() { return kKeys; }
 
 const PeftKey* find_peft_key(std::string_view key) { return find_key(peft_keys(), key); }
+const PeftKey* find_config_key(std::string_view key) { return find_key(config_keys(), key); }
 
 bool is_known_extra(std::string_view key) {
   return key.starts_with(kOwnPrefix) || find_key(config_keys().subspan(count_peft_keys()), key) != nullptr;
@@ -424,16 +422,6 @@ bool tells(const PeftKey& row, const Json& value) {
   if (value.is_null() || value == false) return false;
   if (row.tells == Tells::unless_null) return true;
   return value.is_number() ? value != 0 : value.is_string() ? value != "" : value.is_boolean() || !value.empty();
-}
-
-std::vector<TellingKey> telling_keys(const AdapterConfig& config) {
-  std::vector<TellingKey> found;
-  const Json object = object_of(config);
-  for (const auto& [key, value] : object.get_ref<const Json::object_t&>()) {
-    const PeftKey* row = find_key(config_keys(), key);
-    if (row != nullptr && tells(*row, value)) found.push_back({row, dump_python(value, -1)});
-  }
-  return found;
 }
 
 std::string names(Verbs verbs) {
@@ -449,19 +437,3 @@ std::string names(Verbs verbs) {
 }
 
 }  // namespace peft::config
-
-namespace peft {
-
-void require_usable(const AdapterConfig& config, Verb verb) {
-  for (const auto& [row, value] : config::telling_keys(config)) {
-    if (!row->refused.contains(verb)) continue;
-    throw Error(ErrorCode::CF_UNSUP, {.file = config.file,
-                                      .tensor = std::string(row->key),
-                                      .problem = std::string(row->why),
-                                      .expected = "no value, for " + config::names({verb}),
-                                      .got = value,
-                                      .hint = std::string(row->hint)});
-  }
-}
-
-}  // namespace peft

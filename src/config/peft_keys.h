@@ -7,10 +7,12 @@
 #include <string_view>
 #include <vector>
 
-#include "config/python_json.h"
 #include "peft/config.h"
+#include "pythonic/python_json.h"
 
 namespace peft::config {
+
+using pythonic::Json;
 
 class Verbs {
  public:
@@ -29,7 +31,7 @@ class Verbs {
   unsigned bits_ = 0;
 };
 
-// Which values of a key mean something. Of the others no verb takes notice.
+// Which values of a key mean something. No verb takes notice of other values.
 enum class Tells : std::uint8_t {
   unless_empty,  // what Python takes for true: not null, false, 0, "", [] or {}
   unless_null,   // also [] and {}: PEFT makes an object of defaults of {}, or asks `is not None`
@@ -50,21 +52,16 @@ struct PeftKey {
 
 constexpr AdapterConfig::Version kNewestPeft{0, 21, 2};
 
-std::span<const PeftKey> peft_keys();    // what LoraConfig writes, sorted by key
-std::span<const PeftKey> config_keys();  // and after those, what only others or older versions write
-const PeftKey* find_peft_key(std::string_view key);
+std::span<const PeftKey> peft_keys();    // the keys that LoraConfig writes, sorted
+std::span<const PeftKey> config_keys();  // those, and then the keys that only other programs or older versions write
+const PeftKey* find_peft_key(std::string_view key);    // null for a key that LoraConfig does not write
+const PeftKey* find_config_key(std::string_view key);  // null for an unknown key
 
-// Keys that no PEFT version of today writes, but that we know: other programs' marks, older fields, our own.
+// Known keys that no PEFT version of today writes: marks of other programs, older fields, and our own.
 bool is_known_extra(std::string_view key);
 
+// Whether the value says something (see Tells).
 bool tells(const PeftKey& row, const Json& value);
-
-// The keys of a file whose values are telling, with the values as JSON text.
-struct TellingKey {
-  const PeftKey* row = nullptr;
-  std::string value;
-};
-std::vector<TellingKey> telling_keys(const AdapterConfig& config);
 
 // "merge, combine, resize": what users call the verbs, for sentences.
 std::string names(Verbs verbs);

@@ -7,8 +7,8 @@
 #include <map>
 #include <set>
 
-#include "config/test_files.h"
 #include "peft/error.h"
+#include "support/golden_text.h"
 #include "support/telling_values.h"
 #include "test_paths.h"
 

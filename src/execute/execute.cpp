@@ -9,7 +9,7 @@
 #include <set>
 #include <utility>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "execute/merge/merger.h"
 #include "execute/resume/fingerprint.h"
 #include "execute/resume/resume.h"

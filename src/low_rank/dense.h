@@ -1,5 +1,5 @@
-// Matrices in fp64, column after column. Eigen works on them in the .cpp files of this stage and nowhere else: it takes
-// seconds to compile.
+// Matrices in fp64, stored column by column. Only the .cpp files of this stage include Eigen, which takes seconds to
+// compile.
 #pragma once
 
 #include <cstddef>

@@ -1,11 +1,11 @@
-// How several matrices become one: the operators of PEFT's add_weighted_adapter (peft/utils/merge_utils.py).
+// The operators that make one matrix of several: those of PEFT's add_weighted_adapter (peft/utils/merge_utils.py).
 //
 // linear           sum of w_i x_i
 // magnitude_prune  the same, of each x_i only the int(density * n) elements of the largest magnitude
 // dare_linear      the same, of each x_i a random part, divided by density
-// ties             pruned by magnitude; then each element takes the sign that the pruned x_i (without weights) elect,
-// and
-//                  is the mean of w_i x_i over those that have it
+// ties             pruned by magnitude. The pruned x_i, without weights, elect a sign for each element; the element is
+// the
+//                  mean of the w_i x_i that have this sign
 // dare_ties        the same after random pruning
 #pragma once
 
@@ -29,7 +29,7 @@ struct OperatorOptions {
 // Keeps the int(density * n) elements of the largest magnitude; of equal ones the first, row by row.
 void prune_by_magnitude(Dense& m, double density);
 // Keeps each element with probability `density` and divides by it. `stream` sets matrices of one seed apart; element
-// (i, j) is decided by seed, stream, i and j alone, so that it does not matter who computes it.
+// (i, j) depends on seed, stream, i and j only, so the result is the same whoever computes it.
 void prune_at_random(Dense& m, double density, std::uint64_t seed, std::uint64_t stream);
 std::uint64_t stream_of(std::string_view name, std::uint64_t index);
 

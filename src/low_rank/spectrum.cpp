@@ -18,8 +18,8 @@ using Mapped = Eigen::Map<const Matrix>;
 constexpr std::int64_t kSmall = 160;  // up to here the whole SVD is as quick as an iteration
 constexpr std::int64_t kExtra = 8;    // columns of the iteration beyond the rank: they speed up the last ones
 constexpr int kMostIterations = 24;
-constexpr double kEnough = 1e-11;     // growth of the energy below which the iteration has arrived
-constexpr double kNothing = 0x1p-40;  // of the largest singular value: what rounding in fp64 leaves
+constexpr double kEnough = 1e-11;     // the iteration ends when the energy grows by less
+constexpr double kNothing = 0x1p-40;  // of the largest singular value: smaller ones are rounding errors of fp64
 
 Mapped map(const Dense& m) { return {m.values.data(), m.rows, m.cols}; }
 

@@ -1,5 +1,5 @@
-// Singular values and vectors, of a product of thin factors without building it, and of a whole matrix. In fp64; the
-// same numbers on any number of threads, because one call runs on one thread; each pair's sign is fixed.
+// Singular values and vectors of a whole matrix, and of a product of thin factors without building it. In fp64. The
+// numbers are the same on any number of threads, because one call runs on one thread. The sign of each pair is fixed.
 #pragma once
 
 #include <cstdint>
@@ -19,13 +19,13 @@ struct Spectrum {
 // Of b * a^T, b [out, r], a [in, r]: QR of both, then the SVD of a matrix of rank r. Never builds the product.
 Spectrum spectrum_of_product(const Dense& b, const Dense& a);
 // The `rank` largest of a whole matrix. Exact where the matrix is small or rank is a good part of it; else by subspace
-// iteration until the energy caught does not grow any more.
+// iteration until the energy in the subspace does not grow any more.
 Spectrum spectrum_of(const Dense& m, std::int64_t rank);
 
 // The largest singular value.
 double spectral_norm(const Dense& m);
 
-// How many singular values stand for something: those above `floor` and above 2^-40 of the largest, at most `limit`.
+// How many singular values are above `floor` and above 2^-40 of the largest one, at most `limit`.
 std::int64_t numerical_rank(const Spectrum& spectrum, std::int64_t limit, double floor = 0);
 
 // The first `rank` pairs as factors with even norms: b = u sqrt(s) [out, rank], a = v sqrt(s) [in, rank].

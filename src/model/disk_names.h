@@ -8,6 +8,7 @@
 
 #include "model/families.h"
 #include "peft/config.h"
+#include "pythonic/python_regex.h"
 
 namespace peft::model {
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <set>
 
-#include "base/near_names.h"
+#include "base/text.h"
 #include "model/disk_names.h"
 #include "model/json_file.h"
 #include "peft/error.h"

@@ -6,7 +6,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "safetensors/foreign_format.h"
+#include "safetensors/reading/input_file.h"
 
 namespace peft::model {
 namespace {

@@ -12,16 +12,17 @@ namespace {
 constexpr std::string_view kKey = "use_bdlora";
 
 [[noreturn]] void wrong(const AdapterConfig& config, std::string_view field, std::string expected,
-                        const config::Json& got) {
-  config::refuse(ErrorCode::CF_VALUE, config, std::string(kKey) + "." + std::string(field),
-                 "the value has the wrong type", std::move(expected), got);
+                        const pythonic::Json& got) {
+  at(config.file, std::string(kKey) + "." + std::string(field))
+      .fail(ErrorCode::CF_VALUE,
+            {.problem = "the value has the wrong type", .expected = std::move(expected), .got = config::shown(got)});
 }
 
-std::vector<std::string> names(const AdapterConfig& config, const config::Json& object, const char* field) {
+std::vector<std::string> names(const AdapterConfig& config, const pythonic::Json& object, const char* field) {
   const auto found = object.find(field);
   if (found == object.end() || found->is_null()) return {};
   const bool right =
-      found->is_array() && std::ranges::all_of(*found, [](const config::Json& name) { return name.is_string(); });
+      found->is_array() && std::ranges::all_of(*found, [](const pythonic::Json& name) { return name.is_string(); });
   if (!right) wrong(config, field, "a list of names or null", *found);
   return found->get<std::vector<std::string>>();
 }
@@ -44,12 +45,15 @@ BlockSide BlockDiagonal::side_of(const std::string& target) const {
 
 std::optional<BlockDiagonal> block_diagonal(const AdapterConfig& config, AdapterConfig::Version version) {
   const config::PeftKey& row = *config::find_peft_key(kKey);
-  const config::Json object = config::object_of(config);
+  const pythonic::Json object = config::object_of(config);
   const auto found = object.find(kKey);
   if (version <= row.before || found == object.end() || !config::tells(row, *found)) return std::nullopt;
   if (!found->is_object())
-    config::refuse(ErrorCode::CF_VALUE, config, kKey, "the value has the wrong type", "an object or null", *found,
-                   "TypeError");
+    at(config.file, std::string(kKey))
+        .fail(ErrorCode::CF_VALUE, {.problem = "the value has the wrong type",
+                                    .expected = "an object or null",
+                                    .got = config::shown(*found),
+                                    .python_error = "TypeError"});
   BlockDiagonal blocks{names(config, *found, "target_modules_bd_a"), names(config, *found, "target_modules_bd_b")};
   if (const auto count = found->find("nblocks"); count != found->end()) {
     if (!count->is_number_integer() || count->get<std::int64_t>() < 1)

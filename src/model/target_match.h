@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "peft/config.h"
+#include "pythonic/python_regex.h"
 
 namespace peft::model {
 

@@ -4,8 +4,7 @@
 #include <cctype>
 #include <set>
 
-#include "config/lora_init.h"
-#include "config/task_heads.h"
+#include "config/peft_rules.h"
 #include "model/families.h"
 #include "model/index.h"
 #include "model/path.h"

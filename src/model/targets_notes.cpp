@@ -5,6 +5,7 @@
 
 #include "model/path.h"
 #include "model/target_resolver.h"
+#include "pythonic/python_regex.h"
 
 namespace peft::model {
 

@@ -4,7 +4,7 @@
 #include <map>
 #include <set>
 
-#include "base/natural_order.h"
+#include "base/text.h"
 #include "model/builder.h"
 #include "model/disk_names.h"
 #include "model/names.h"

@@ -7,7 +7,7 @@
 #include <tuple>
 #include <vector>
 
-#include "base/float_dtypes.h"
+#include "base/float_formats.h"
 #include "peft/error.h"
 #include "plan/update_targets.h"
 #include "plan/view_check.h"

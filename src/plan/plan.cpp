@@ -93,7 +93,7 @@ FileLayout layout_file(const PlannedFile& file) {
   std::vector<TensorInfo> tensors;
   tensors.reserve(file.tensors.size());
   for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, {}, tensor.shape});
-  return layout_infos(tensors, file.metadata);
+  return file_layout_for(tensors, file.metadata);
 }
 
 void append(Plan& plan, Plan part, const std::string& folder) {

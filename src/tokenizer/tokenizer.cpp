@@ -11,8 +11,8 @@
 #include <cstring>
 #include <filesystem>
 
-#include "config/python_json.h"
 #include "peft/error.h"
+#include "pythonic/python_json.h"
 #include "tokenizer/tokenizer_helper.h"  // made by CMake from tokenizer_helper.py
 
 extern char** environ;
@@ -21,7 +21,7 @@ namespace peft {
 namespace {
 
 namespace fs = std::filesystem;
-using config::Json;
+using pythonic::Json;
 
 std::vector<std::string> pythons() {
   if (const char* named = std::getenv("PEFT_PYTHON"); named != nullptr && *named != '\0') return {named};
@@ -94,11 +94,11 @@ struct Tokenizer::Process {
     const std::string text(line == nullptr ? "" : line, size < 0 ? 0 : static_cast<std::size_t>(size));
     std::free(line);
     if (text.empty()) fail({.problem = "the Python process that reads the tokenizer ended"});
-    return config::parse_json(text, "<tokenizer helper>", ErrorCode::RT_TOKENIZER);
+    return pythonic::parse_json(text, "<tokenizer helper>", ErrorCode::RT_TOKENIZER);
   }
 
   Json ask(const Json& request) {
-    const std::string line = config::dump_python(request, -1) + "\n";
+    const std::string line = pythonic::dump_python(request, -1) + "\n";
     std::fwrite(line.data(), 1, line.size(), to);
     std::fflush(to);  // a helper that is gone shows in its answer
     Json reply = answer();

@@ -8,7 +8,7 @@
 #include <chrono>
 #include <cstdio>
 
-#include "base/utf8.h"
+#include "base/text.h"
 #include "cli/output/json.h"
 #include "cli/output/output.h"
 #include "cli/output/progress.h"

@@ -12,14 +12,14 @@
 #include <filesystem>
 #include <span>
 
-#include "base/system_calls.h"
+#include "base/system.h"
 #include "cli/output/json.h"
 #include "cli/output/output.h"
 #include "cli/output/table.h"
 #include "cli/runtime/runtime.h"
 #include "peft/error.h"
 #include "peft/safetensors.h"
-#include "safetensors/staged_output.h"
+#include "safetensors/writing/staged_output.h"
 #include "torch_cli/running_model.h"
 
 namespace peft::torch_cli {

@@ -6,11 +6,11 @@
 #include <map>
 #include <set>
 
-#include "base/natural_order.h"
-#include "layout/encode.h"
-#include "layout/fused_forms.h"
+#include "base/text.h"
+#include "layout/encode/encode.h"
+#include "layout/encode/write_config.h"
+#include "layout/forms.h"
 #include "layout/keys.h"
-#include "layout/write_config.h"
 #include "model/builder.h"
 #include "model/path.h"
 #include "peft/error.h"
@@ -202,8 +202,8 @@ class ShapeOnlyFactors {
     const std::string module = target.parameter ? target.name.substr(0, target.name.rfind('.')) : target.name;
     const auto located = model_.locate(module);
     if (located && located->experts != nullptr && located->expert >= 0) {
-      add_factor(target, {layout::experts_module(*located->experts), "", located->expert, located->projection},
-                 fresh_view(), dims(target));
+      add_factor(target, {experts_module(*located->experts), "", located->expert, located->projection}, fresh_view(),
+                 dims(target));
     } else if (located && located->experts != nullptr) {
       add_stack(target, *located->experts, target.name.substr(target.name.rfind('.') + 1), module);
     } else {
@@ -239,7 +239,7 @@ class ShapeOnlyFactors {
       throw Error(ErrorCode::LO_TARGET,
                   {.tensor = target.name, .problem = "the family table has no such parameter of the experts"});
     }
-    const std::string& place = layout::experts_module(experts);
+    const std::string& place = experts_module(experts);
     const Dims whole = layout::natural_dims(experts, *parameter);
     if (parameter->dims.size() == 2) {
       add_factor(target, {place, name, -1, Projection::none}, fresh_view(), whole);
@@ -326,11 +326,11 @@ void require_whole(const std::vector<Target>& targets, const Model& model) {
   for (const Target& target : targets) {
     const auto located = model.locate(target.name);
     if (!located || located->expert < 0) continue;
-    const std::string& module = layout::experts_module(*located->experts);
+    const std::string& module = experts_module(*located->experts);
     ++counts[module][located->projection];
   }
   for (const Experts& experts : model.experts) {
-    const std::string& module = layout::experts_module(experts);
+    const std::string& module = experts_module(experts);
     const auto found = counts.find(module);
     if (found == counts.end()) continue;
     auto& of = found->second;

@@ -6,7 +6,7 @@
 #include <functional>
 #include <set>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "layout/keys.h"
 
 namespace peft {

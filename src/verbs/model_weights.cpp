@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "adapter/site_order.h"
 #include "execute/values/dequantise.h"
-#include "weights/tensor_names.h"
+#include "peft/adapter.h"
+#include "weights/impl.h"
 
 namespace peft::verbs {
 namespace {
@@ -22,7 +22,7 @@ const Experts* experts_of(const Model& model, const std::string& module) {
   for (const Experts& experts : model.experts) {
     for (const Generation g : {Generation::v5, Generation::v4}) {
       const auto& parameters = g == Generation::v5 ? experts.form->v5 : experts.form->v4;
-      if (weights::experts_module(experts) == module) return &experts;
+      if (experts_module(experts) == module) return &experts;
       for (const auto& parameter : parameters) {
         if (!experts.module(g).empty() && experts.fused_module(g, parameter) == module) return &experts;
       }
@@ -59,8 +59,7 @@ ModelWeights::ModelWeights(const Model& model, const std::string& folder, const 
     const auto projections = experts == nullptr ? std::vector<Projection>() : projections_of(*experts, name.parameter);
     for (const Projection projection : projections) {
       fused = true;
-      for (std::int64_t e = 0; e < shape[0]; ++e)
-        sites.push_back({peft::weights::experts_module(*experts), "", e, projection});
+      for (std::int64_t e = 0; e < shape[0]; ++e) sites.push_back({peft::experts_module(*experts), "", e, projection});
     }
     if (!projections.empty()) continue;
     if (name.parameter == "weight" && shape.size() == 2 && name.expert < 0) {

@@ -1,14 +1,102 @@
 #include "weights/impl.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "base/checked.h"
+#include "model/index.h"
+#include "model/path.h"
+#include "model/same_prefixes.h"
+#include "peft/error.h"
+
+namespace peft::weights {
+namespace {
+
+const model::Family* family_of(const Model& model) { return model.index ? model.index->family.get() : nullptr; }
+
+bool is_known(const Model& model, const std::string& module) {
+  return model.index && model.index->find_known(Generation::v5, module) != nullptr;
+}
+
+std::string joined(const std::string& module, const std::string& parameter) {
+  return module.empty() ? parameter : module + "." + parameter;
+}
+
+}  // namespace
+
+std::size_t TensorNameHash::operator()(const TensorName& name) const {
+  const std::hash<std::string_view> text;
+  std::size_t hash = text(name.module);
+  for (const std::size_t part :
+       {text(name.parameter), static_cast<std::size_t>(name.expert + 1), static_cast<std::size_t>(name.projection)}) {
+    hash ^= part + 0x9e3779b97f4a7c15 + (hash << 6) + (hash >> 2);
+  }
+  return hash;
+}
+
+TensorNames::TensorNames(const Model& model, const Checkpoint& checkpoint) : model_(model), disk_(family_of(model)) {
+  const auto& tensors = checkpoint.tensors();
+  names_.reserve(tensors.size());
+  by_name_.reserve(tensors.size());
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    names_.push_back(parse(std::string(tensors[i].tensor->name)));
+    add(names_.back(), i);
+  }
+  // A tensor is also found under its own name, unless another tensor has that name.
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const std::string_view name = tensors[i].tensor->name;
+    add({std::string(model::parent(name)), std::string(model::leaf(name))}, i);
+  }
+}
+
+// Finds experts in the spelling of either generation; also "….input_linear.weight", another name of all experts
+// together.
+bool TensorNames::locate(const std::string& module, const std::string& parameter, TensorName& name) const {
+  const auto located = model_.locate(module);
+  if (!located) return false;
+  name = {experts_module(*located->experts), parameter, located->expert, located->projection};
+  // A module of one parameter stands for itself: its sibling has a parameter of the same name.
+  if (located->expert < 0 && located->fused != nullptr) name.module = module;
+  return true;
+}
+
+TensorName TensorNames::parse(const std::string& name) const {
+  const std::string module(model::parent(name)), parameter(model::leaf(name));
+  TensorName result{module, parameter};
+  try {
+    if (locate(module, parameter, result)) return result;
+    if (is_known(model_, module)) return result;
+    const std::string renamed = model_.rename(module, Generation::v4, Generation::v5);
+    if (renamed != module && is_known(model_, renamed)) return {renamed, parameter};
+    const std::string ruled = disk_.to_v5(name);
+    if (ruled == name) return {renamed, parameter};
+    result = {std::string(model::parent(ruled)), std::string(model::leaf(ruled))};
+    TensorName experts;
+    if (locate(result.module, result.parameter, experts)) return experts;
+    return renamed == module || is_known(model_, result.module) ? result : TensorName{renamed, parameter};
+  } catch (const Error&) {
+    return {module, parameter};  // an expert that the config does not have: an unexpected tensor, not an error
+  }
+}
+
+std::optional<std::size_t> TensorNames::find(const TensorName& name) const {
+  const auto found = by_name_.find(name);
+  if (found != by_name_.end()) return found->second;
+  if (name.expert >= 0 && name.projection != Projection::none) return std::nullopt;
+  for (const std::string& other : disk_.other_prefixes(joined(name.module, name.parameter))) {
+    const auto again = by_name_.find(TensorName{std::string(model::parent(other)), std::string(model::leaf(other))});
+    if (again != by_name_.end()) return again->second;
+  }
+  for (const std::string& other : model::other_names(model_, name.module)) {
+    const auto again = by_name_.find(TensorName{other, name.parameter});
+    if (again != by_name_.end()) return again->second;
+  }
+  return std::nullopt;
+}
+
+}  // namespace peft::weights
 
 namespace peft {
-
-using weights::experts_module;
-using weights::TensorName;
-
 namespace {
 
 constexpr std::int64_t kGroup = 32;  // values under one scale of mxfp4
@@ -16,7 +104,7 @@ constexpr std::int64_t kGroupBytes = 16;
 
 std::int64_t product(std::span<const std::int64_t> shape) {
   std::int64_t result = 1;
-  for (const std::int64_t size : shape) result *= size;  // the header was checked: it fits
+  for (const std::int64_t size : shape) result *= size;  // no overflow: the header was checked
   return result;
 }
 
@@ -32,13 +120,9 @@ std::int64_t index_of(const std::vector<Projection>& list, Projection projection
   return static_cast<std::int64_t>(std::find(list.begin(), list.end(), projection) - list.begin());
 }
 
-Weight single(WeightPart part) {
-  Weight weight{part.view.rows, part.view.cols, {}};
-  weight.parts.push_back(std::move(part));
-  return weight;
-}
-
 }  // namespace
+
+using weights::TensorName;
 
 const Experts* Weights::Impl::experts_at(const std::string& module) const {
   const auto find = [&](const std::string& path) -> const Experts* {
@@ -79,10 +163,10 @@ std::optional<View> Weights::Impl::grid(const TensorName& name, std::int64_t col
   return View{entry.file, number, 0, all / cols, cols, cols, 1};
 }
 
-// A grid of scales over the last two dimensions: cells of weight_block_size from the corner, the last ones cut, as
-// DeepSeek made them and the kernels of transformers take them; else of rows / grid rows by columns / grid columns.
-// transformers 5.24 always divides when it dequantises, which is another model where both would do: 448 rows in 4 cells
-// of 128.
+// A grid of scales over the last two dimensions. Where they fit, its cells have weight_block_size and start at the
+// corner, and the last ones are cut, as DeepSeek made them and the kernels of transformers read them. Otherwise a cell
+// has rows / grid rows by columns / grid columns. transformers 5.24 always divides when it dequantises; that gives
+// another model where both rules fit, as with 448 rows in 4 cells of 128.
 std::optional<Scales> Weights::Impl::block_scales(const TensorName& name, const WeightPart& part) const {
   TensorName scales_name = name;
   scales_name.parameter += "_scale_inv";
@@ -155,7 +239,7 @@ std::optional<Weight> Weights::Impl::cut(Stack stack, std::int64_t expert, std::
   if (in_out && !stack.out_in) view = view.transposed();
   if (view.rows % parts != 0) return std::nullopt;
   view = rows_of(view, which, parts, interleaved);
-  return single(std::move(stack.part));
+  return Weight::of(std::move(stack.part));
 }
 
 std::optional<Weight> Weights::Impl::from_stack(const Experts& experts, Generation g, std::int64_t expert,
@@ -181,7 +265,7 @@ std::optional<Weight> Weights::Impl::from_stack(const Experts& experts, Generati
 std::optional<Weight> Weights::Impl::pieces(const TensorName& name) const {
   if (auto turned = whole({name.module, name.parameter + "#turned"}, true)) {
     turned->view = turned->view.transposed();
-    return single(std::move(*turned));
+    return Weight::of(std::move(*turned));
   }
   Weight weight;
   while (auto piece = whole({name.module, name.parameter + "#" + std::to_string(weight.parts.size())}, true)) {
@@ -195,7 +279,8 @@ std::optional<Weight> Weights::Impl::pieces(const TensorName& name) const {
 }
 
 std::optional<Weight> Weights::Impl::expert(const Experts& experts, std::int64_t expert, Projection projection) const {
-  if (auto own = whole({experts_module(experts), "weight", expert, projection}, true)) return single(std::move(*own));
+  if (auto own = whole({experts_module(experts), "weight", expert, projection}, true))
+    return Weight::of(std::move(*own));
   const bool v4_first = model.base_is_v4_only;
   for (const Generation g : {v4_first ? Generation::v4 : Generation::v5, v4_first ? Generation::v5 : Generation::v4}) {
     if (auto weight = from_stack(experts, g, expert, projection)) return weight;
@@ -205,7 +290,8 @@ std::optional<Weight> Weights::Impl::expert(const Experts& experts, std::int64_t
 
 std::optional<Weight> Weights::Impl::expert_bias(const Experts& experts, std::int64_t expert,
                                                  Projection projection) const {
-  if (auto own = whole({experts_module(experts), "bias", expert, projection}, false)) return single(std::move(*own));
+  if (auto own = whole({experts_module(experts), "bias", expert, projection}, false))
+    return Weight::of(std::move(*own));
   for (const ExpertsForm::Fused& parameter : experts.form->v5) {
     const auto& list = parameter.projections;
     const std::int64_t which = index_of(list, projection), parts = static_cast<std::int64_t>(list.size());
@@ -213,7 +299,7 @@ std::optional<Weight> Weights::Impl::expert_bias(const Experts& experts, std::in
     auto all = whole({experts.fused_module(Generation::v5, parameter), parameter.name + "_bias"}, false);
     if (!all || expert >= all->view.rows) continue;
     all->view = rows_of(all->view.row_range(expert, 1).transposed(), which, parts, parameter.interleaved).transposed();
-    return single(std::move(*all));
+    return Weight::of(std::move(*all));
   }
   return std::nullopt;
 }

@@ -8,7 +8,7 @@
 #include <set>
 
 #include "faults/job.h"
-#include "safetensors/staging_folder.h"
+#include "safetensors/writing/staging_folder.h"
 #include "support/fault_calls.h"
 
 namespace peft::faults {

@@ -6,7 +6,7 @@
 
 #include "fuzz/naive_header.h"
 #include "peft/error.h"
-#include "safetensors/shard_index.h"
+#include "safetensors/reading/shard_index.h"
 
 namespace {
 

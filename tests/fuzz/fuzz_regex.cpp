@@ -5,6 +5,7 @@
 
 #include "peft/config.h"
 #include "peft/error.h"
+#include "pythonic/python_regex.h"
 
 namespace {
 

@@ -2,7 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "layout/encode.h"
+#include "layout/encode/encode.h"
 #include "support/judge.h"
 #include "support/model_writer.h"
 

@@ -5,8 +5,9 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "config/python_json.h"
 #include "peft/safetensors.h"
+#include "pythonic/python_json.h"
+#include "safetensors/reading/input_file.h"
 #include "support/golden_root.h"
 
 namespace peft::nn::testing {
@@ -70,7 +71,7 @@ std::vector<std::string> cases(const std::string& group) {
 }
 
 Json case_json(const std::string& group, const std::string& name) {
-  return Json::parse(config::read_text_file((golden_root() / group / name / "case.json").string()));
+  return Json::parse(safetensors::read_text_file((golden_root() / group / name / "case.json").string()));
 }
 
 Tensors read_tensors(const fs::path& path) {

@@ -8,10 +8,11 @@
 #include <filesystem>
 #include <fstream>
 
-#include "config/python_json.h"
 #include "nn/golden_nn.h"
 #include "nn/model/network.h"
 #include "peft/error.h"
+#include "pythonic/python_json.h"
+#include "safetensors/reading/input_file.h"
 
 namespace peft::nn::testing {
 namespace {
@@ -31,7 +32,7 @@ std::vector<std::string> models() {
 }
 
 std::string path_of(const std::string& model) { return (golden_root() / "models" / model).string(); }
-Json json_of(const std::string& file) { return Json::parse(config::read_text_file(file)); }
+Json json_of(const std::string& file) { return Json::parse(safetensors::read_text_file(file)); }
 
 at::Tensor random_ids(std::int64_t rows, std::int64_t tokens) {
   at::manual_seed(5);
@@ -43,7 +44,7 @@ class Model : public ::testing::TestWithParam<std::string> {};
 // Names, order, shapes and classes as facts.json has them from the real class; without weights.
 TEST_P(Model, HasTheModulesOfTheRealClass) {
   const auto model = init_model(path_of(GetParam()), {.dtype = at::kFloat, .device = "meta"});
-  const auto facts = nlohmann::ordered_json::parse(config::read_text_file(path_of(GetParam()) + "/facts.json"));
+  const auto facts = nlohmann::ordered_json::parse(safetensors::read_text_file(path_of(GetParam()) + "/facts.json"));
   std::vector<std::pair<std::string, std::vector<std::int64_t>>> wanted, got;
   for (const auto& [name, parameter] : facts["parameters"].items()) wanted.emplace_back(name, parameter["shape"]);
   for (const auto& [name, tensor] : model->parameters()) got.emplace_back(name, tensor.sizes().vec());

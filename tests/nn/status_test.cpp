@@ -2,9 +2,9 @@
 // They show gradients too: who is trained after which call.
 #include <gtest/gtest.h>
 
-#include "config/python_json.h"
 #include "nn/small_models.h"
 #include "peft/nn/peft_model.h"
+#include "pythonic/python_json.h"
 #include "test_paths.h"
 
 namespace peft::nn::testing {
@@ -14,7 +14,7 @@ using peft::testing::TemporaryFolder;
 
 Json stories() {
   const std::string path = std::string(PEFT_SOURCE_DIR) + "/tests/nn/status.json";
-  return Json::parse(config::read_text_file(path))["stories"];
+  return Json::parse(safetensors::read_text_file(path))["stories"];
 }
 
 template <class T>

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "adapter/test_tensors.h"
+#include "support/test_tensors.h"
 #include "verbs/verify/verify.h"
 
 namespace peft::testing {

@@ -14,7 +14,7 @@
 #include <optional>
 #include <string>
 
-#include "base/system_calls.h"
+#include "base/system.h"
 
 namespace peft::faults {
 

@@ -1,6 +1,7 @@
 // Rows of golden/regex/python_re.jsonl: what Python 3.11 answered for a pattern and a text.
-#include "config/regex_parser.h"
-#include "config/unicode.h"
+#include "pythonic/python_regex.h"
+#include "pythonic/regex/parser.h"
+#include "pythonic/unicode.h"
 #include "support/golden_checks.h"
 #include "support/judge.h"
 
@@ -10,7 +11,7 @@ namespace {
 Json spans_in_characters(const std::optional<PythonRegex::Groups>& groups, const std::string& text) {
   if (!groups) return nullptr;
   const auto characters = [&](std::int64_t bytes) {
-    return config::decode_utf8(std::string_view(text).substr(0, static_cast<std::size_t>(bytes))).size();
+    return pythonic::decode_utf8(std::string_view(text).substr(0, static_cast<std::size_t>(bytes))).size();
   };
   Json result = Json::array();
   for (const auto& [begin, end] : *groups) {
@@ -20,18 +21,18 @@ Json spans_in_characters(const std::optional<PythonRegex::Groups>& groups, const
 }
 
 void answer_syntax(Json& row, const std::string& pattern) {
-  std::vector<config::RegexWarning> warnings;
+  std::vector<pythonic::RegexWarning> warnings;
   try {
-    config::RegexParser parser(config::decode_utf8(pattern), &warnings);
+    pythonic::RegexParser parser(pythonic::decode_utf8(pattern), &warnings);
     parser.parse();
-  } catch (const config::RegexError& error) {
+  } catch (const pythonic::RegexError& error) {
     row["error"]["class"] = error.kind;
     if (error.kind == "re.error") {
       row["error"]["message"] = error.message;
       row["error"]["pos"] = error.position ? Json(*error.position) : Json(nullptr);
     }
   }
-  for (const config::RegexWarning& warning : warnings) {
+  for (const pythonic::RegexWarning& warning : warnings) {
     row["warnings"].push_back(Json::array({warning.category, warning.text}));
   }
 }

@@ -10,7 +10,7 @@
 
 namespace peft::cli {
 
-void print_json(const Json& value) { write_out(config::dump_python(value) + "\n"); }
+void print_json(const Json& value) { write_out(pythonic::dump_python(value) + "\n"); }
 
 Json error_json(const Error& error) {
   const ErrorDetail& detail = error.detail();

@@ -5,13 +5,13 @@
 #include <string>
 #include <vector>
 
-#include "config/python_json.h"
 #include "peft/error.h"
 #include "peft/plan.h"
+#include "pythonic/python_json.h"
 
 namespace peft::cli {
 
-using config::Json;
+using pythonic::Json;
 
 void print_json(const Json& value);   // to stdout, with a final newline
 Json error_json(const Error& error);  // {code, file, tensor, problem, expected, got, hint, python_error}

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <set>
 
-#include "base/natural_order.h"
+#include "base/text.h"
 #include "cli/output/output.h"
 
 namespace peft::cli {

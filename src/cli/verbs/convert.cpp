@@ -254,7 +254,7 @@ int convert_config_only(const ConvertCommand& command) {
     execute(plan, command.out, command.execute);
   }
   if (command.json) {
-    print_json({{"config", config::parse_json(conversion.after, "adapter_config.json")},
+    print_json({{"config", pythonic::parse_json(conversion.after, "adapter_config.json")},
                 {"out", command.out},
                 {"warnings", conversion.warnings}});
     return 0;

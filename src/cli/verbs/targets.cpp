@@ -74,7 +74,7 @@ Json to_json(const ResolvedTargets& resolved, Generation generation) {
           {"modules_to_save", sorted(resolved.modules_to_save)},
           {"excluded", sorted(resolved.excluded)},
           {"warnings", resolved.warnings},
-          {"config_after", config::parse_json(resolved.config_after.dump(), "config_after")}};
+          {"config_after", pythonic::parse_json(resolved.config_after.dump(), "config_after")}};
 }
 
 // Without a checkpoint the sizes of dense modules are not known.

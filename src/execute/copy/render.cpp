@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "execute/kernels/transpose.h"
 #include "execute/values/element.h"
 #include "execute/values/nonfinite.h"

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "base/half.h"
+#include "base/float_formats.h"
 #include "execute/copy/copy_ops.h"
 #include "execute/values/element.h"
 

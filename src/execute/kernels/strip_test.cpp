@@ -11,7 +11,7 @@
 #include <random>
 #include <vector>
 
-#include "base/half.h"
+#include "base/float_formats.h"
 #include "execute/kernels/bf16_pairs.h"
 #include "execute/merge/inputs/line_buffer.h"
 #include "execute/values/element.h"

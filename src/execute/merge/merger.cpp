@@ -5,7 +5,7 @@
 #include <cstring>
 #include <memory>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "execute/merge/dora_row_scales.h"
 #include "execute/values/element.h"
 #include "execute/values/nonfinite.h"

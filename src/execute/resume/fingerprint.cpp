@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "peft/version.h"
-#include "safetensors/input_file.h"
+#include "safetensors/reading/input_file.h"
 
 namespace peft::execution {
 namespace {

@@ -9,9 +9,10 @@
 #include <charconv>
 #include <string_view>
 
-#include "base/system_calls.h"
+#include "base/system.h"
 #include "peft/error.h"
-#include "safetensors/input_file.h"
+#include "safetensors/reading/input_file.h"
+#include "safetensors/writing/new_file.h"
 
 namespace peft::execution {
 namespace {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "safetensors/staging_folder.h"
+#include "safetensors/writing/staging_folder.h"
 
 namespace peft::execution {
 

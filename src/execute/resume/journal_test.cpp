@@ -6,7 +6,7 @@
 #include <filesystem>
 #include <random>
 
-#include "safetensors/test_files.h"
+#include "support/test_files.h"
 
 namespace peft::execution {
 namespace {

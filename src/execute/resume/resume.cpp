@@ -6,10 +6,10 @@
 #include <map>
 #include <numeric>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "peft/error.h"
-#include "safetensors/input_file.h"
-#include "safetensors/output_checks.h"
+#include "safetensors/reading/input_file.h"
+#include "safetensors/writing/staging_folder.h"
 
 namespace peft::execution {
 namespace {

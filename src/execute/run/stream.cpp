@@ -4,7 +4,7 @@
 #include <cstring>
 #include <string_view>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "execute/resume/fingerprint.h"
 #include "execute/run/page_schedule.h"
 #include "peft/error.h"

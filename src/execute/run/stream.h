@@ -10,7 +10,7 @@
 
 #include "execute/run/unit_renderer.h"
 #include "peft/execute.h"
-#include "safetensors/staged_output.h"
+#include "safetensors/writing/staged_output.h"
 
 namespace peft::execution {
 

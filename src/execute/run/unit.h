@@ -8,7 +8,7 @@
 
 #include "execute/copy/column_group.h"
 #include "peft/plan.h"
-#include "safetensors/staged_output.h"
+#include "safetensors/writing/staged_output.h"
 
 namespace peft::execution {
 

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <set>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "execute/run/stream.h"
 #include "execute/run/unit.h"
 #include "peft/execute.h"

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <limits>
 
-#include "base/half.h"
+#include "base/float_formats.h"
 #include "execute/values/element.h"
 
 namespace peft::execution {

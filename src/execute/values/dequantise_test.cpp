@@ -9,7 +9,7 @@
 #include <filesystem>
 #include <string>
 
-#include "base/half.h"
+#include "base/float_formats.h"
 #include "execute/values/element.h"
 #include "peft/execute.h"
 #include "peft/reference.h"

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "base/half.h"
+#include "base/float_formats.h"
 
 namespace peft::execution {
 namespace {

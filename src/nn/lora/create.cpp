@@ -9,7 +9,7 @@
 #include <map>
 
 #include "config/peft_keys.h"
-#include "config/task_heads.h"
+#include "config/peft_rules.h"
 #include "nn/lora/sites/site.h"
 #include "nn/model/network.h"
 #include "peft/error.h"

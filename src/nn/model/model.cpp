@@ -14,7 +14,6 @@
 #include "peft/error.h"
 #include "peft/safetensors.h"
 #include "peft/weights.h"
-#include "weights/own_output.h"
 
 namespace peft::nn {
 namespace {
@@ -128,7 +127,7 @@ void tie_if_equal(CausalLM::Impl& model) {
     model.lm_head->weight = model.embed->weight;
     return;
   }
-  model.warnings.push_back(weights::own_output_text(model.config.file));
+  model.warnings.push_back(own_output_text(model.config.file));
 }
 
 void fill(CausalLM& model, const std::string& folder, const LoadOptions& options) {

@@ -3,7 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 
-#include "base/huge_pages.h"
+#include "base/system.h"
 
 namespace peft::nn {
 namespace {

@@ -4,8 +4,8 @@
 #include <array>
 #include <map>
 
-#include "config/task_heads.h"
-#include "layout/fused_forms.h"
+#include "config/peft_rules.h"
+#include "layout/forms.h"
 #include "layout/keys.h"
 #include "verbs/convert.h"
 
@@ -258,7 +258,7 @@ Facts expert_facts(const Input& input) {
   for (const auto& [projection, values] : ranks)
     uneven = uneven || values.size() > 1 || *values.begin() != input.adapter.config.r;
   for (const Experts& experts : input.model.experts) {
-    const auto found = counts.find(layout::experts_module(experts));
+    const auto found = counts.find(experts_module(experts));
     if (found == counts.end() || experts.num_experts == 0) continue;
     for (const auto& [projection, count] : found->second) uneven = uneven || count != experts.num_experts;
   }

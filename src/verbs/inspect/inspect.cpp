@@ -12,9 +12,9 @@
 
 #include "config/adapter_fields.h"
 #include "config/peft_keys.h"
-#include "layout/decode.h"
+#include "layout/decode/decode.h"
+#include "layout/encode/write_config.h"
 #include "layout/keys.h"
-#include "layout/write_config.h"
 #include "peft/error.h"
 #include "peft/targets.h"
 #include "peft/verbs.h"
@@ -179,7 +179,7 @@ std::vector<InspectReport::Row> describe_tensors(const Input& input, bool decode
   for (std::uint32_t i = 0; i < tensors.size(); ++i) {
     std::string_view name = tensors[i].name;
     if (name.starts_with(layout::kPrefix)) name.remove_prefix(layout::kPrefix.size());
-    ++rows[{pattern_of(name), layout::shape_text(tensors[i].shape), meanings ? meanings->of(i) : std::string()}];
+    ++rows[{pattern_of(name), shape_text(tensors[i].shape), meanings ? meanings->of(i) : std::string()}];
   }
   std::vector<InspectReport::Row> result;
   for (const auto& [row, count] : rows) result.push_back({std::get<0>(row), std::get<1>(row), std::get<2>(row), count});
@@ -370,12 +370,12 @@ void fill_config(const AdapterConfig& config, InspectReport& report) {
       "use_dora",       "bias",         "target_modules",          "target_parameters",
       "modules_to_save"};
   report.producer = producer(config);
-  const config::Json object = config::object_of(config);
+  const pythonic::Json object = config::object_of(config);
   for (const std::string_view key : kShown) {
     const auto found = object.find(std::string(key));
     if (found == object.end() || found->is_null() || *found == false || (found->is_object() && found->empty()))
       continue;
-    report.config.emplace_back(key, config::dump_python(*found, -1));
+    report.config.emplace_back(key, pythonic::dump_python(*found, -1));
   }
 }
 

@@ -4,8 +4,8 @@
 
 #include <limits>
 
-#include "adapter/test_tensors.h"
 #include "support/golden_root.h"
+#include "support/test_tensors.h"
 
 namespace peft::verbs {
 namespace {

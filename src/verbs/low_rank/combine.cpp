@@ -7,7 +7,7 @@
 #include <cmath>
 #include <set>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "peft/error.h"
 #include "peft/low_rank.h"
 #include "verbs/load.h"

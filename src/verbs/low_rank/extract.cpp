@@ -6,16 +6,16 @@
 #include <cmath>
 #include <set>
 
-#include "adapter/site_order.h"
-#include "base/float_dtypes.h"
-#include "base/thread_pool.h"
+#include "base/float_formats.h"
+#include "base/system.h"
 #include "model/path.h"
+#include "peft/adapter.h"
 #include "peft/error.h"
 #include "peft/low_rank.h"
+#include "peft/weights.h"
 #include "verbs/low_rank/groups.h"
 #include "verbs/low_rank/new_adapter.h"
 #include "verbs/verify/rounding.h"
-#include "weights/own_output.h"
 
 namespace peft::verbs {
 namespace {
@@ -344,7 +344,7 @@ LowRankResult Extraction::run() {
   result_.plan = made_.plan(config(), model_, to_);
   result_.plan.exactness = Exactness::lossy;
   if (weights::has_own_output(model_, base_.checkpoint, base_.weights))
-    result_.plan.warnings.push_back(weights::own_output_text(resolve_path(options_.base) + "/config.json"));
+    result_.plan.warnings.push_back(own_output_text(resolve_path(options_.base) + "/config.json"));
   for (const auto* side : {&base_, &finetuned_}) {
     for (const auto& file : side->checkpoint.files()) result_.plan.bytes_in += file->file_size();
   }

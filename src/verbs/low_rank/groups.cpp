@@ -6,10 +6,10 @@
 #include <map>
 #include <numeric>
 
-#include "adapter/site_order.h"
-#include "layout/encode.h"
-#include "layout/fused_forms.h"
-#include "layout/same_values.h"
+#include "layout/encode/encode.h"
+#include "layout/encode/stack.h"
+#include "layout/forms.h"
+#include "peft/adapter.h"
 #include "peft/error.h"
 
 namespace peft::verbs {
@@ -99,7 +99,7 @@ std::string MatrixGroup::name() const {
 JoinRule join_rule(const Model& model, Layout to, const Site& site) {
   if (to == Layout::peft_per_expert || site.expert < 0) return {};
   const auto experts = std::find_if(model.experts.begin(), model.experts.end(),
-                                    [&](const Experts& e) { return layout::experts_module(e) == site.module; });
+                                    [&](const Experts& e) { return experts_module(e) == site.module; });
   if (experts == model.experts.end()) return {};
   const ExpertsForm& form = *experts->form;
   const bool v4 = layout::generation_of(to, model) == Generation::v4 && !form.v4.empty();

@@ -6,11 +6,11 @@
 #include <cstring>
 #include <map>
 
-#include "adapter/site_order.h"
-#include "config/task_heads.h"
+#include "config/peft_rules.h"
 #include "execute/values/element.h"
-#include "layout/encode.h"
-#include "layout/write_config.h"
+#include "layout/encode/encode.h"
+#include "layout/encode/write_config.h"
+#include "peft/adapter.h"
 #include "peft/error.h"
 
 namespace peft::verbs {

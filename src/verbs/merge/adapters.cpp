@@ -7,19 +7,19 @@
 #include <set>
 
 #include "adapter/view_math.h"
-#include "base/float_dtypes.h"
-#include "config/lora_init.h"
-#include "config/python_json.h"
+#include "base/float_formats.h"
+#include "config/peft_rules.h"
 #include "layout/keys.h"
 #include "model/disk_names.h"
 #include "model/families.h"
 #include "model/index.h"
 #include "peft/error.h"
+#include "pythonic/python_json.h"
 
 namespace peft::merging {
 namespace {
 
-using config::Json;
+using pythonic::Json;
 
 void refuse_changed_base(const Adapter& adapter, bool base_is_residual) {
   const std::string& init = adapter.config.init_lora_weights;

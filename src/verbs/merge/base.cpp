@@ -5,8 +5,8 @@
 
 #include <algorithm>
 
-#include "base/float_dtypes.h"
-#include "config/task_heads.h"
+#include "base/float_formats.h"
+#include "config/peft_rules.h"
 #include "model/index.h"
 #include "peft/error.h"
 

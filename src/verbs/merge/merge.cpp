@@ -10,13 +10,12 @@
 #include <filesystem>
 #include <set>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "peft/error.h"
 #include "peft/weights.h"
 #include "plan/check.h"
 #include "verbs/merge/adapters.h"
 #include "verbs/merge/updates.h"
-#include "weights/own_output.h"
 
 namespace peft {
 namespace {

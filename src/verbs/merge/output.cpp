@@ -7,13 +7,13 @@
 #include <filesystem>
 #include <map>
 
-#include "base/float_dtypes.h"
-#include "base/natural_order.h"
-#include "config/python_json.h"
+#include "base/float_formats.h"
+#include "base/text.h"
 #include "peft/error.h"
-#include "safetensors/named_folder.h"
+#include "peft/weights.h"
+#include "pythonic/python_json.h"
+#include "safetensors/reading/input_file.h"
 #include "verbs/merge/adapters.h"
-#include "weights/own_output.h"
 
 namespace peft::merging {
 namespace {
@@ -59,7 +59,7 @@ std::uint64_t bytes_of(const PlannedTensor& tensor) {
   return elements(tensor) * static_cast<std::uint64_t>(info(tensor.dtype).bits) / 8;
 }
 
-using config::Json;
+using pythonic::Json;
 
 constexpr std::array<std::pair<Dtype, const char*>, 4> kTorchNames = {
     {{Dtype::bf16, "bfloat16"}, {Dtype::f16, "float16"}, {Dtype::f32, "float32"}, {Dtype::f64, "float64"}}};
@@ -135,12 +135,12 @@ bool set_quantization(Json& config, const FileFacts& facts, const std::string& p
 // `dtype`: of all weights, where they were cast. Throws LO_QUANT where no config can say what is still quantised.
 std::optional<std::string> changed_config(const std::string& path, const FileFacts& facts, std::optional<Dtype> dtype,
                                           std::vector<std::string>& warnings) {
-  const std::string text = config::read_text_file(path, ErrorCode::MD_FORM);
-  Json json = config::parse_json(text, path, ErrorCode::MD_FORM);
+  const std::string text = safetensors::read_text_file(path, ErrorCode::MD_FORM);
+  Json json = pythonic::parse_json(text, path, ErrorCode::MD_FORM);
   bool changed = false;
   if (facts.untied || facts.own_output) changed = set_where_present(json, "tie_word_embeddings", false, true);
   if (facts.own_output) {
-    warnings.push_back(weights::own_output_text(path) +
+    warnings.push_back(own_output_text(path) +
                        "; the merged config.json says tie_word_embeddings = false, so that every reader does");
   } else if (facts.untied) {
     warnings.push_back(
@@ -150,14 +150,14 @@ std::optional<std::string> changed_config(const std::string& path, const FileFac
   if (dtype) changed = set_dtype(json, *dtype) || changed;
   changed = set_quantization(json, facts, path) || changed;
   if (!changed) return std::nullopt;
-  return config::dump_python(json, 2, false) + "\n";
+  return pythonic::dump_python(json, 2, false) + "\n";
 }
 
 // weight_map and totals are made anew; other metadata of the base's index (a path, or "") stays.
 std::string index_text(const std::string& base_index, const std::vector<PlannedFile>& files) {
   Json index = base_index.empty() ? Json::object()
-                                  : config::parse_json(config::read_text_file(base_index, ErrorCode::IX_FORM),
-                                                       base_index, ErrorCode::IX_FORM);
+                                  : pythonic::parse_json(safetensors::read_text_file(base_index, ErrorCode::IX_FORM),
+                                                         base_index, ErrorCode::IX_FORM);
   std::map<std::string, std::string> places;
   std::uint64_t bytes = 0, parameters = 0;
   for (const PlannedFile& file : files) {
@@ -175,7 +175,7 @@ std::string index_text(const std::string& base_index, const std::vector<PlannedF
   for (const auto& [tensor, file] : places) map[tensor] = file;
   index["metadata"] = std::move(metadata);
   index["weight_map"] = std::move(map);
-  return config::dump_python(index, 2, true) + "\n";
+  return pythonic::dump_python(index, 2, true) + "\n";
 }
 
 struct Shard {

@@ -12,8 +12,8 @@
 #include <tuple>
 
 #include "adapter/view_math.h"
-#include "base/float_dtypes.h"
-#include "base/thread_pool.h"
+#include "base/float_formats.h"
+#include "base/system.h"
 #include "config/adapter_fields.h"
 #include "config/peft_keys.h"
 #include "verbs/load.h"
@@ -134,9 +134,9 @@ Verdict compare_tensors(const TensorFile& file_x, const TensorInfo& x, const Ten
 }
 
 // The value as JSON text; "null" for all that says nothing.
-std::string telling_value(const config::PeftKey& row, const config::Json& object) {
+std::string telling_value(const config::PeftKey& row, const pythonic::Json& object) {
   const auto found = object.find(row.key);
-  return found != object.end() && config::tells(row, *found) ? config::dump_python(*found, -1) : "null";
+  return found != object.end() && config::tells(row, *found) ? pythonic::dump_python(*found, -1) : "null";
 }
 
 struct ConfigDifference {
@@ -145,7 +145,7 @@ struct ConfigDifference {
 
 // Fields that verify uses and that no factor shows: alora_invocation_tokens, layer_replication, arrow_config.
 std::vector<ConfigDifference> compare_configs(const AdapterConfig& a, const AdapterConfig& b) {
-  const config::Json of_a = config::object_of(a), of_b = config::object_of(b);
+  const pythonic::Json of_a = config::object_of(a), of_b = config::object_of(b);
   std::vector<ConfigDifference> differences;
   for (const config::PeftKey& row : config::peft_keys()) {
     // What has a field of AdapterConfig is in the factors already: a scale, a rank, a bias.

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "adapter/test_tensors.h"
+#include "support/test_tensors.h"
 #include "verbs/verify/rounding.h"
 #include "verbs/verify/verify.h"
 

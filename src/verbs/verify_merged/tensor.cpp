@@ -9,7 +9,7 @@
 #include <set>
 
 #include "adapter/view_math.h"
-#include "base/float_dtypes.h"
+#include "base/float_formats.h"
 #include "peft/execute.h"
 #include "verbs/verify/rounding.h"
 

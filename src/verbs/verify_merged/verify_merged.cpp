@@ -6,10 +6,10 @@
 #include <cmath>
 #include <set>
 
-#include "base/thread_pool.h"
+#include "base/system.h"
 #include "peft/error.h"
+#include "peft/weights.h"
 #include "verbs/verify_merged/tensor.h"
-#include "weights/own_output.h"
 
 namespace peft {
 namespace {
@@ -47,8 +47,7 @@ class Check {
     report_.bound = bound();
     report_.left_out = plan_.unused;
     for (const auto& text : plan_.unused) report_.notes.push_back("left out: " + text);
-    if (plan_.own_output)
-      report_.notes.push_back(weights::own_output_text(resolve_path(options_.merge.base) + "/config.json"));
+    if (plan_.own_output) report_.notes.push_back(own_output_text(resolve_path(options_.merge.base) + "/config.json"));
     for (const auto& site : plan_.zero_deltas)
       report_.notes.push_back(site + ": the delta is zero, nothing can be seen of it");
     return std::move(report_);

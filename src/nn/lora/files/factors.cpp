@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "adapter/site_order.h"
+#include "peft/adapter.h"
 
 namespace peft::nn {
 namespace {

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "config/lora_init.h"
+#include "config/peft_rules.h"
 #include "nn/lora/create.h"
 #include "nn/lora/files/factors.h"
 #include "nn/lora/files/file_tensors.h"

@@ -10,9 +10,7 @@
 #include <set>
 
 #include "adapter/view_math.h"
-#include "layout/common_scale.h"
-#include "layout/gate_up.h"
-#include "layout/stack.h"
+#include "layout/encode/stack.h"
 #include "nn/lora/files/file_tensors.h"
 #include "nn/model/network.h"
 #include "peft/error.h"

@@ -10,17 +10,17 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "config/lora_init.h"
-#include "layout/encode.h"
-#include "layout/write_config.h"
+#include "config/peft_rules.h"
+#include "layout/encode/encode.h"
+#include "layout/encode/write_config.h"
 #include "nn/lora/files/factors.h"
 #include "nn/lora/files/file_tensors.h"
 #include "nn/model/network.h"
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "peft/reference.h"
-#include "safetensors/named_folder.h"
-#include "safetensors/staged_output.h"
+#include "safetensors/reading/input_file.h"
+#include "safetensors/writing/staged_output.h"
 
 namespace peft::nn {
 namespace {

@@ -7,7 +7,7 @@
 #include <array>
 #include <cmath>
 
-#include "config/lora_init.h"
+#include "config/peft_rules.h"
 #include "peft/error.h"
 
 namespace peft::nn {

@@ -1,0 +1,439 @@
+#include "layout/encode/encode.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <map>
+#include <span>
+#include <unordered_map>
+
+#include "layout/encode/stack.h"
+#include "layout/forms.h"
+#include "layout/keys.h"
+#include "peft/error.h"
+
+namespace peft::layout {
+namespace {
+
+bool is_widening(Dtype from, Dtype to) {
+  if (to == Dtype::f64) return true;
+  return to == Dtype::f32 && from != Dtype::f64;
+}
+
+// Puts the natural blocks of one expert into the two tensors of a fused pair, in the orientation of the layout.
+class Placer {
+ public:
+  Placer(const Stack& stack, Orientation orientation, BPacking packing)
+      : stack_(stack), natural_(orientation == Orientation::natural), rank_major_(packing == BPacking::rank_major) {}
+
+  // `rank_at`: first of the fused components this block fills. `out_at`: first row of the natural B.
+  void put_a(std::int64_t expert, std::int64_t rank_at, const View& view) {
+    if (natural_)
+      stacked.push_back({expert * stack_.rank + rank_at, 0, 1, view, 1.0});
+    else
+      columns.push_back({0, column(expert, rank_at), step(), view.transposed(), 1.0});
+  }
+  void put_b(std::int64_t expert, std::int64_t rank_at, std::int64_t out_at, const View& view, double scale) {
+    if (natural_)
+      columns.push_back({out_at, column(expert, rank_at), step(), view, scale});
+    else
+      stacked.push_back({expert * stack_.rank + rank_at, out_at, 1, view.transposed(), scale});
+  }
+  std::int64_t stacked_width() const { return natural_ ? stack_.dims.in : stack_.dims.out; }
+  std::int64_t columns_height() const { return natural_ ? stack_.dims.out : stack_.dims.in; }
+
+  std::vector<Block> stacked, columns;  // of lora_A and lora_B
+
+ private:
+  std::int64_t column(std::int64_t expert, std::int64_t rank_at) const {
+    return rank_major_ ? rank_at * stack_.experts + expert : expert * stack_.rank + rank_at;
+  }
+  std::int64_t step() const { return rank_major_ ? stack_.experts : 1; }
+
+  const Stack& stack_;
+  bool natural_, rank_major_;
+};
+
+bool is_power_of_two(double ratio) {
+  int exponent = 0;
+  return std::frexp(std::abs(ratio), &exponent) == 0.5;
+}
+
+Exactness exactness_of(const Stack& stack) {
+  Exactness worst = Exactness::bit_exact;
+  std::size_t count = 0;
+  for (const Factor* factor : all_of(stack)) {
+    ++count;
+    const double gain = folded_gain(*factor, stack.scale);
+    if (gain != 1) worst = std::max(worst, is_power_of_two(gain) ? Exactness::value_exact : Exactness::rounded);
+    if (factor->rank != stack.rank) worst = std::max(worst, Exactness::value_exact);
+  }
+  if (count != stack.parts.size() * static_cast<std::size_t>(stack.experts))
+    worst = std::max(worst, Exactness::value_exact);
+  return worst;
+}
+
+// The narrowest dtype that holds all values of both.
+Dtype wider(Dtype a, Dtype b) {
+  if (a == b) return a;
+  return a == Dtype::f64 || b == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+}
+
+void place(const Stack& stack, const ExpertsForm::Fused& parameter, Placer& placer) {
+  for (std::int64_t e = 0; e < stack.experts; ++e) {
+    const auto at = static_cast<std::size_t>(e);
+    if (stack.shared_a) {
+      const Factor *gate = stack.parts[0][at], *up = stack.parts[1][at];
+      if (gate == nullptr) continue;
+      placer.put_a(e, 0, gate->a);
+      if (const auto joined = joined_b(*gate, *up, parameter.interleaved)) {
+        placer.put_b(e, 0, 0, *joined, folded_gain(*gate, stack.scale));
+      } else {
+        placer.put_b(e, 0, 0, gate->b, folded_gain(*gate, stack.scale));
+        placer.put_b(e, 0, gate->out, up->b, folded_gain(*up, stack.scale));
+      }
+      continue;
+    }
+    std::int64_t rank_at = 0, out_at = 0;
+    for (std::size_t p = 0; p < stack.parts.size(); ++p) {
+      if (const Factor* factor = stack.parts[p][at]) {
+        placer.put_a(e, rank_at, factor->a);
+        placer.put_b(e, rank_at, out_at, factor->b, folded_gain(*factor, stack.scale));
+      }
+      rank_at += stack.ranks[p];
+      out_at += stack.out[p];
+    }
+  }
+}
+
+std::string describe_step(const ExpertsForm::Fused& parameter, const Stack& stack, Exactness exactness) {
+  std::string ranks = std::to_string(stack.rank);
+  if (stack.parts.size() == 2 && !stack.shared_a) {
+    ranks = fmt::format("{} + {} -> {}, block-diagonal", stack.ranks[0], stack.ranks[1], stack.rank);
+  } else if (stack.parts.size() == 2) {
+    ranks += ", gate and up share A";
+  }
+  return fmt::format("{} of {} experts, rank {} ({})", parameter.name, stack.experts, ranks, name(exactness));
+}
+
+// Names, dtypes, and the record of what was done.
+class Encoder {
+ public:
+  Encoder(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options)
+      : factors_(factors),
+        model_(model),
+        file_(file),
+        options_(options),
+        generation_(generation_of(options.to, model)) {
+    for (const Experts& experts : model.experts) {
+      experts_.emplace(experts_module(experts), &experts);
+    }
+    for (const ExpertCount& count : factors.expert_counts) counts_[count.module] = count.count;
+  }
+
+  Encoded run();
+
+ private:
+  using Group = std::span<const Factor>;  // all factors of one module
+
+  void dense(const Factor& factor);
+  void extra(const Extra& extra);
+  void experts(Group group);
+  const Experts& experts_of(const Factor& factor) const;
+  void per_expert(const Experts& experts, Group group);
+  void fused(const Experts& experts, Group group);
+  std::size_t fused_parameter(const std::string& module, const std::string& key, const ExpertsForm::Fused& parameter,
+                              std::int64_t experts, Group group);
+  std::int64_t count_experts(const Experts& experts, Group group) const;
+  void measure(Stack& stack) const;
+  void add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack);
+
+  std::string dense_name(const std::string& v5_module) const {
+    return generation_ == Generation::v4 ? model_.rename(v5_module, Generation::v5, Generation::v4) : v5_module;
+  }
+  Dtype dtype_of(const View& view) const;
+  void add_matrix(std::string name, const View& view);  // a view as a tensor of its own
+  void add_whole(std::string name, const View& view);   // the tensor the view is of, in its own shape
+  void add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes);
+  void add_target(std::string name, bool parameter, std::int64_t rank, double scale) {
+    result_.targets.push_back({std::move(name), parameter, rank, scale});
+  }
+  void note(Exactness exactness) { result_.exactness = std::max(result_.exactness, exactness); }
+  void step(const std::string& text) { ++steps_[text]; }
+  [[noreturn]] void no_form(const std::string& what, std::string problem, std::string hint) const;
+
+  const Factors& factors_;
+  const Model& model_;
+  const TensorFile* file_;
+  const EncodeOptions& options_;
+  Generation generation_;
+  std::unordered_map<std::string, const Experts*> experts_;
+  std::unordered_map<std::string, std::int64_t> counts_;
+  std::map<std::string, int> steps_;  // what was done, how often
+  Encoded result_;
+};
+
+Encoded Encoder::run() {
+  const auto& all = factors_.factors;
+  if (options_.to == Layout::peft_per_expert) {
+    result_.tensors.reserve(2 * all.size() + factors_.extras.size());
+    result_.targets.reserve(all.size());
+  }
+  for (std::size_t i = 0; i < all.size();) {
+    std::size_t j = i;
+    while (j < all.size() && all[j].site.module == all[i].site.module) ++j;
+    const Group group(all.data() + i, j - i);
+    const bool on_experts = std::any_of(
+        group.begin(), group.end(), [](const Factor& f) { return f.site.expert >= 0 || !f.site.parameter.empty(); });
+    if (on_experts)
+      experts(group);
+    else
+      for (const Factor& factor : group) dense(factor);
+    i = j;
+  }
+  for (const Extra& e : factors_.extras) extra(e);
+  for (const auto& [text, count] : steps_)
+    result_.steps.push_back(count == 1 ? text : fmt::format("{} x {}", count, text));
+  return std::move(result_);
+}
+
+void Encoder::no_form(const std::string& what, std::string problem, std::string hint) const {
+  peft::at(file_ == nullptr ? std::string() : file_->path(), what)
+      .fail(ErrorCode::LO_NO_FORM, {.problem = std::move(problem),
+                                    .expected = "something that " + std::string(info(options_.to).name) + " can hold",
+                                    .hint = std::move(hint)});
+}
+
+const Experts& Encoder::experts_of(const Factor& factor) const {
+  const auto at = experts_.find(factor.site.module);
+  if (at != experts_.end()) return *at->second;
+  peft::at({}, factor.site.module)
+      .fail(ErrorCode::MD_NEEDED, {.problem = "nothing is known about these experts",
+                                   .hint = "give the model with --base, or its type with --family"});
+}
+
+void Encoder::experts(Group group) {
+  const Experts& experts = experts_of(group.front());
+  const ExpertsForm& form = *experts.form;
+  const bool has_fused = !form.v5.empty() || !form.v4.empty();
+  if (options_.to == Layout::peft_per_expert) return per_expert(experts, group);
+  if (!has_fused) {
+    no_form(group.front().site.module,
+            fmt::format("the experts of {} are modules of their own in every transformers version", model_.model_type),
+            "keep the per-expert layout: PEFT on transformers 5 reads it");
+  }
+  fused(experts, group);
+}
+
+Dtype Encoder::dtype_of(const View& view) const {
+  return file_ == nullptr ? Dtype::f32 : file_->tensors()[view.tensor].dtype;
+}
+
+void Encoder::add_matrix(std::string name, const View& view) {
+  const Dtype dtype = dtype_of(view);
+  add_tensor({std::move(name),
+              options_.dtype.value_or(dtype),
+              {view.rows, view.cols},
+              view.rows,
+              view.cols,
+              {{0, 0, 1, view, 1.0}}},
+             std::array{dtype});
+}
+
+void Encoder::add_whole(std::string name, const View& view) {
+  if (file_ == nullptr) return;
+  const TensorInfo& info = file_->tensors()[view.tensor];
+  add_tensor(copy_of(info, view.tensor, std::move(name), options_.dtype.value_or(info.dtype)), std::array{info.dtype});
+}
+
+void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes) {
+  for (const Dtype from : source_dtypes) {
+    if (from == tensor.dtype) continue;
+    note(is_widening(from, tensor.dtype) ? Exactness::value_exact : Exactness::rounded);
+  }
+  tensor.must_be_finite = true;
+  if (file_ != nullptr) result_.tensors.push_back(std::move(tensor));
+}
+
+void Encoder::dense(const Factor& factor) {
+  const std::string name = dense_name(factor.site.module);
+  const std::string key = std::string(kPrefix) + name;
+  const bool embedding = factor.kind == FactorKind::embedding;
+  add_whole(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"), factor.a);
+  add_whole(key + (embedding ? ".lora_embedding_B" : ".lora_B.weight"), factor.b);
+  // Routers of transformers 5 own their weight, so LoRA is on the parameter. Some derive from nn.Linear, but fail when
+  // they are wrapped as one (phimoe); the name of their class shows that they are routers. Where only a config is
+  // converted, the module stays the target, as in the golden migrations.
+  const auto& tree = model_.tree(generation_);
+  const Module* module = tree ? tree->find(name) : nullptr;
+  const bool router = file_ != nullptr && module != nullptr && module->class_name.ends_with("Router");
+  const bool parameter = router || model_.kind(generation_, name) == ModuleKind::other;
+  add_target(parameter ? name + ".weight" : name, parameter, factor.rank, factor.scale);
+  if (name != factor.site.module)
+    step("renamed " + factor.site.module.substr(factor.site.module.rfind('.') + 1) + " pair (bit-exact)");
+}
+
+void Encoder::extra(const Extra& extra) {
+  std::string name;
+  if (extra.site.expert >= 0) {
+    const Experts& experts = *experts_.at(extra.site.module);
+    if (options_.to != Layout::peft_per_expert && !(experts.form->v4.empty() && experts.form->v5.empty())) {
+      no_form(describe(extra.site),
+              extra.kind == ExtraKind::magnitude ? "DoRA on experts does not exist for fused experts"
+                                                 : extra.suffix + " of an expert does not exist for fused experts",
+              "merge the adapter into the base model, or keep the per-expert layout");
+    }
+    name = experts.per_expert_module(extra.site.expert, extra.site.projection);
+  } else {
+    name = dense_name(extra.site.module);
+    const bool lora_part = extra.kind == ExtraKind::magnitude || extra.kind == ExtraKind::lora_bias;
+    if (lora_part && model_.kind(generation_, name) == ModuleKind::other) {
+      no_form(name, "DoRA and lora_bias do not exist on parameters, and this module is one in the target's generation",
+              "merge the adapter into the base model, or keep its layout");
+    }
+  }
+  if (extra.kind == ExtraKind::saved_module) result_.saved_modules.push_back(name);
+  if (file_ == nullptr) return;
+  const TensorInfo& info = file_->tensors()[extra.tensor];
+  // Weights that are carried whole keep their dtype: a cast is for LoRA factors.
+  result_.tensors.push_back(copy_of(info, extra.tensor, std::string(kPrefix) + name + "." + extra.suffix, info.dtype));
+}
+
+void Encoder::per_expert(const Experts& experts, Group group) {
+  const ExpertsForm& form = *experts.form;
+  if (form.per_expert.empty()) {
+    no_form(group.front().site.module,
+            fmt::format("{} has no per-expert modules in any transformers version: its experts are one parameter",
+                        model_.model_type),
+            "peft-fused is the form PEFT and vLLM read");
+  }
+  for (const Factor& factor : group) {
+    if (factor.site.expert < 0 || factor.site.projection == Projection::none) {
+      no_form(describe(factor.site), "a parameter that is not gate, up or down has no per-expert form",
+              "keep the fused layout");
+    }
+    const std::string name = experts.per_expert_module(factor.site.expert, factor.site.projection);
+    add_matrix(std::string(kPrefix) + name + ".lora_A.weight", factor.a);
+    add_matrix(std::string(kPrefix) + name + ".lora_B.weight", factor.b);
+    add_target(name, false, factor.rank, factor.scale);
+  }
+  step(fmt::format("layer of experts as one pair per expert and projection (bit-exact)"));
+}
+
+std::int64_t Encoder::count_experts(const Experts& experts, Group group) const {
+  std::int64_t count = experts.num_experts;
+  if (const auto at = counts_.find(group.front().site.module); at != counts_.end()) count = std::max(count, at->second);
+  if (count != 0 && !model_.num_experts_assumed) return count;
+  for (const Factor& factor : group) count = std::max(count, factor.site.expert + 1);
+  return count;
+}
+
+// Ranks, widths and the one scale of a fused pair.
+void Encoder::measure(Stack& stack) const {
+  const auto factors = all_of(stack);
+  stack.scale = common_scale(factors);
+  stack.shared_a = !options_.block_diagonal && shares_a(file_, stack);
+  const Factor& first = *factors.front();
+  stack.dims.in = first.in;
+  for (const auto& part : stack.parts) {
+    std::int64_t rank = 0;
+    for (const Factor* factor : part) {
+      if (factor == nullptr) continue;
+      rank = std::max(rank, factor->rank);
+      if (factor->in != first.in || factor->out != first.out) {
+        no_form(describe(factor->site), "experts of one layer have different shapes", "is this one adapter?");
+      }
+    }
+    stack.ranks.push_back(rank);
+    stack.out.push_back(first.out);
+    stack.dims.out += first.out;
+    stack.rank = stack.shared_a ? std::max(stack.rank, rank) : stack.rank + rank;
+  }
+}
+
+void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack) {
+  Placer placer(stack, orientation_of(options_.to, parameter), packing_of(options_.to));
+  place(stack, parameter, placer);
+  std::vector<Dtype> dtypes;
+  for (const Factor* factor : all_of(stack)) {
+    for (const View* view : {&factor->a, &factor->b}) {
+      if (const Dtype d = dtype_of(*view); std::find(dtypes.begin(), dtypes.end(), d) == dtypes.end())
+        dtypes.push_back(d);
+    }
+  }
+  Dtype dtype = dtypes.front();
+  for (const Dtype d : dtypes) dtype = wider(dtype, d);
+  dtype = options_.dtype.value_or(dtype);
+  const std::int64_t components = stack.experts * stack.rank;
+  const std::int64_t width = placer.stacked_width(), height = placer.columns_height();
+  add_tensor({key + ".lora_A.weight", dtype, {components, width}, components, width, std::move(placer.stacked)},
+             dtypes);
+  add_tensor({key + ".lora_B.weight", dtype, {height, components}, height, components, std::move(placer.columns)},
+             dtypes);
+  const Exactness exactness = exactness_of(stack);
+  note(exactness);
+  step(describe_step(parameter, stack, exactness));
+}
+
+// One parameter of the experts, if the group has factors for it; returns how many.
+std::size_t Encoder::fused_parameter(const std::string& module, const std::string& key,
+                                     const ExpertsForm::Fused& parameter, std::int64_t experts, Group group) {
+  const std::string name = module + "." + parameter.name;
+  if (parameter.dims.size() == 2) {  // one matrix, not a stack
+    const auto matrix = std::find_if(group.begin(), group.end(), [&](const Factor& f) {
+      return f.site.expert < 0 && f.site.parameter == parameter.name;
+    });
+    if (matrix == group.end()) return 0;
+    add_whole(key + ".lora_A.weight", matrix->a);
+    add_whole(key + ".lora_B.weight", matrix->b);
+    add_target(name, true, matrix->rank, matrix->scale);
+    return 1;
+  }
+  Stack stack = collect(group, parameter, experts);
+  const std::size_t found = all_of(stack).size();
+  if (found == 0) return 0;
+  measure(stack);
+  if (parameter.interleaved && stack.parts.size() == 2 && file_ != nullptr) {
+    if (!stack.shared_a)
+      no_form(module, "gate and up of this family alternate row by row, and the factors do not share A",
+              "keep the layout of the file");
+    if (!all_join(stack, true))
+      no_form(module, "gate and up of this family alternate row by row, and do not lie so in the file",
+              "keep the layout of the file");
+  }
+  add_stack(key, parameter, stack);
+  add_target(name, true, stack.rank, stack.scale);
+  return found;
+}
+
+void Encoder::fused(const Experts& experts, Group group) {
+  const ExpertsForm& form = *experts.form;
+  const Generation g = generation_ == Generation::v4 && !form.v4.empty() ? Generation::v4 : Generation::v5;
+  const auto& parameters = g == Generation::v4 ? form.v4 : form.v5;
+  const std::int64_t count = count_experts(experts, group);
+  // Wrappers nest in order of registration, the first parameter innermost: walk from the outermost.
+  std::map<std::string, int> depth;
+  std::size_t used = 0;
+  for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter) {
+    const std::string module = experts.fused_module(g, *parameter);
+    std::string key = std::string(kPrefix) + module;
+    for (int i = 0; i < depth[module]; ++i) key += ".base_layer";
+    const std::size_t found = fused_parameter(module, key, *parameter, count, group);
+    used += found;
+    if (found != 0) ++depth[module];
+  }
+  if (used != group.size()) {
+    no_form(group.front().site.module, "some factors have no place in the family's fused parameters",
+            "keep the layout of the file");
+  }
+}
+
+}  // namespace
+
+Encoded encode(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options) {
+  return Encoder(factors, model, file, options).run();
+}
+
+}  // namespace peft::layout

@@ -1,0 +1,224 @@
+#include "peft/layout.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+
+#include "base/text.h"
+#include "config/peft_rules.h"
+#include "layout/decode/decode.h"
+#include "layout/forms.h"
+#include "peft/error.h"
+
+namespace peft {
+namespace {
+
+constexpr std::array kLayouts = {
+    LayoutInfo{
+        Layout::peft_per_expert, "peft-per-expert",
+        "PEFT (any version) on transformers 4; NeMo, ms-swift, prime-rl exports",
+        "PEFT on transformers 4, PEFT >= 0.19 on 5 (converts while loading), vLLM, SGLang, llama.cpp's converter",
+        "<experts>.<e>.<projection>.lora_{A,B}.weight", "[r, in]", "[out, r]",
+        "one pair per expert and projection; routers and shared experts are ordinary modules"},
+    LayoutInfo{Layout::peft_fused, "peft-fused", "PEFT >= 0.19.1 on transformers 5", "PEFT >= 0.19.1, vLLM (3-D mode)",
+               "<experts>.base_layer.lora_{A,B}.weight (gate_up_proj), <experts>.lora_{A,B}.weight (down_proj)",
+               "[E * r, in], row e * r + k", "[out, r * E], column k * E + e",
+               "swaps in and out unless the experts class says is_transposed = True"},
+    LayoutInfo{Layout::peft_fused_0_19_0, "peft-fused-0.19.0", "PEFT 0.19.0", "PEFT 0.19.0", "as peft-fused",
+               "[E * r, out or in], row e * r + k", "[in or out, r * E], column k * E + e",
+               "swaps only if is_transposed = True: the reverse of later versions"},
+    LayoutInfo{Layout::peft_fused_0_18, "peft-fused-0.18", "PEFT 0.17 and 0.18", "PEFT 0.17 and 0.18", "as peft-fused",
+               "[E * r, d1], row e * r + k", "[d2, r * E], column k * E + e",
+               "never swaps: natural where the parameter is stored [E, in, out], reversed where it is [E, out, in]"},
+    LayoutInfo{Layout::unsloth_grouped, "unsloth-grouped", "Unsloth, February to September 2026", "Unsloth",
+               "as peft-fused", "[E * r, in], row e * r + k", "[out, E * r], column e * r + k",
+               "lora_B grouped by expert; marked lora_B_layout = grouped_by_expert in newer files, else --b-packing"},
+};
+
+using layout::Context;
+using layout::Slot;
+
+std::optional<Model::Located> locate(Context& context, const Slot& slot) {
+  try {
+    return context.model.locate(slot.module);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::LO_EXPERT) throw;
+    context.leave_out(slot, ErrorCode::LO_EXPERT, error.detail().problem);
+    return Model::Located{};  // experts == nullptr: the slot was left out
+  }
+}
+
+// Leaves out pairs of experts when the modules of the model are known and there are no experts.
+bool refuse_experts(Context& context, const Slot& slot) {
+  const Model& model = context.model;
+  const std::string module = std::string(slot.module) + ".";
+  const bool known = model.v4 || model.v5;
+  const bool has =
+      model.has(Generation::v4, slot.module).value_or(false) || model.has(Generation::v5, slot.module).value_or(false);
+  if (!known || has || !model.experts.empty() || (slot.depth == 0 && module.find(".experts.") == std::string::npos))
+    return false;
+  context.leave_out(slot, ErrorCode::LO_TARGET,
+                    fmt::format("the base has no experts: its model_type is {}", model.model_type));
+  return true;
+}
+
+// Pairs that hold all experts of a layer can only be read with the family's facts.
+void require_family(const Context& context, const Slot& slot) {
+  if (slot.depth == 0 && !slot.module.ends_with(".experts")) return;
+  if (!context.model.experts.empty()) return;
+  std::string notes;
+  for (const auto& note : context.model.notes) notes += (notes.empty() ? "" : "; ") + note;
+  context.at(slot.a).fail(ErrorCode::MD_NEEDED,
+                          {.problem = "this pair holds all experts of a layer, and the model is not known",
+                           .expected = "--base with the model, or --family with its type",
+                           .got = notes});
+}
+
+void check_asked_layout(const Context& context, bool per_expert, bool fused) {
+  const auto& asked = context.options.layout;
+  if (!asked || (!per_expert && !fused)) return;
+  if ((*asked == Layout::peft_per_expert) == per_expert) return;
+  at(context.adapter.weights->path())
+      .fail(ErrorCode::LO_LAYOUT,
+            {.problem = "the file is not in the layout that was named",
+             .expected = std::string(info(*asked).name),
+             .got = per_expert ? "one pair per expert and projection" : "pairs that hold all experts"});
+}
+
+// Most files are sorted: then nothing is moved. Otherwise numbers are sorted, because factors are large, and then each
+// factor moves once.
+template <class List, class Less>
+void sort_if_needed(List& list, const Less& less) {
+  if (std::is_sorted(list.begin(), list.end(), less)) return;
+  std::vector<std::size_t> order(list.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) { return less(list[x], list[y]); });
+  List sorted;
+  sorted.reserve(list.size());
+  for (const std::size_t place : order) sorted.push_back(std::move(list[place]));
+  list = std::move(sorted);
+}
+
+// Factors in natural order of modules, then by expert and projection.
+void sort_factors(Factors& factors) {
+  sort_if_needed(factors.factors, [](const Factor& x, const Factor& y) { return site_less(x.site, y.site); });
+  sort_if_needed(factors.extras, [](const Extra& x, const Extra& y) {
+    if (x.site.module != y.site.module) return natural_less(x.site.module, y.site.module);
+    return x.site.expert < y.site.expert;
+  });
+  auto& counts = factors.expert_counts;
+  sort_if_needed(counts, [](const ExpertCount& x, const ExpertCount& y) {
+    return x.module != y.module ? natural_less(x.module, y.module) : x.count > y.count;
+  });
+  counts.erase(std::unique(counts.begin(), counts.end(),
+                           [](const ExpertCount& x, const ExpertCount& y) { return x.module == y.module; }),
+               counts.end());
+}
+
+void warn_of_config(Context& context) {
+  const AdapterConfig& config = context.adapter.config;
+  auto& warnings = context.reading.factors.warnings;
+  const auto& extras = context.reading.factors.extras;
+  const bool biases =
+      std::any_of(extras.begin(), extras.end(), [](const Extra& e) { return e.kind == ExtraKind::base_bias; });
+  if (config.bias != "none" && !biases) {
+    warnings.push_back(
+        fmt::format("bias = {}, but the file holds no bias: PEFT before 0.21 trained them and did not save them; "
+                    "nothing can bring them back",
+                    config.bias));
+  }
+  for (const auto& key : config.unknown)
+    warnings.push_back("unknown config key " + key + ": kept as it is; PEFT ignores it");
+  const std::string& init = config.init_lora_weights;
+  if (config::changes_base(init)) {
+    warnings.push_back(
+        fmt::format("init_lora_weights = {} changed the base model: the factors belong to the changed base, not to "
+                    "the original one",
+                    init));
+  }
+}
+
+}  // namespace
+
+std::span<const LayoutInfo> layouts() { return kLayouts; }
+
+const LayoutInfo& info(Layout layout) { return kLayouts[static_cast<std::size_t>(layout)]; }
+
+std::optional<Layout> parse_layout(std::string_view name) {
+  for (const auto& row : kLayouts) {
+    if (row.name == name) return row.layout;
+  }
+  return std::nullopt;
+}
+
+Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options) {
+  require_usable(adapter.config, options.verb);
+  Reading reading;
+  layout::Slots found = layout::collect_slots(adapter, options.ignore_unused);
+  Context context{adapter, model, options, reading, found.unused};
+
+  std::vector<Slot> fused;
+  std::vector<Model::Located> fused_at;
+  bool per_expert = false;
+  for (const Slot& slot : found.slots) {
+    const auto located = locate(context, slot);
+    if (!located && refuse_experts(context, slot)) continue;
+    if (!located) {
+      require_family(context, slot);
+      layout::decode_dense(context, slot);
+    } else if (located->experts == nullptr) {
+      continue;
+    } else if (located->expert >= 0) {
+      layout::decode_per_expert(context, slot, *located);
+      per_expert = true;
+    } else {
+      fused.push_back(slot);
+      fused_at.push_back(*located);
+    }
+  }
+  check_asked_layout(context, per_expert, !fused.empty());
+  if (per_expert && !fused.empty()) {
+    context.at(fused.front().a)
+        .fail(ErrorCode::LO_LAYOUT, {.problem = "some experts are stacked, others have pairs of their own",
+                                     .expected = "one layout",
+                                     .got = "both"});
+  }
+  reading.layout = per_expert ? Layout::peft_per_expert : layout::layout_of(adapter.config.likely_version().first);
+  layout::decode_fused(context, fused, fused_at);
+  for (const auto& single : found.singles) layout::decode_single(context, single);
+  reading.has_experts = per_expert || !fused.empty();
+  if (per_expert)
+    reading.evidence.insert(reading.evidence.begin(), "every expert and projection has a pair of its own");
+
+  for (const auto& unused : found.unused) reading.unused.push_back(unused.name + ": " + unused.reason);
+  layout::refuse_unused(found.unused, adapter, options.ignore_unused);
+  if (reading.factors.factors.empty() && reading.factors.extras.empty()) {
+    const auto tensors = adapter.weights->tensors();
+    at(adapter.weights->path())
+        .fail(ErrorCode::LO_NONE,
+              {.problem = "no LoRA tensor that fits the model",
+               .expected = "names such as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+               .got = tensors.empty() ? "an empty file" : std::string(tensors.front().name),
+               .hint = "is this the right base model? See --base and --family"});
+  }
+  sort_factors(reading.factors);
+  warn_of_config(context);
+  return reading;
+}
+
+std::string left_out(const Reading& reading) {
+  constexpr std::size_t kNamed = 5;
+  const auto& unused = reading.unused;
+  if (unused.empty()) return {};
+  std::string text = unused.size() == 1
+                         ? "1 tensor that belongs to nothing is left out: "
+                         : std::to_string(unused.size()) + " tensors that belong to nothing are left out: ";
+  for (std::size_t i = 0; i < std::min(unused.size(), kNamed); ++i)
+    text += (i == 0 ? "" : ", ") + unused[i].substr(0, unused[i].find(": "));
+  if (unused.size() > kNamed) text += " and " + std::to_string(unused.size() - kNamed) + " more (--json lists all)";
+  return text;
+}
+
+}  // namespace peft
