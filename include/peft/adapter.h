@@ -49,10 +49,6 @@ std::string describe(const Site& site);  // "model.layers.0.mlp.experts.7.gate"
 // The order in which factors are listed: by module as people count (layer 10 after 9), then by parameter, expert and
 // projection.
 bool site_less(const Site& x, const Site& y);
-// What Site::module is for experts: the v5 path of the module; where that generation has none, the v4 path.
-inline const std::string& experts_module(const Experts& experts) {
-  return experts.v5_module.empty() ? experts.v4_module : experts.v5_module;
-}
 
 enum class FactorKind : std::uint8_t { linear, embedding };
 

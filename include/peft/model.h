@@ -79,6 +79,7 @@ struct ExpertsForm {
     std::vector<std::string> dims;        // formulas: "E", "2I", "H"
   };
   std::vector<Fused> v4, v5;
+  const std::vector<Fused>& fused(Generation g) const { return g == Generation::v4 ? v4 : v5; }
 };
 
 // The experts of one layer.
@@ -98,6 +99,10 @@ struct Experts {
   std::string fused_module(Generation g, const ExpertsForm::Fused& parameter) const;
   std::vector<std::int64_t> fused_shape(const ExpertsForm::Fused& parameter) const;
 };
+// What Site::module is for experts: the v5 path of the module; where that generation has none, the v4 path.
+inline const std::string& experts_module(const Experts& experts) {
+  return experts.v5_module.empty() ? experts.v4_module : experts.v5_module;
+}
 
 struct DescribeOptions {
   std::string base = {};                // model folder, config.json, or module-tree file

@@ -32,7 +32,7 @@ struct ResolvedTargets {
 
 // `as_of`: the PEFT version whose rules hold (layer index rule, swap rule, errors); default the newest known.
 // Throws CF_TARGET when PEFT finds nothing or refuses a target (ErrorDetail::problem says it in our words,
-// ErrorDetail::got carries the name of PEFT's exception class).
+// ErrorDetail::python_error has the name of PEFT's exception class).
 ResolvedTargets resolve_targets(const AdapterConfig& config, const ModuleTree& tree, const Model& model,
                                 Generation generation, std::optional<AdapterConfig::Version> as_of = std::nullopt);
 

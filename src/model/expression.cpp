@@ -54,7 +54,7 @@ Result calculate_real(std::string_view op, double a, double b) {
 }
 
 Result to_integer(double value) {
-  constexpr double kLimit = 9e15;  // whole numbers beyond are not exact
+  constexpr double kLimit = 9e15;  // larger whole numbers are not exact
   return std::abs(value) < kLimit ? Result(static_cast<std::int64_t>(value)) : std::nullopt;
 }
 
@@ -109,7 +109,7 @@ std::optional<bool> compare(std::string_view op, const Value& a, const Value& b)
   return *left >= *right;
 }
 
-// Recursive descent; every method reads one level of precedence and evaluates it at once.
+// Recursive descent: a method reads one level of precedence and evaluates it at once.
 class Evaluator {
  public:
   Evaluator(std::string_view text, const Lookup& lookup) : text_(text), lookup_(lookup) {}
@@ -214,7 +214,7 @@ class Evaluator {
     return call(name, arguments);
   }
 
-  // An index behind a name: mlp_layer_types[i]. A letter of a text counts as an element: pattern[i] == 'M'.
+  // An index behind a name: mlp_layer_types[i]. The elements of a string are its letters: pattern[i] == 'M'.
   Result element(Result value) {
     while (take("[")) {
       const auto index = integer_of(sum());

@@ -9,15 +9,14 @@
 
 #include <cstdint>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <variant>
 
-namespace peft::model {
+#include "model/json_file.h"
 
-using Json = nlohmann::json;
+namespace peft::model {
 
 // None, a truth value, an integer, a number with a fraction, a string, or a list of the config.
 using Value = std::variant<std::monostate, bool, std::int64_t, double, std::string, const Json*>;
@@ -27,7 +26,7 @@ std::optional<Value> evaluate(std::string_view expression, const Lookup& lookup)
 std::optional<std::int64_t> evaluate_integer(std::string_view expression, const Lookup& lookup);
 std::optional<bool> evaluate_condition(std::string_view expression, const Lookup& lookup);
 
-// What a JSON value is to an expression; nullopt for objects.
+// The value of a JSON value in an expression; nullopt for objects.
 std::optional<Value> to_value(const Json& json);
 
 }  // namespace peft::model

@@ -25,7 +25,8 @@ PathNumber read_number(std::string_view digits) {
   return {value, true};
 }
 
-// Calls visit(prefix kept in the key, number text) for number segments, visit(segment, "") for the others.
+// Calls visit(what the key keeps, the number, whether it is the last segment). The number is "" for segments without
+// one; for others the key keeps the prefix before the number.
 template <class Visit>
 void for_each_segment(std::string_view path, Visit visit) {
   for (std::size_t start = 0; start <= path.size();) {
@@ -117,6 +118,31 @@ std::string up_to_layer(std::string_view path) {
 
 bool is_below(std::string_view path, std::string_view ancestor) {
   return path.size() > ancestor.size() && path.starts_with(ancestor) && path[ancestor.size()] == '.';
+}
+
+bool is_embedding_name(std::string_view module) {
+  const std::string_view name = leaf(module);
+  if (name == "embed_out") return false;  // the output of gpt_neox
+  return name == "wte" || name == "wpe" || name == "shared" || name.starts_with("embed") || name.ends_with("embed") ||
+         name.ends_with("embeddings") || name.ends_with("embedding");
+}
+
+bool is_token_embedding_name(std::string_view module) {
+  const std::string_view name = leaf(module);
+  const bool text = module.find("visual") == std::string_view::npos &&
+                    module.find("vision") == std::string_view::npos && module.find("audio") == std::string_view::npos;
+  return text && is_embedding_name(module) && name != "wpe" && name.find("pos") == std::string_view::npos &&
+         name.find("type") == std::string_view::npos;
+}
+
+bool is_norm_name(std::string_view module) {
+  const std::string_view name = leaf(module);
+  return name.find("norm") != std::string_view::npos || name.starts_with("ln_") || name == "ln";
+}
+
+bool is_output_name(std::string_view module) {
+  const std::string_view name = leaf(module);
+  return name == "lm_head" || name == "embed_out";
 }
 
 }  // namespace peft::model

@@ -1,4 +1,5 @@
-// Module paths with their numbers set apart, so that one hash lookup finds the template a path was made from:
+// Paths of modules: their parts, what a last part says of its module, and paths with their numbers set apart. The last
+// serve to find by one hash lookup the template that a path was made from:
 //
 //   "model.layers.3.mlp.experts.17.w1"                     key "model.layers.#.mlp.experts.#.w1", numbers 3, 17
 //   "model.layers.{layer}.mlp.experts.{expert}.w1"         the same key, slots layer, expert
@@ -47,12 +48,22 @@ class PathTemplate {
 };
 
 std::string replace_all(std::string text, std::string_view from, std::string_view to);
+
+// ---- Parts of a path
+
 // "a.b.c" -> "a.b"; "" when there is no dot.
 std::string_view parent(std::string_view path);
 // "a.b.c" -> "c".
 std::string_view leaf(std::string_view path);
-// "model.layers.{layer}.mlp" -> "model.layers.{layer}"; a path without a layer as it is.
+// "model.layers.{layer}.mlp" -> "model.layers.{layer}". A path without a layer stays as it is.
 std::string up_to_layer(std::string_view path);
 bool is_below(std::string_view path, std::string_view ancestor);  // "a.b.c" is below "a.b" and "a"
+
+// ---- What the name of a module says
+
+bool is_embedding_name(std::string_view module);        // embed_tokens, wte, word_embeddings
+bool is_token_embedding_name(std::string_view module);  // an embedding of text: not of positions, not of images
+bool is_norm_name(std::string_view module);             // input_layernorm, q_norm, ln_1: its weight is a vector
+bool is_output_name(std::string_view module);           // lm_head, embed_out
 
 }  // namespace peft::model

@@ -4,9 +4,8 @@
 #include <functional>
 
 #include "base/checked.h"
-#include "model/index.h"
+#include "model/families/index.h"
 #include "model/path.h"
-#include "model/same_prefixes.h"
 #include "peft/error.h"
 
 namespace peft::weights {

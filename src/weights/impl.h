@@ -8,7 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "model/disk_names.h"
+#include "model/families/disk_names.h"
 #include "peft/weights.h"
 
 namespace peft::weights {

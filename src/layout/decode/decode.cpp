@@ -10,7 +10,7 @@
 #include "layout/decode/components.h"
 #include "layout/decode/fused_form.h"
 #include "layout/forms.h"
-#include "model/index.h"
+#include "model/families/index.h"
 
 namespace peft::layout {
 namespace {

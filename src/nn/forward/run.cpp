@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <limits>
 
-#include "model/config_section.h"
+#include "model/config_json/config_section.h"
 #include "nn/forward/attention.h"
 #include "nn/forward/moe.h"
 #include "nn/forward/pass.h"

@@ -5,7 +5,7 @@
 #include <numbers>
 #include <utility>
 
-#include "model/config_section.h"
+#include "model/config_json/config_section.h"
 #include "peft/error.h"
 
 namespace peft::nn {

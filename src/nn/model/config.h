@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "model/config_facts.h"
-#include "model/runtime_table.h"
+#include "model/config_json/config_facts.h"
+#include "model/families/runtime_table.h"
 
 namespace peft::nn {
 

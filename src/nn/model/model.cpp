@@ -7,7 +7,7 @@
 #include <map>
 
 #include "execute/copy/render.h"
-#include "model/config_section.h"
+#include "model/config_json/config_section.h"
 #include "nn/forward/pass.h"
 #include "nn/forward/run.h"
 #include "nn/model/network.h"

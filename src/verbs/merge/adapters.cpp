@@ -10,9 +10,9 @@
 #include "base/float_formats.h"
 #include "config/peft_rules.h"
 #include "layout/keys.h"
-#include "model/disk_names.h"
-#include "model/families.h"
-#include "model/index.h"
+#include "model/families/disk_names.h"
+#include "model/families/families.h"
+#include "model/families/index.h"
 #include "peft/error.h"
 #include "pythonic/python_json.h"
 

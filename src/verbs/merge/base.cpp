@@ -7,7 +7,7 @@
 
 #include "base/float_formats.h"
 #include "config/peft_rules.h"
-#include "model/index.h"
+#include "model/families/index.h"
 #include "peft/error.h"
 
 namespace peft::merging {
