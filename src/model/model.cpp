@@ -122,25 +122,24 @@ bool is_past_last(const Model& model, const Experts& experts, std::int64_t exper
 std::optional<Model::Located> Model::locate(std::string_view module_path) const {
   if (!index) return std::nullopt;
   const auto match = find_place(index->places, module_path);
-  const Experts* experts = match ? experts_of(*this, *match) : nullptr;
-  if (experts == nullptr) return std::nullopt;
-  const Experts& found = *experts;
+  const Experts* found = match ? experts_of(*this, *match) : nullptr;
+  if (found == nullptr) return std::nullopt;
   const Index::Place& place = *match->place;
   if (!place.path.has_expert()) {
-    return Located{&found, -1, Projection::none, place.fused, place.fused_generation};
+    return Located{found, -1, Projection::none, place.fused, place.fused_generation};
   }
-  const ErrorPlace here{.tensor = std::string(module_path)};
+  const auto here = [&] { return ErrorPlace{.tensor = std::string(module_path)}; };
   if (!match->expert.plain) {
-    here.fail(ErrorCode::LO_EXPERT, {.problem = "an expert index is not a plain number",
-                                     .expected = "0, 1, 2, ... without sign or leading zero"});
+    here().fail(ErrorCode::LO_EXPERT, {.problem = "an expert index is not a plain number",
+                                       .expected = "0, 1, 2, ... without sign or leading zero"});
   }
-  if (is_past_last(*this, found, match->expert.value)) {
-    here.fail(ErrorCode::LO_EXPERT, {.problem = "the model has no such expert",
-                                     .expected = "an index below " + std::to_string(found.num_experts),
-                                     .got = std::to_string(match->expert.value),
-                                     .hint = "is this the base model of the adapter?"});
+  if (is_past_last(*this, *found, match->expert.value)) {
+    here().fail(ErrorCode::LO_EXPERT, {.problem = "the model has no such expert",
+                                       .expected = "an index below " + std::to_string(found->num_experts),
+                                       .got = std::to_string(match->expert.value),
+                                       .hint = "is this the base model of the adapter?"});
   }
-  return Located{&found, match->expert.value, place.projection, nullptr, std::nullopt};
+  return Located{found, match->expert.value, place.projection, nullptr, std::nullopt};
 }
 
 std::string Model::rename(std::string_view module_path, Generation from, Generation to) const {

@@ -21,7 +21,7 @@ std::vector<std::int64_t> shape_of(const OrderedJson& json, const ErrorPlace& he
   std::vector<std::int64_t> shape;
   for (const auto& dim : json) {
     if (!dim.is_number_integer() || dim.get<std::int64_t>() < 0)
-      at(file, at).fail(ErrorCode::MD_FORM, {.problem = "a dimension is not an unsigned integer", .expected = kTree});
+      here.fail(ErrorCode::MD_FORM, {.problem = "a dimension is not an unsigned integer", .expected = kTree});
     shape.push_back(dim.get<std::int64_t>());
   }
   return shape;
