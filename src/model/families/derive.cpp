@@ -46,7 +46,8 @@ Projection named_projection(std::string_view name) {
   return Projection::none;
 }
 
-// What a parameter holds. Only [E, d1, d2] is a matrix per expert. Nothing is known of other forms.
+// What a parameter holds. Only [E, d1, d2] is a matrix per expert. Parameters of
+// other forms are carried along whole, and hold no projection.
 std::vector<Projection> projections_of(const ExpertsRow& row, const ParameterRow& parameter, bool sibling_is_fused) {
   if (parameter.dims.size() != 3) return {};
   if (parameter.name == row.form.fused) return {Projection::gate, Projection::up};
