@@ -7,7 +7,7 @@
 
 #include "model/path.h"
 #include "peft/model.h"
-#include "support/golden_files.h"
+#include "support/model_files.h"
 
 namespace peft {
 namespace {

@@ -2,14 +2,21 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <iostream>
 
 #include "model/path.h"
 #include "peft/error.h"
+#include "peft/model.h"
+#include "support/model_files.h"
+#include "test_paths.h"
 
 namespace peft::model {
 namespace {
+
+using test::code_of;
+using test::scratch_file;
 
 const Family& family(const std::string& type) { return *load_table()->families.at(type); }
 
@@ -134,6 +141,52 @@ TEST(Families, DumpForReading) {
     }
     for (const Renaming& rule : row->renamings) std::cout << "    " << rule.v4 << " <-> " << rule.v5 << "\n";
   }
+}
+
+TEST(UserFamilies, AddAndReplace) {
+  const std::string file = scratch_file("families.json", R"({
+    "forms": {"f00": {"form": "params", "fused": "w13", "layout": "in,out", "order": "concat gate,up",
+                      "params": [["w13", ["E", "H", "2I"]], ["down_proj", ["E", "I", "H"]]]}},
+    "families": {"mine": {"v5": {"arch": "Mine", "linears": ["lm_head"], "experts": [
+      {"path": "m.layers.{layer}.moe.experts", "block": "m.layers.{layer}.moe", "form": "f00",
+       "keys": {"E": "n", "H": "h", "I": "i"}, "moe_layers": ["all"]}]}}}})");
+  const Model mine = describe({.family = "mine", .families_file = file, .names = {"m.layers.4.moe.experts"}});
+  ASSERT_EQ(mine.experts.size(), 1u);
+  EXPECT_TRUE(mine.experts[0].form->v5[0].in_out);
+  const Model built_in =
+      describe({.family = "mixtral", .families_file = file, .names = {"model.layers.0.mlp.experts"}});
+  EXPECT_FALSE(built_in.experts[0].form->v5[0].in_out);  // its f00 is still its own
+  EXPECT_EQ(families(file).size(), families().size() + 1);
+  EXPECT_EQ(code_of([] {
+              describe({.family = "x", .families_file = scratch_file("bad.json", R"({"families": {"x": {"v5": 1}}})")});
+            }),
+            ErrorCode::MD_FAMILY);
+  EXPECT_EQ(code_of([] { describe({.family = "x", .families_file = "/nowhere.json"}); }), ErrorCode::IO_OPEN);
+}
+
+// The example of docs/add_a_family.md is a family file that works.
+TEST(UserFamilies, TheDocumentedExampleWorks) {
+  const std::string page = model::read_text(std::string(PEFT_SOURCE_DIR) + "/docs/add_a_family.md");
+  const std::size_t begin = page.find("```json") + 7, end = page.find("```", begin);
+  const std::string file = scratch_file("documented.json", page.substr(begin, end - begin));
+  const Model model =
+      describe({.family = "my_moe", .families_file = file, .names = {"model.layers.0.block.experts.5.w3"}});
+  ASSERT_EQ(model.experts.size(), 1u);
+  EXPECT_EQ(model.locate("model.layers.0.block.experts.5.w3")->projection, Projection::up);
+  EXPECT_EQ(model.experts[0].v5_module, "model.layers.0.mlp.experts");
+  EXPECT_EQ(model.rename("model.layers.0.block.gate", Generation::v4, Generation::v5), "model.layers.0.mlp.gate");
+}
+
+TEST(FamilyRows, AreReadable) {
+  const auto rows = families();
+  ASSERT_EQ(rows.size(), 148u);
+  const auto mixtral =
+      std::find_if(rows.begin(), rows.end(), [](const FamilyRow& row) { return row.model_type == "mixtral"; });
+  EXPECT_EQ(mixtral->v5_experts, "model.layers.{layer}.mlp.experts: gate_up_proj [E, 2I, H], down_proj [E, H, I]");
+  EXPECT_EQ(mixtral->v4_experts, "model.layers.{layer}.block_sparse_moe.experts.{expert}");
+  EXPECT_EQ(mixtral->per_expert_names, "w1 (gate), w3 (up), w2 (down)");
+  EXPECT_EQ(mixtral->orientation, "out,in");
+  EXPECT_EQ(mixtral->router, "gate.weight (MixtralTopKRouter)");
 }
 
 }  // namespace

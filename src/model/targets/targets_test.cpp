@@ -7,7 +7,7 @@
 #include "model/targets/matcher.h"
 #include "model/targets/names.h"
 #include "peft/error.h"
-#include "support/golden_files.h"
+#include "support/model_files.h"
 
 namespace peft {
 namespace {

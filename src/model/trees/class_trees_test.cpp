@@ -9,7 +9,7 @@
 #include <set>
 
 #include "peft/model.h"
-#include "support/golden_files.h"
+#include "support/model_files.h"
 #include "test_paths.h"
 
 namespace peft {
