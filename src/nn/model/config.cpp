@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "model/config_json/config_section.h"
+#include "model/families/families.h"
 #include "peft/error.h"
 
 namespace peft::nn {
