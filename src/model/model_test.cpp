@@ -15,6 +15,7 @@ namespace {
 
 using model::Family;
 using model::Kind;
+using model::OrderedJson;
 using model::PathTemplate;
 using test::code_of;
 using test::scratch_file;
