@@ -8,6 +8,7 @@
 #include <ostream>
 
 #include "peft/error.h"
+#include "safetensors/writing/file_layout.h"
 
 namespace peft {
 namespace {

@@ -13,6 +13,7 @@
 #include <span>
 
 #include "base/system.h"
+#include "base/text.h"
 #include "cli/output/json.h"
 #include "cli/output/output.h"
 #include "cli/output/table.h"

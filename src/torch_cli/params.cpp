@@ -10,6 +10,7 @@
 #include <set>
 #include <vector>
 
+#include "base/text.h"
 #include "cli/output/json.h"
 #include "cli/output/output.h"
 #include "cli/output/table.h"

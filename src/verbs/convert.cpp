@@ -7,6 +7,7 @@
 #include <set>
 
 #include "base/text.h"
+#include "config/peft_rules.h"
 #include "layout/encode/encode.h"
 #include "layout/encode/write_config.h"
 #include "layout/forms.h"
@@ -145,10 +146,7 @@ void require_known_experts(const Input& input) {
 }
 
 bool names_parameter(const std::vector<std::string>& targets, const ModuleTree& tree) {
-  const auto matches = [&](const std::string& name) {
-    return std::any_of(targets.begin(), targets.end(),
-                       [&](const std::string& t) { return name == t || name.ends_with("." + t); });
-  };
+  const auto matches = [&](const std::string& name) { return config::is_named_by(name, targets); };
   return std::any_of(tree.parameters.begin(), tree.parameters.end(),
                      [&](const Parameter& p) { return matches(p.full_name()); }) ||
          std::any_of(tree.modules.begin(), tree.modules.end(),
@@ -186,7 +184,7 @@ Generation generation_of(const AdapterConfig& config, const Model& model, const 
   const auto* list = std::get_if<std::vector<std::string>>(&config.target_modules);
   const auto has = [](const ModuleTree& tree, const std::string& name) {
     return std::any_of(tree.modules.begin(), tree.modules.end(),
-                       [&](const Module& m) { return m.name == name || m.name.ends_with("." + name); });
+                       [&](const Module& m) { return config::is_named_by(m.name, name); });
   };
   const auto only_v4_has = [&](const std::string& name) { return has(*v4, name) && !has(*model.v5, name); };
   const bool only_v4 = list != nullptr && std::any_of(list->begin(), list->end(), only_v4_has);

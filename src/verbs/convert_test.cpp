@@ -53,7 +53,9 @@ TEST(Convert, a_config_alone_needs_a_model) {
   options.input = with_base();
   const ConfigConversion conversion = convert_config(adapter("perexpert"), options);
   EXPECT_NE(conversion.before, conversion.after);
-  EXPECT_NE(conversion.after.find("mlp.experts.gate_up_proj"), std::string::npos) << conversion.after;
+  EXPECT_NE(conversion.after.find("\"target_parameters\": [\n    \"down_proj\",\n    \"gate_up_proj\""),
+            std::string::npos)
+      << conversion.after;
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/text.h"
 #include "execute/values/dequantise.h"
 #include "peft/adapter.h"
 #include "weights/impl.h"

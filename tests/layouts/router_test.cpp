@@ -67,8 +67,8 @@ INSTANTIATE_TEST_SUITE_P(Families, RouterAlone,
                                            Router{"olmoe-v4", "mlp.gate", "mlp.gate"},
                                            Router{"mixtral-v4", "block_sparse_moe.gate", "mlp.gate"},
                                            Router{"phimoe-v4", "block_sparse_moe.gate", "mlp.router"}),
-                         [](const auto& info) {
-                           std::string name = info.param.model;
+                         [](const auto& test) {
+                           std::string name = test.param.model;
                            std::ranges::replace(name, '-', '_');
                            return name;
                          });

@@ -106,8 +106,8 @@ INSTANTIATE_TEST_SUITE_P(Sizes, GroupedLora,
                          ::testing::Values(Problem{1, 1, 3, 5, 1, 1}, Problem{4, 2, 8, 6, 1, 2},
                                            Problem{8, 8, 40, 24, 1, 2}, Problem{8, 3, 7, 33, 17, 3},
                                            Problem{5, 5, 16, 16, 60, 1}, Problem{64, 9, 21, 17, 9, 8}),
-                         [](const auto& info) {
-                           const Problem& p = info.param;
+                         [](const auto& test) {
+                           const Problem& p = test.param;
                            return fmt::format("experts{}_rank{}_in{}_out{}_tokens{}_top{}", p.experts, p.rank, p.in,
                                               p.out, p.tokens, p.top_k);
                          });

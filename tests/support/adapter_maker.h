@@ -78,8 +78,8 @@ inline Dense folded(const Dense& m, double factor) {
 inline const Dense kA = random_dense(4, 24, 1), kB = random_dense(16, 4, 2);
 
 // Experts fused as PEFT does it: A rows e * r + k, B columns k * E + e; E != r.
-void add_fused(Maker& maker, const std::vector<Dense>& as, const std::vector<Dense>& bs,
-               const std::vector<int>& order) {
+inline void add_fused(Maker& maker, const std::vector<Dense>& as, const std::vector<Dense>& bs,
+                      const std::vector<int>& order) {
   const auto experts = static_cast<std::int64_t>(as.size()), rank = as[0].rows, in = as[0].cols, out = bs[0].rows;
   Dense a(experts * rank, in), b(out, rank * experts);
   for (std::int64_t e = 0; e < experts; ++e) {

@@ -90,12 +90,6 @@ std::string human_seconds(double seconds) {
   return fmt::format("{}:{:02}", minutes, rest);
 }
 
-std::string shape_text(std::span<const std::int64_t> shape) {
-  std::string text = "[";
-  for (const auto dimension : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(dimension);
-  return text + "]";
-}
-
 std::string short_number(double value) { return fmt::format("{:.6g}", value); }
 
 std::size_t text_width(std::string_view utf8) {

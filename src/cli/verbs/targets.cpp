@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
+#include "base/text.h"
 #include "cli/flags.h"
 #include "cli/output/json.h"
 #include "cli/output/output.h"

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <limits>
 
+#include "base/text.h"
 #include "model/config_json/config_section.h"
 #include "nn/forward/attention.h"
 #include "nn/forward/moe.h"
@@ -16,15 +17,7 @@
 namespace peft::nn {
 namespace {
 
-std::string shape_text(at::IntArrayRef shape) {
-  std::string text = "[";
-  for (const std::int64_t size : shape) {
-    if (text.size() > 1) text += ", ";
-    text += std::to_string(size);
-  }
-  text += ']';
-  return text;
-}
+std::string shape_text(at::IntArrayRef shape) { return peft::shape_text({shape.data(), shape.size()}); }
 
 std::string place_text(std::int64_t row, std::int64_t column) {
   std::string text = "ids[";

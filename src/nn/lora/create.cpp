@@ -140,7 +140,7 @@ std::map<std::string, TokenIds> wanted_rows(const PeftModel::Impl& impl, const A
     bool found = name.empty();
     if (found) wanted[impl.tree.input_embedding] = ids;
     for (const auto& module : impl.base->impl().modules.all()) {
-      if (name.empty() || (module->name != name && !module->name.ends_with("." + name))) continue;
+      if (name.empty() || !config::is_named_by(module->name, name)) continue;
       wanted[module->name] = ids;
       found = true;
     }

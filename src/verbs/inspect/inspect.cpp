@@ -10,6 +10,7 @@
 #include <set>
 #include <tuple>
 
+#include "base/text.h"
 #include "config/adapter_fields.h"
 #include "config/peft_keys.h"
 #include "layout/decode/decode.h"
@@ -46,8 +47,7 @@ class Meanings {
   explicit Meanings(const Input& input) : input_(input) {
     const Factors& factors = input.reading.factors;
     for (const ExpertCount& count : factors.expert_counts) counts_[count.module] = count.count;
-    for (const Experts& experts : input.model.experts)
-      by_module_[experts.v5_module.empty() ? experts.v4_module : experts.v5_module] = &experts;
+    for (const Experts& experts : input.model.experts) by_module_[experts_module(experts)] = &experts;
     for (const Factor& factor : factors.factors) {
       for (const auto tensor : {factor.a.tensor, factor.b.tensor}) uses_[tensor].factor = &factor;
     }

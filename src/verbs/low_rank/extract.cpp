@@ -8,6 +8,7 @@
 
 #include "base/float_formats.h"
 #include "base/system.h"
+#include "config/peft_rules.h"
 #include "model/path.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
@@ -153,7 +154,7 @@ class Extraction {
 // "norm" means a module whose last name it is, or a whole path.
 bool Extraction::is_saved(const std::string& module) {
   for (const std::string& entry : options_.modules_to_save) {
-    if (module != entry && !module.ends_with("." + entry)) continue;
+    if (!config::is_named_by(module, entry)) continue;
     entries_.insert(entry);
     return true;
   }
@@ -339,11 +340,11 @@ LowRankResult Extraction::run() {
   for (const Experts& experts : model_.experts) {
     if (experts.num_experts > 0)
       made_.expert_counts.push_back(
-          {experts.v5_module.empty() ? experts.v4_module : experts.v5_module, experts.num_experts});
+          {experts_module(experts), experts.num_experts});
   }
   result_.plan = made_.plan(config(), model_, to_);
   result_.plan.exactness = Exactness::lossy;
-  if (weights::has_own_output(model_, base_.checkpoint, base_.weights))
+  if (base_.weights.has_own_output())
     result_.plan.warnings.push_back(own_output_text(resolve_path(options_.base) + "/config.json"));
   for (const auto* side : {&base_, &finetuned_}) {
     for (const auto& file : side->checkpoint.files()) result_.plan.bytes_in += file->file_size();

@@ -188,7 +188,7 @@ std::set<OutTensors::Number> touched_codes(const Base& base, const std::vector<M
     }
   }
   for (const Experts& experts : base.model.experts) {
-    const std::string& module = experts.v5_module.empty() ? experts.v4_module : experts.v5_module;
+    const std::string& module = experts_module(experts);
     if (!modules.contains(module + ".")) continue;
     for (std::int64_t e = 0; e < experts.num_experts; ++e) {
       for (const Projection projection : {Projection::gate, Projection::up, Projection::down}) {

@@ -254,7 +254,7 @@ MergePlan plan_merge(const MergeOptions& given) {
   facts.untied = merging::add_updates(base, adapters, tensors);
   // Two embeddings from the start: nothing becomes untied, but only a config that says so is read alike by every
   // reader.
-  facts.own_output = merge.own_output = weights::has_own_output(model, checkpoint, weights);
+  facts.own_output = merge.own_output = weights.has_own_output();
   merge.untied = facts.untied && !facts.own_output;
   describe_quantization(quantized, keep, model, facts);
   facts.record = merging::merged_record(adapters, files.front()->metadata());

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <map>
 
+#include "base/text.h"
+#include "config/peft_rules.h"
 #include "layout/keys.h"
 #include "peft/error.h"
 
@@ -17,8 +19,6 @@ std::int64_t elements(const TensorInfo& tensor) {
   for (const std::int64_t size : tensor.shape) count *= size;
   return count;
 }
-
-std::string shape_text(const TensorInfo& tensor) { return fmt::format("[{}]", fmt::join(tensor.shape, ", ")); }
 
 class Updates {
  public:
@@ -115,7 +115,7 @@ class Updates {
           here(*magnitude)
               .fail(ErrorCode::LO_SHAPE, {.problem = "a DoRA magnitude is not one value per output",
                                           .expected = fmt::format("{} values", factor.out),
-                                          .got = shape_text(info_of(*magnitude))});
+                                          .got = shape_text(info_of(*magnitude).shape)});
         }
         update.magnitude = View{adapter_->source, *magnitude, from.row, from.view.rows, 1, 1, 1};
         part.dora = true;
@@ -200,7 +200,7 @@ class Updates {
                 {.problem = rows ? "the saved module has another number of rows than the base's"
                                  : "the saved tensor does not fit the base's",
                  .expected = fmt::format("{} [{}]", out.planned.name, fmt::join(out.planned.shape, ", ")),
-                 .got = shape_text(tensor),
+                 .got = shape_text(tensor.shape),
                  .hint = rows ? "resize the base's embedding as it was when the adapter was trained"
                               : "is this the right base model?"});
     }
@@ -220,7 +220,7 @@ class Updates {
     const std::string own(layout::parse_key(info_of(extra.tensor).name).module);
     if (given) {
       for (const auto& [module, ids] : *given) {
-        const auto is_named = [&](const std::string& name) { return name == module || name.ends_with("." + module); };
+        const auto is_named = [&](const std::string& name) { return config::is_named_by(name, module); };
         if (module.empty() || is_named(own) || is_named(extra.site.module)) return ids;
       }
     }
@@ -252,7 +252,7 @@ class Updates {
       here(extra.tensor)
           .fail(ErrorCode::LO_SHAPE, {.problem = "the rows do not fit the embedding",
                                       .expected = fmt::format("[{}, {}]", ids.size(), cols),
-                                      .got = shape_text(info_of(extra.tensor))});
+                                      .got = shape_text(info_of(extra.tensor).shape)});
     }
     const auto twin = twin_of(target.tensor, extra.site);
     for (std::size_t i = 0; i < ids.size(); ++i) {

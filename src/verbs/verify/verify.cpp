@@ -14,6 +14,7 @@
 #include "adapter/view_math.h"
 #include "base/float_formats.h"
 #include "base/system.h"
+#include "base/text.h"
 #include "config/adapter_fields.h"
 #include "config/peft_keys.h"
 #include "verbs/load.h"
@@ -79,8 +80,6 @@ std::vector<Job> make_jobs(const Factors& x, const Factors& y) {
   return jobs;
 }
 
-std::string shape_text(const TensorInfo& tensor) { return fmt::format("[{}]", fmt::join(tensor.shape, ", ")); }
-
 // A vector may be stored with further dimensions of 1, as some programs write DoRA magnitudes.
 bool same_shape(const TensorInfo& x, const TensorInfo& y) {
   const auto significant = [](std::span<const std::int64_t> shape) {
@@ -121,7 +120,8 @@ Distance measure(const adapter::Matrix& x, const adapter::Matrix& y) {
 // Tensors that are carried along whole: DoRA magnitudes, biases, saved modules, token deltas. Equal values are bit- or
 // value-exact; another dtype and one rounding to the coarser one is rounded; anything else is different.
 Verdict compare_tensors(const TensorFile& file_x, const TensorInfo& x, const TensorFile& file_y, const TensorInfo& y) {
-  if (!same_shape(x, y)) return {Exactness::lossy, 1, fmt::format("shape {} and {}", shape_text(x), shape_text(y))};
+  if (!same_shape(x, y))
+    return {Exactness::lossy, 1, fmt::format("shape {} and {}", shape_text(x.shape), shape_text(y.shape))};
   const adapter::Matrix mx = adapter::bind(file_x, x), my = adapter::bind(file_y, y);
   if (adapter::equal(mx, my)) return {};
   if (!is_float(x.dtype) || !is_float(y.dtype)) {

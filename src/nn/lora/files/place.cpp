@@ -10,6 +10,7 @@
 #include <set>
 
 #include "adapter/view_math.h"
+#include "config/peft_rules.h"
 #include "layout/encode/stack.h"
 #include "nn/lora/files/file_tensors.h"
 #include "nn/model/network.h"
@@ -130,9 +131,7 @@ class Placer {
     if (owner == nullptr || owner->kind == ModuleKind::other) return true;
     const std::string weight = module + ".weight";
     const auto& listed = input_.adapter.config.target_parameters;
-    return listed && std::any_of(listed->begin(), listed->end(), [&](const std::string& entry) {
-             return weight == entry || weight.ends_with("." + entry);
-           });
+    return listed && config::is_named_by(weight, *listed);
   }
 
   void matrix(Site& site, const Factor& factor) {
