@@ -41,7 +41,7 @@ int main(int argc, char **argv) {
   peft_verification_free(verification);
 
   peft_adapter *adapter = NULL;
-  if (peft_adapter_open(argv[2], NULL, &adapter, &error) != 0) return failed(error);
+  if (peft_adapter_open(argv[1], NULL, &adapter, &error) != 0) return failed(error);
   peft_factor factor;
   if (peft_adapter_factor(adapter, 0, &factor, &error) != 0) return failed(error);
   const size_t size = (size_t)(factor.rank * factor.in);

@@ -49,7 +49,7 @@ std::string errors_page() {
          "| 2 | the command line makes no sense, or a fact is missing; for `verify` also: an input is bad |\n"
          "| 3 | reading, writing or space |\n"
          "| 4 | a bug in peft.cpp: please report it |\n"
-         "| 5 | stopped by a signal; nothing is left behind but what --resume goes on with |\n\n" +
+         "| 5 | stopped by a signal; nothing is left behind but what --resume needs |\n\n" +
          table.markdown();
 }
 
