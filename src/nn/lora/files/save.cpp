@@ -19,6 +19,7 @@
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "peft/reference.h"
+#include "pythonic/python_regex.h"
 #include "safetensors/reading/input_file.h"
 #include "safetensors/writing/staged_output.h"
 
@@ -134,7 +135,7 @@ bool names_embedding(const AdapterConfig& config, const std::string& module) {
            std::find(list->begin(), list->end(), module) != list->end();
   }
   const auto* pattern = std::get_if<std::string>(&config.target_modules);
-  return pattern != nullptr && PythonRegex(*pattern).fullmatches(module);
+  return pattern != nullptr && pythonic::PythonRegex(*pattern).fullmatches(module);
 }
 
 // PEFT saves the embeddings themselves when they are targets; the base may have been resized.
