@@ -135,7 +135,7 @@ bool names_embedding(const AdapterConfig& config, const std::string& module) {
            std::find(list->begin(), list->end(), module) != list->end();
   }
   const auto* pattern = std::get_if<std::string>(&config.target_modules);
-  return pattern != nullptr && pythonic::PythonRegex(*pattern).fullmatches(module);
+  return pattern != nullptr && PythonRegex(*pattern).fullmatches(module);
 }
 
 // PEFT saves the embeddings themselves when they are targets; the base may have been resized.
