@@ -190,8 +190,7 @@ class Execution {
       if (journal && lasting && !options_.finish) output.discard();
       if (lasting || !output.keeps_something()) throw;
       ErrorDetail detail = error->detail();
-      detail.hint +=
-          (detail.hint.empty() ? "" : "; ") + std::string("what is finished is kept: --resume goes on with it");
+      detail.hint += (detail.hint.empty() ? "" : "; ") + std::string("what is finished is kept: --resume continues it");
       throw Error(error->code(), std::move(detail));
     } catch (const Error& error) {
       if (error.code() == ErrorCode::IO_CHANGED) {

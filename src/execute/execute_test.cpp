@@ -14,7 +14,6 @@
 #include <iterator>
 
 #include "peft/error.h"
-#include "peft/reference.h"
 #include "plan/check.h"
 #include "support/random_merge.h"
 #include "support/random_plan.h"

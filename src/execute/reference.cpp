@@ -1,5 +1,3 @@
-#include "peft/reference.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -8,6 +6,7 @@
 #include "execute/merge/merger.h"
 #include "execute/values/element.h"
 #include "peft/error.h"
+#include "peft/execute.h"
 #include "plan/check.h"
 #include "plan/update_targets.h"
 

@@ -15,7 +15,7 @@
 #include "model/path.h"
 #include "model/trees/build_tree.h"
 #include "peft/error.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 #include "peft/verbs.h"
 
 namespace peft {

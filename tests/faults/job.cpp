@@ -14,7 +14,7 @@
 #include <new>
 #include <random>
 
-#include "peft/reference.h"
+#include "peft/execute.h"
 
 namespace peft::faults {
 namespace {

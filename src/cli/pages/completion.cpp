@@ -7,8 +7,8 @@
 
 #include "cli/flags.h"
 #include "cli/output/output.h"
-#include "peft/low_rank.h"
 #include "peft/model.h"
+#include "peft/verbs.h"
 
 namespace peft::cli {
 namespace {

@@ -194,8 +194,7 @@ class SharedFolder {
     std::error_code error;
     made_ = !path.empty() && fs::create_directory(path, error);
     if (!path.empty() && !fs::is_directory(path, error)) {
-      throw Error(ErrorCode::IO_WRITE,
-                  {.file = path, .problem = "cannot be made or is no folder", .got = error.message()});
+      at(path).fail(ErrorCode::IO_WRITE, {.problem = "cannot be made or is no folder", .got = error.message()});
     }
   }
   ~SharedFolder() {

@@ -13,7 +13,7 @@
 #include "cli/output/progress.h"
 #include "cli/output/table.h"
 #include "peft/error.h"
-#include "peft/low_rank.h"
+#include "peft/verbs.h"
 
 namespace peft::cli {
 namespace {

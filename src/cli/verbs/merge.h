@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "cli/flags.h"
-#include "peft/merge.h"
+#include "peft/verbs.h"
 
 namespace peft::cli {
 

@@ -12,7 +12,7 @@
 #include "cli/output/output.h"
 #include "cli/output/table.h"
 #include "peft/adapter.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 
 namespace peft::cli {
 namespace {
@@ -46,12 +46,12 @@ Generation choose_generation(const Model& model, const AdapterConfig& config, co
   if (command.generation == "v4") generation = Generation::v4;
   if (command.generation == "v5") generation = Generation::v5;
   if (!model.tree(generation)) {
-    throw Error(ErrorCode::MD_NEEDED,
-                {.file = command.base,
-                 .problem = fmt::format("the modules of this model in transformers {} are not known",
-                                        generation == Generation::v4 ? "4" : "5"),
-                 .got = model.model_type,
-                 .hint = "--base takes a model folder, its config.json, or a module-tree file"});
+    at(command.base)
+        .fail(ErrorCode::MD_NEEDED,
+              {.problem = fmt::format("the modules of this model in transformers {} are not known",
+                                      generation == Generation::v4 ? "4" : "5"),
+               .got = model.model_type,
+               .hint = "--base takes a model folder, its config.json, or a module-tree file"});
   }
   return generation;
 }

@@ -12,7 +12,7 @@
 #include "cli/output/output.h"
 #include "cli/output/table.h"
 #include "peft/error.h"
-#include "peft/verify_merged.h"
+#include "peft/verbs.h"
 
 namespace peft::cli {
 namespace {

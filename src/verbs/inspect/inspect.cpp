@@ -17,7 +17,7 @@
 #include "layout/encode/write_config.h"
 #include "layout/keys.h"
 #include "peft/error.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 #include "peft/verbs.h"
 #include "verbs/inspect/consumers.h"
 

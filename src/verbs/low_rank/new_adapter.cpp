@@ -30,10 +30,10 @@ std::vector<std::byte> round_to(const low_rank::Dense& m, Dtype dtype, low_rank:
   for (std::int64_t i = 0; i < m.rows; ++i) {
     for (std::int64_t j = 0; j < m.cols; ++j, to += width) {
       if (!execution::store_element(dtype, m.at(i, j), to)) {
-        throw Error(ErrorCode::NUM_OVERFLOW, {.tensor = group.name(),
-                                              .problem = "a value does not fit " + std::string(info(dtype).name),
-                                              .got = fmt::format("{}", m.at(i, j)),
-                                              .hint = "--dtype F32"});
+        peft::at({}, group.name())
+            .fail(ErrorCode::NUM_OVERFLOW, {.problem = "a value does not fit " + std::string(info(dtype).name),
+                                            .got = fmt::format("{}", m.at(i, j)),
+                                            .hint = "--dtype F32"});
       }
       values.at(i, j) = execution::load_element(dtype, to);
     }

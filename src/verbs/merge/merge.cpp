@@ -1,5 +1,3 @@
-#include "peft/merge.h"
-
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -12,6 +10,7 @@
 
 #include "base/system.h"
 #include "peft/error.h"
+#include "peft/verbs.h"
 #include "peft/weights.h"
 #include "plan/check.h"
 #include "verbs/merge/adapters.h"
@@ -45,10 +44,9 @@ Checkpoint open_base(const std::string& folder, const OpenOptions& options) {
   std::error_code error;
   if (!std::filesystem::is_directory(folder, error)) {
     const bool exists = std::filesystem::exists(folder, error);
-    throw Error(exists ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
-                {.file = folder,
-                 .problem = exists ? "the base is not a folder" : "there is no such folder",
-                 .expected = "a model folder with config.json and *.safetensors"});
+    peft::at(folder).fail(exists ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
+                          {.problem = exists ? "the base is not a folder" : "there is no such folder",
+                           .expected = "a model folder with config.json and *.safetensors"});
   }
   return Checkpoint::open(folder, options);
 }
@@ -171,10 +169,10 @@ void warn(const std::vector<MergeAdapter>& adapters, MergePlan& merge) {
   }
   if (merge.zero_deltas.empty()) return;
   if (merge.zero_deltas.size() == factors) {
-    throw Error(ErrorCode::LO_NONE, {.file = adapters.front().adapter.folder,
-                                     .problem = "every factor is zero: the merged model would be the base",
-                                     .got = fmt::format("{} zero deltas", factors),
-                                     .hint = "was the adapter trained, and saved after training?"});
+    peft::at(adapters.front().adapter.folder)
+        .fail(ErrorCode::LO_NONE, {.problem = "every factor is zero: the merged model would be the base",
+                                   .got = fmt::format("{} zero deltas", factors),
+                                   .hint = "was the adapter trained, and saved after training?"});
   }
   constexpr std::size_t kShown = 5;
   std::string names;
