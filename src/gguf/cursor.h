@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "peft/error.h"
 #include "safetensors/reading/input_file.h"
