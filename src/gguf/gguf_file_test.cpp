@@ -156,7 +156,8 @@ TEST(GgufFile, OddFilesAreReadWithANote) {
 }
 
 TEST(GgufFile, DataInAnotherOrderIsFoundByName) {
-  const auto file = parse_gguf(gguf_image({}, {{"w", {8}, 0, 32}, {"v", {2, 2}, 30, 0}}, 64));
+  const std::string bytes = gguf_image({}, {{"w", {8}, 0, 32}, {"v", {2, 2}, 30, 0}}, 64);
+  const auto file = parse_gguf(bytes);
   EXPECT_EQ(file->tensors()[0].name, "v");
   EXPECT_EQ(file->bytes(*file->find("v"))[0], std::byte{0});
   EXPECT_EQ(file->bytes(*file->find("w"))[0], std::byte{32});
