@@ -22,5 +22,7 @@ foreach(page errors layouts families config_fields)
 endforeach()
 
 add_test(NAME docs_benchmarks_is_fresh COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/bench/report.py --check)
-add_test(NAME structure COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_structure.py --stages execute,plan,verbs,c_api,cli ${CMAKE_CURRENT_SOURCE_DIR})
+file(STRINGS ${CMAKE_CURRENT_SOURCE_DIR}/src/stages.txt all_stages)
+list(JOIN all_stages "," all_stages)
+add_test(NAME structure COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_structure.py --stages ${all_stages} ${CMAKE_CURRENT_SOURCE_DIR})
 add_test(NAME structure_self_test COMMAND ${Python3_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/tools/check_structure.py --self-test)

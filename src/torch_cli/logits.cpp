@@ -143,7 +143,7 @@ int run_logits(const cli::LogitsCommand& command) {
   }
   print(next);
   if (!command.out.empty()) {
-    cli::write_out(fmt::format("logits F32 {} in {}: {}\n", cli::shape_text(logits.sizes().vec()),
+    cli::write_out(fmt::format("logits F32 {} in {}: {}\n", shape_text(logits.sizes().vec()),
                                cli::human_seconds(seconds), printable(command.out)));
   }
   return 0;

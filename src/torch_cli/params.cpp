@@ -94,7 +94,7 @@ void add_adapter(Kinds& kinds, const nn::CausalLM& base, const nn::PeftModel& lo
     const auto known = names.find(place);
     Collected& row = kinds.at(known == names.end() ? place : known->second);
     row.kind.adapter_parameters += static_cast<std::uint64_t>(tensor.numel());
-    row.adapter_shapes.insert((what.empty() ? "saved" : what) + " " + cli::shape_text(tensor.sizes().vec()));
+    row.adapter_shapes.insert((what.empty() ? "saved" : what) + " " + shape_text(tensor.sizes().vec()));
   }
 }
 
@@ -105,7 +105,7 @@ std::vector<ParameterKind> parameter_kinds(const nn::CausalLM& base, const nn::P
     Collected& row = kinds.at(name);
     ++row.kind.count;
     row.kind.parameters += static_cast<std::uint64_t>(tensor.numel());
-    row.shapes.insert(cli::shape_text(tensor.sizes().vec()));
+    row.shapes.insert(shape_text(tensor.sizes().vec()));
   }
   if (lora != nullptr) {
     for (const auto& adapter : lora->active_adapters()) add_adapter(kinds, base, *lora, adapter);

@@ -302,6 +302,13 @@ TEST_F(Embeddings, TokensAndLoraOnOneEmbeddingAreRefused) {
   EXPECT_THAT(message([&] { model->add_adapter("c", on({"q_proj"}, {{"", {}}})); }), HasSubstr("an empty list"));
 }
 
+TEST_F(Embeddings, TokensNeedAnEmbeddingOfThatName) {
+  for (const char* name : {"no_such_embedding", "tokens"}) {
+    const std::string text = message([&] { get_peft_model(own_, on({"v_proj"}, {{name, {2, 54}}})); });
+    EXPECT_THAT(text, HasSubstr("trainable_token_indices")) << name;
+  }
+}
+
 // LoRA of a tied output embedding is added to the new rows, as PEFT's wrappers lie.
 TEST_F(Embeddings, LoraOfTheHeadIsAddedToTiedRows) {
   const at::Tensor ids = at::tensor(std::vector<std::int64_t>{5, 6, 7}, at::kLong).view({1, 3});

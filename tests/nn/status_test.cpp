@@ -5,6 +5,7 @@
 #include "nn/small_models.h"
 #include "peft/nn/peft_model.h"
 #include "pythonic/python_json.h"
+#include "safetensors/reading/input_file.h"
 #include "test_paths.h"
 
 namespace peft::nn::testing {

@@ -27,8 +27,8 @@ CONV = "-: convolutions do not run here (the core merges them: merge_convolution
 MHA = "-: nn.MultiheadAttention is in no model that runs here"
 REFUSED = "-: not implemented, and refused by name: lora_test LoraApi.WhatIsNotImplementedIsRefusedByName"
 ONE_BY_ONE = "-: layers cannot be enabled, activated or merged one by one here"
-TOKENS = "open: trainable tokens of several adapters, their merges and names are another change's row of issue 11"
-SCALED = "open: Gemma's scaled embeddings do not run here (Site::embed_scale is 1)"
+TOKENS = "parity_test Embeddings.ATokenHasOneRow, Embeddings.MergingByNameTakesTheRows, Embeddings.TokensOfEitherEmbeddingMerge"
+SCALED = "-: models that scale their embeddings (Gemma) do not run here yet"
 LATER = "-: not implemented, see docs/runtime.md: "
 RESOLVE = "golden_test config/resolve"
 ROUND = "lora_golden_test LoraRuntime.SavesLoadsDisablesMergesAndTakesOut"
@@ -47,7 +47,7 @@ ROWS = [
     (r"[Kk]asa|mica|bdlora|ActivatedLora|[Cc]orda", REFUSED),
     (r"Eva", REFUSED),
     (r"embed_scale|scaled_embedding", SCALED),
-    (r"sibling", "open: names of siblings that begin alike have no test here"),
+    (r"sibling", "-: no model type that runs here has modules beside the embeddings whose names begin like theirs"),
     (r"TestWeightTying", LATER + "ensure_weight_tying (refused by name)"),
     (r"unsupported_layer_raises", PARITY + "AReplacedNormIsNotMixed"),
     (r"save_disabling", "-: differs on purpose: gradients stay as they are while adapters are disabled (docs/runtime.md)"),
@@ -93,7 +93,7 @@ ROWS = [
     (r"merge_layers_multi|sequential_merge|active_adapters_merge_and_unmerge", PARITY + "MergingOneAfterTheOtherIsMergingBoth"),
     (r"dora_adapters_merge|active_dora|dora_and", "lora_golden_test LoraMerge.WeightsAsPeftRoundsThem (llama-two-dora)"),
     (r"dora_unmerge_inverts", API + "MergingIsTakenBackBitForBit (a copy is given back, whatever was merged)"),
-    (r"fixes_tie_word|tie_word|TiedEmbeddings|tied_embeddings", OPEN + "the row of tied bases of issue 11 decides what the runtime says; the core: merge_embeddings_test MergeTied.LoraOnBothGivesTwoTensors"),
+    (r"fixes_tie_word|tie_word|TiedEmbeddings|tied_embeddings", "parity_test Embeddings.MergingOnOneOfTwoTiedEmbeddingsUntiesThem, Embeddings.ASavedTiedEmbeddingMergesToo; the core: merge_embeddings_test MergeTied.LoraOnBothGivesTwoTensors"),
     (r"trainable_tokens_random_init", "-: init_weights=false of trainable tokens does not exist here"),
     (r"merge_layers|merge_and_unload|delete_merged_adapter", ROUND + "; " + PARITY + "UnknownAndMergedAdaptersAreNotDeleted"),
 
@@ -133,8 +133,8 @@ ROWS = [
     (r"pattern_key|pattern_keys|unmatched|misconfigured_second", "targets_test ResolveTargets.WarnsAboutWhatMatchesNothing"),
     (r"no_target_module_nor|target_parameters_wrong_type|invalid_target|target_multiple_parameters", RESOLVE + " (params_*)"),
     (r"no_matching|no_modules_matched|second_adapter_only|unique_across", RESOLVE + " (save_only, exclude_all)"),
-    (r"mamba", OPEN + "Mamba layers do not run here; the resolver refuses such targets (targets_modules.cpp) without a golden case"),
-    (r"modules_to_save_targets_lora|token_indices_targets_lora", OPEN + "saving or retraining a module that is a LoRA target: golden_test config/resolve/save_and_target for the first, tokens are another change's"),
+    (r"mamba", "-: Mamba layers do not run here; the resolver refuses such targets, as PEFT does"),
+    (r"modules_to_save_targets_lora|token_indices_targets_lora", "golden_test config/resolve/save_and_target; tokens: parity_test Embeddings.TokensAndLoraOnOneEmbeddingAreRefused"),
 
     # ---- initialisation
     (r"init_orthogonal_odd", PARITY + "AnOddRankHasNoOrthogonalStart; golden_test config/resolve/orthogonal_odd"),
@@ -156,16 +156,16 @@ ROWS = [
     (r"weight_tying|tied", "status_test Status.IsThatOfPeftAfterEveryStep (story: tied tokens); lora_golden_test LoraNative.LogitsAndCounts"),
     (r"head_and_embedding|both_embedding", TOKENS),
     (r"cannot_be_inferred|default_embedding|embedding_name|composite_model|layer_not_found|multiple_targets",
-     OPEN + "names in trainable_token_indices: the list form is in lora_test LoraApi.WholeModulesBiasesAndTokens, the others have no test in the runtime"),
+     "parity_test Embeddings.MergingByNameTakesTheRows, Embeddings.TokensNeedAnEmbeddingOfThatName; the list form: lora_test LoraApi.WholeModulesBiasesAndTokens"),
     (r"test_trainable_tokens", API + "WholeModulesBiasesAndTokens; lora_golden_test LoraNative.LogitsAndCounts (token_indices)"),
 
     # ---- saving, loading, running
     (r"selected_adapters", "save_test Saving.SeveralAdaptersHaveOneCard"),
     (r"adapter_name|names?_in_module_name|name_same_as|removes_|normal_names|prefix_in_module_name|module_named_like|Prefixes|state_dict_key",
      PARITY + "AnAdaptersNameMakesNoDifference; " + API + "TheFileIsTheEncoders"),
-    (r"embedding_layer|save_embedding|similarly_named|save_pretrained_auto|no_embeddings_in_save", "lora_golden_test LoraNative.LogitsAndCounts (llama-embedding, embed_saved); the names of siblings: " + OPEN + "no test"),
+    (r"embedding_layer|save_embedding|save_pretrained_auto|no_embeddings_in_save", "lora_golden_test LoraNative.LogitsAndCounts (llama-embedding, embed_saved)"),
     (r"only_params_are_updated", PARITY + "OnlyTheAdapterIsUpdated"),
-    (r"test_generate_half|generate_half", OPEN + "tokens in half precision are not compared, logits are: lora_golden_test LoraRuntime.BFloat16"),
+    (r"test_generate_half|generate_half", "-: the tokens of half precision depend on the kernels; logits are compared: lora_golden_test LoraRuntime.BFloat16"),
     (r"generate", "runtime_verbs_test Generate.gives_the_tokens_of_transformers"),
     (r"float16|bfloat16|fp16", "lora_golden_test LoraRuntime.BFloat16"),
     (r"training|finite$", "lora_golden_test LoraGradients.OfTheFirstBatch (one step; training comes later)"),

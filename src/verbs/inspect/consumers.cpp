@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <map>
 
 #include "config/peft_rules.h"
@@ -81,7 +82,7 @@ constexpr LayoutRow kLayoutRows[] = {
     {llama_cpp, fact::rslora, 0, kWrong, "the scale is taken as alpha / r",
      "golden/consumers/mixtral/perexpert-rslora"},
     {llama_cpp, fact::alpha_pattern, 0, kWrong, kOneAlpha, "golden/consumers/mixtral/perexpert-alphapat"},
-    {llama_cpp, fact::uneven_scales, 0, kWrong, kOneAlpha, "golden/consumers/mixtral/perexpert-alphapat"},
+    {llama_cpp, fact::uneven_alphas, 0, kWrong, kOneAlpha, "golden/consumers/mixtral/perexpert-alphapat"},
 
     {mlx_lm, 0, 0, kRefuses, "reads its own format only (adapters.safetensors, num_layers)",
      "golden/consumers/README.md"},
@@ -245,11 +246,13 @@ Facts dense_facts(const Input& input) {
 Facts expert_facts(const Input& input) {
   std::map<Projection, std::set<std::int64_t>> ranks;
   std::set<double> scales;
+  std::set<std::int64_t> alphas;  // in millionths: scale * rank is rounded
   std::map<std::string, std::map<Projection, std::int64_t>> counts;
   for (const Factor& factor : input.reading.factors.factors) {
     if (factor.site.expert < 0) continue;
     ranks[factor.site.projection].insert(factor.rank);
     scales.insert(factor.scale);
+    alphas.insert(std::llround(factor.scale * static_cast<double>(factor.rank) * 1e6));
     ++counts[factor.site.module][factor.site.projection];
   }
   const bool gate = ranks.contains(Projection::gate), up = ranks.contains(Projection::up),
@@ -264,7 +267,8 @@ Facts expert_facts(const Input& input) {
   }
   return (gate ? fact::gate : 0) | (up ? fact::up : 0) | (down ? fact::down : 0) |
          (gate != up ? fact::gate_or_up_alone : 0) | (gate && up && down ? fact::all_projections : 0) |
-         (uneven ? fact::uneven_experts : 0) | (scales.size() > 1 ? fact::uneven_scales : 0);
+         (uneven ? fact::uneven_experts : 0) | (scales.size() > 1 ? fact::uneven_scales : 0) |
+         (alphas.size() > 1 ? fact::uneven_alphas : 0);
 }
 
 // Whether fused tensors lie as today's PEFT expects them. The first kind of experts of the model tells.

@@ -37,7 +37,8 @@ inline constexpr Facts gate_or_up_alone = 1 << 16;
 inline constexpr Facts all_projections = 1 << 17;
 inline constexpr Facts uneven_experts = 1 << 18;  // ranks of experts differ, or some experts have no LoRA
 inline constexpr Facts uneven_scales = 1 << 19;
-inline constexpr Facts mixed_format = 1 << 20;  // of the program: vLLM runs with enable_mixed_moe_lora_format
+inline constexpr Facts uneven_alphas = 1 << 22;  // alpha of experts differs; ranks alone may differ without it
+inline constexpr Facts mixed_format = 1 << 20;   // of the program: vLLM runs with enable_mixed_moe_lora_format
 }  // namespace fact
 
 // The first row of a program that fits decides; where none fits the program reads the adapter right.

@@ -87,13 +87,21 @@ TEST(ConsumerLayouts, say_what_the_real_programs_did) {
     std::string family, adapter, answers;  // R right, x refuses, W silently wrong
   };
   const Row rows[] = {
-      {"mixtral", "perexpert", "RRRR"},          {"mixtral", "perexpert-tied", "RRRR"},
-      {"mixtral", "perexpert-router", "RRRR"},   {"mixtral", "perexpert-rslora", "WWRR"},
-      {"mixtral", "perexpert-alphapat", "WWRR"}, {"mixtral", "fused", "RxWW"},
-      {"mixtral", "fused-gateup-only", "RxWW"},  {"mixtral", "fused-0.18.1", "xxWW"},
-      {"qwen3_moe", "perexpert", "RRRR"},        {"qwen3_moe", "fused", "RxxR"},
-      {"qwen3_moe", "fused-0.18.1", "xxxx"},     {"gpt_oss", "fused", "RxRR"},
-      {"gpt_oss", "fused-gateup-only", "Rxxx"},  {"gpt_oss", "fused-down-only", "Rxxx"},
+      {"mixtral", "perexpert", "RRRR"},
+      {"mixtral", "perexpert-tied", "RRRR"},
+      {"mixtral", "perexpert-router", "RRRR"},
+      {"mixtral", "perexpert-rslora", "WWRR"},
+      {"mixtral", "perexpert-mixedrank", "xRRR"},
+      {"mixtral", "perexpert-alphapat", "WWRR"},
+      {"mixtral", "fused", "RxWW"},
+      {"mixtral", "fused-gateup-only", "RxWW"},
+      {"mixtral", "fused-0.18.1", "xxWW"},
+      {"qwen3_moe", "perexpert", "RRRR"},
+      {"qwen3_moe", "fused", "RxxR"},
+      {"qwen3_moe", "fused-0.18.1", "xxxx"},
+      {"gpt_oss", "fused", "RxRR"},
+      {"gpt_oss", "fused-gateup-only", "Rxxx"},
+      {"gpt_oss", "fused-down-only", "Rxxx"},
       {"gpt_oss", "fused-0.19.0", "xxxx"},
   };
   const auto root = std::filesystem::path(PEFT_SOURCE_DIR) / "tests" / "golden";

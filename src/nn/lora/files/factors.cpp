@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/text.h"
 #include "peft/adapter.h"
 
 namespace peft::nn {

@@ -19,6 +19,7 @@
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "peft/reference.h"
+#include "pythonic/python_regex.h"
 #include "safetensors/reading/input_file.h"
 #include "safetensors/writing/staged_output.h"
 
