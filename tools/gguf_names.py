@@ -91,26 +91,30 @@ def row_of(tree, gguf, torch, get_model_class, base, permute):
         return None
     model = converter(cls, hf_class, tree["config"], gguf)
     named, permuted, changed = {}, [], []
-    for name, _, kind, shapes in tree["modules"]:
-        shape = shapes.get("weight")
+    prefix, experts = "", ""
+    for name, class_name, kind, shapes in tree["modules"]:
         path = first_of_ranges(name)
-        inside = re.search(r"\.layers\.\d+\.(.*)", path)
+        inside = re.search(r"^(.*)\.layers\.\d+\.(.*)", path)
+        if inside and class_name.endswith("Experts") and len(shapes) > 1:
+            prefix, experts = inside.groups()
+        shape = shapes.get("weight")
         top = name in (tree.get("input"), tree.get("output"))
         if not shape or len(shape) != 2 or kind == "conv" or not (inside or top):
             continue
-        suffix = inside.group(1) if inside else path.rsplit(".", 1)[-1]
+        suffix = inside.group(2) if inside else path.rsplit(".", 1)[-1]
         how, gguf_name = fate(model, path + ".weight", shape, torch, permute)
         if how == "changed":
             changed.append(suffix)
         elif how != "left out" and gguf_name not in named:
             named[gguf_name] = suffix
+            prefix = prefix or (inside.group(1) if inside else "")
             if how == "permuted":
                 permuted.append(gguf_name)
     if not any(name.startswith("attn") for name in named):
         return None
     order = {name: i for i, name in enumerate(ORDER)}
     tensors = sorted(named.items(), key=lambda item: order.get(item[0], len(order)))
-    return {"architecture": gguf.MODEL_ARCH_NAMES[cls.model_arch], "fused_gate_up": fuses_gate_up(model, tree["modules"], torch),
+    return {"architecture": gguf.MODEL_ARCH_NAMES[cls.model_arch], "prefix": prefix, "experts": experts, "fused_gate_up": fuses_gate_up(model, tree["modules"], torch),
             "permuted": permuted, "changed": sorted(set(changed)), "tensors": [list(item) for item in tensors]}
 
 

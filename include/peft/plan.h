@@ -14,8 +14,7 @@
 namespace peft {
 
 namespace gguf {
-struct Value;
-using KeyValues = std::vector<std::pair<std::string, Value>>;
+struct TypedMetadata;  // gguf/value.h
 }  // namespace gguf
 
 // What a step does to the numbers, from the best to the worst: the larger of two is the worse one.
@@ -100,6 +99,8 @@ struct PlannedTensor {
   std::optional<Merge> merge{};  // what is added to the blocks' values
   bool must_be_finite = false;   // NaN and infinity end the run (NUM_NONFINITE): set for LoRA factors
   Packing packing = Packing::none;
+
+  std::uint64_t bytes() const;  // in the file
 };
 
 // A tensor of a file, carried over whole (under another name, or cast to another dtype).
@@ -110,7 +111,7 @@ struct PlannedFile {
   std::vector<PlannedTensor> tensors;
   Metadata metadata{{"format", "pt"}};
   // Set for a GGUF file, whose metadata has types: its keys. `metadata` is not used then.
-  std::shared_ptr<const gguf::KeyValues> gguf{};
+  std::shared_ptr<const gguf::TypedMetadata> gguf{};
 };
 
 FileLayout layout_file(const PlannedFile& file);

@@ -1,5 +1,6 @@
 #include "gguf/gguf_file.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -21,7 +22,7 @@ GgufFile::GgufFile(const safetensors::InputFile& file, const OpenOptions& option
   file_size_ = file.size();
   const auto read = [&](std::uint64_t offset, std::span<char> bytes) { file.read(offset, bytes); };
   adopt(parse_header({path_, file_size_}, read, options));
-  mapping_ = std::make_unique<safetensors::Mapping>(file.fd(), file.size(), file.path());
+  mapping_ = std::make_shared<const safetensors::Mapping>(file.fd(), file.size(), file.path());
   data_ = mapping_->data() + data_offset_;
 }
 
@@ -43,6 +44,22 @@ void GgufFile::adopt(Header header) {
   tensors_ = header.list.tensors;
   notes_ = std::move(header.list.notes);
   index_ = std::make_shared<const Index>(Index{std::move(header.list)});
+}
+
+std::shared_ptr<const GgufFile> GgufFile::with(Replacements replacements) const {
+  auto file = std::shared_ptr<GgufFile>(new GgufFile(*this));
+  file->replacements_ = std::move(replacements);
+  return file;
+}
+
+bool GgufFile::has_replacement(std::uint32_t tensor) const {
+  return std::ranges::binary_search(replacements_, tensor, {}, &Replacements::value_type::first);
+}
+
+std::span<const std::byte> GgufFile::bytes(const TensorInfo& tensor) const {
+  const auto index = static_cast<std::uint32_t>(&tensor - tensors_.data());
+  const auto found = std::ranges::lower_bound(replacements_, index, {}, &Replacements::value_type::first);
+  return found != replacements_.end() && found->first == index ? found->second : TensorFile::bytes(tensor);
 }
 
 void GgufFile::prefetch(std::uint64_t begin, std::uint64_t end) const {

@@ -5,8 +5,10 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 #include "gguf/value.h"
 #include "peft/safetensors.h"
 #include "safetensors/reading/input_file.h"
@@ -28,6 +30,12 @@ class GgufFile final : public TensorFile {
   std::uint32_t version() const { return version_; }
   std::uint32_t alignment() const { return alignment_; }
   const KeyValues& values() const { return values_; }
+
+  // The same file with other bytes for some tensors, as many as they had: by index into tensors(), in their order.
+  using Replacements = std::vector<std::pair<std::uint32_t, std::vector<std::byte>>>;
+  std::shared_ptr<const GgufFile> with(Replacements replacements) const;
+  bool has_replacement(std::uint32_t tensor) const;
+  std::span<const std::byte> bytes(const TensorInfo& tensor) const override;
   GgmlType type_of(const TensorInfo& tensor) const { return *parse_ggml_type(tensor.dtype_name); }
 
   void prefetch(std::uint64_t begin, std::uint64_t end) const override;
@@ -41,8 +49,9 @@ class GgufFile final : public TensorFile {
 
   std::uint32_t version_ = 0, alignment_ = 0;
   KeyValues values_;
-  std::unique_ptr<safetensors::Mapping> mapping_;  // null for bytes in memory
+  std::shared_ptr<const safetensors::Mapping> mapping_;  // null for bytes in memory
   safetensors::FileIdentity identity_;
+  Replacements replacements_;
 };
 
 }  // namespace peft::gguf

@@ -34,6 +34,9 @@ struct Value {
 
 // Keys in the order of the file. A file has some dozens.
 using KeyValues = std::vector<std::pair<std::string, Value>>;
+struct TypedMetadata {
+  KeyValues values;
+};
 const Value* find_value(const KeyValues& values, std::string_view key);  // null when absent
 
 // What a value says: nothing when it is of another kind.

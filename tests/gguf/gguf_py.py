@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What llama.cpp's own package says about GGUF files: pip install gguf (0.19.0 made what lies here).
 
-    gguf_py.py make           writes every_type.gguf and listing.json of the files beside this script
+    gguf_py.py make           writes every_type.gguf, q8_0.gguf and listing.json of the files beside this script
     gguf_py.py list FILE...   prints the listing of any files; $PEFT_GGUF_LISTING gives it to test_gguf
 """
 import json
@@ -64,8 +64,27 @@ def make_every_type(path):
     writer.close()
 
 
+def make_q8_0(path):
+    """Numbers, and how the package packs them."""
+    values = np.random.default_rng(7).standard_normal((9, 96)).astype(np.float32)
+    values[0, :32] = 0
+    values[1] *= 1e-6  # the scale is subnormal in F16
+    values[2] *= 1e6
+    values[3, :32] = (np.arange(32) - 16) * 0.5  # codes half way between two
+    values[3, 0] = 127
+    values[4, 32:64] = -0.0
+    writer = gguf.GGUFWriter(path, "test")
+    writer.add_tensor("values", values)
+    writer.add_tensor("packed", gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def main():
     if sys.argv[1:] == ["make"]:
+        make_q8_0(HERE / "q8_0.gguf")
         make_every_type(HERE / "every_type.gguf")
         files = {path.name: listing(path) for path in sorted(HERE.glob("*.gguf"))}
         (HERE / "listing.json").write_text(json.dumps(files, ensure_ascii=False).replace('], [', '],\n ['))

@@ -79,7 +79,7 @@ class Writer {
   void add(const PlannedFile& file) {
     const auto& [name, tensors, metadata, gguf] = file;
     add_all(name, tensors, metadata, gguf != nullptr);
-    if (gguf) add(*gguf);
+    if (gguf) add(gguf->values);
   }
   void add(const TensorInfo& tensor) {
     const auto& [name, dtype, dtype_name, shape, begin, end] = tensor;
