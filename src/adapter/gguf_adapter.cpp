@@ -23,18 +23,20 @@ std::string text_of(const gguf::GgufFile& file, std::string_view key) {
 void require_adapter(const gguf::GgufFile& file) {
   const std::string type = text_of(file, "general.type"), kind = text_of(file, "adapter.type");
   if (type == "adapter" && kind == "lora") return;
-  at(file.path()).fail(ErrorCode::IO_KIND,
-                       {.problem = type == "adapter" ? "a GGUF adapter that is no LoRA" : "a GGUF file that is no adapter",
-                        .expected = "general.type adapter, adapter.type lora",
-                        .got = type == "adapter" ? "adapter.type " + printable(kind)
-                                                 : "general.type " + (type.empty() ? "model" : printable(type)),
-                        .hint = type == "adapter" ? "" : "a model's GGUF file can be given with --gguf-base"});
+  at(file.path())
+      .fail(ErrorCode::IO_KIND,
+            {.problem = type == "adapter" ? "a GGUF adapter that is no LoRA" : "a GGUF file that is no adapter",
+             .expected = "general.type adapter, adapter.type lora",
+             .got = type == "adapter" ? "adapter.type " + printable(kind)
+                                      : "general.type " + (type.empty() ? "model" : printable(type)),
+             .hint = type == "adapter" ? "" : "a model's GGUF file can be given with --gguf-base"});
 }
 
 // The rank of most adapters is one; where it is not, the tensors tell, as they do when the file is read.
 std::int64_t rank_of(const gguf::GgufFile& file) {
   for (const TensorInfo& tensor : file.tensors())
-    if (tensor.name.ends_with(".lora_b") && tensor.shape.size() >= 2) return std::max<std::int64_t>(1, tensor.shape.back());
+    if (tensor.name.ends_with(".lora_b") && tensor.shape.size() >= 2)
+      return std::max<std::int64_t>(1, tensor.shape.back());
   return 1;
 }
 
@@ -67,7 +69,8 @@ bool is_gguf(const std::string& path) {
   if (!fs::is_regular_file(path, error)) return false;
   std::string magic(gguf::kMagic.size(), '\0');
   std::ifstream file(path, std::ios::binary);
-  return path.ends_with(".gguf") || (file.read(magic.data(), static_cast<std::streamsize>(magic.size())) && magic == gguf::kMagic);
+  return path.ends_with(".gguf") ||
+         (file.read(magic.data(), static_cast<std::streamsize>(magic.size())) && magic == gguf::kMagic);
 }
 
 Adapter open_gguf(const std::string& path, const OpenOptions& options) {

@@ -93,7 +93,8 @@ TEST_F(GgufOutput, IsOneFileWithTheBytesOfTheReference) {
 // However small the units are: none begins or ends inside a block of a packed tensor, and gaps stay zero.
 TEST_F(GgufOutput, AnyUnitsGiveTheSameBytes) {
   const auto expected = execute_in_memory(plan_).front();
-  for (const CutSizes sizes : {CutSizes{1 << 16, 64, 16}, CutSizes{1 << 16, 1000, 16}, CutSizes{1 << 20, 1 << 12, 2048}}) {
+  for (const CutSizes sizes :
+       {CutSizes{1 << 16, 64, 16}, CutSizes{1 << 16, 1000, 16}, CutSizes{1 << 20, 1 << 12, 2048}}) {
     const FileWork work = make_work(plan_, plan_.files[0], sizes);
     std::vector<std::byte> made(expected.size());
     std::memcpy(made.data(), work.layout.head.data(), work.layout.head.size());

@@ -79,7 +79,8 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan) {
         continue;
       }
       std::vector<float> values(static_cast<std::size_t>(tensor.rows * tensor.cols));
-      for (const Block& block : tensor.blocks) write_block(plan, tensor, block, reinterpret_cast<std::byte*>(values.data()));
+      for (const Block& block : tensor.blocks)
+        write_block(plan, tensor, block, reinterpret_cast<std::byte*>(values.data()));
       if (!gguf::quantise_q8_0(values, out))
         throw Error(ErrorCode::NUM_OVERFLOW, {.tensor = tensor.name, .problem = "a block's scale does not fit F16"});
     }

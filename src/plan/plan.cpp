@@ -82,8 +82,8 @@ FileLayout layout_gguf_file(const PlannedFile& file) {
   std::vector<gguf::NewGgufTensor> tensors;
   tensors.reserve(file.tensors.size());
   for (const PlannedTensor& tensor : file.tensors) {
-    const auto type =
-        tensor.packing == Packing::q8_0 ? gguf::GgmlType::q8_0 : gguf::ggml_type_of(tensor.dtype).value_or(gguf::GgmlType::f32);
+    const auto type = tensor.packing == Packing::q8_0 ? gguf::GgmlType::q8_0
+                                                      : gguf::ggml_type_of(tensor.dtype).value_or(gguf::GgmlType::f32);
     tensors.push_back({tensor.name, type, tensor.shape});
   }
   return gguf::layout_gguf(tensors, file.gguf->values);

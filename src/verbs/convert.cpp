@@ -375,7 +375,8 @@ Plan plan_gguf(Plan plan, layout::Encoded encoded, const Input& input, const Con
   plan.exactness = encoded.exactness;
   plan.steps = std::move(encoded.steps);
   plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
-  plan.files.push_back({.name = "adapter.gguf", .tensors = std::move(encoded.tensors), .gguf = std::move(encoded.gguf)});
+  plan.files.push_back(
+      {.name = "adapter.gguf", .tensors = std::move(encoded.tensors), .gguf = std::move(encoded.gguf)});
   plan.single_file = true;
   finish(plan, input);
   return plan;
@@ -391,7 +392,8 @@ Plan plan_convert(const Input& input, const ConvertOptions& options) {
   if (std::string text = left_out(input.reading); !text.empty()) plan.warnings.push_back(std::move(text));
   layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal, options.q8_0};
   require_gguf_options(options);
-  if (!options.gguf_base.empty()) encode_options.gguf_base = gguf::GgufFile::open(options.gguf_base, options.input.open);
+  if (!options.gguf_base.empty())
+    encode_options.gguf_base = gguf::GgufFile::open(options.gguf_base, options.input.open);
   layout::Encoded encoded =
       layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
   if (keeps_everything(input, encoded, options)) {

@@ -15,7 +15,8 @@ namespace {
 
 // Module paths of the file. Without a base model they show where its layers are.
 std::vector<std::string> module_paths(const Adapter& adapter, const std::string& family) {
-  if (adapter.form == AdapterForm::gguf) return layout::gguf_module_names(adapter, layout::gguf_names_of(adapter, family));
+  if (adapter.form == AdapterForm::gguf)
+    return layout::gguf_module_names(adapter, layout::gguf_names_of(adapter, family));
   std::set<std::string_view> paths;
   for (const TensorInfo& tensor : adapter.weights->tensors()) paths.insert(layout::parse_key(tensor.name).module);
   return {paths.begin(), paths.end()};
@@ -52,8 +53,7 @@ void run_both(int threads, const std::function<void()>& first, const std::functi
 }
 
 void read_factors(Input& input, const InputOptions& options) {
-  if (input.adapter.form == AdapterForm::gguf)
-    input.adapter.weights = layout::with_rows_in_order(input.adapter, input.model);
+  input.adapter.weights = layout::with_rows_in_order(input.adapter, input.model);
   input.reading = read(input.adapter, input.model, options.read);
 }
 

@@ -140,7 +140,6 @@ Case peft_case(const Case& c, const fs::path& root) {
   return {"consumers/" + c.json.at("peft_adapter").get<std::string>(), folder, read_json(folder / "case.json")};
 }
 
-
 // Files with one alpha for all have the truth's own bytes; the others have some scales folded into B.
 bool is_folded(const Case& c) { return c.id.ends_with("-rslora") || c.id.ends_with("-alphapat"); }
 
@@ -172,12 +171,14 @@ void check_gguf(const Case& c, const fs::path& root) {
     options.gguf_base = base;
     convert(ours, options, Layout::gguf, folder.path().string());
     check_right(c, truth, factors_of(load(folder / "adapter.gguf", options.input)));
-    if (!is_folded(c)) require(read_file(folder / "adapter.gguf") == read_file(right), "PEFT to gguf: other bytes than right.gguf");
+    if (!is_folded(c))
+      require(read_file(folder / "adapter.gguf") == read_file(right), "PEFT to gguf: other bytes than right.gguf");
   }
   options.gguf_base.clear();
   for (const LayoutInfo& target : layouts()) {
     TemporaryFolder there, back;
-    const bool has_form = target.layout != Layout::peft_per_expert || family_of(c) == "mixtral" || family_of(c) == "qwen3_moe";
+    const bool has_form =
+        target.layout != Layout::peft_per_expert || family_of(c) == "mixtral" || family_of(c) == "qwen3_moe";
     if (target.layout == Layout::gguf || !has_form) continue;
     convert(input, options, target.layout, there.path().string());
     const Input again = load_as(there.path().string(), options.input, target.layout);

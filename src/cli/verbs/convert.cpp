@@ -289,7 +289,8 @@ void add_convert(CLI::App& app, ConvertCommand& command) {
       ->type_name("LAYOUT");
   verb.add_option("--out", command.out, "The folder to write (gguf: the file); of several adapters, each gets DIR/NAME")
       ->type_name("DIR");
-  verb.add_option("--dtype", command.dtype, "Cast the factors: " + CLI::detail::join(float_dtype_names(), ", ") + "; gguf: also Q8_0")
+  verb.add_option("--dtype", command.dtype,
+                  "Cast the factors: " + CLI::detail::join(float_dtype_names(), ", ") + "; gguf: also Q8_0")
       ->type_name("T");
   verb.add_flag("--block-diagonal", command.block_diagonal,
                 "Keep gate and up apart (rank 2r) even where they share lora_A");

@@ -93,8 +93,8 @@ class Writer {
     file.check_unchanged();
   }
   void add(const Plan& plan) {
-    const auto& [sources, files, texts, copies, exactness, steps, warnings, bytes_in, bytes_out, peak_memory, single_file] =
-        plan;
+    const auto& [sources, files, texts, copies, exactness, steps, warnings, bytes_in, bytes_out, peak_memory,
+                 single_file] = plan;
     add(sources.size());
     for (const auto& source : sources) add(*source);
     add_all(files, texts, copies.size(), single_file);

@@ -28,7 +28,8 @@ CutSizes cut_sizes(int workers);
 // the same sets of the cache.
 std::uint64_t staging_size(std::uint64_t bytes);
 
-// A range of the file, the padding between its tensors included; or, of a column group that is too large to be staged whole, some elements of some members.
+// A range of the file, the padding between its tensors included; or, of a column group that is too large to be staged
+// whole, some elements of some members.
 struct Unit {
   std::uint64_t begin = 0, end = 0;  // bytes of the data section
   std::size_t group = ColumnGroups::kNone;

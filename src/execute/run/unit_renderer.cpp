@@ -167,11 +167,11 @@ void UnitRenderer::render_slice(const FileWork& work, const TensorSlice& slice) 
 void UnitRenderer::pack_slice(const FileWork& work, const TensorSlice& slice) {
   const PlannedTensor& tensor = work.tensor(slice.tensor);
   Rectangle area = area_of(work, slice);
-  const std::uint64_t row_bytes = static_cast<std::uint64_t>(tensor.cols / work.grain_elements(slice.tensor)) *
-                                  work.grain_bytes(slice.tensor);
+  const std::uint64_t row_bytes =
+      static_cast<std::uint64_t>(tensor.cols / work.grain_elements(slice.tensor)) * work.grain_bytes(slice.tensor);
   const std::uint64_t begin = static_cast<std::uint64_t>(area.row) * row_bytes;
-  std::byte* out = append_staged(
-      work, slice, {slice.tensor, begin, begin + static_cast<std::uint64_t>(area.rows) * row_bytes});
+  std::byte* out =
+      append_staged(work, slice, {slice.tensor, begin, begin + static_cast<std::uint64_t>(area.rows) * row_bytes});
   const std::int64_t end = area.row + area.rows, step = std::max<std::int64_t>(1, kPackedElements / tensor.cols);
   for (; area.row < end; area.row += step, out += static_cast<std::uint64_t>(area.rows) * row_bytes) {
     area.rows = std::min(step, end - area.row);

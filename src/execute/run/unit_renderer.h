@@ -57,7 +57,7 @@ class UnitRenderer {
   std::size_t num_extents_ = 0;
   std::uint64_t end_ = 0;  // of the last extent, in the file
   bool fills_gaps_ = false;
-  struct Made {            // bytes that are checked for NaN and infinity once they are rendered
+  struct Made {  // bytes that are checked for NaN and infinity once they are rendered
     std::size_t tensor;
     const std::byte* data;
     std::uint64_t bytes;

@@ -38,7 +38,8 @@ TEST(Q80, UnpacksToTheNearestCode) {
     for (std::size_t i = 0; i < kQ8Elements; ++i) largest = std::max(largest, std::abs(values[block + i]));
     // Half a code, and the rounding of the scale: 2^-11 of it, or half of F16's smallest number, for up to 127 codes.
     const float bound = largest / 127 * 0.5F + largest * 0x1p-11F + 127 * 0x1p-25F;
-    for (std::size_t i = 0; i < kQ8Elements; ++i) EXPECT_NEAR(unpacked[block + i], values[block + i], bound) << block + i;
+    for (std::size_t i = 0; i < kQ8Elements; ++i)
+      EXPECT_NEAR(unpacked[block + i], values[block + i], bound) << block + i;
   }
 }
 

@@ -22,16 +22,16 @@ struct TargetEntry {
 
 struct EncodeOptions {
   Layout to = Layout::peft_fused;
-  std::optional<Dtype> dtype;   // cast everything
-  bool block_diagonal = false;  // keep gate and up apart even where they share A
-  bool q8_0 = false;            // of gguf: pack what fills blocks
+  std::optional<Dtype> dtype;                         // cast everything
+  bool block_diagonal = false;                        // keep gate and up apart even where they share A
+  bool q8_0 = false;                                  // of gguf: pack what fills blocks
   std::shared_ptr<const gguf::GgufFile> gguf_base{};  // of gguf: the model whose names and shapes the adapter gets
 };
 
 struct Encoded {
   std::vector<PlannedTensor> tensors;  // empty when there is no file (a config alone)
   std::vector<TargetEntry> targets;
-  std::vector<std::string> saved_modules;  // modules carried whole, in the target's spelling
+  std::vector<std::string> saved_modules;             // modules carried whole, in the target's spelling
   std::shared_ptr<const gguf::TypedMetadata> gguf{};  // of gguf: the keys of the file
   Exactness exactness = Exactness::bit_exact;
   std::vector<std::string> steps, warnings;

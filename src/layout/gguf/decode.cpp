@@ -28,7 +28,8 @@ bool may_be(const GgufNames& names, const Adapter& adapter) {
   return std::ranges::all_of(adapter.weights->tensors(), [&](const TensorInfo& tensor) {
     const auto key = parse_gguf_key(tensor.name);
     if (!key) return true;
-    return find_experts_row(key->tensor) != nullptr ? !names.experts.empty() : names.find_tensor(key->tensor) != nullptr;
+    return find_experts_row(key->tensor) != nullptr ? !names.experts.empty()
+                                                    : names.find_tensor(key->tensor) != nullptr;
   });
 }
 
@@ -71,7 +72,8 @@ class GgufDecoder {
   void dense(const Pair& pair, const GgufNames::Tensor& tensor);
   void add(Factor factor, std::int64_t rank);
   void require_form(const Pair& pair, std::size_t dimensions) const;
-  void require_widths(const Pair& pair, std::int64_t out, std::int64_t in, std::int64_t got_out, std::int64_t got_in) const;
+  void require_widths(const Pair& pair, std::int64_t out, std::int64_t in, std::int64_t got_out,
+                      std::int64_t got_in) const;
   // llama.cpp takes an alpha of 0, or none, for a scale of 1.
   double scale(std::int64_t rank) const { return alpha_ == 0 ? 1 : alpha_ / static_cast<double>(rank); }
 
@@ -87,8 +89,9 @@ double GgufDecoder::alpha_of(const gguf::GgufFile& file) {
   if (value == nullptr) return 0;
   if (value->type != gguf::ValueType::f32) {
     peft::at(file.path(), std::string(kKey))
-        .fail(ErrorCode::GG_VALUE,
-              {.problem = "the key has another type than llama.cpp reads", .expected = "f32", .got = gguf::describe(*value)});
+        .fail(ErrorCode::GG_VALUE, {.problem = "the key has another type than llama.cpp reads",
+                                    .expected = "f32",
+                                    .got = gguf::describe(*value)});
   }
   return *gguf::as_number(*value);
 }
@@ -118,8 +121,7 @@ void GgufDecoder::leave_out(const Pair& pair, ErrorCode code, const std::string&
 
 bool GgufDecoder::is_whole(const Pair& pair) {
   if (pair.a != kNoTensor && pair.b != kNoTensor) return true;
-  const std::string missing =
-      gguf_tensor_name(pair.layer, pair.tensor) + (pair.a == kNoTensor ? ".lora_a" : ".lora_b");
+  const std::string missing = gguf_tensor_name(pair.layer, pair.tensor) + (pair.a == kNoTensor ? ".lora_a" : ".lora_b");
   if (!context_.options.ignore_unused) {
     context_.at(pair.a == kNoTensor ? pair.b : pair.a)
         .fail(ErrorCode::LO_PAIR, {.problem = "this tensor stands alone",
@@ -148,7 +150,8 @@ void GgufDecoder::require_form(const Pair& pair, std::size_t dimensions) const {
     return last ? tensor.shape.back() : tensor.shape[tensor.shape.size() - 2];
   };
   const bool shaped = a.shape.size() == dimensions && b.shape.size() == dimensions;
-  const bool fits = shaped && rank_of(a, of_tokens) == rank_of(b, true) && (dimensions == 2 || a.shape[0] == b.shape[0]) &&
+  const bool fits = shaped && rank_of(a, of_tokens) == rank_of(b, true) &&
+                    (dimensions == 2 || a.shape[0] == b.shape[0]) &&
                     std::ranges::none_of(a.shape, [](auto n) { return n == 0; }) &&
                     std::ranges::none_of(b.shape, [](auto n) { return n == 0; });
   if (fits) return;
@@ -179,7 +182,8 @@ void GgufDecoder::add(Factor factor, std::int64_t rank) {
 std::pair<std::int64_t, std::int64_t> used_columns(const std::vector<bool>& used) {
   const auto first = std::ranges::find(used, true) - used.begin();
   const auto last = used.rend() - std::find(used.rbegin(), used.rend(), true);
-  return first < last ? std::pair<std::int64_t, std::int64_t>{first, last} : std::pair<std::int64_t, std::int64_t>{0, 0};
+  return first < last ? std::pair<std::int64_t, std::int64_t>{first, last}
+                      : std::pair<std::int64_t, std::int64_t>{0, 0};
 }
 
 void GgufDecoder::add_expert(const Pair& pair, const GgufExperts& row, const Experts& experts, std::int64_t expert) {
@@ -191,11 +195,14 @@ void GgufDecoder::add_expert(const Pair& pair, const GgufExperts& row, const Exp
   std::vector<std::pair<std::int64_t, std::int64_t>> columns(row.projections.size(), {0, rank});
   if (parts == 2) {
     const std::size_t bytes = b.bytes() / static_cast<std::size_t>(b.shape[0]);
-    const StoredMatrix matrix{context_.adapter.weights->bytes(b).subspan(static_cast<std::size_t>(expert) * bytes, bytes),
-                              b.dtype, out, rank};
-    const auto gate = used_columns(nonzero_columns(matrix, 0, rows)), up = used_columns(nonzero_columns(matrix, rows, out));
+    const StoredMatrix matrix{
+        context_.adapter.weights->bytes(b).subspan(static_cast<std::size_t>(expert) * bytes, bytes), b.dtype, out,
+        rank};
+    const auto gate = used_columns(nonzero_columns(matrix, 0, rows)),
+               up = used_columns(nonzero_columns(matrix, rows, out));
     const std::int64_t half = rank / 2;
-    if (rank % 2 == 0 && gate.second <= half && (up.first >= half || up.second == 0)) columns = {{0, half}, {half, rank}};
+    if (rank % 2 == 0 && gate.second <= half && (up.first >= half || up.second == 0))
+      columns = {{0, half}, {half, rank}};
   }
   for (std::size_t p = 0; p < row.projections.size(); ++p) {
     const auto [begin, end] = columns[p];
@@ -214,7 +221,8 @@ void GgufDecoder::experts(const Pair& pair, const GgufExperts& row) {
     return leave_out(pair, ErrorCode::LO_TARGET, "the model has no experts " + module);
   require_form(pair, 3);
   const Experts& experts = *located->experts;
-  const std::int64_t count = context_.tensor(pair.a).shape[0], parts = static_cast<std::int64_t>(row.projections.size());
+  const std::int64_t count = context_.tensor(pair.a).shape[0],
+                     parts = static_cast<std::int64_t>(row.projections.size());
   const std::int64_t out = context_.tensor(pair.b).shape[1], in = context_.tensor(pair.a).shape[2];
   if (experts.num_experts > 0 && !context_.model.num_experts_assumed && experts.num_experts != count) {
     context_.at(pair.a).fail(ErrorCode::LO_EXPERT, {.problem = "the model has another number of experts",
@@ -223,8 +231,8 @@ void GgufDecoder::experts(const Pair& pair, const GgufExperts& row) {
                                                     .hint = "is this the right base model?"});
   }
   const bool down = row.projections.front() == Projection::down;
-  require_widths(pair, down ? experts.hidden : experts.intermediate * parts, down ? experts.intermediate : experts.hidden,
-                 out, in);
+  require_widths(pair, down ? experts.hidden : experts.intermediate * parts,
+                 down ? experts.intermediate : experts.hidden, out, in);
   if (out % parts != 0) require_widths(pair, out + 1, in, out, in);
   context_.reading.factors.expert_counts.push_back({experts_module(experts), count});
   for (std::int64_t e = 0; e < count; ++e) add_expert(pair, row, experts, e);
@@ -321,6 +329,7 @@ std::vector<std::string> gguf_module_names(const Adapter& adapter, const GgufNam
 }
 
 std::shared_ptr<const TensorFile> with_rows_in_order(const Adapter& adapter, const Model& model) {
+  if (adapter.form != AdapterForm::gguf) return adapter.weights;
   const gguf::GgufFile& file = file_of(adapter);
   const GgufNames& names = gguf_names_of(adapter, model.model_type);
   gguf::GgufFile::Replacements replacements;
@@ -329,11 +338,13 @@ std::shared_ptr<const TensorFile> with_rows_in_order(const Adapter& adapter, con
     const auto key = parse_gguf_key(tensors[i].name);
     const auto* known = key && key->half == 'b' ? names.find_tensor(key->tensor) : nullptr;
     if (known == nullptr || !known->permuted || tensors[i].shape.empty()) continue;
-    const std::int64_t rows = tensors[i].shape[0], heads = key->tensor == "attn_k" ? model.num_kv_heads : model.num_heads;
+    const std::int64_t rows = tensors[i].shape[0],
+                       heads = key->tensor == "attn_k" ? model.num_kv_heads : model.num_heads;
     if (heads == 0) {
       peft::at(file.path(), std::string(tensors[i].name))
           .fail(ErrorCode::MD_NEEDED,
-                {.problem = "llama.cpp reorders the rows of this tensor by attention heads, and their number is not known",
+                {.problem =
+                     "llama.cpp reorders the rows of this tensor by attention heads, and their number is not known",
                  .expected = "--base with the model (its config.json is enough)"});
     }
     if (rows == 0 || rows % (2 * heads) != 0) {

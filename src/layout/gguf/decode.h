@@ -16,8 +16,9 @@ const GgufNames& gguf_names_of(const Adapter& adapter, const std::string& model_
 // The modules of the file's pairs, as transformers 5 calls them. What is no pair is left out.
 std::vector<std::string> gguf_module_names(const Adapter& adapter, const GgufNames& names);
 
-// The file with the rows of q and k in transformers' order, where the architecture permutes them; else the file itself.
-// Only these tensors are read. Throws MD_NEEDED when the model's number of heads is not known.
+// The weights of any adapter, ready to be read: of a GGUF file, where the architecture permutes q and k, with their
+// rows in transformers' order. Only these tensors are read. Throws MD_NEEDED when the model's number of heads is not
+// known.
 std::shared_ptr<const TensorFile> with_rows_in_order(const Adapter& adapter, const Model& model);
 
 // Adds the file's factors to the reading.

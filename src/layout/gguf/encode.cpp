@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "base/text.h"
+#include "gguf/file_layout.h"
 #include "layout/encode/stack.h"
 #include "layout/encode/write_config.h"
-#include "gguf/file_layout.h"
 #include "layout/gguf/names.h"
 #include "peft/error.h"
 
@@ -51,8 +51,9 @@ std::optional<View> as_rows(const std::vector<View>& views) {
     expected.offset += step;
   }
   const std::int64_t col_stride = first.cols == 1 ? first.row_stride : first.col_stride;
-  return View{first.source, first.tensor, first.offset, static_cast<std::int64_t>(views.size()), first.rows * first.cols,
-              step,         col_stride};
+  return View{
+      first.source, first.tensor, first.offset, static_cast<std::int64_t>(views.size()), first.rows * first.cols,
+      step,         col_stride};
 }
 
 class GgufEncoder {
@@ -86,9 +87,7 @@ class GgufEncoder {
   static void put_heads(PlannedTensor& b, const NewPair& pair, double gain);
   double gain_of(const NewPair& pair, const Factor& factor) const;
   PlannedTensor new_tensor(std::string name, std::vector<std::int64_t> shape, Dtype dtype);
-  Dtype dtype_of(const View& view) const {
-    return file_ == nullptr ? Dtype::f32 : file_->tensors()[view.tensor].dtype;
-  }
+  Dtype dtype_of(const View& view) const { return file_ == nullptr ? Dtype::f32 : file_->tensors()[view.tensor].dtype; }
   Dtype dtype_for(const NewPair& pair);
   void note(Exactness exactness) { result_.exactness = std::max(result_.exactness, exactness); }
   [[noreturn]] void no_form(const std::string& what, std::string problem, std::string hint) const;
@@ -126,8 +125,9 @@ void GgufEncoder::choose_names() {
     peft::at(file_ == nullptr ? std::string() : file_->path())
         .fail(ErrorCode::MD_NEEDED, {.problem = "the names of a GGUF file depend on the model's type",
                                      .expected = "--base with the model, or --family with its type",
-                                     .got = known.empty() ? "neither" : "a GGUF base of architecture " + known +
-                                            ", which serves " + list_text(gguf_model_types(known))});
+                                     .got = known.empty() ? "neither"
+                                                          : "a GGUF base of architecture " + known + ", which serves " +
+                                                                list_text(gguf_model_types(known))});
   }
   names_ = find_gguf_names(model_.model_type);
   if (names_ == nullptr) {
@@ -135,9 +135,10 @@ void GgufEncoder::choose_names() {
             "merge the adapter into the base model if a newer llama.cpp converts that");
   }
   if (!known.empty() && known != names_->architecture) {
-    peft::at(base_->path()).fail(ErrorCode::MD_FAMILY, {.problem = "the GGUF base is a model of another architecture",
-                                                        .expected = names_->architecture + ", for " + model_.model_type,
-                                                        .got = known});
+    peft::at(base_->path())
+        .fail(ErrorCode::MD_FAMILY, {.problem = "the GGUF base is a model of another architecture",
+                                     .expected = names_->architecture + ", for " + model_.model_type,
+                                     .got = known});
   }
   prefix_ = layers_prefix(model_, *names_);
 }
@@ -174,9 +175,10 @@ std::int64_t GgufEncoder::heads_of(const GgufNames::Tensor& tensor, const Factor
   if (heads == 0) heads = base_number(keys ? "attention.head_count_kv" : "attention.head_count");
   if (heads == 0) {
     peft::at(file_ == nullptr ? std::string() : file_->path(), factor.site.module)
-        .fail(ErrorCode::MD_NEEDED,
-              {.problem = "llama.cpp reorders the rows of this module by attention heads, and their number is not known",
-               .expected = "--base with the model (its config.json is enough), or --gguf-base"});
+        .fail(
+            ErrorCode::MD_NEEDED,
+            {.problem = "llama.cpp reorders the rows of this module by attention heads, and their number is not known",
+             .expected = "--base with the model (its config.json is enough), or --gguf-base"});
   }
   if (factor.out % (2 * heads) != 0) {
     peft::at(file_ == nullptr ? std::string() : file_->path(), factor.site.module)
@@ -191,7 +193,8 @@ void GgufEncoder::dense(const Factor& factor) {
   std::string below;
   NewPair pair{.layer = layer_of(factor.site.module, below)};
   if (std::ranges::find(names_->changed, below) != names_->changed.end()) {
-    no_form(factor.site.module, "llama.cpp holds this weight in another form (split, reordered or scaled), which no LoRA file fits",
+    no_form(factor.site.module,
+            "llama.cpp holds this weight in another form (split, reordered or scaled), which no LoRA file fits",
             "train without it, or merge the adapter into the base model and convert that");
   }
   const GgufNames::Tensor* tensor = names_->find_module(below);
@@ -217,9 +220,9 @@ void GgufEncoder::experts(Group group) {
   const std::string& module = group.front().site.module;
   const auto found = experts_.find(module);
   if (found == experts_.end()) {
-    peft::at({}, module).fail(ErrorCode::MD_NEEDED,
-                              {.problem = "nothing is known about these experts",
-                               .hint = "give the model with --base, or its type with --family"});
+    peft::at({}, module)
+        .fail(ErrorCode::MD_NEEDED, {.problem = "nothing is known about these experts",
+                                     .hint = "give the model with --base, or its type with --family"});
   }
   for (const Factor& factor : group) {
     if (factor.site.expert >= 0 && factor.site.projection != Projection::none) continue;
@@ -237,7 +240,8 @@ void GgufEncoder::experts(Group group) {
     const TensorInfo* joined = base_->find(gguf_tensor_name(layer, "ffn_gate_up_exps"));
     const TensorInfo* down = base_->find(gguf_tensor_name(layer, "ffn_down_exps"));
     fused = joined != nullptr;
-    if (down != nullptr && down->shape.size() == 3 && model_.num_experts_assumed) count = std::max(count, down->shape[0]);
+    if (down != nullptr && down->shape.size() == 3 && model_.num_experts_assumed)
+      count = std::max(count, down->shape[0]);
   }
   for (std::size_t i = 0; i < gguf_experts().size(); ++i) {
     const GgufExperts& row = gguf_experts()[i];
@@ -286,7 +290,8 @@ void GgufEncoder::require_in_base(const NewPair& pair) const {
   const TensorInfo* weight = base_->find(pair.name);
   if (weight == nullptr) {
     peft::at(base_->path(), pair.name)
-        .fail(ErrorCode::LO_TARGET, {.problem = "the GGUF base has no such tensor", .hint = "is this the right base model?"});
+        .fail(ErrorCode::LO_TARGET,
+              {.problem = "the GGUF base has no such tensor", .hint = "is this the right base model?"});
   }
   std::vector<std::int64_t> shape = {pair.out, pair.in};
   if (pair.embedding) std::swap(shape[0], shape[1]);
@@ -437,15 +442,17 @@ Encoded GgufEncoder::run() {
   alpha_ = alpha;
   if (static_cast<double>(static_cast<float>(alpha)) != alpha) note(Exactness::rounded);
   for (const NewPair& pair : pairs_) write(pair);
-  result_.gguf = std::make_shared<const gguf::TypedMetadata>(gguf::TypedMetadata{
-      {{"general.architecture", gguf::text_value(names_->architecture)},
-       {"general.type", gguf::text_value("adapter")},
-       {"adapter.type", gguf::text_value("lora")},
-       {"adapter.lora.alpha", gguf::f32_value(static_cast<float>(alpha))}}});
-  for (const auto& [text, count] : steps_) result_.steps.push_back(count == 1 ? text : fmt::format("{} x {}", count, text));
+  result_.gguf = std::make_shared<const gguf::TypedMetadata>(
+      gguf::TypedMetadata{{{"general.architecture", gguf::text_value(names_->architecture)},
+                           {"general.type", gguf::text_value("adapter")},
+                           {"adapter.type", gguf::text_value("lora")},
+                           {"adapter.lora.alpha", gguf::f32_value(static_cast<float>(alpha))}}});
+  for (const auto& [text, count] : steps_)
+    result_.steps.push_back(count == 1 ? text : fmt::format("{} x {}", count, text));
   if (!unpacked_.empty()) {
     result_.warnings.push_back(fmt::format("rows of {} tensor{} are no multiple of 32: written as F16, not Q8_0: {}",
-                                           unpacked_.size(), unpacked_.size() == 1 ? "" : "s", list_text(unpacked_, 3)));
+                                           unpacked_.size(), unpacked_.size() == 1 ? "" : "s",
+                                           list_text(unpacked_, 3)));
   }
   return std::move(result_);
 }

@@ -31,7 +31,8 @@ std::vector<GgufNames> read_rows() {
     const auto permuted = json.at("permuted").get<std::vector<std::string>>();
     for (const Json& tensor : json.at("tensors")) {
       const auto name = tensor.at(0).get<std::string>();
-      row.tensors.push_back({name, tensor.at(1).get<std::string>(), std::ranges::find(permuted, name) != permuted.end()});
+      row.tensors.push_back(
+          {name, tensor.at(1).get<std::string>(), std::ranges::find(permuted, name) != permuted.end()});
     }
   }
   return rows;
@@ -96,7 +97,8 @@ std::optional<GgufKey> parse_gguf_key(std::string_view name) {
     key.tensor.remove_prefix(static_cast<std::size_t>(rest + 1 - key.tensor.data()));
   }
   if (key.tensor.empty()) return std::nullopt;
-  if (gguf_tensor_name(key.layer, key.tensor).size() != suffix + std::string_view(".weight").size()) return std::nullopt;  // "blk.03."
+  if (gguf_tensor_name(key.layer, key.tensor).size() != suffix + std::string_view(".weight").size())
+    return std::nullopt;  // "blk.03."
   return key;
 }
 

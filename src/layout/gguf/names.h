@@ -1,4 +1,5 @@
-// What llama.cpp calls the modules of each model type (data/gguf_names.json), and the names of LoRA tensors in its files.
+// What llama.cpp calls the modules of each model type (data/gguf_names.json), and the names of LoRA tensors in its
+// files.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,8 @@ namespace peft::layout {
 // A row: model types whose modules have the same names there.
 struct GgufNames {
   struct Tensor {
-    std::string name;    // "attn_q"
-    std::string module;  // below a layer, or of the whole model: "self_attn.q_proj", "embed_tokens"
+    std::string name;       // "attn_q"
+    std::string module;     // below a layer, or of the whole model: "self_attn.q_proj", "embed_tokens"
     bool permuted = false;  // the rows of each head alternate between its halves
   };
   std::string architecture;
