@@ -7,7 +7,7 @@
 
 #include "execute/merge/merger.h"
 #include "execute/values/element.h"
-#include "gguf/types/q8_0.h"
+#include "gguf/ggml_type.h"
 #include "peft/error.h"
 #include "plan/check.h"
 #include "plan/update_targets.h"

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "gguf/types/ggml_type.h"
+#include "gguf/ggml_type.h"
 #include "gguf/value.h"
 #include "peft/safetensors.h"
 #include "safetensors/reading/input_file.h"

@@ -8,8 +8,7 @@
 #include <vector>
 
 #include "base/float_formats.h"
-#include "gguf/types/ggml_type.h"
-#include "gguf/types/q8_0.h"
+#include "gguf/ggml_type.h"
 #include "peft/error.h"
 #include "plan/update_targets.h"
 #include "plan/view_check.h"

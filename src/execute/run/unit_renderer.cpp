@@ -9,8 +9,8 @@
 
 #include "execute/values/element.h"
 #include "execute/values/nonfinite.h"
+#include "gguf/ggml_type.h"
 #include "gguf/header.h"
-#include "gguf/types/q8_0.h"
 #include "peft/error.h"
 
 namespace peft::execution {

@@ -1,4 +1,4 @@
-#include "gguf/types/q8_0.h"
+#include "gguf/ggml_type.h"
 
 #include <gtest/gtest.h>
 
