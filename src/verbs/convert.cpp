@@ -449,6 +449,8 @@ std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, con
 }
 
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options) {
+  if (options.to == Layout::gguf)
+    throw Error(ErrorCode::USAGE, {.problem = "a GGUF file has no adapter_config.json", .got = "--config-only"});
   const AdapterConfig config = AdapterConfig::read(path);
   require_usable(config, Verb::convert);
   const Model model = describe({resolve_path(options.input.base),
