@@ -373,6 +373,12 @@ TEST(Gguf, RefusesBadFiles) {
       reading_code(image({{a, {14, 3}}, {b, {3, 10}}}, {raw_key("general.architecture", 8, raw_text("mpt2")), alpha}),
                    model),
       ErrorCode::MD_FAMILY);
+  EXPECT_EQ(reading_code(image({{up_a, {24, 3, 12}},
+                                {up_b, {3, 20, 12}},
+                                {"blk.2.ffn_gate_up_exps.weight.lora_a", {24, 3, 12}},
+                                {"blk.2.ffn_gate_up_exps.weight.lora_b", {3, 40, 12}}}),
+                         model),
+            ErrorCode::LO_AMBIG);
   EXPECT_EQ(reading_code(image({}), model), ErrorCode::LO_NONE);
   EXPECT_EQ(reading_code(image({{a, {14, 3}}, {b, {3, 10}}}), model), std::nullopt) << "a good file";
 }

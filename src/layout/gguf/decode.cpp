@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "base/text.h"
@@ -81,6 +82,7 @@ class GgufDecoder {
   const GgufNames& names_;
   std::string prefix_;
   double alpha_;
+  std::set<std::pair<std::int64_t, Projection>> found_;  // of experts, by layer
 };
 
 double GgufDecoder::alpha_of(const gguf::GgufFile& file) {
@@ -234,6 +236,11 @@ void GgufDecoder::experts(const Pair& pair, const GgufExperts& row) {
   require_widths(pair, down ? experts.hidden : experts.intermediate * parts,
                  down ? experts.intermediate : experts.hidden, out, in);
   if (out % parts != 0) require_widths(pair, out + 1, in, out, in);
+  for (const Projection projection : row.projections) {
+    if (found_.insert({pair.layer, projection}).second) continue;
+    context_.at(pair.a).fail(ErrorCode::LO_AMBIG, {.problem = "two tensors stand for the same thing",
+                                                   .got = fmt::format("{} of layer {}", name(projection), pair.layer)});
+  }
   context_.reading.factors.expert_counts.push_back({experts_module(experts), count});
   for (std::int64_t e = 0; e < count; ++e) add_expert(pair, row, experts, e);
   context_.reading.has_experts = true;

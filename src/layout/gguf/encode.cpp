@@ -78,9 +78,7 @@ class GgufEncoder {
   std::int64_t base_number(std::string_view key) const;
   void require_in_base(const NewPair& pair) const;
   double choose_alpha() const;
-  double alpha_of(const NewPair& pair, const Factor& factor) const {
-    return alpha_for_scale(factor.scale, pair.rank, false).value;
-  }
+  double alpha_of(double scale, std::int64_t rank) const;
   void write(const NewPair& pair);
   void put_a(PlannedTensor& a, const NewPair& pair) const;
   void put_b(PlannedTensor& b, const NewPair& pair);
@@ -103,6 +101,7 @@ class GgufEncoder {
   std::map<std::string, std::int64_t, std::less<>> counts_;
   std::vector<NewPair> pairs_;
   double alpha_ = 1;
+  mutable std::map<std::pair<double, std::int64_t>, double> alphas_;
   std::vector<std::string> unpacked_;  // tensors whose rows do not fill blocks of Q8_0
   std::map<std::string, int> steps_;
   Encoded result_;
@@ -304,13 +303,20 @@ void GgufEncoder::require_in_base(const NewPair& pair) const {
                                   .hint = "is this the right base model?"});
 }
 
+// The alpha that gives the scale at this rank. Most factors have one scale, and finding the number takes a while.
+double GgufEncoder::alpha_of(double scale, std::int64_t rank) const {
+  const auto [at, is_new] = alphas_.try_emplace({scale, rank}, 0);
+  if (is_new) at->second = alpha_for_scale(scale, rank, false).value;
+  return at->second;
+}
+
 // The alpha that most factors have. Another one would mean that more of them are rounded.
 double GgufEncoder::choose_alpha() const {
   std::map<std::pair<double, std::int64_t>, std::int64_t> kinds;  // scale, rank of the tensor
   for (const NewPair& pair : pairs_)
     for (const auto& part : pair.parts) ++kinds[{part.factor->scale, pair.rank}];
   std::map<double, std::int64_t> counts;
-  for (const auto& [kind, count] : kinds) counts[alpha_for_scale(kind.first, kind.second, false).value] += count;
+  for (const auto& [kind, count] : kinds) counts[alpha_of(kind.first, kind.second)] += count;
   std::pair<std::int64_t, double> most{0, 0};
   for (const auto& [alpha, count] : counts)
     if (alpha != 0) most = std::max(most, {count, alpha});
@@ -318,7 +324,7 @@ double GgufEncoder::choose_alpha() const {
 }
 
 double GgufEncoder::gain_of(const NewPair& pair, const Factor& factor) const {
-  if (alpha_of(pair, factor) == alpha_) return 1;
+  if (alpha_of(factor.scale, pair.rank) == alpha_) return 1;
   return factor.scale * static_cast<double>(pair.rank) / alpha_;
 }
 
@@ -361,27 +367,41 @@ bool put_together(PlannedTensor& tensor, const std::vector<View>& views, double 
   return true;
 }
 
+// Whether the parts are one for each expert, in their order, and nothing stands beside them in their tensor.
+bool one_each(const std::vector<const NewPair::Part*>& parts) {
+  for (std::size_t e = 0; e < parts.size(); ++e) {
+    const NewPair::Part& part = *parts[e];
+    if (part.expert != static_cast<std::int64_t>(e) || part.rank_at != 0 || part.out_at != 0) return false;
+  }
+  return true;
+}
+
 void GgufEncoder::put_a(PlannedTensor& a, const NewPair& pair) const {
+  std::vector<const NewPair::Part*> parts;
   std::vector<View> views;
-  for (const auto& part : pair.parts)
-    if (part.with_a) views.push_back(pair.embedding ? part.factor->a.transposed() : part.factor->a);
-  if (put_together(a, views, 1)) return;
-  auto view = views.begin();
-  for (const auto& part : pair.parts)
-    if (part.with_a) a.blocks.push_back({part.expert * pair.rank + part.rank_at, 0, 1, *view++, 1.0});
+  for (const auto& part : pair.parts) {
+    if (!part.with_a) continue;
+    parts.push_back(&part);
+    views.push_back(pair.embedding ? part.factor->a.transposed() : part.factor->a);
+  }
+  if (one_each(parts) && put_together(a, views, 1)) return;
+  for (std::size_t i = 0; i < parts.size(); ++i)
+    a.blocks.push_back({parts[i]->expert * pair.rank + parts[i]->rank_at, 0, 1, views[i], 1.0});
 }
 
 void GgufEncoder::put_b(PlannedTensor& b, const NewPair& pair) {
   std::vector<double> gains;
   std::vector<View> views;
+  std::vector<const NewPair::Part*> parts;
   for (const auto& part : pair.parts) {
+    parts.push_back(&part);
     gains.push_back(gain_of(pair, *part.factor));
     views.push_back(part.factor->b);
     note(exactness_of_gain(gains.back()));
   }
   if (pair.heads != 0) return put_heads(b, pair, gains.front());
   const bool one_gain = std::ranges::adjacent_find(gains, std::not_equal_to<>()) == gains.end();
-  if (one_gain && put_together(b, views, gains.front())) return;
+  if (one_gain && one_each(parts) && put_together(b, views, gains.front())) return;
   for (std::size_t i = 0; i < views.size(); ++i) {
     const auto& part = pair.parts[i];
     b.blocks.push_back({part.expert * pair.out + part.out_at, part.rank_at, 1, views[i], gains[i]});
