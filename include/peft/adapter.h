@@ -11,8 +11,15 @@
 
 namespace peft {
 
-// A folder with adapter_config.json and adapter_model.safetensors. Headers and config only; no tensor is read.
+// Whose files they are. The names of tensors and the config follow from it.
+enum class AdapterForm : std::uint8_t {
+  peft,  // a folder with adapter_config.json and adapter_model.safetensors
+  gguf,  // a LoRA file for llama.cpp; `weights` is a gguf::GgufFile, `config` is made of its metadata
+};
+
+// Headers and config only; no tensor is read.
 struct Adapter {
+  AdapterForm form = AdapterForm::peft;
   std::string folder;
   std::string name;  // "default", or the subfolder of a further adapter
   AdapterConfig config;

@@ -17,6 +17,7 @@ enum class Layout : std::uint8_t {
   peft_fused_0_19_0,  // PEFT 0.19.0
   peft_fused_0_18,    // PEFT 0.17 and 0.18
   unsloth_grouped,    // as peft_fused, lora_B columns grouped by expert
+  gguf,               // a file for llama.cpp: experts stacked, one tensor for each projection of a layer
 };
 
 struct LayoutInfo {

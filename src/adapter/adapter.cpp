@@ -7,6 +7,7 @@
 #include <fstream>
 #include <string>
 
+#include "adapter/gguf_adapter.h"
 #include "base/text.h"
 #include "peft/error.h"
 #include "safetensors/reading/input_file.h"
@@ -164,12 +165,13 @@ std::vector<std::string> adapter_names(const std::string& folder) {
 
 Adapter open(const std::string& path, const AdapterOptions& options) {
   std::string root = resolve_path(path);
+  if (adapter::is_gguf(root)) return adapter::open_gguf(root, options.open);
   if (fs::path(root).filename() == kWeightsFile) root = fs::path(root).parent_path().string();
   std::error_code error;
   if (!fs::is_directory(root, error)) {
     at(path).fail(fs::exists(root, error) ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
                   {.problem = fs::exists(root, error) ? "not an adapter folder" : "there is no such folder",
-                   .expected = "a folder with adapter_config.json and adapter_model.safetensors",
+                   .expected = "a folder with adapter_config.json and adapter_model.safetensors, or a LoRA file FILE.gguf",
                    .hint = "Hugging Face names work when the model is in the local cache; nothing is downloaded"});
   }
   const fs::path folder = adapter_folder(root, options.adapter_name);

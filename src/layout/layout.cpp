@@ -10,6 +10,7 @@
 #include "config/peft_rules.h"
 #include "layout/decode/decode.h"
 #include "layout/forms.h"
+#include "layout/gguf/decode.h"
 #include "peft/error.h"
 
 namespace peft {
@@ -35,6 +36,10 @@ constexpr std::array kLayouts = {
     LayoutInfo{Layout::unsloth_grouped, "unsloth-grouped", "Unsloth, February to September 2026", "Unsloth",
                "as peft-fused", "[E * r, in], row e * r + k", "[out, E * r], column e * r + k",
                "lora_B grouped by expert; marked lora_B_layout = grouped_by_expert in newer files, else --b-packing"},
+    LayoutInfo{Layout::gguf, "gguf", "llama.cpp's convert_lora_to_gguf.py", "llama.cpp, and what is built on it",
+               "blk.<layer>.ffn_{gate,up,down}_exps.weight.lora_{a,b}", "[E, r, in]", "[E, out, r]",
+               "a file, not a folder; scale is alpha / rank with one alpha a file; rows of q and k are permuted in "
+               "architecture llama"},
 };
 
 using layout::Context;
@@ -74,6 +79,15 @@ void require_family(const Context& context, const Slot& slot) {
                           {.problem = "this pair holds all experts of a layer, and the model is not known",
                            .expected = "--base with the model, or --family with its type",
                            .got = notes});
+}
+
+// A form that its file shows: no option can say otherwise.
+void require_layout(const Context& context, Layout layout, std::string got) {
+  if (!context.options.layout || *context.options.layout == layout) return;
+  at(context.adapter.weights->path())
+      .fail(ErrorCode::LO_LAYOUT, {.problem = "the file is not in the layout that was named",
+                                   .expected = std::string(info(*context.options.layout).name),
+                                   .got = std::move(got)});
 }
 
 void check_asked_layout(const Context& context, bool per_expert, bool fused) {
@@ -140,6 +154,24 @@ void warn_of_config(Context& context) {
   }
 }
 
+// What every form has in common once its tensors are factors.
+Reading finish(Context& context) {
+  for (const auto& unused : context.unused) context.reading.unused.push_back(unused.name + ": " + unused.reason);
+  layout::refuse_unused(context.unused, context.adapter, context.options.ignore_unused);
+  if (context.reading.factors.factors.empty() && context.reading.factors.extras.empty()) {
+    const auto tensors = context.adapter.weights->tensors();
+    at(context.adapter.weights->path())
+        .fail(ErrorCode::LO_NONE,
+              {.problem = "no LoRA tensor that fits the model",
+               .expected = "names such as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+               .got = tensors.empty() ? "an empty file" : std::string(tensors.front().name),
+               .hint = "is this the right base model? See --base and --family"});
+  }
+  sort_factors(context.reading.factors);
+  warn_of_config(context);
+  return std::move(context.reading);
+}
+
 }  // namespace
 
 std::span<const LayoutInfo> layouts() { return kLayouts; }
@@ -156,9 +188,15 @@ std::optional<Layout> parse_layout(std::string_view name) {
 Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options) {
   require_usable(adapter.config, options.verb);
   Reading reading;
-  layout::Slots found = layout::collect_slots(adapter, options.ignore_unused);
+  layout::Slots found;
+  if (adapter.form == AdapterForm::peft) found = layout::collect_slots(adapter, options.ignore_unused);
   Context context{adapter, model, options, reading, found.unused};
 
+  if (adapter.form == AdapterForm::gguf) {
+    layout::decode_gguf(context);
+    require_layout(context, Layout::gguf, "a GGUF file");
+    return finish(context);
+  }
   std::vector<Slot> fused;
   std::vector<Model::Located> fused_at;
   bool per_expert = false;
@@ -192,20 +230,7 @@ Reading read(const Adapter& adapter, const Model& model, const ReadOptions& opti
   if (per_expert)
     reading.evidence.insert(reading.evidence.begin(), "every expert and projection has a pair of its own");
 
-  for (const auto& unused : found.unused) reading.unused.push_back(unused.name + ": " + unused.reason);
-  layout::refuse_unused(found.unused, adapter, options.ignore_unused);
-  if (reading.factors.factors.empty() && reading.factors.extras.empty()) {
-    const auto tensors = adapter.weights->tensors();
-    at(adapter.weights->path())
-        .fail(ErrorCode::LO_NONE,
-              {.problem = "no LoRA tensor that fits the model",
-               .expected = "names such as base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
-               .got = tensors.empty() ? "an empty file" : std::string(tensors.front().name),
-               .hint = "is this the right base model? See --base and --family"});
-  }
-  sort_factors(reading.factors);
-  warn_of_config(context);
-  return reading;
+  return finish(context);
 }
 
 std::string left_out(const Reading& reading) {

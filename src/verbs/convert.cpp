@@ -8,6 +8,7 @@
 
 #include "base/text.h"
 #include "config/peft_rules.h"
+#include "gguf/gguf_file.h"
 #include "layout/encode/encode.h"
 #include "layout/encode/write_config.h"
 #include "layout/forms.h"
@@ -72,6 +73,12 @@ void put_in_order(std::vector<PlannedTensor>& tensors, const std::vector<std::si
   tensors = std::move(ordered);
 }
 
+// What stands beside an adapter has no place in an output of one file.
+void warn_of_side_files(const Input& input, std::vector<std::string>& warnings) {
+  const auto& names = input.adapter.side_files;
+  if (!names.empty()) warnings.push_back("the output is one file: " + list_text(names) + " not copied");
+}
+
 void finish(Plan& plan, const Input& input) {
   plan.sources = {input.adapter.weights};
   std::vector<bool> read(input.adapter.weights->tensors().size());
@@ -89,6 +96,7 @@ void finish(Plan& plan, const Input& input) {
     if (read[i]) plan.bytes_in += input.adapter.weights->tensors()[i].bytes();
   }
   plan.peak_memory += input.adapter.weights->data_offset() + (std::uint64_t{32} << 20);
+  if (plan.single_file) return warn_of_side_files(input, plan.warnings);
   for (auto& copy : side_file_paths(input.adapter)) plan.copies.push_back(std::move(copy));
 }
 
@@ -99,6 +107,7 @@ bool same_names(const Input& input, const layout::Encoded& encoded) {
 }
 
 bool keeps_everything(const Input& input, const layout::Encoded& encoded, const ConvertOptions& options) {
+  if (options.to == Layout::gguf || input.reading.layout == Layout::gguf) return false;
   if (options.dtype || options.block_diagonal) return false;
   if (input.reading.has_experts) return options.to == input.reading.layout && same_names(input, encoded);
   // Dense modules can stay as they are where none of them is named or owned differently in the target. What a pattern
@@ -353,6 +362,26 @@ void require_whole(const std::vector<Target>& targets, const Model& model) {
   }
 }
 
+void require_gguf_options(const ConvertOptions& options) {
+  if (options.to == Layout::gguf) return;
+  const std::string_view flag = options.q8_0 ? "--dtype Q8_0" : !options.gguf_base.empty() ? "--gguf-base" : "";
+  if (flag.empty()) return;
+  throw Error(ErrorCode::USAGE, {.problem = std::string(flag) + " is for --to gguf",
+                                 .got = "--to " + std::string(info(options.to).name)});
+}
+
+Plan plan_gguf(Plan plan, layout::Encoded encoded, const Input& input, const ConvertOptions& options) {
+  warn_of_coarse_rounding(encoded, options, plan.warnings);
+  plan.exactness = encoded.exactness;
+  plan.steps = std::move(encoded.steps);
+  plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
+  plan.files.push_back(
+      {.name = "adapter.gguf", .tensors = std::move(encoded.tensors), .gguf = std::move(encoded.gguf)});
+  plan.single_file = true;
+  finish(plan, input);
+  return plan;
+}
+
 }  // namespace
 
 Plan plan_convert(const Input& input, const ConvertOptions& options) {
@@ -361,7 +390,10 @@ Plan plan_convert(const Input& input, const ConvertOptions& options) {
   Plan plan;
   plan.warnings = input.reading.factors.warnings;
   if (std::string text = left_out(input.reading); !text.empty()) plan.warnings.push_back(std::move(text));
-  const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal};
+  layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal, options.q8_0};
+  require_gguf_options(options);
+  if (!options.gguf_base.empty())
+    encode_options.gguf_base = gguf::GgufFile::open(options.gguf_base, options.input.open);
   layout::Encoded encoded =
       layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
   if (keeps_everything(input, encoded, options)) {
@@ -377,6 +409,7 @@ Plan plan_convert(const Input& input, const ConvertOptions& options) {
     plan.warnings.push_back(
         "the number of experts is taken from the file (highest index + 1); --base or --num-experts would confirm it");
   }
+  if (options.to == Layout::gguf) return plan_gguf(std::move(plan), std::move(encoded), input, options);
   warn_of_namesakes(encoded, input.model, options.to, plan.warnings);
   const AdapterConfig config =
       layout::write_config(input.adapter.config, encoded, input.model, options.to, plan.warnings);
@@ -416,6 +449,8 @@ std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, con
 }
 
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options) {
+  if (options.to == Layout::gguf)
+    throw Error(ErrorCode::USAGE, {.problem = "a GGUF file has no adapter_config.json", .got = "--config-only"});
   const AdapterConfig config = AdapterConfig::read(path);
   require_usable(config, Verb::convert);
   const Model model = describe({resolve_path(options.input.base),

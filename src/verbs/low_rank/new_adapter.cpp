@@ -167,14 +167,19 @@ Plan NewAdapter::plan(const AdapterConfig& config, const Model& model, Layout to
   }
   Plan plan;
   layout::Encoded encoded = layout::encode(factors, model, file.get(), {to, std::nullopt, false});
-  AdapterConfig base = config;
-  base.use_rslora = false;  // every scale is 1: alpha is the rank
-  const AdapterConfig written = layout::write_config(base, encoded, model, to, plan.warnings);
   plan.sources = {file};
   plan.steps = std::move(encoded.steps);
   plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
-  plan.files.push_back({"adapter_model.safetensors", std::move(encoded.tensors)});
-  plan.texts.emplace_back("adapter_config.json", written.dump());
+  plan.single_file = encoded.gguf != nullptr;
+  if (plan.single_file) {
+    plan.files.push_back({.name = "adapter.gguf", .tensors = std::move(encoded.tensors), .gguf = encoded.gguf});
+  } else {
+    AdapterConfig base = config;
+    base.use_rslora = false;  // every scale is 1: alpha is the rank
+    const AdapterConfig written = layout::write_config(base, encoded, model, to, plan.warnings);
+    plan.files.push_back({"adapter_model.safetensors", std::move(encoded.tensors)});
+    plan.texts.emplace_back("adapter_config.json", written.dump());
+  }
   count_bytes(plan);
   return plan;
 }
