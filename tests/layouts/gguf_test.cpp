@@ -10,7 +10,7 @@
 #include "gguf/gguf_file.h"
 #include "layout/encode/encode.h"
 #include "layout/gguf/decode.h"
-#include "peft/reference.h"
+#include "peft/execute.h"
 #include "support/gguf_files.h"
 #include "support/test_tensors.h"
 
