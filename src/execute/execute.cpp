@@ -44,12 +44,6 @@ void check_sources(const Plan& plan, const PlannedFile& file) {
   for (const std::uint32_t source : used) plan.sources[source]->check_unchanged();
 }
 
-std::uint64_t bytes_read(const Plan& plan) {
-  std::uint64_t bytes = 0;
-  for (const auto& source : plan.sources) bytes += source->file_size();
-  return bytes;
-}
-
 class Execution {
  public:
   Execution(const Plan& plan, const ExecuteOptions& options) : plan_(plan), options_(options) {

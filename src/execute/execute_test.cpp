@@ -15,6 +15,7 @@
 
 #include "peft/error.h"
 #include "plan/check.h"
+#include "plan/members.h"
 #include "support/random_merge.h"
 #include "support/random_plan.h"
 
@@ -248,6 +249,22 @@ TEST(Execute, WritesSeveralFilesWithTensorsInTheSamePlaces) {
 }
 
 // The element-by-element form is what everything else is compared with, so it is compared with numbers written down.
+TEST(ExecuteInMemory, FusesExpertsAsMembersOfABlock) {
+  PlanBuilder builder(11);
+  const View a = builder.source(Dtype::u16, 2, 2, true), b = builder.source(Dtype::u16, 2, 2, true);
+  PlannedTensor& fused = builder.output("fused", Dtype::u16, 2, 6);
+  plan::append_members(fused.blocks, {.col_step = 3, .col_shift = 1},
+                       std::vector<plan::MemberView>{{a, 1, Dtype::u16}, {}, {b, 1, Dtype::u16}});
+  const Plan plan = builder.make();
+  std::uint16_t in[8], out[12];
+  const auto& source = *plan.sources[0];
+  std::memcpy(in, source.bytes(source.tensors()[0]).data(), sizeof in);
+  const std::vector<std::byte> image = execute_in_memory(plan)[0];
+  std::memcpy(out, image.data() + image.size() - sizeof out, sizeof out);
+  const std::uint16_t expected[12] = {in[0], 0, in[4], in[1], 0, in[5], in[2], 0, in[6], in[3], 0, in[7]};
+  EXPECT_EQ(std::memcmp(out, expected, sizeof out), 0);
+}
+
 TEST(ExecuteInMemory, FusesTwoExperts) {
   PlanBuilder builder(11);
   const View a = builder.source(Dtype::u16, 2, 2, true), b = builder.source(Dtype::u16, 2, 2, true);

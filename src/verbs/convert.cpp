@@ -81,21 +81,8 @@ void warn_of_side_files(const Input& input, std::vector<std::string>& warnings) 
 
 void finish(Plan& plan, const Input& input) {
   plan.sources = {input.adapter.weights};
-  std::vector<bool> read(input.adapter.weights->tensors().size());
-  for (PlannedFile& file : plan.files) {
-    for (const PlannedTensor& tensor : file.tensors) {
-      for (const Block& block : tensor.blocks) read[block.source.tensor] = true;
-    }
-    const FileLayout layout = layout_file(file);
-    put_in_order(file.tensors, layout.order);
-    plan.bytes_out += layout.file_bytes();
-    plan.peak_memory += layout.head.size();
-  }
-  for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
-  for (std::size_t i = 0; i < read.size(); ++i) {
-    if (read[i]) plan.bytes_in += input.adapter.weights->tensors()[i].bytes();
-  }
-  plan.peak_memory += input.adapter.weights->data_offset() + (std::uint64_t{32} << 20);
+  const std::vector<FileLayout> layouts = set_cost(plan);
+  for (std::size_t i = 0; i < layouts.size(); ++i) put_in_order(plan.files[i].tensors, layouts[i].order);
   if (plan.single_file) return warn_of_side_files(input, plan.warnings);
   for (auto& copy : side_file_paths(input.adapter)) plan.copies.push_back(std::move(copy));
 }

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "cli/output/output.h"
+#include "plan/members.h"
 
 namespace peft::cli {
 
@@ -32,7 +33,7 @@ Json plan_json(const Plan& plan) {
       tensors.push_back({{"name", tensor.name},
                          {"dtype", info(tensor.dtype).name},
                          {"shape", tensor.shape},
-                         {"blocks", tensor.blocks.size()}});
+                         {"blocks", plan::count_views(tensor)}});
     }
     std::sort(tensors.begin(), tensors.end(), [](const Json& a, const Json& b) { return a["name"] < b["name"]; });
     files.push_back({{"name", file.name}, {"tensors", tensors}});

@@ -10,6 +10,7 @@
 
 #include "peft/error.h"
 #include "peft/execute.h"
+#include "plan/members.h"
 #include "support/random_plan.h"
 
 namespace peft::execution {
@@ -132,10 +133,11 @@ Plan fused_plan(PlanBuilder& builder, std::int64_t experts, std::int64_t rank, s
 TEST(UnitRenderer, BeginsARoundInTheMiddleOfARow) {
   constexpr std::int64_t kExperts = 9, kRank = 3, kOut = 1500;
   PlanBuilder fuse(1), unfuse(1);
-  std::vector<Block> blocks;
+  std::vector<plan::MemberView> members;
   for (std::int64_t e = 0; e < kExperts; ++e)
-    blocks.push_back({0, e, kExperts, fuse.source(Dtype::bf16, kOut, kRank, true), 1});
-  fuse.output("lora_B", Dtype::bf16, kOut, kExperts * kRank).blocks = blocks;
+    members.push_back({fuse.source(Dtype::bf16, kOut, kRank, true), 1, Dtype::bf16});
+  plan::append_members(fuse.output("lora_B", Dtype::bf16, kOut, kExperts * kRank).blocks,
+                       {.col_step = kExperts, .col_shift = 1}, members);
   for (const Plan& plan : {fuse.make(), fused_plan(unfuse, kExperts, kRank, kOut)}) {
     bool once = true;
     const bool same = image_of(make_work(plan, plan.files[0]), once) == execute_in_memory(plan)[0];
@@ -166,11 +168,12 @@ TEST(MakeWork, CutsAFamilyThatIsTooLargeIntoMembersSideBySide) {
 
 TEST(MakeWork, WritesStackedRowsFromTheSource) {
   PlanBuilder builder(1);
-  PlannedTensor& tensor = builder.output("stack", Dtype::bf16, 64, 1024);
-  for (std::int64_t e = 0; e < 8; ++e)
-    tensor.blocks.push_back({e * 8, 0, 1, builder.source(Dtype::bf16, 8, 1024, true), 1});
+  std::vector<plan::MemberView> members;
+  for (std::int64_t e = 0; e < 8; ++e) members.push_back({builder.source(Dtype::bf16, 8, 1024, true), 1, Dtype::bf16});
+  plan::append_members(builder.output("stack", Dtype::bf16, 64, 1024).blocks, {.row_shift = 8}, members);
   const Plan plan = builder.make();
   const FileWork work = make_work(plan, plan.files[0]);
+  EXPECT_EQ(plan.files[0].tensors[0].blocks.size(), 1u);
   EXPECT_EQ(work.byte_source[0], ByteSource::direct);
   MergeStores stores;
   UnitRenderer renderer(work.sizes.staging, stores);

@@ -14,43 +14,112 @@
 #include "layout/gguf/encode.h"
 #include "layout/keys.h"
 #include "peft/error.h"
+#include "plan/members.h"
 
 namespace peft::layout {
 namespace {
 
-// Puts the natural blocks of one expert into the two tensors of a fused pair, in the orientation of the layout.
+// Puts the factors of a stack into the two tensors of a fused pair, in the orientation of the layout. All experts of a
+// projection are the members of one block, as far as their scales are equal.
 class Placer {
  public:
-  Placer(const Stack& stack, Orientation orientation, BPacking packing)
-      : stack_(stack), natural_(orientation == Orientation::natural), rank_major_(packing == BPacking::rank_major) {}
+  Placer(const Stack& stack, const TensorFile* file, Orientation orientation, BPacking packing)
+      : stack_(stack),
+        file_(file),
+        natural_(orientation == Orientation::natural),
+        rank_major_(packing == BPacking::rank_major) {}
 
-  // `rank_at`: first of the fused components this block fills. `out_at`: first row of the natural B.
-  void put_a(std::int64_t expert, std::int64_t rank_at, const View& view) {
-    if (natural_)
-      stacked.push_back({expert * stack_.rank + rank_at, 0, 1, view, 1.0});
-    else
-      columns.push_back({0, column(expert, rank_at), step(), view.transposed(), 1.0});
-  }
-  void put_b(std::int64_t expert, std::int64_t rank_at, std::int64_t out_at, const View& view, double scale) {
-    if (natural_)
-      columns.push_back({out_at, column(expert, rank_at), step(), view, scale});
-    else
-      stacked.push_back({expert * stack_.rank + rank_at, out_at, 1, view.transposed(), scale});
-  }
+  void place(const ExpertsForm::Fused& parameter);
   std::int64_t stacked_width() const { return natural_ ? stack_.dims.in : stack_.dims.out; }
   std::int64_t columns_height() const { return natural_ ? stack_.dims.out : stack_.dims.in; }
 
   std::vector<Block> stacked, columns;  // of lora_A and lora_B
 
  private:
-  std::int64_t column(std::int64_t expert, std::int64_t rank_at) const {
-    return rank_major_ ? rank_at * stack_.experts + expert : expert * stack_.rank + rank_at;
+  using Members = std::vector<plan::MemberView>;
+
+  void place_shared(const ExpertsForm::Fused& parameter);
+  // `rank_at`: first of the fused components that the members fill. `out_at`: first row of the natural B.
+  void put_a(std::int64_t rank_at, Members members) {
+    natural_ ? put_rows(rank_at, 0, members) : put_columns(rank_at, 0, transposed(std::move(members)));
   }
-  std::int64_t step() const { return rank_major_ ? stack_.experts : 1; }
+  void put_b(std::int64_t rank_at, std::int64_t out_at, Members members) {
+    natural_ ? put_columns(rank_at, out_at, members) : put_rows(rank_at, out_at, transposed(std::move(members)));
+  }
+  void put_rows(std::int64_t rank_at, std::int64_t col, const Members& members) {
+    plan::append_members(stacked, {.row = rank_at, .col = col, .row_shift = stack_.rank}, members);
+  }
+  void put_columns(std::int64_t rank_at, std::int64_t row, const Members& members) {
+    const plan::MemberGrid by_rank{
+        .row = row, .col = rank_at * stack_.experts, .col_step = stack_.experts, .col_shift = 1};
+    plan::append_members(columns,
+                         rank_major_ ? by_rank : plan::MemberGrid{.row = row, .col = rank_at, .col_shift = stack_.rank},
+                         members);
+  }
+  static Members transposed(Members members) {
+    for (plan::MemberView& member : members) member.view = member.view.transposed();
+    return members;
+  }
+
+  plan::MemberView member(const View& view, double scale) const {
+    return {view, scale, file_ == nullptr ? Dtype::f32 : file_->tensors()[view.tensor].dtype};
+  }
+  plan::MemberView a_of(const Factor* factor) const {
+    return factor == nullptr ? plan::MemberView{} : member(factor->a, 1);
+  }
+  plan::MemberView b_of(const Factor* factor) const {
+    return factor == nullptr ? plan::MemberView{} : member(factor->b, folded_gain(*factor, stack_.scale));
+  }
+  Members all_a(std::size_t part) const {
+    Members members;
+    for (const Factor* factor : stack_.parts[part]) members.push_back(a_of(factor));
+    return members;
+  }
+  Members all_b(std::size_t part) const {
+    Members members;
+    for (const Factor* factor : stack_.parts[part]) members.push_back(b_of(factor));
+    return members;
+  }
 
   const Stack& stack_;
+  const TensorFile* file_;
   bool natural_, rank_major_;
 };
+
+// Gate and up share A. Their B become the rows of one, as one view where they lie like that in the file.
+void Placer::place_shared(const ExpertsForm::Fused& parameter) {
+  put_a(0, all_a(0));
+  if (!all_join(stack_, parameter.interleaved)) {
+    put_b(0, 0, all_b(0));
+    put_b(0, stack_.out[0], all_b(1));
+    return;
+  }
+  Members members = all_b(0);
+  for (std::size_t e = 0; e < members.size(); ++e) {
+    const Factor *gate = stack_.parts[0][e], *up = stack_.parts[1][e];
+    if (gate != nullptr) members[e].view = *joined_b(*gate, *up, parameter.interleaved);
+  }
+  put_b(0, 0, std::move(members));
+}
+
+void Placer::place(const ExpertsForm::Fused& parameter) {
+  if (stack_.shared_a) return place_shared(parameter);
+  // Stacked rows of gate and up take turns. In the order of their rows they can be written as they lie in the file.
+  const bool even = std::ranges::all_of(stack_.ranks, [&](auto rank) { return rank == stack_.ranks.front(); });
+  if (natural_ && even) {
+    Members members;
+    for (std::size_t e = 0; e < stack_.parts.front().size(); ++e)
+      for (const auto& part : stack_.parts) members.push_back(a_of(part[e]));
+    plan::append_members(stacked, {.row_shift = stack_.ranks.front()}, members);
+  }
+  std::int64_t rank_at = 0, out_at = 0;
+  for (std::size_t p = 0; p < stack_.parts.size(); ++p) {
+    if (!(natural_ && even)) put_a(rank_at, all_a(p));
+    put_b(rank_at, out_at, all_b(p));
+    rank_at += stack_.ranks[p];
+    out_at += stack_.out[p];
+  }
+}
 
 Exactness exactness_of(const Stack& stack) {
   Exactness worst = Exactness::bit_exact;
@@ -64,33 +133,6 @@ Exactness exactness_of(const Stack& stack) {
   if (count != stack.parts.size() * static_cast<std::size_t>(stack.experts))
     worst = std::max(worst, Exactness::value_exact);
   return worst;
-}
-
-void place(const Stack& stack, const ExpertsForm::Fused& parameter, Placer& placer) {
-  for (std::int64_t e = 0; e < stack.experts; ++e) {
-    const auto at = static_cast<std::size_t>(e);
-    if (stack.shared_a) {
-      const Factor *gate = stack.parts[0][at], *up = stack.parts[1][at];
-      if (gate == nullptr) continue;
-      placer.put_a(e, 0, gate->a);
-      if (const auto joined = joined_b(*gate, *up, parameter.interleaved)) {
-        placer.put_b(e, 0, 0, *joined, folded_gain(*gate, stack.scale));
-      } else {
-        placer.put_b(e, 0, 0, gate->b, folded_gain(*gate, stack.scale));
-        placer.put_b(e, 0, gate->out, up->b, folded_gain(*up, stack.scale));
-      }
-      continue;
-    }
-    std::int64_t rank_at = 0, out_at = 0;
-    for (std::size_t p = 0; p < stack.parts.size(); ++p) {
-      if (const Factor* factor = stack.parts[p][at]) {
-        placer.put_a(e, rank_at, factor->a);
-        placer.put_b(e, rank_at, out_at, factor->b, folded_gain(*factor, stack.scale));
-      }
-      rank_at += stack.ranks[p];
-      out_at += stack.out[p];
-    }
-  }
 }
 
 std::string describe_step(const ExpertsForm::Fused& parameter, const Stack& stack, Exactness exactness) {
@@ -333,8 +375,8 @@ void Encoder::measure(Stack& stack) const {
 }
 
 void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack) {
-  Placer placer(stack, orientation_of(options_.to, parameter), packing_of(options_.to));
-  place(stack, parameter, placer);
+  Placer placer(stack, file_, orientation_of(options_.to, parameter), packing_of(options_.to));
+  placer.place(parameter);
   std::vector<Dtype> dtypes;
   for (const Factor* factor : all_of(stack)) {
     for (const View* view : {&factor->a, &factor->b}) {

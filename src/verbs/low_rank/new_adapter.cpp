@@ -84,16 +84,6 @@ void add_factors(const NewAdapter::Entry& entry, std::uint32_t a, std::uint32_t 
   }
 }
 
-void count_bytes(Plan& plan) {
-  for (const PlannedFile& file : plan.files) {
-    const FileLayout layout = layout_file(file);
-    plan.bytes_out += layout.file_bytes();
-    plan.peak_memory += layout.head.size();
-  }
-  for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
-  plan.peak_memory += plan.sources.front()->file_size() + (std::uint64_t{32} << 20);
-}
-
 // Why a kind of tensor cannot be combined; "" where it can.
 struct Reason {
   ExtraKind kind;
@@ -180,7 +170,9 @@ Plan NewAdapter::plan(const AdapterConfig& config, const Model& model, Layout to
     plan.files.push_back({"adapter_model.safetensors", std::move(encoded.tensors)});
     plan.texts.emplace_back("adapter_config.json", written.dump());
   }
-  count_bytes(plan);
+  set_cost(plan);
+  plan.bytes_in = 0;  // the new factors lie in memory; what was read to make them is counted by the verb
+  plan.peak_memory += file->file_size();
   return plan;
 }
 

@@ -78,11 +78,9 @@ std::uint64_t tensor_bytes(const PlannedTensor& tensor) {
          static_cast<std::uint64_t>(info(tensor.dtype).bits) / 8;
 }
 
-// Sizes, and how long it will take: copying at the speed of memory, and two operations for every element and rank.
-void estimate(MergePlan& merge) {
+// How long it will take: copying at the speed of memory, and two operations for every element and rank.
+double estimated_seconds(const Plan& plan) {
   constexpr double kCopySpeed = 1.2e9, kRate = 1.5e10;
-  constexpr std::uint64_t kBuffers = std::uint64_t{48} << 20;
-  Plan& plan = merge.plan;
   double operations = 0;
   for (const PlannedFile& file : plan.files) {
     for (const PlannedTensor& tensor : file.tensors) {
@@ -92,18 +90,8 @@ void estimate(MergePlan& merge) {
                       static_cast<double>(update.a.rows);
       }
     }
-    const FileLayout layout = layout_file(file);
-    plan.bytes_out += layout.file_bytes();
-    plan.peak_memory = std::max<std::uint64_t>(plan.peak_memory, layout.head.size());
   }
-  for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
-  for (const auto& source : plan.sources) {
-    plan.bytes_in += source->file_size();
-    plan.peak_memory += source->data_offset();
-  }
-  plan.peak_memory += kBuffers;
-  merge.seconds_estimate =
-      static_cast<double>(plan.bytes_out) / kCopySpeed + operations / kRate / std::max(1, thread_count(0));
+  return static_cast<double>(plan.bytes_out) / kCopySpeed + operations / kRate / std::max(1, thread_count(0));
 }
 
 std::uint64_t quantized_growth(const std::vector<QuantizedTensor>& quantized, const Checkpoint& checkpoint,
@@ -267,8 +255,9 @@ MergePlan plan_merge(const MergeOptions& given) {
                     options.keep_quantized ? "" : " (--keep-quantized leaves those that no adapter touches)"));
   }
   merging::write_files(checkpoint, options, tensors.all(), facts, merge);
-  estimate(merge);
   plan::check(merge.plan);
+  set_cost(merge.plan);
+  merge.seconds_estimate = estimated_seconds(merge.plan);
   return merge;
 }
 
