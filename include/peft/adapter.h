@@ -11,11 +11,19 @@
 
 namespace peft {
 
-// A folder with adapter_config.json and adapter_model.safetensors. Headers and config only; no tensor is read.
+// Which program's files an adapter is made of.
+enum class AdapterForm : std::uint8_t {
+  peft,  // adapter_config.json of PEFT, adapter_model.safetensors
+  mlx,   // MLX-LM: adapter_config.json of its own, adapters.safetensors
+};
+
+// An adapter on disk. Headers and config only; no tensor is read.
 struct Adapter {
   std::string folder;
   std::string name;  // "default", or the subfolder of a further adapter
-  AdapterConfig config;
+  AdapterForm form = AdapterForm::peft;
+  AdapterConfig config;         // of other forms: what PEFT's config would say of r, lora_alpha and the base model
+  std::optional<double> scale;  // of forms whose config has one scale for all pairs
   std::shared_ptr<const TensorFile> weights;
   std::vector<std::string> side_files;  // README.md, tokenizer, chat template: names inside folder, to be copied
   std::string root;                     // the folder that was named: `folder`, or the one above a further adapter

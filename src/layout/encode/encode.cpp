@@ -12,15 +12,12 @@
 #include "layout/encode/stack.h"
 #include "layout/forms.h"
 #include "layout/keys.h"
+#include "layout/mlx/write.h"
+#include "layout/stacked/write.h"
 #include "peft/error.h"
 
 namespace peft::layout {
 namespace {
-
-bool is_widening(Dtype from, Dtype to) {
-  if (to == Dtype::f64) return true;
-  return to == Dtype::f32 && from != Dtype::f64;
-}
 
 // Puts the natural blocks of one expert into the two tensors of a fused pair, in the orientation of the layout.
 class Placer {
@@ -56,29 +53,18 @@ class Placer {
   bool natural_, rank_major_;
 };
 
-bool is_power_of_two(double ratio) {
-  int exponent = 0;
-  return std::frexp(std::abs(ratio), &exponent) == 0.5;
-}
-
 Exactness exactness_of(const Stack& stack) {
   Exactness worst = Exactness::bit_exact;
   std::size_t count = 0;
   for (const Factor* factor : all_of(stack)) {
     ++count;
     const double gain = folded_gain(*factor, stack.scale);
-    if (gain != 1) worst = std::max(worst, is_power_of_two(gain) ? Exactness::value_exact : Exactness::rounded);
+    worst = std::max(worst, exactness_of_gain(gain));
     if (factor->rank != stack.rank) worst = std::max(worst, Exactness::value_exact);
   }
   if (count != stack.parts.size() * static_cast<std::size_t>(stack.experts))
     worst = std::max(worst, Exactness::value_exact);
   return worst;
-}
-
-// The narrowest dtype that holds all values of both.
-Dtype wider(Dtype a, Dtype b) {
-  if (a == b) return a;
-  return a == Dtype::f64 || b == Dtype::f64 ? Dtype::f64 : Dtype::f32;
 }
 
 void place(const Stack& stack, const ExpertsForm::Fused& parameter, Placer& placer) {
@@ -250,8 +236,7 @@ void Encoder::add_whole(std::string name, const View& view) {
 
 void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes) {
   for (const Dtype from : source_dtypes) {
-    if (from == tensor.dtype) continue;
-    note(is_widening(from, tensor.dtype) ? Exactness::value_exact : Exactness::rounded);
+    note(exactness_of_cast(from, tensor.dtype));
   }
   tensor.must_be_finite = true;
   if (file_ != nullptr) result_.tensors.push_back(std::move(tensor));
@@ -433,7 +418,14 @@ void Encoder::fused(const Experts& experts, Group group) {
 }  // namespace
 
 Encoded encode(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options) {
-  return Encoder(factors, model, file, options).run();
+  switch (options.to) {
+    case Layout::tinker:
+      return encode_stacked(factors, model, file, options);
+    case Layout::mlx:
+      return encode_mlx(factors, model, file, options);
+    default:
+      return Encoder(factors, model, file, options).run();
+  }
 }
 
 }  // namespace peft::layout

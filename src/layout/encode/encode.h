@@ -29,6 +29,10 @@ struct Encoded {
   std::vector<PlannedTensor> tensors;  // empty when there is no file (a config alone)
   std::vector<TargetEntry> targets;
   std::vector<std::string> saved_modules;  // modules carried whole, in the target's spelling
+  std::optional<std::int64_t> rank;        // of layouts with one rank and one scale a file; their config has no targets
+  double scale = 1;
+  std::int64_t num_layers = 0;    // mlx
+  std::vector<std::string> keys;  // mlx: modules with LoRA, below their layer
   Exactness exactness = Exactness::bit_exact;
   std::vector<std::string> steps, warnings;
 };

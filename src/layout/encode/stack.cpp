@@ -1,6 +1,7 @@
 #include "layout/encode/stack.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -38,6 +39,22 @@ double common_scale(const std::vector<const Factor*>& factors) {
 }
 
 double folded_gain(const Factor& factor, double common) { return factor.scale == common ? 1 : factor.scale / common; }
+
+Exactness exactness_of_gain(double gain) {
+  if (gain == 1) return Exactness::bit_exact;
+  int exponent = 0;
+  return std::frexp(std::abs(gain), &exponent) == 0.5 ? Exactness::value_exact : Exactness::rounded;
+}
+
+Exactness exactness_of_cast(Dtype from, Dtype to) {
+  if (from == to) return Exactness::bit_exact;
+  return to == Dtype::f64 || (to == Dtype::f32 && from != Dtype::f64) ? Exactness::value_exact : Exactness::rounded;
+}
+
+Dtype wider(Dtype a, Dtype b) {
+  if (a == b) return a;
+  return a == Dtype::f64 || b == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+}
 
 // Gate and up of every expert have the same A: then one A serves both and the rank need not double.
 bool shares_a(const TensorFile* file, const Stack& stack) {

@@ -8,6 +8,7 @@
 
 #include "layout/forms.h"
 #include "peft/adapter.h"
+#include "peft/plan.h"
 
 namespace peft::layout {
 
@@ -31,6 +32,11 @@ std::vector<const Factor*> all_of(const Stack& stack);
 double common_scale(const std::vector<const Factor*>& factors);
 // The factor by which B is multiplied where the scale is `common`.
 double folded_gain(const Factor& factor, double common);
+
+Exactness exactness_of_gain(double gain);
+Exactness exactness_of_cast(Dtype from, Dtype to);
+// The narrowest dtype that holds all values of both.
+Dtype wider(Dtype a, Dtype b);
 
 // Whether two views of one file have the same bytes, element by element.
 bool same_values(const TensorFile& file, const View& x, const View& y);
