@@ -1,6 +1,6 @@
 # The tables of data/ as byte arrays in the library.
 set(PEFT_TABLE_SOURCES)
-foreach(table families:kFamiliesJson module_trees:kModuleTreesJson)
+foreach(table families:kFamiliesJson module_trees:kModuleTreesJson gguf_names:kGgufNamesJson)
   string(REPLACE ":" ";" table ${table})
   list(GET table 0 stem)
   list(GET table 1 name)

@@ -11,17 +11,18 @@
 
 namespace peft {
 
-// Which program's files an adapter is made of.
+// Whose files they are. The names of tensors and the config follow from it.
 enum class AdapterForm : std::uint8_t {
-  peft,  // adapter_config.json of PEFT, adapter_model.safetensors
-  mlx,   // MLX-LM: adapter_config.json of its own, adapters.safetensors
+  peft,  // a folder with adapter_config.json and adapter_model.safetensors
+  gguf,  // a LoRA file for llama.cpp; `weights` is a gguf::GgufFile, `config` is made of its metadata
+  mlx,   // a folder of MLX-LM: adapters.safetensors; `config` is made of its adapter_config.json
 };
 
-// An adapter on disk. Headers and config only; no tensor is read.
+// Headers and config only; no tensor is read.
 struct Adapter {
-  std::string folder;
-  std::string name;  // "default", or the subfolder of a further adapter
   AdapterForm form = AdapterForm::peft;
+  std::string folder;
+  std::string name;             // "default", or the subfolder of a further adapter
   AdapterConfig config;         // of other forms: what PEFT's config would say of r, lora_alpha and the base model
   std::optional<double> scale;  // of forms whose config has one scale for all pairs
   std::shared_ptr<const TensorFile> weights;

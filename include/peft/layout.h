@@ -17,6 +17,7 @@ enum class Layout : std::uint8_t {
   peft_fused_0_19_0,  // PEFT 0.19.0
   peft_fused_0_18,    // PEFT 0.17 and 0.18
   unsloth_grouped,    // as peft_fused, lora_B columns grouped by expert
+  gguf,               // a file for llama.cpp: experts stacked, one tensor for each projection of a layer
   tinker,             // experts stacked in three dimensions, w1, w2, w3
   mlx,                // MLX-LM
 };
@@ -61,8 +62,8 @@ struct Reading {
 // LO_PAIR, LO_SHAPE, LO_EXPERT, LO_UNUSED, ... when it is wrong.
 Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options = {});
 
-// Paths of the modules that an adapter is about, for DescribeOptions::names.
-std::vector<std::string> module_names(const Adapter& adapter);
+// Paths of the modules that an adapter is about, for DescribeOptions::names. `family`: the model's type where known.
+std::vector<std::string> module_names(const Adapter& adapter, const std::string& family = {});
 
 // What --ignore-unused left out, in one sentence that names the tensors (the first ones of many); "" when nothing.
 std::string left_out(const Reading& reading);

@@ -44,7 +44,7 @@ class TensorFile {
   const std::vector<std::string>& notes() const { return notes_; }  // odd but accepted: unknown fields, no padding, ...
 
   // The bytes of one tensor, of the whole data section.
-  std::span<const std::byte> bytes(const TensorInfo& tensor) const;
+  virtual std::span<const std::byte> bytes(const TensorInfo& tensor) const;
   // Hints for streaming; [begin, end) is a byte range of the data section. They never fail.
   virtual void prefetch(std::uint64_t begin, std::uint64_t end) const = 0;  // map pages ahead, in one go
   virtual void release(std::uint64_t begin, std::uint64_t end) const = 0;   // pages are not needed any more

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <string>
 
+#include "adapter/gguf_adapter.h"
 #include "adapter/mlx_config.h"
 #include "base/text.h"
 #include "peft/error.h"
@@ -46,7 +47,7 @@ bool is_file(const fs::path& path) {
   return fs::is_regular_file(path, ignored);
 }
 
-bool exists(const fs::path& path) {
+bool is_there(const fs::path& path) {
   std::error_code ignored;
   return fs::exists(path, ignored);
 }
@@ -170,18 +171,20 @@ std::vector<std::string> adapter_names(const std::string& folder) {
 
 Adapter open(const std::string& path, const AdapterOptions& options) {
   std::string root = resolve_path(path);
+  if (adapter::is_gguf(root)) return adapter::open_gguf(root, options.open);
   if (fs::path(root).filename() == kWeightsFile || fs::path(root).filename() == kMlxWeightsFile)
     root = fs::path(root).parent_path().string();
   std::error_code error;
   if (!fs::is_directory(root, error)) {
-    at(path).fail(fs::exists(root, error) ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
-                  {.problem = fs::exists(root, error) ? "not an adapter folder" : "there is no such folder",
-                   .expected = "a folder with adapter_config.json and adapter_model.safetensors",
-                   .hint = "Hugging Face names work when the model is in the local cache; nothing is downloaded"});
+    at(path).fail(
+        fs::exists(root, error) ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
+        {.problem = fs::exists(root, error) ? "not an adapter folder" : "there is no such folder",
+         .expected = "a folder with adapter_config.json and adapter_model.safetensors, or a LoRA file FILE.gguf",
+         .hint = "Hugging Face names work when the model is in the local cache; nothing is downloaded"});
   }
   const fs::path folder = adapter_folder(root, options.adapter_name);
-  const bool mlx = !exists(folder / kWeightsFile) && is_file(folder / kMlxWeightsFile);
-  if (!mlx && !exists(folder / kWeightsFile)) no_weights(folder);
+  const bool mlx = !is_there(folder / kWeightsFile) && is_file(folder / kMlxWeightsFile);
+  if (!mlx && !is_there(folder / kWeightsFile)) no_weights(folder);
   Adapter adapter;
   adapter.folder = folder.string();
   adapter.root = root;

@@ -11,6 +11,7 @@
 #include "config/peft_rules.h"
 #include "layout/decode/decode.h"
 #include "layout/forms.h"
+#include "layout/gguf/decode.h"
 #include "layout/keys.h"
 #include "layout/mlx/read.h"
 #include "layout/stacked/names.h"
@@ -41,6 +42,11 @@ constexpr std::array kLayouts = {
     LayoutInfo{Layout::unsloth_grouped, "unsloth-grouped", "Unsloth, February to September 2026", "Unsloth",
                "as peft-fused", "[E * r, in], row e * r + k", "[out, E * r], column e * r + k",
                "lora_B grouped by expert; marked lora_B_layout = grouped_by_expert in newer files, else --b-packing"},
+    LayoutInfo{Layout::gguf, "gguf", "llama.cpp's convert_lora_to_gguf.py", "llama.cpp, and what is built on it",
+               "blk.<layer>.ffn_{gate,up,down}_exps.weight.lora_{a,b}", "[E, r, in]", "[E, out, r]",
+               "a file, not a folder; scale is alpha / rank with one alpha a file; rows of q and k are permuted in "
+               "architecture llama",
+               AdapterForm::gguf, "adapter.gguf"},
     LayoutInfo{Layout::tinker, "tinker", "Tinker; vLLM's shared LoRAs; SGLang",
                "tinker-cookbook, vLLM >= 0.32 (enable_moe_shared_loras), SGLang",
                "<experts>.{w1,w2,w3}.lora_{A,B}.weight (gate, down, up)", "[E or 1, r, in]", "[E or 1, out, r]",
@@ -243,10 +249,16 @@ Reading read(const Adapter& adapter, const Model& model, const ReadOptions& opti
   Reading reading;
   std::vector<layout::Unused> unused;
   Context context{adapter, model, options, reading, unused};
-  if (adapter.form == AdapterForm::mlx)
-    layout::read_mlx(context);
-  else
-    read_peft(context);
+  switch (adapter.form) {
+    case AdapterForm::gguf:
+      layout::decode_gguf(context);
+      break;
+    case AdapterForm::mlx:
+      layout::read_mlx(context);
+      break;
+    case AdapterForm::peft:
+      read_peft(context);
+  }
   check_asked_layout(context);
 
   for (const auto& tensor : unused) reading.unused.push_back(tensor.name + ": " + tensor.reason);
@@ -265,7 +277,9 @@ Reading read(const Adapter& adapter, const Model& model, const ReadOptions& opti
   return reading;
 }
 
-std::vector<std::string> module_names(const Adapter& adapter) {
+std::vector<std::string> module_names(const Adapter& adapter, const std::string& family) {
+  if (adapter.form == AdapterForm::gguf)
+    return layout::gguf_module_names(adapter, layout::gguf_names_of(adapter, family));
   if (adapter.form == AdapterForm::mlx) return layout::mlx_module_names(adapter);
   const auto tensors = adapter.weights->tensors();
   std::set<std::string_view> paths;

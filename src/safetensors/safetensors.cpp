@@ -19,12 +19,6 @@
 #include "safetensors/reading/shard_index.h"
 
 namespace peft {
-
-// Owns what tensors_ points to.
-struct TensorFile::Index {
-  safetensors::Header header;
-};
-
 namespace {
 
 namespace fs = std::filesystem;
@@ -170,9 +164,7 @@ class MappedFile final : public HeaderedFile {
   }
   void check_unchanged() const override {
     require_unchanged(path_, identity_);
-    if (!mapping_->damaged()) return;
-    at(path_).fail(ErrorCode::IO_CHANGED, {.problem = "a part of the file could not be read",
-                                           .hint = "the file shrank for a time, or its disk or network failed"});
+    mapping_->require_undamaged(path_);
   }
 
  private:

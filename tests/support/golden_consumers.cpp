@@ -131,9 +131,68 @@ void check_siblings(const Case& c, const fs::path& root, const Input& input, con
   }
 }
 
+// ---- LoRA files for llama.cpp: right.gguf was made from the truth and runs right; converter.gguf is what llama.cpp's
+// own converter makes of the PEFT adapter.
+
+// The case of the PEFT adapter that the files were made of.
+Case peft_case(const Case& c, const fs::path& root) {
+  const fs::path folder = root / "consumers" / c.json.at("peft_adapter").get<std::string>();
+  return {"consumers/" + c.json.at("peft_adapter").get<std::string>(), folder, read_json(folder / "case.json")};
+}
+
+// Files with one alpha for all have the truth's own bytes; the others have some scales folded into B.
+bool is_folded(const Case& c) { return c.id.ends_with("-rslora") || c.id.ends_with("-alphapat"); }
+
+void check_right(const Case& c, const OracleFactors& truth, const OracleFactors& got) {
+  for (const auto& [site, factor] : truth) require(got.contains(site), site + ": expected a factor, got none");
+  if (is_folded(c))
+    compare_deltas(truth, got, rounding(Dtype::f32));
+  else
+    compare_factors(truth, got);
+}
+
+void check_gguf(const Case& c, const fs::path& root) {
+  const Case peft = peft_case(c, root);
+  ConvertOptions options;
+  options.input = options_for(peft, root);
+  const std::string right = (c.folder / "right.gguf").string(), converted = (c.folder / "converter.gguf").string();
+  const Input input = load(right, options.input);
+  require(input.reading.layout == Layout::gguf, "right.gguf was not recognised");
+  const OracleFactors read = factors_of(input);
+  const std::string layer = read.begin()->first.substr(0, read.begin()->first.find("layers.") + 7);
+  const OracleFactors truth = restricted(read_truth(peft, root, layer), read);
+  check_right(c, truth, read);
+  // The converter takes one alpha for all: files whose scales differ are wrong, and not ours to be right about.
+  if (fs::exists(converted) && !is_folded(c)) check_right(c, truth, factors_of(load(converted, options.input)));
+
+  const Input ours = load((peft.folder / "adapter").string(), options.input);
+  for (const std::string& base : {std::string(), (c.folder.parent_path() / "base.gguf").string()}) {
+    TemporaryFolder folder;
+    options.gguf_base = base;
+    convert(ours, options, Layout::gguf, folder.path().string());
+    check_right(c, truth, factors_of(load(folder / "adapter.gguf", options.input)));
+    if (!is_folded(c))
+      require(read_file(folder / "adapter.gguf") == read_file(right), "PEFT to gguf: other bytes than right.gguf");
+  }
+  options.gguf_base.clear();
+  for (const LayoutInfo& target : layouts()) {
+    TemporaryFolder there, back;
+    const bool has_form =
+        target.layout != Layout::peft_per_expert || family_of(c) == "mixtral" || family_of(c) == "qwen3_moe";
+    if (target.layout == Layout::gguf || !has_form) continue;
+    convert(input, options, target.layout, there.path().string());
+    const Input again = load_as(there.path().string(), options.input, target.layout);
+    check_right(c, truth, factors_of(again));
+    convert(again, options, Layout::gguf, back.path().string());
+    require(read_file(back / "adapter.gguf") == read_file(right),
+            fmt::format("gguf to {} and back: other bytes", target.name));
+  }
+}
+
 }  // namespace
 
 void check_consumer(const Case& c, const fs::path& root) {
+  if (c.id.starts_with("consumers/llama_cpp/")) return check_gguf(c, root);
   ConvertOptions options;
   options.input = options_for(c, root);
   const Input input = load((c.folder / "adapter").string(), options.input);

@@ -23,16 +23,18 @@ constexpr const char* kConvertExamples = R"(Examples:
   peft convert my-lora --to peft-fused --out my-lora-v5
   peft convert my-lora --to peft-fused --out my-lora-v5 --base Qwen3-30B-A3B
   peft convert my-lora --to peft-fused --dry-run               what would be written
+  peft convert my-lora --to gguf --out my-lora.gguf --base Mixtral-8x7B
   peft convert runs/a runs/b --to peft-per-expert --out v4     v4/a and v4/b, and a table
   peft convert my-lora --to peft-fused --config-only --base Qwen3-30B-A3B
   peft convert old --from peft-fused-0.18 --orientation in-out --to peft-fused --out new
 
-DIR appears complete and checked, or not at all; the input is never modified.)";
+What is written appears complete and checked, or not at all; the input is never modified.)";
 
 namespace fs = std::filesystem;
 
 // What a file without experts is: there is no layout to tell.
 inline constexpr std::string_view kDense = "dense";
+inline constexpr std::string_view kQ8 = "Q8_0";  // no dtype: a packing of GGUF files
 
 struct Conversion {
   std::string path = {}, out = {};
@@ -65,7 +67,8 @@ std::vector<std::string> output_folders(const ConvertCommand& command) {
                                      .got = name,
                                      .hint = "convert them one at a time"});
     }
-    folders.push_back(command.out.empty() ? std::string() : (fs::path(command.out) / name).string());
+    const std::string file = name + (command.to == info(Layout::gguf).name ? ".gguf" : "");
+    folders.push_back(command.out.empty() ? std::string() : (fs::path(command.out) / file).string());
   }
   return folders;
 }
@@ -94,10 +97,18 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
   options.input.read.verb = Verb::convert;
   options.input.read.threads = command.execute.threads;
   options.to = parse_layout_flag("--to", command.to);
-  options.dtype = parse_optional_dtype("--dtype", command.dtype);
+  options.q8_0 = command.dtype == kQ8;
+  if (!options.q8_0) options.dtype = parse_optional_dtype("--dtype", command.dtype);
+  options.gguf_base = command.gguf_base;
   options.block_diagonal = command.block_diagonal;
 
-  for (const auto& [name, folder] : choose_adapters(path, options.input.adapter_name)) {
+  const auto adapters = choose_adapters(path, options.input.adapter_name);
+  if (options.to == Layout::gguf && adapters.size() > 1) {
+    throw Error(ErrorCode::USAGE, {.file = path,
+                                   .problem = "the folder holds several adapters, and a GGUF file holds one",
+                                   .hint = "choose one with --adapter-name"});
+  }
+  for (const auto& [name, folder] : adapters) {
     options.input.adapter_name = name;
     const Input input = load(path, options.input);
     const std::string layout(input.reading.has_experts ? info(input.reading.layout).name : kDense);
@@ -276,12 +287,16 @@ void add_convert(CLI::App& app, ConvertCommand& command) {
   verb.add_option("--to", command.to, "The layout to write: " + CLI::detail::join(layout_names(), ", "))
       ->required()
       ->type_name("LAYOUT");
-  verb.add_option("--out", command.out, "The folder to write; of several adapters, each gets DIR/NAME")
+  verb.add_option("--out", command.out, "The folder to write (gguf: the file); of several adapters, each gets DIR/NAME")
       ->type_name("DIR");
-  verb.add_option("--dtype", command.dtype, "Cast the factors: " + CLI::detail::join(float_dtype_names(), ", "))
+  verb.add_option("--dtype", command.dtype,
+                  "Cast the factors: " + CLI::detail::join(float_dtype_names(), ", ") + "; gguf: also Q8_0")
       ->type_name("T");
   verb.add_flag("--block-diagonal", command.block_diagonal,
                 "Keep gate and up apart (rank 2r) even where they share lora_A");
+  verb.add_option("--gguf-base", command.gguf_base,
+                  "gguf: the model's GGUF file; the adapter gets its tensor names, and its shapes are checked")
+      ->type_name("FILE");
   verb.add_flag("--dry-run", command.dry_run, "Print the plan; write nothing");
   verb.add_flag("--config-only", command.config_only,
                 "Convert adapter_config.json alone: print a diff, write it to --out");

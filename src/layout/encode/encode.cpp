@@ -11,6 +11,7 @@
 
 #include "layout/encode/stack.h"
 #include "layout/forms.h"
+#include "layout/gguf/encode.h"
 #include "layout/keys.h"
 #include "layout/mlx/write.h"
 #include "layout/stacked/write.h"
@@ -52,6 +53,9 @@ class Placer {
   const Stack& stack_;
   bool natural_, rank_major_;
 };
+
+// Whether the view is a tensor as it lies in the file.
+bool is_in_order(const View& view) { return view.col_stride == 1 && view.row_stride == view.cols && view.offset == 0; }
 
 Exactness exactness_of(const Stack& stack) {
   Exactness worst = Exactness::bit_exact;
@@ -231,13 +235,12 @@ void Encoder::add_matrix(std::string name, const View& view) {
 void Encoder::add_whole(std::string name, const View& view) {
   if (file_ == nullptr) return;
   const TensorInfo& info = file_->tensors()[view.tensor];
+  if (!is_in_order(view)) return add_matrix(std::move(name), view);
   add_tensor(copy_of(info, view.tensor, std::move(name), options_.dtype.value_or(info.dtype)), std::array{info.dtype});
 }
 
 void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes) {
-  for (const Dtype from : source_dtypes) {
-    note(exactness_of_cast(from, tensor.dtype));
-  }
+  for (const Dtype from : source_dtypes) note(exactness_of_cast(from, tensor.dtype));
   tensor.must_be_finite = true;
   if (file_ != nullptr) result_.tensors.push_back(std::move(tensor));
 }
@@ -308,11 +311,8 @@ void Encoder::per_expert(const Experts& experts, Group group) {
 }
 
 std::int64_t Encoder::count_experts(const Experts& experts, Group group) const {
-  std::int64_t count = experts.num_experts;
-  if (const auto at = counts_.find(group.front().site.module); at != counts_.end()) count = std::max(count, at->second);
-  if (count != 0 && !model_.num_experts_assumed) return count;
-  for (const Factor& factor : group) count = std::max(count, factor.site.expert + 1);
-  return count;
+  const auto at = counts_.find(group.front().site.module);
+  return expert_count(experts.num_experts, model_.num_experts_assumed, at == counts_.end() ? 0 : at->second, group);
 }
 
 // Ranks, widths and the one scale of a fused pair.
@@ -419,6 +419,8 @@ void Encoder::fused(const Experts& experts, Group group) {
 
 Encoded encode(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options) {
   switch (options.to) {
+    case Layout::gguf:
+      return encode_gguf(factors, model, file, options);
     case Layout::tinker:
       return encode_stacked(factors, model, file, options);
     case Layout::mlx:

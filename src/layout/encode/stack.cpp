@@ -40,6 +40,13 @@ double common_scale(const std::vector<const Factor*>& factors) {
 
 double folded_gain(const Factor& factor, double common) { return factor.scale == common ? 1 : factor.scale / common; }
 
+std::int64_t expert_count(std::int64_t known, bool assumed, std::int64_t counted, std::span<const Factor> group) {
+  std::int64_t count = std::max(known, counted);
+  if (count != 0 && !assumed) return count;
+  for (const Factor& factor : group) count = std::max(count, factor.site.expert + 1);
+  return count;
+}
+
 Exactness exactness_of_gain(double gain) {
   if (gain == 1) return Exactness::bit_exact;
   int exponent = 0;
@@ -48,7 +55,9 @@ Exactness exactness_of_gain(double gain) {
 
 Exactness exactness_of_cast(Dtype from, Dtype to) {
   if (from == to) return Exactness::bit_exact;
-  return to == Dtype::f64 || (to == Dtype::f32 && from != Dtype::f64) ? Exactness::value_exact : Exactness::rounded;
+  const bool from_f8 = from == Dtype::f8_e4m3 || from == Dtype::f8_e5m2;
+  const bool widens = to == Dtype::f64 || (to == Dtype::f32 && from != Dtype::f64) || (to == Dtype::f16 && from_f8);
+  return widens ? Exactness::value_exact : Exactness::rounded;
 }
 
 Dtype wider(Dtype a, Dtype b) {

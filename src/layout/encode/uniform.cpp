@@ -17,18 +17,11 @@ UniformFile::UniformFile(const Factors& factors, const Model& model, const Tenso
     no_form({}, "a config alone has no form in this layout", "convert the adapter with its weights");
   for (const Experts& experts : model.experts) experts_.emplace(experts_module(experts), &experts);
   for (const ExpertCount& count : factors.expert_counts) counts_[count.module] = count.count;
-  if (model.num_experts_assumed || model.experts.empty() || model.experts.front().num_experts == 0) {
-    for (const Factor& factor : factors.factors) {
-      if (factor.site.expert >= 0)
-        counts_[factor.site.module] = std::max(counts_[factor.site.module], factor.site.expert + 1);
-    }
-  }
   refuse_extras(factors);
-  for (const Factor& factor : factors.factors) {
-    if (factor.site.expert >= 0 || !factor.site.parameter.empty())
-      add_stacked(factor);
-    else
-      dense_.push_back(&factor);
+  const auto& all = factors.factors;
+  for (std::size_t i = 0, end = 0; i < all.size(); i = end) {
+    while (end < all.size() && all[end].site.module == all[i].site.module) ++end;
+    add_module({all.begin() + static_cast<std::ptrdiff_t>(i), end - i});
   }
   measure(factors);
 }
@@ -57,27 +50,44 @@ void UniformFile::refuse_extras(const Factors& factors) const {
   }
 }
 
-void UniformFile::add_stacked(const Factor& factor) {
-  const auto experts = experts_.find(factor.site.module);
-  if (experts == experts_.end())
+// Experts that the file leaves out count: their matrices are zero.
+void UniformFile::add_module(std::span<const Factor> group) {
+  const Site& site = group.front().site;
+  const auto experts = experts_.find(site.module);
+  if (experts == experts_.end()) {
+    for (const Factor& factor : group) add_dense(factor);
+    return;
+  }
+  const auto counted = counts_.find(site.module);
+  const std::int64_t count = expert_count(experts->second->num_experts, model_.num_experts_assumed,
+                                          counted == counts_.end() ? 0 : counted->second, group);
+  const std::size_t first = stacks_.size();
+  for (const Factor& factor : group) {
+    if (factor.site.expert < 0 || factor.site.projection == Projection::none) {
+      no_form(describe(factor.site), "a parameter that is not gate, up or down has no form in this layout",
+              "keep the layout of the file");
+    }
+    auto stack = std::find_if(stacks_.begin() + static_cast<std::ptrdiff_t>(first), stacks_.end(),
+                              [&](const ProjectionStack& s) { return s.projection == factor.site.projection; });
+    if (stack == stacks_.end()) {
+      stacks_.push_back({experts->second, factor.site.projection,
+                         std::vector<const Factor*>(static_cast<std::size_t>(count)), factor.in, factor.out});
+      stack = std::prev(stacks_.end());
+    }
+    if (factor.in != stack->in || factor.out != stack->out)
+      no_form(describe(factor.site), "experts of one layer have different shapes", "is this one adapter?");
+    stack->factors[static_cast<std::size_t>(factor.site.expert)] = &factor;
+  }
+}
+
+void UniformFile::add_dense(const Factor& factor) {
+  if (factor.site.expert >= 0) {
     no_form(describe(factor.site), "nothing is known about these experts",
             "give the model with --base, or its type with --family");
-  if (factor.site.expert < 0 || factor.site.projection == Projection::none)
-    no_form(describe(factor.site), "a parameter that is not gate, up or down has no form in this layout",
-            "keep the layout of the file");
-  auto stack = std::find_if(stacks_.rbegin(), stacks_.rend(), [&](const ProjectionStack& s) {
-    return s.experts == experts->second && s.projection == factor.site.projection;
-  });
-  if (stack == stacks_.rend()) {
-    const std::int64_t known = model_.num_experts_assumed ? 0 : experts->second->num_experts;
-    const std::int64_t count = std::max(known, counts_[factor.site.module]);
-    stacks_.push_back({experts->second, factor.site.projection,
-                       std::vector<const Factor*>(static_cast<std::size_t>(count)), factor.in, factor.out});
-    stack = stacks_.rbegin();
   }
-  if (factor.in != stack->in || factor.out != stack->out)
-    no_form(describe(factor.site), "experts of one layer have different shapes", "is this one adapter?");
-  stack->factors[static_cast<std::size_t>(factor.site.expert)] = &factor;
+  if (!factor.site.parameter.empty() && factor.site.parameter != "weight")
+    no_form(describe(factor.site), "a parameter has no form in this layout", "keep the layout of the file");
+  dense_.push_back(&factor);
 }
 
 void UniformFile::measure(const Factors& factors) {
@@ -119,6 +129,7 @@ void UniformFile::add(std::string name, std::vector<std::int64_t> shape, std::in
 Encoded UniformFile::finish() {
   for (const auto& [text, count] : steps_)
     result_.steps.push_back(count == 1 ? text : fmt::format("{} x {}", count, text));
+  result_.uniform = {.rank = rank_, .scale = scale_, .keys = {}};
   return std::move(result_);
 }
 

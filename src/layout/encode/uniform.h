@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -48,7 +49,8 @@ class UniformFile {
 
  private:
   void refuse_extras(const Factors& factors) const;
-  void add_stacked(const Factor& factor);
+  void add_module(std::span<const Factor> group);
+  void add_dense(const Factor& factor);
   void measure(const Factors& factors);
 
   const Model& model_;

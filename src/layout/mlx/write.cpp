@@ -81,10 +81,9 @@ class MlxWriter {
   Encoded finish() {
     Encoded encoded = out_.finish();
     const std::int64_t layers = count_layers(out_.model());
-    encoded.rank = out_.rank(), encoded.scale = out_.scale();
     // All layers where their number is not known: LoRA without tensors is zero there.
-    encoded.num_layers = layers == 0 || least_layer_ < 0 ? -1 : layers - least_layer_;
-    encoded.keys.assign(keys_.begin(), keys_.end());
+    encoded.uniform->num_layers = layers == 0 || least_layer_ < 0 ? -1 : layers - least_layer_;
+    encoded.uniform->keys.assign(keys_.begin(), keys_.end());
     return encoded;
   }
 

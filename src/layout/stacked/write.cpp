@@ -60,9 +60,7 @@ Encoded encode_stacked(const Factors& factors, const Model& model, const TensorF
   UniformFile out(factors, model, file, options);
   for (const Factor* factor : out.dense()) add_dense(out, *factor);
   for (const ProjectionStack& stack : out.stacks()) add_stack(out, stack);
-  Encoded encoded = out.finish();
-  encoded.rank = out.rank(), encoded.scale = out.scale();
-  return encoded;
+  return out.finish();
 }
 
 }  // namespace peft::layout
