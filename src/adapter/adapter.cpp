@@ -8,6 +8,7 @@
 #include <string>
 
 #include "adapter/gguf_adapter.h"
+#include "adapter/mlx_config.h"
 #include "base/text.h"
 #include "peft/error.h"
 #include "safetensors/reading/input_file.h"
@@ -20,6 +21,7 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kConfigFile = "adapter_config.json";
 constexpr std::string_view kWeightsFile = "adapter_model.safetensors";
+constexpr std::string_view kMlxWeightsFile = "adapters.safetensors";
 
 // Files that stand beside an adapter and mean the same in every layout. Optimizer state, training arguments and
 // the like do not: they belong to the tensors as they were.
@@ -45,6 +47,11 @@ bool is_file(const fs::path& path) {
   return fs::is_regular_file(path, ignored);
 }
 
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
 std::vector<std::string> side_files(const fs::path& folder) {
   std::vector<std::string> found;
   std::error_code ignored;
@@ -56,7 +63,8 @@ std::vector<std::string> side_files(const fs::path& folder) {
 }
 
 bool is_adapter(const fs::path& folder) {
-  return is_file(folder / kConfigFile) && (is_file(folder / kWeightsFile) || is_file(folder / "adapter_model.bin"));
+  return is_file(folder / kConfigFile) &&
+         (is_file(folder / kWeightsFile) || is_file(folder / kMlxWeightsFile) || is_file(folder / "adapter_model.bin"));
 }
 
 fs::path adapter_folder(const std::string& root, const std::string& name) {
@@ -86,8 +94,6 @@ constexpr FolderKind kFolderKinds[] = {
      "load it with PEFT in a sandbox and save it with safe_serialization=True"},
     {"adapter_model.safetensors.index.json", ErrorCode::IO_KIND, "a sharded adapter: its weights are in several files",
      "load it with PEFT and save it again, in one file"},
-    {"adapters.safetensors", ErrorCode::IO_KIND, "an adapter of MLX-LM, whose format is another one",
-     "train or export it with PEFT"},
     {"model.safetensors.index.json", ErrorCode::IO_KIND, "a whole model, not an adapter", "give it as --base"},
     {"model.safetensors", ErrorCode::IO_KIND, "a whole model, not an adapter", "give it as --base"},
     {kConfigFile, ErrorCode::IO_OPEN, "the folder has a config and no weights", "is the download complete?"},
@@ -166,26 +172,29 @@ std::vector<std::string> adapter_names(const std::string& folder) {
 Adapter open(const std::string& path, const AdapterOptions& options) {
   std::string root = resolve_path(path);
   if (adapter::is_gguf(root)) return adapter::open_gguf(root, options.open);
-  if (fs::path(root).filename() == kWeightsFile) root = fs::path(root).parent_path().string();
+  if (fs::path(root).filename() == kWeightsFile || fs::path(root).filename() == kMlxWeightsFile)
+    root = fs::path(root).parent_path().string();
   std::error_code error;
   if (!fs::is_directory(root, error)) {
-    at(path).fail(fs::exists(root, error) ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
-                  {.problem = fs::exists(root, error) ? "not an adapter folder" : "there is no such folder",
-                   .expected = "a folder with adapter_config.json and adapter_model.safetensors, or a LoRA file FILE.gguf",
-                   .hint = "Hugging Face names work when the model is in the local cache; nothing is downloaded"});
+    at(path).fail(
+        fs::exists(root, error) ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
+        {.problem = fs::exists(root, error) ? "not an adapter folder" : "there is no such folder",
+         .expected = "a folder with adapter_config.json and adapter_model.safetensors, or a LoRA file FILE.gguf",
+         .hint = "Hugging Face names work when the model is in the local cache; nothing is downloaded"});
   }
   const fs::path folder = adapter_folder(root, options.adapter_name);
-  if (!is_file(folder / kWeightsFile)) {
-    std::error_code ignored;
-    if (!fs::exists(folder / kWeightsFile, ignored)) no_weights(folder);
-  }
+  const bool mlx = !is_there(folder / kWeightsFile) && is_file(folder / kMlxWeightsFile);
+  if (!mlx && !is_there(folder / kWeightsFile)) no_weights(folder);
   Adapter adapter;
   adapter.folder = folder.string();
   adapter.root = root;
   adapter.follow_symlinks = options.open.follow_symlinks;
   adapter.name = options.adapter_name.empty() ? "default" : options.adapter_name;
-  adapter.config = AdapterConfig::read((folder / kConfigFile).string());
-  adapter.weights = TensorFile::open((folder / kWeightsFile).string(), options.open);
+  if (mlx)
+    adapter::read_mlx_config(adapter, (folder / kConfigFile).string());
+  else
+    adapter.config = AdapterConfig::read((folder / kConfigFile).string());
+  adapter.weights = TensorFile::open((folder / (mlx ? kMlxWeightsFile : kWeightsFile)).string(), options.open);
   safetensors::release_json_memory();
   adapter.side_files = side_files(folder);
   return adapter;

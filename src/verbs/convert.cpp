@@ -3,12 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <set>
 
 #include "base/text.h"
 #include "config/peft_rules.h"
 #include "gguf/gguf_file.h"
+#include "layout/encode/adapter_files.h"
 #include "layout/encode/encode.h"
 #include "layout/encode/write_config.h"
 #include "layout/forms.h"
@@ -28,7 +30,6 @@ bool verbs::is_named_like_projection(std::string_view module) {
 
 namespace {
 
-constexpr std::string_view kWeights = "adapter_model.safetensors";
 constexpr std::string_view kConfig = "adapter_config.json";
 
 // Every tensor that the reading uses, byte for byte.
@@ -94,9 +95,10 @@ bool same_names(const Input& input, const layout::Encoded& encoded) {
 }
 
 bool keeps_everything(const Input& input, const layout::Encoded& encoded, const ConvertOptions& options) {
-  if (options.to == Layout::gguf || input.reading.layout == Layout::gguf) return false;
+  if (options.to == Layout::gguf || input.adapter.form != info(options.to).form) return false;
   if (options.dtype || options.block_diagonal) return false;
-  if (input.reading.has_experts) return options.to == input.reading.layout && same_names(input, encoded);
+  const bool own_names = encoded.uniform.has_value() || input.reading.layout == Layout::tinker;
+  if (input.reading.has_experts || own_names) return options.to == input.reading.layout && same_names(input, encoded);
   // Dense modules can stay as they are where none of them is named or owned differently in the target. What a pattern
   // or PEFT's defaults select depends on the modules of the generation, so such configs of MoE models are written out.
   const AdapterConfig& config = input.adapter.config;
@@ -357,18 +359,6 @@ void require_gguf_options(const ConvertOptions& options) {
                                  .got = "--to " + std::string(info(options.to).name)});
 }
 
-Plan plan_gguf(Plan plan, layout::Encoded encoded, const Input& input, const ConvertOptions& options) {
-  warn_of_coarse_rounding(encoded, options, plan.warnings);
-  plan.exactness = encoded.exactness;
-  plan.steps = std::move(encoded.steps);
-  plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
-  plan.files.push_back(
-      {.name = "adapter.gguf", .tensors = std::move(encoded.tensors), .gguf = std::move(encoded.gguf)});
-  plan.single_file = true;
-  finish(plan, input);
-  return plan;
-}
-
 }  // namespace
 
 Plan plan_convert(const Input& input, const ConvertOptions& options) {
@@ -384,8 +374,11 @@ Plan plan_convert(const Input& input, const ConvertOptions& options) {
   layout::Encoded encoded =
       layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
   if (keeps_everything(input, encoded, options)) {
-    plan.files.push_back({std::string(kWeights), copies(input)});
-    plan.texts.emplace_back(kConfig, input.adapter.config.dump());
+    plan.files.push_back({std::string(info(options.to).weights_file), copies(input)});
+    if (input.adapter.form == AdapterForm::peft)
+      plan.texts.emplace_back(kConfig, input.adapter.config.dump());
+    else
+      plan.copies.emplace_back(kConfig, (std::filesystem::path(input.adapter.folder) / kConfig).string());
     plan.steps.push_back(input.reading.has_experts
                              ? "already in this layout: copied as it is (bit-exact)"
                              : "nothing in this adapter differs between the layouts: copied as it is (bit-exact)");
@@ -396,16 +389,9 @@ Plan plan_convert(const Input& input, const ConvertOptions& options) {
     plan.warnings.push_back(
         "the number of experts is taken from the file (highest index + 1); --base or --num-experts would confirm it");
   }
-  if (options.to == Layout::gguf) return plan_gguf(std::move(plan), std::move(encoded), input, options);
   warn_of_namesakes(encoded, input.model, options.to, plan.warnings);
-  const AdapterConfig config =
-      layout::write_config(input.adapter.config, encoded, input.model, options.to, plan.warnings);
   warn_of_coarse_rounding(encoded, options, plan.warnings);
-  plan.exactness = encoded.exactness;
-  plan.steps = std::move(encoded.steps);
-  plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
-  plan.files.push_back({std::string(kWeights), std::move(encoded.tensors)});
-  plan.texts.emplace_back(kConfig, config.dump());
+  layout::add_adapter_files(plan, std::move(encoded), input.adapter.config, input.model, options.to);
   finish(plan, input);
   return plan;
 }
@@ -436,8 +422,11 @@ std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, con
 }
 
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options) {
-  if (options.to == Layout::gguf)
-    throw Error(ErrorCode::USAGE, {.problem = "a GGUF file has no adapter_config.json", .got = "--config-only"});
+  if (options.to == Layout::gguf || options.to == Layout::mlx || options.to == Layout::tinker) {
+    throw Error(ErrorCode::USAGE, {.problem = "a config of PEFT has no form in the layout without its weights",
+                                   .expected = "--to with a layout of PEFT's, or the whole adapter",
+                                   .got = std::string(info(options.to).name)});
+  }
   const AdapterConfig config = AdapterConfig::read(path);
   require_usable(config, Verb::convert);
   const Model model = describe({resolve_path(options.input.base),

@@ -4,23 +4,13 @@
 #include <array>
 #include <exception>
 #include <functional>
-#include <set>
 
 #include "base/system.h"
 #include "layout/gguf/decode.h"
-#include "layout/keys.h"
+#include "peft/layout.h"
 
 namespace peft {
 namespace {
-
-// Module paths of the file. Without a base model they show where its layers are.
-std::vector<std::string> module_paths(const Adapter& adapter, const std::string& family) {
-  if (adapter.form == AdapterForm::gguf)
-    return layout::gguf_module_names(adapter, layout::gguf_names_of(adapter, family));
-  std::set<std::string_view> paths;
-  for (const TensorInfo& tensor : adapter.weights->tensors()) paths.insert(layout::parse_key(tensor.name).module);
-  return {paths.begin(), paths.end()};
-}
 
 Adapter open_adapter(const std::string& path, const InputOptions& options) {
   return open(path, {options.adapter_name, options.open});
@@ -29,7 +19,7 @@ Adapter open_adapter(const std::string& path, const InputOptions& options) {
 // The model as the adapter's own names and those of `options.further_names` show it.
 Model describe_with_names(const Adapter& adapter, const InputOptions& options, const std::string& base) {
   DescribeOptions describe_options{base, options.family, options.families_file, options.num_experts, {}};
-  auto& names = describe_options.names = module_paths(adapter, options.family);
+  auto& names = describe_options.names = module_names(adapter, options.family);
   if (adapter.form == AdapterForm::gguf && options.family.empty() && base.empty())
     describe_options.family = layout::gguf_names_of(adapter, {}).types.front();
   names.insert(names.end(), options.further_names.begin(), options.further_names.end());
@@ -68,7 +58,7 @@ Input read_without_base(Adapter adapter, const InputOptions& options) {
 }  // namespace
 
 std::vector<std::string> module_names(const std::string& path, const InputOptions& options) {
-  return module_paths(open_adapter(path, options), options.family);
+  return module_names(open_adapter(path, options), options.family);
 }
 
 Input load(const std::string& path, const InputOptions& options) {
@@ -99,7 +89,7 @@ std::vector<Input> load_together(std::span<const AdapterToLoad> adapters) {
   std::vector<std::vector<std::string>> names;
   for (const AdapterToLoad& adapter : adapters) {
     opened.push_back(open_adapter(adapter.path, adapter.options));
-    names.push_back(module_paths(opened.back(), adapter.options.family));
+    names.push_back(module_names(opened.back(), adapter.options.family));
   }
   for (std::size_t i = 0; i < adapters.size(); ++i) {
     InputOptions options = adapters[i].options;

@@ -13,6 +13,8 @@
 #include "layout/forms.h"
 #include "layout/gguf/encode.h"
 #include "layout/keys.h"
+#include "layout/mlx/write.h"
+#include "layout/stacked/write.h"
 #include "peft/error.h"
 #include "plan/members.h"
 
@@ -120,6 +122,8 @@ void Placer::place(const ExpertsForm::Fused& parameter) {
     out_at += stack_.out[p];
   }
 }
+// Whether the view is a tensor as it lies in the file.
+bool is_in_order(const View& view) { return view.col_stride == 1 && view.row_stride == view.cols && view.offset == 0; }
 
 Exactness exactness_of(const Stack& stack) {
   Exactness worst = Exactness::bit_exact;
@@ -272,6 +276,7 @@ void Encoder::add_matrix(std::string name, const View& view) {
 void Encoder::add_whole(std::string name, const View& view) {
   if (file_ == nullptr) return;
   const TensorInfo& info = file_->tensors()[view.tensor];
+  if (!is_in_order(view)) return add_matrix(std::move(name), view);
   add_tensor(copy_of(info, view.tensor, std::move(name), options_.dtype.value_or(info.dtype)), std::array{info.dtype});
 }
 
@@ -454,8 +459,16 @@ void Encoder::fused(const Experts& experts, Group group) {
 }  // namespace
 
 Encoded encode(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options) {
-  if (options.to == Layout::gguf) return encode_gguf(factors, model, file, options);
-  return Encoder(factors, model, file, options).run();
+  switch (options.to) {
+    case Layout::gguf:
+      return encode_gguf(factors, model, file, options);
+    case Layout::tinker:
+      return encode_stacked(factors, model, file, options);
+    case Layout::mlx:
+      return encode_mlx(factors, model, file, options);
+    default:
+      return Encoder(factors, model, file, options).run();
+  }
 }
 
 }  // namespace peft::layout

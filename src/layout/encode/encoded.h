@@ -28,11 +28,20 @@ struct EncodeOptions {
   std::shared_ptr<const gguf::GgufFile> gguf_base{};  // of gguf: the model whose names and shapes the adapter gets
 };
 
+// What the config of a file with one rank and one scale says.
+struct Uniform {
+  std::int64_t rank = 0;
+  double scale = 1;
+  std::int64_t num_layers = -1;   // mlx: counted from the last one; -1: all
+  std::vector<std::string> keys;  // mlx: modules with LoRA, below their layer
+};
+
 struct Encoded {
   std::vector<PlannedTensor> tensors;  // empty when there is no file (a config alone)
   std::vector<TargetEntry> targets;
   std::vector<std::string> saved_modules;             // modules carried whole, in the target's spelling
   std::shared_ptr<const gguf::TypedMetadata> gguf{};  // of gguf: the keys of the file
+  std::optional<Uniform> uniform;                     // of tinker and mlx
   Exactness exactness = Exactness::bit_exact;
   std::vector<std::string> steps, warnings;
 };

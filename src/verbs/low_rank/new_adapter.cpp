@@ -8,8 +8,8 @@
 
 #include "config/peft_rules.h"
 #include "execute/values/element.h"
+#include "layout/encode/adapter_files.h"
 #include "layout/encode/encode.h"
-#include "layout/encode/write_config.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
 
@@ -158,18 +158,9 @@ Plan NewAdapter::plan(const AdapterConfig& config, const Model& model, Layout to
   Plan plan;
   layout::Encoded encoded = layout::encode(factors, model, file.get(), {to, std::nullopt, false});
   plan.sources = {file};
-  plan.steps = std::move(encoded.steps);
-  plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
-  plan.single_file = encoded.gguf != nullptr;
-  if (plan.single_file) {
-    plan.files.push_back({.name = "adapter.gguf", .tensors = std::move(encoded.tensors), .gguf = encoded.gguf});
-  } else {
-    AdapterConfig base = config;
-    base.use_rslora = false;  // every scale is 1: alpha is the rank
-    const AdapterConfig written = layout::write_config(base, encoded, model, to, plan.warnings);
-    plan.files.push_back({"adapter_model.safetensors", std::move(encoded.tensors)});
-    plan.texts.emplace_back("adapter_config.json", written.dump());
-  }
+  AdapterConfig base = config;
+  base.use_rslora = false;  // every scale is 1: alpha is the rank
+  layout::add_adapter_files(plan, std::move(encoded), base, model, to);
   set_cost(plan);
   plan.bytes_in = 0;  // the new factors lie in memory; what was read to make them is counted by the verb
   plan.peak_memory += file->file_size();
