@@ -20,11 +20,6 @@
 
 namespace peft {
 
-bool verbs::is_named_like_projection(std::string_view module) {
-  constexpr std::string_view kNames[] = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"};
-  return std::ranges::find(kNames, model::leaf(module)) != std::end(kNames);
-}
-
 namespace {
 
 constexpr std::string_view kWeights = "adapter_model.safetensors";
@@ -55,7 +50,7 @@ void warn_of_namesakes(const layout::Encoded& encoded, const Model& model, Layou
   if (to == Layout::peft_per_expert || model.peft_config.empty()) return;
   for (const auto& target : encoded.targets) {
     if (target.parameter) continue;
-    if (!verbs::is_named_like_projection(target.name)) continue;
+    if (!config::is_named_like_projection(target.name)) continue;
     warnings.push_back(fmt::format(
         "{} is named as an expert's projection: PEFT up to 0.21.2 rewrites such targets while loading, even in a "
         "right config, and drops their LoRA without a word (peft issue 3711)",
