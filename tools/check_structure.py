@@ -29,7 +29,7 @@ PUBLIC = {
     "error.h": "base", "error_codes.inc": "base", "tensor.h": "base", "safetensors.h": "safetensors",
     "config.h": "config", "model.h": "model", "targets.h": "model", "adapter.h": "adapter", "layout.h": "layout",
     "plan.h": "plan", "weights.h": "weights", "execute.h": "execute", "reference.h": "execute", "verbs.h": "verbs", "merge.h": "verbs",
-    "low_rank.h": "verbs", "verify_merged.h": "verbs", "doctor.h": "verbs", "version.h": "base", "c.h": "c_api", "nn/model.h": "nn", "nn/peft_model.h": "nn", "peft.h": None,
+    "low_rank.h": "verbs", "verify_merged.h": "verbs", "doctor.h": "verbs", "convert_for.h": "verbs", "version.h": "base", "c.h": "c_api", "nn/model.h": "nn", "nn/peft_model.h": "nn", "peft.h": None,
 }
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)

@@ -6,6 +6,8 @@
 
 #include "peft/adapter.h"
 #include "peft/config.h"
+#include "peft/convert_for.h"
+#include "peft/doctor.h"
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "peft/layout.h"

@@ -9,6 +9,7 @@
 #include "cli/pages/docs.h"
 #include "cli/runtime/runtime.h"
 #include "cli/verbs/convert.h"
+#include "cli/verbs/doctor.h"
 #include "cli/verbs/inspect.h"
 #include "cli/verbs/low_rank.h"
 #include "cli/verbs/merge.h"
@@ -20,7 +21,7 @@ namespace peft::cli {
 struct TextCommand {  // --help, --version
   std::string text;
 };
-using Command = std::variant<TextCommand, InspectCommand, TargetsCommand, ConvertCommand, VerifyCommand, MergeCommand,
+using Command = std::variant<TextCommand, InspectCommand, DoctorCommand, EnginesCommand, TargetsCommand, ConvertCommand, VerifyCommand, MergeCommand,
                              CombineCommand, ResizeCommand, ExtractCommand, LogitsCommand, GenerateCommand,
                              ParamsCommand, LayoutsCommand, FamiliesCommand, CompletionCommand, DocsCommand>;
 

@@ -105,15 +105,37 @@ Engine read_engine(const Json& row) {
   return engine;
 }
 
-std::vector<Engine> read_table() {
-  std::vector<Engine> table;
+Example read_example(const Json& row) {
+  Example example{text_of(row, "title"), text_of(row, "case"), {}};
+  example.facts.facts = facts_of(row, "facts"), example.facts.model_type = text_of(row, "model_type");
+  for (const auto& name : row.value("parts", std::vector<std::string>())) {
+    const auto part = parse_part(name);
+    if (!part) bad_row("part " + name);
+    example.facts.parts[*part].modules = 1;
+  }
+  return example;
+}
+
+struct Table {
+  std::vector<Engine> engines;
+  std::vector<Example> examples;
+};
+
+Table read_table() {
+  Table table;
   try {
     const Json json = Json::parse(kEnginesJson);
-    for (const Json& row : json.at("engines")) table.push_back(read_engine(row));
+    for (const Json& row : json.at("engines")) table.engines.push_back(read_engine(row));
+    for (const Json& row : json.at("examples")) table.examples.push_back(read_example(row));
   } catch (const nlohmann::json::exception& error) {
     bad_row(error.what());
   }
   return table;
+}
+
+const Table& table() {
+  static const Table kTable = read_table();
+  return kTable;
 }
 
 std::vector<int> numbers_of(std::string_view version) {
@@ -156,10 +178,8 @@ bool version_less(std::string_view x, std::string_view y) {
   return a < b;
 }
 
-std::span<const Engine> engines() {
-  static const std::vector<Engine> kTable = read_table();
-  return kTable;
-}
+std::span<const Engine> engines() { return table().engines; }
+std::span<const Example> examples() { return table().examples; }
 
 std::vector<std::string> engine_names() {
   std::vector<std::string> names;

@@ -80,6 +80,14 @@ struct Engine {
   std::vector<std::pair<std::string, std::string>> notes;  // topic, text: for the pages
 };
 std::span<const Engine> engines();
+
+// An adapter by its facts, for tables of what engines make of it.
+struct Example {
+  std::string title, shown_by;
+  AdapterFacts facts;
+};
+std::span<const Example> examples();
+
 std::vector<std::string> engine_names();
 
 // The profiles of one version: one for each way of running.

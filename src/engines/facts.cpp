@@ -19,6 +19,7 @@ constexpr FactInfo kFacts[] = {
     {Fact::reversed_in_0_19_0, "reversed_in_0_19_0", "fused, and not the way round that PEFT 0.19.0 expects"},
     {Fact::unnatural, "unnatural", "fused, and lora_A has the output width"},
     {Fact::foreign_names, "foreign_names", "experts have names that transformers does not give them in this model"},
+    {Fact::v4_names, "v4_names", "fused parameters have names that transformers 5 does not give them"},
     {Fact::w_names, "w_names", "experts are named w1, w2, w3"},
     {Fact::fused_in_v4, "fused_in_v4", "transformers 4 has the fused parameters too"},
     {Fact::no_fused_form, "no_fused_form", "the experts of this model are modules of their own in every transformers"},

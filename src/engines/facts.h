@@ -28,6 +28,7 @@ enum class Fact : std::uint8_t {
   reversed_in_0_19_0,
   unnatural,
   foreign_names,
+  v4_names,
   w_names,
   // the model
   fused_in_v4,

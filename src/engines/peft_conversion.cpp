@@ -81,8 +81,6 @@ void check_targets(const AdapterConfig& config, const Experts& experts, AdapterF
     facts.set(Fact::string_targets);
     if (*pattern != "all-linear" && !pattern_finds_experts(*pattern, experts)) facts.set(Fact::pattern_misses_experts);
   }
-  const bool parameters = config.target_parameters && !config.target_parameters->empty();
-  if (std::holds_alternative<std::monostate>(config.target_modules) && !parameters) facts.set(Fact::no_targets);
 }
 
 }  // namespace

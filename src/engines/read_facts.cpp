@@ -100,6 +100,8 @@ void add_config_facts(const AdapterConfig& config, AdapterFacts& facts) {
     const std::string value = config.value(key);
     return !value.empty() && value != "null" && value != "[]";
   };
+  const bool parameters = config.target_parameters && !config.target_parameters->empty();
+  facts.set(Fact::no_targets, std::holds_alternative<std::monostate>(config.target_modules) && !parameters);
   facts.set(Fact::alora, says("alora_invocation_tokens"));
   facts.set(Fact::layer_replication, says("layer_replication"));
 }
@@ -157,16 +159,21 @@ void add_orientation(const Model& model, Layout layout, AdapterFacts& facts) {
   facts.set(Fact::reversed_square, any && square);
 }
 
-// Names of per-expert pairs, as the file has them.
+// Names of experts, as the file has them.
 void add_names(const Adapter& adapter, const Model& model, const Reading& reading, AdapterFacts& facts) {
   for (const Factor& factor : reading.factors.factors) {
     if (factor.site.expert < 0) continue;
     const std::string module(layout::parse_key(adapter.weights->tensors()[factor.a.tensor].name).module);
     const auto located = model.locate(module);
     if (!located || located->experts == nullptr) continue;
-    if (located->experts->per_expert_module(factor.site.expert, factor.site.projection) != module)
-      facts.set(Fact::foreign_names);
-    facts.set(Fact::w_names, model::leaf(module).starts_with("w"));
+    const Experts& experts = *located->experts;
+    if (facts.has(Fact::per_expert)) {
+      facts.set(Fact::foreign_names, experts.per_expert_module(factor.site.expert, factor.site.projection) != module);
+      facts.set(Fact::w_names, model::leaf(module).starts_with("w"));
+    } else if (facts.has(Fact::fused)) {
+      const auto is_new = [&](const auto& p) { return experts.fused_module(Generation::v5, p) == module; };
+      facts.set(Fact::v4_names, std::ranges::none_of(experts.form->v5, is_new));
+    }
     return;  // all experts of a file are named alike
   }
 }
@@ -176,7 +183,7 @@ void add_names(const Adapter& adapter, const Model& model, const Reading& readin
 void set_layout(AdapterFacts& facts, Layout layout, const Model& model) {
   for (const Fact fact : {Fact::gguf, Fact::mlx, Fact::stacked, Fact::per_expert, Fact::fused, Fact::grouped,
                           Fact::peft_0_18, Fact::reversed, Fact::reversed_square, Fact::reversed_in_0_19_0,
-                          Fact::unnatural, Fact::foreign_names, Fact::w_names})
+                          Fact::unnatural, Fact::v4_names, Fact::foreign_names, Fact::w_names})
     facts.set(fact, false);
   const std::string_view name = peft::info(layout).name;
   facts.set(Fact::gguf, name == "gguf");
@@ -199,10 +206,8 @@ AdapterFacts facts_of(const Adapter& adapter, const Model& model, const Reading&
   add_parts(adapter, model, reading, facts);
   facts.set(Fact::experts, reading.has_experts);
   set_layout(facts, reading.layout, model);
-  if (facts.has(Fact::per_expert)) {
-    add_names(adapter, model, reading, facts);
-    add_conversion_facts(adapter, model, reading, facts);
-  }
+  add_names(adapter, model, reading, facts);
+  if (facts.has(Fact::per_expert)) add_conversion_facts(adapter, model, reading, facts);
   return facts;
 }
 

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <set>
+#include <unordered_map>
 
 #include "base/text.h"
 #include "config/peft_rules.h"
@@ -348,33 +350,106 @@ void require_whole(const std::vector<Target>& targets, const Model& model) {
   }
 }
 
+std::int64_t largest_rank(const layout::Encoded& encoded) {
+  std::int64_t rank = 0;
+  for (const auto& target : encoded.targets) rank = std::max(rank, target.rank);
+  return rank;
+}
+
+// The scale that most targets have, one that is not 0 before one that is.
+double common_scale(const std::vector<layout::TargetEntry>& targets) {
+  std::map<double, std::size_t> counts;
+  for (const auto& target : targets) ++counts[target.scale];
+  const auto most = std::ranges::max_element(counts, {}, [](const auto& entry) {
+    return std::pair(entry.first != 0, entry.second);
+  });
+  return most == counts.end() ? 1 : most->first;
+}
+
+// Pads a pair to `rank` and multiplies its B by `gain`. What no block of a planned tensor covers is zero.
+void even_pair(PlannedTensor& a, PlannedTensor& b, std::int64_t rank, double gain) {
+  if (a.shape.size() == 2 && b.shape.size() == 2) {
+    a.shape[0] = a.rows = rank;
+    b.shape[1] = b.cols = rank;
+  } else if (a.shape[0] != rank) {
+    at({}, a.name).fail(ErrorCode::LO_NO_FORM, {.problem = "the rank of a convolution's pair cannot be padded",
+                                                .expected = "one rank for the whole file",
+                                                .hint = "peft resize --rank makes the ranks equal"});
+  }
+  for (Block& block : b.blocks) block.scale *= gain;
+}
+
+bool is_power_of_two(double ratio) {
+  int exponent = 0;
+  return std::frexp(std::abs(ratio), &exponent) == 0.5;
+}
+
+// Gives all pairs one scale or one rank, and the config the plain rule alpha / r. Returns whether anything changed.
+bool even_out(layout::Encoded& encoded, AdapterConfig& config, const verbs::Suiting& suiting) {
+  if (!suiting.one_scale && !suiting.one_rank) return false;
+  const std::int64_t rank = largest_rank(encoded);
+  const double scale = common_scale(encoded.targets);
+  std::unordered_map<std::string_view, PlannedTensor*> by_name;
+  for (PlannedTensor& tensor : encoded.tensors) by_name.emplace(tensor.name, &tensor);
+  std::size_t padded = 0, folded = 0;
+  for (layout::TargetEntry& target : encoded.targets) {
+    std::string key = std::string(layout::kPrefix) + target.name;
+    if (target.parameter && key.ends_with(".weight")) key.resize(key.size() - 7);
+    const bool embedding = by_name.contains(key + ".lora_embedding_A");
+    const auto a = by_name.find(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"));
+    const auto b = by_name.find(key + (embedding ? ".lora_embedding_B" : ".lora_B.weight"));
+    if (a == by_name.end() || b == by_name.end()) continue;
+    const std::int64_t new_rank = suiting.one_rank ? rank : target.rank;
+    const double gain = suiting.one_scale && target.scale != scale ? target.scale / scale : 1;
+    padded += new_rank != target.rank ? 1 : 0;
+    folded += gain != 1 ? 1 : 0;
+    even_pair(*a->second, *b->second, new_rank, gain);
+    const bool exact = gain == 1 || is_power_of_two(gain);
+    if (!exact) encoded.exactness = std::max(encoded.exactness, Exactness::rounded);
+    target.rank = new_rank;
+    if (suiting.one_scale) target.scale = scale;
+  }
+  if (padded + folded != 0) encoded.exactness = std::max(encoded.exactness, Exactness::value_exact);
+  if (padded != 0) encoded.steps.push_back(fmt::format("{} pairs padded with zeros to rank {}", padded, rank));
+  if (folded != 0)
+    encoded.steps.push_back(fmt::format("scales of {} pairs folded into lora_B, the scale of all is {}", folded, scale));
+  const bool plain = config.use_rslora || !config.alpha_pattern.empty() || !config.rank_pattern.empty();
+  if (suiting.one_scale) config.use_rslora = false;
+  return padded + folded != 0 || plain;
+}
+
 }  // namespace
 
-Plan plan_convert(const Input& input, const ConvertOptions& options) {
+namespace verbs {
+
+SuitedPlan plan_suited(const Input& input, const ConvertOptions& options, const Suiting& suiting) {
   require_usable(input.adapter.config, Verb::convert);
   require_known_experts(input);
   Plan plan;
   plan.warnings = input.reading.factors.warnings;
   if (std::string text = left_out(input.reading); !text.empty()) plan.warnings.push_back(std::move(text));
-  const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal};
+  const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal,
+                                             suiting.all_projections, suiting.spelling};
   layout::Encoded encoded =
       layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
-  if (keeps_everything(input, encoded, options)) {
+  AdapterConfig source = input.adapter.config;
+  const bool evened = even_out(encoded, source, suiting);
+  const std::int64_t rank = largest_rank(encoded);
+  if (!evened && keeps_everything(input, encoded, options)) {
     plan.files.push_back({std::string(kWeights), copies(input)});
     plan.texts.emplace_back(kConfig, input.adapter.config.dump());
     plan.steps.push_back(input.reading.has_experts
                              ? "already in this layout: copied as it is (bit-exact)"
                              : "nothing in this adapter differs between the layouts: copied as it is (bit-exact)");
     finish(plan, input);
-    return plan;
+    return {std::move(plan), rank};
   }
   if (input.model.num_experts_assumed) {
     plan.warnings.push_back(
         "the number of experts is taken from the file (highest index + 1); --base or --num-experts would confirm it");
   }
   warn_of_namesakes(encoded, input.model, options.to, plan.warnings);
-  const AdapterConfig config =
-      layout::write_config(input.adapter.config, encoded, input.model, options.to, plan.warnings);
+  const AdapterConfig config = layout::write_config(source, encoded, input.model, options.to, plan.warnings);
   warn_of_coarse_rounding(encoded, options, plan.warnings);
   plan.exactness = encoded.exactness;
   plan.steps = std::move(encoded.steps);
@@ -382,7 +457,13 @@ Plan plan_convert(const Input& input, const ConvertOptions& options) {
   plan.files.push_back({std::string(kWeights), std::move(encoded.tensors)});
   plan.texts.emplace_back(kConfig, config.dump());
   finish(plan, input);
-  return plan;
+  return {std::move(plan), rank};
+}
+
+}  // namespace verbs
+
+Plan plan_convert(const Input& input, const ConvertOptions& options) {
+  return verbs::plan_suited(input, options, {}).plan;
 }
 
 std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, const Model& model,

@@ -26,6 +26,7 @@ struct Exception {
 constexpr Exception kExceptions[] = {
     {"", "convert/mixtral-extra-expert", "not the adapter's model: our reader refuses it, as every PEFT does"},
     {"", "convert/mixtral-one-tensor-missing", "half a pair: our reader refuses the file"},
+    {"peft", "native/qwen2-bias_lora_only-p0191", "PEFT never wrote the trained biases: the file does not show what is missing"},
 };
 
 std::string excepted(const std::string& engine, const std::string& adapter) {
@@ -41,8 +42,9 @@ struct Row {
 
 std::vector<Row> recorded() {
   std::ifstream file(fs::path(PEFT_SOURCE_DIR) / "tests/engines/recorded.json");
+  const auto json = nlohmann::json::parse(file);
   std::vector<Row> rows;
-  for (const auto& row : nlohmann::json::parse(file).at("rows"))
+  for (const auto& row : json.at("rows"))
     rows.push_back({row.at(0), row.at(1), row.at(2), row.at(3), row.at(4), row.at(5)});
   return rows;
 }

@@ -23,6 +23,9 @@ struct EncodeOptions {
   Layout to = Layout::peft_fused;
   std::optional<Dtype> dtype;   // cast everything
   bool block_diagonal = false;  // keep gate and up apart even where they share A
+  // For engines that are stricter than PEFT:
+  bool all_projections = false;  // gate, up or down of experts that have no LoRA: pairs of zeros
+  std::string spelling = {};     // single experts by another program's names: "spellings" of the family table
 };
 
 struct Encoded {
