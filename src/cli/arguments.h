@@ -5,11 +5,11 @@
 #include <variant>
 #include <vector>
 
+#include "cli/engines/doctor.h"
 #include "cli/pages/completion.h"
 #include "cli/pages/docs.h"
 #include "cli/runtime/runtime.h"
 #include "cli/verbs/convert.h"
-#include "cli/verbs/doctor.h"
 #include "cli/verbs/inspect.h"
 #include "cli/verbs/low_rank.h"
 #include "cli/verbs/merge.h"
@@ -21,9 +21,10 @@ namespace peft::cli {
 struct TextCommand {  // --help, --version
   std::string text;
 };
-using Command = std::variant<TextCommand, InspectCommand, DoctorCommand, EnginesCommand, TargetsCommand, ConvertCommand, VerifyCommand, MergeCommand,
-                             CombineCommand, ResizeCommand, ExtractCommand, LogitsCommand, GenerateCommand,
-                             ParamsCommand, LayoutsCommand, FamiliesCommand, CompletionCommand, DocsCommand>;
+using Command =
+    std::variant<TextCommand, InspectCommand, DoctorCommand, EnginesCommand, TargetsCommand, ConvertCommand,
+                 VerifyCommand, MergeCommand, CombineCommand, ResizeCommand, ExtractCommand, LogitsCommand,
+                 GenerateCommand, ParamsCommand, LayoutsCommand, FamiliesCommand, CompletionCommand, DocsCommand>;
 
 // Throws USAGE for a command line that makes no sense. `arguments` is without the program's name.
 Command parse_arguments(std::vector<std::string> arguments);

@@ -202,8 +202,8 @@ Chosen choose(const std::string& engine_and_version) {
   const Profile* newest = nullptr;
   for (const Profile& profile : engine->profiles) {
     // "0.21" names every 0.21.x that is known.
-    const bool within = version.empty() || profile.version.starts_with(version + ".") ||
-                        !version_less(version, profile.version);
+    const bool within =
+        version.empty() || profile.version.starts_with(version + ".") || !version_less(version, profile.version);
     if (within && (newest == nullptr || !version_less(profile.version, newest->version))) newest = &profile;
   }
   if (newest == nullptr || !plain || (mark != std::string::npos && version.empty())) {

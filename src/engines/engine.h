@@ -1,5 +1,6 @@
 // Profiles of the programs that read adapters: data/engines.json, and its one reader. A profile says which forms the
-// engine reads right, what it drops, misreads or refuses, and how it is started. docs/add_an_engine.md explains the rows.
+// engine reads right, what it drops, misreads or refuses, and how it is started. docs/add_an_engine.md explains the
+// rows.
 #pragma once
 
 #include <cstdint>
@@ -53,13 +54,13 @@ struct Rule {
 // A form to write for the engine. Of the rows, the first that fits the adapter decides.
 struct Form {
   Condition condition;
-  std::string layout;             // by name: "peft-fused"
-  std::string spelling;           // names of experts other than transformers': a row of "spellings" in families.json
-  Facts facts = 0;                // how the engine has to run: mixed_format
-  bool one_scale = false;         // rsLoRA and patterns are folded into lora_B
-  bool one_rank = false;          // ranks are padded with zeros
-  bool all_projections = false;   // missing gate, up or down are written as zero pairs
-  std::vector<std::string> run;   // lines to copy: "vllm serve {base} --max-lora-rank {rank} ..."
+  std::string layout;            // by name: "peft-fused"
+  std::string spelling;          // names of experts other than transformers': a row of "spellings" in families.json
+  Facts facts = 0;               // how the engine has to run: mixed_format
+  bool one_scale = false;        // rsLoRA and patterns are folded into lora_B
+  bool one_rank = false;         // ranks are padded with zeros
+  bool all_projections = false;  // missing gate, up or down are written as zero pairs
+  std::vector<std::string> run;  // lines to copy: "vllm serve {base} --max-lora-rank {rank} ..."
   std::string why;
 };
 

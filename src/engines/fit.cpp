@@ -29,7 +29,8 @@ AdapterFacts after(const Form& form, Layout layout, AdapterFacts facts, const Mo
 }
 
 const Profile* profile_with(const Chosen& chosen, Facts facts) {
-  const auto found = std::ranges::find_if(chosen.profiles, [&](const Profile* p) { return (p->facts & facts) == facts; });
+  const auto found =
+      std::ranges::find_if(chosen.profiles, [&](const Profile* p) { return (p->facts & facts) == facts; });
   return found == chosen.profiles.end() ? chosen.profiles.front() : *found;
 }
 
@@ -37,12 +38,11 @@ const Profile* profile_with(const Chosen& chosen, Facts facts) {
 
 std::optional<Fit> fit(const Chosen& chosen, const AdapterFacts& facts, const Model& model) {
   const Facts known = facts.facts | chosen.profiles.front()->facts;
-  const auto form = std::ranges::find_if(
-      chosen.engine->forms, [&](const Form& row) { return row.condition.holds(known, facts.model_type); });
+  const auto form = std::ranges::find_if(chosen.engine->forms,
+                                         [&](const Form& row) { return row.condition.holds(known, facts.model_type); });
   if (form == chosen.engine->forms.end()) return std::nullopt;
   Fit result{&*form, profile_with(chosen, form->facts), parse_layout(form->layout), {}};
-  if (result.layout)
-    result.answer = judge(*chosen.engine, *result.profile, after(*form, *result.layout, facts, model));
+  if (result.layout) result.answer = judge(*chosen.engine, *result.profile, after(*form, *result.layout, facts, model));
   return result;
 }
 
@@ -66,7 +66,8 @@ std::vector<std::string> run_lines(const Answer& answer, const AdapterFacts& fac
   for (const Form& form : forms) {
     if ((form.facts & ~answer.profile->facts) != 0) continue;
     if (best == nullptr) best = &form;
-    const bool same = form.layout == layout && form.condition.holds(facts.facts | answer.profile->facts, facts.model_type);
+    const bool same =
+        form.layout == layout && form.condition.holds(facts.facts | answer.profile->facts, facts.model_type);
     if (same || (form.facts != 0 && form.facts == answer.profile->facts)) best = &form;
     if (same) break;
   }

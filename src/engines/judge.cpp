@@ -59,8 +59,7 @@ const Judgement* Answer::decisive() const {
 bool is_measured(const Answer& answer) {
   const Judgement* decisive = answer.decisive();
   if (decisive != nullptr) return decisive->rule != nullptr && decisive->rule->measured;
-  return std::ranges::all_of(answer.parts,
-                             [](const Judgement& j) { return j.rule != nullptr && j.rule->measured; });
+  return std::ranges::all_of(answer.parts, [](const Judgement& j) { return j.rule != nullptr && j.rule->measured; });
 }
 
 }  // namespace peft::engines

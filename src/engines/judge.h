@@ -21,7 +21,7 @@ struct Answer {
   const Engine* engine = nullptr;
   const Profile* profile = nullptr;
   std::vector<Judgement> parts;
-  Outcome outcome = Outcome::right;    // the worst of the parts
+  Outcome outcome = Outcome::right;   // the worst of the parts
   const Judgement* decisive() const;  // the part that decides; null where all bind
 };
 Answer judge(const Engine& engine, const Profile& profile, const AdapterFacts& facts);

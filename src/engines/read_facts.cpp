@@ -19,9 +19,12 @@ struct PathRule {
   Part part;
 };
 constexpr PathRule kPathRules[] = {
-    {"shared_expert", Part::shared_experts}, {"shared_mlp", Part::shared_experts},
-    {"attn", Part::attention},               {"attention", Part::attention},
-    {"mlp", Part::dense_mlp},                {"feed_forward", Part::dense_mlp},
+    {"shared_expert", Part::shared_experts},
+    {"shared_mlp", Part::shared_experts},
+    {"attn", Part::attention},
+    {"attention", Part::attention},
+    {"mlp", Part::dense_mlp},
+    {"feed_forward", Part::dense_mlp},
 };
 
 Part part_of_dense(const Factor& factor, const Model& model) {

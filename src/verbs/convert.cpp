@@ -360,9 +360,8 @@ std::int64_t largest_rank(const layout::Encoded& encoded) {
 double common_scale(const std::vector<layout::TargetEntry>& targets) {
   std::map<double, std::size_t> counts;
   for (const auto& target : targets) ++counts[target.scale];
-  const auto most = std::ranges::max_element(counts, {}, [](const auto& entry) {
-    return std::pair(entry.first != 0, entry.second);
-  });
+  const auto most =
+      std::ranges::max_element(counts, {}, [](const auto& entry) { return std::pair(entry.first != 0, entry.second); });
   return most == counts.end() ? 1 : most->first;
 }
 
@@ -372,9 +371,10 @@ void even_pair(PlannedTensor& a, PlannedTensor& b, std::int64_t rank, double gai
     a.shape[0] = a.rows = rank;
     b.shape[1] = b.cols = rank;
   } else if (a.shape[0] != rank) {
-    at({}, a.name).fail(ErrorCode::LO_NO_FORM, {.problem = "the rank of a convolution's pair cannot be padded",
-                                                .expected = "one rank for the whole file",
-                                                .hint = "peft resize --rank makes the ranks equal"});
+    at({}, a.name)
+        .fail(ErrorCode::LO_NO_FORM, {.problem = "the rank of a convolution's pair cannot be padded",
+                                      .expected = "one rank for the whole file",
+                                      .hint = "peft resize --rank makes the ranks equal"});
   }
   for (Block& block : b.blocks) block.scale *= gain;
 }
@@ -412,7 +412,8 @@ bool even_out(layout::Encoded& encoded, AdapterConfig& config, const verbs::Suit
   if (padded + folded != 0) encoded.exactness = std::max(encoded.exactness, Exactness::value_exact);
   if (padded != 0) encoded.steps.push_back(fmt::format("{} pairs padded with zeros to rank {}", padded, rank));
   if (folded != 0)
-    encoded.steps.push_back(fmt::format("scales of {} pairs folded into lora_B, the scale of all is {}", folded, scale));
+    encoded.steps.push_back(
+        fmt::format("scales of {} pairs folded into lora_B, the scale of all is {}", folded, scale));
   const bool plain = config.use_rslora || !config.alpha_pattern.empty() || !config.rank_pattern.empty();
   if (suiting.one_scale) config.use_rslora = false;
   return padded + folded != 0 || plain;
@@ -428,8 +429,8 @@ SuitedPlan plan_suited(const Input& input, const ConvertOptions& options, const 
   Plan plan;
   plan.warnings = input.reading.factors.warnings;
   if (std::string text = left_out(input.reading); !text.empty()) plan.warnings.push_back(std::move(text));
-  const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal,
-                                             suiting.all_projections, suiting.spelling};
+  const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal, suiting.all_projections,
+                                             suiting.spelling};
   layout::Encoded encoded =
       layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
   AdapterConfig source = input.adapter.config;

@@ -244,7 +244,8 @@ TEST_F(Cli, doctor_gives_a_verdict_an_exit_code_and_the_command_that_mends) {
   EXPECT_EQ(peft({"doctor", fused, "--for", "gcc"}).exit_code, 2);
   const Result mended = peft({"convert", fused, "--for", "vllm", "--base", base, "--out", in("ok")});
   ASSERT_EQ(mended.exit_code, 0) << mended.err;
-  EXPECT_THAT(mended.out, HasSubstr("vllm serve " + base + " --enable-lora --max-lora-rank 8 --lora-modules lora=" + in("ok")));
+  EXPECT_THAT(mended.out,
+              HasSubstr("vllm serve " + base + " --enable-lora --max-lora-rank 8 --lora-modules lora=" + in("ok")));
   EXPECT_EQ(peft({"doctor", in("ok"), "--for", "vllm", "--base", base}).exit_code, 0);
   EXPECT_EQ(peft({"verify", fused, in("ok"), "--base", base}).exit_code, 0);
   EXPECT_EQ(peft({"convert", fused, "--base", base, "--out", in("no")}).exit_code, 2) << "neither --to nor --for";
@@ -328,8 +329,9 @@ TEST_F(Cli, the_manual_names_all_flags) {
                                  std::sregex_token_iterator());
   };
   std::set<std::string> known{"--version"};
-  for (const std::string verb : {"inspect", "doctor", "targets", "convert", "verify", "merge", "combine", "resize", "extract",
-                                 "logits", "generate", "params", "engines", "layouts", "families", "completion"}) {
+  for (const std::string verb :
+       {"inspect", "doctor", "targets", "convert", "verify", "merge", "combine", "resize", "extract", "logits",
+        "generate", "params", "engines", "layouts", "families", "completion"}) {
     EXPECT_THAT(manual, HasSubstr("peft " + verb));
     const Result help = peft({verb, "--help"});
     EXPECT_EQ(help.exit_code, 0);

@@ -5,6 +5,7 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "engines/judge.h"
 #include "engines/read_facts.h"
@@ -26,7 +27,8 @@ struct Exception {
 constexpr Exception kExceptions[] = {
     {"", "convert/mixtral-extra-expert", "not the adapter's model: our reader refuses it, as every PEFT does"},
     {"", "convert/mixtral-one-tensor-missing", "half a pair: our reader refuses the file"},
-    {"peft", "native/qwen2-bias_lora_only-p0191", "PEFT never wrote the trained biases: the file does not show what is missing"},
+    {"peft", "native/qwen2-bias_lora_only-p0191",
+     "PEFT never wrote the trained biases: the file does not show what is missing"},
 };
 
 std::string excepted(const std::string& engine, const std::string& adapter) {
@@ -110,10 +112,72 @@ TEST(EngineVerdicts, agree_with_every_recorded_one) {
     ++walked[row.engine];
   }
   for (const auto& [engine, count] : walked) std::printf("%s: %d verdicts\n", engine.c_str(), count);
-  for (const auto& [engine, count] : forms) std::printf("%s: %d files of a form this build does not read\n", engine.c_str(), count);
+  for (const auto& [engine, count] : forms)
+    std::printf("%s: %d files of a form this build does not read\n", engine.c_str(), count);
   if (absent != 0) std::printf("%d verdicts are about adapters that are not in this selection\n", absent);
   EXPECT_GT(walked["peft@0.21.2"], 50);
   EXPECT_GT(walked["vllm@0.33"], 10);
+}
+
+// Files of the real PEFT with more than LoRA in them.
+TEST(EngineVerdicts, tensors_that_are_more_than_lora_are_looked_at) {
+  using enum engines::Part;
+  const struct {
+    std::string folder;
+    std::set<engines::Part> parts;
+    std::string vllm, llama_cpp;
+  } cases[] = {
+      {"heads/llama-seq-cls", {unnamed_head}, "refused", "refused"},
+      {"heads/llama-seq-cls-new", {named_head}, "right", "refused"},
+      {"heads/mixtral-seq-cls-v4", {named_head}, "right", "refused"},
+      {"heads/distilbert-question-ans", {other_head}, "refused", "refused"},
+      {"heads/distilbert-seq-cls", {unnamed_head, other_head}, "refused", "refused"},
+      {"heads/llama-saved-embedding", {saved_embedding}, "refused", "refused"},
+      {"heads/bert-all-biases", {unnamed_head, base_bias}, "refused", "refused"},
+      {"heads/t5", {}, "right", "right"},
+      {"convolutions/fp32-dora/adapter", {magnitude}, "refused", "refused"},
+  };
+  for (const auto& row : cases) {
+    SCOPED_TRACE(row.folder);
+    InputOptions options;
+    if (row.folder.find("mixtral") != std::string::npos)
+      options.family = "mixtral";  // names alone do not tell the type
+    const Input input = load((fs::path(PEFT_SOURCE_DIR) / "tests" / row.folder).string(), options);
+    const engines::AdapterFacts facts = engines::facts_of(input.adapter, input.model, input.reading);
+    std::set<engines::Part> parts;
+    for (const auto& [part, count] : facts.parts) {
+      if (part >= magnitude) parts.insert(part);
+    }
+    EXPECT_EQ(parts, row.parts);
+    const auto answer = [&](const std::string& engine) {
+      const engines::Chosen chosen = engines::choose(engine);
+      return answer_name(judge(*chosen.engine, *chosen.profiles.front(), facts).outcome);
+    };
+    EXPECT_EQ(answer("vllm"), row.vllm);
+    EXPECT_EQ(answer("llama.cpp"), row.llama_cpp);
+    EXPECT_EQ(answer("peft"), "right");
+  }
+}
+
+// The rows of the tables in README.md and docs/engines.md are what the adapters that they name are.
+TEST(EngineVerdicts, examples_have_the_facts_of_their_adapters) {
+  for (const engines::Example& example : engines::examples()) {
+    SCOPED_TRACE(example.title);
+    const Row row{"", "", example.shown_by.substr(7) + "/adapter", "models/consumer-" + example.facts.model_type,
+                  "", ""};
+    if (!fs::exists(test::golden_root() / row.adapter)) continue;
+    const engines::AdapterFacts facts = facts_of(row, test::golden_root());
+    nlohmann::json names = nlohmann::json::array(), parts = nlohmann::json::array();
+    for (const auto& info : engines::fact_info()) {
+      if (facts.has(info.fact)) names.push_back(info.name);
+    }
+    for (const auto& [part, count] : facts.parts) parts.push_back(engines::info(part).name);
+    std::set<engines::Part> have, listed;
+    for (const auto& [part, count] : facts.parts) have.insert(part);
+    for (const auto& [part, count] : example.facts.parts) listed.insert(part);
+    EXPECT_TRUE(facts.facts == example.facts.facts && have == listed)
+        << "EXAMPLE " << nlohmann::json{example.shown_by.substr(7), names, parts}.dump();
+  }
 }
 
 }  // namespace

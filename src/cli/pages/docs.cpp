@@ -5,11 +5,11 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
+#include "cli/engines/engine_pages.h"
 #include "cli/flags.h"
 #include "cli/output/json.h"
 #include "cli/output/output.h"
 #include "cli/output/table.h"
-#include "cli/pages/engine_pages.h"
 #include "config/peft_keys.h"
 #include "peft/error.h"
 #include "peft/layout.h"

@@ -143,7 +143,10 @@ void execute_conversion(const ConvertCommand& command, Conversion& conversion) {
 
 Json to_json(const ConvertCommand& command, const Conversion& conversion) {
   if (conversion.error) {
-    return {{"adapter", conversion.path}, {"to", command.to}, {"for", command.engine}, {"error", error_json(*conversion.error)}};
+    return {{"adapter", conversion.path},
+            {"to", command.to},
+            {"for", command.engine},
+            {"error", error_json(*conversion.error)}};
   }
   Json json = {{"adapter", conversion.path},
                {"adapter_names", sorted(conversion.adapters)},
@@ -186,8 +189,8 @@ void print_one(const ConvertCommand& command, const Conversion& conversion) {
   }
   write_warnings(conversion.plan.warnings);
   const ExecuteReport& report = *conversion.done;
-  const std::string what =
-      conversion.from == kDense ? "dense LoRA, the same in every PEFT layout" : conversion.from + " -> " + conversion.to;
+  const std::string what = conversion.from == kDense ? "dense LoRA, the same in every PEFT layout"
+                                                     : conversion.from + " -> " + conversion.to;
   write_out(fmt::format("{}: {} tensors -> {}, {} in {} ({}), {}\n", what, conversion.tensors_in,
                         conversion.tensors_out, human_bytes(report.bytes_out), human_seconds(report.seconds),
                         name(conversion.plan.exactness), checks_text(command.execute)));

@@ -216,8 +216,7 @@ void read_rows(const Json& json, Shared& shared, Table& table, std::string& key_
   }
   for (const Json& pair : section("same_prefixes"))
     table.same_prefixes.emplace_back(pair.at(0).get<std::string>(), pair.at(1).get<std::string>());
-  for (const auto& [type, rows] : section("spellings").items())
-    table.spellings[key_read = type] = read_spellings(rows);
+  for (const auto& [type, rows] : section("spellings").items()) table.spellings[key_read = type] = read_spellings(rows);
   for (const auto& [type, row] : section("runtime").items()) table.runtime[type] = row;
   derive_lookups(table);
 }

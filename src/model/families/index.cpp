@@ -56,8 +56,7 @@ void add_foreign_names(Index& index, const Family& family) {
     for (const ExpertsForm::PerExpert& module : row.modules) {
       const PathTemplate path(row.experts + ".{expert}." + module.name);
       index.foreign_names.push_back({row.program, 0, module.projection, path});
-      index.foreign_places[path.key()].push_back(
-          {path, 0, module.projection, nullptr, std::nullopt, Generation::v4});
+      index.foreign_places[path.key()].push_back({path, 0, module.projection, nullptr, std::nullopt, Generation::v4});
     }
   }
 }

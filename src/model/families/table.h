@@ -133,10 +133,10 @@ struct Table {
   std::vector<std::string> layer_rules;  // every rule about layers with experts, for configs with another family's keys
   std::set<std::string, std::less<>>
       replaced;  // types whose rows are from --families: module_trees.json does not describe them
-  std::vector<std::pair<std::string, std::string>> same_prefixes;  // prefixes that stand for the same module
+  std::vector<std::pair<std::string, std::string>> same_prefixes;       // prefixes that stand for the same module
   std::map<std::string, std::vector<Spelling>, std::less<>> spellings;  // by type
-  std::map<std::string, std::string, std::less<>> part_of;         // a type without classes of its own -> its composite
-  Json runtime = Json::object();                                   // by type: what runtime_table.h reads
+  std::map<std::string, std::string, std::less<>> part_of;  // a type without classes of its own -> its composite
+  Json runtime = Json::object();                            // by type: what runtime_table.h reads
 };
 
 }  // namespace peft::model

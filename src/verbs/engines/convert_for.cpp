@@ -59,13 +59,18 @@ EngineConversion plan_convert_for(const Input& input, const ConvertOptions& opti
   verbs::SuitedPlan suited =
       verbs::plan_suited(input, own, {form.spelling, form.all_projections, form.one_scale, form.one_rank});
   if (engines::rank_limit(*chosen.engine, suited.rank) < suited.rank) {
-    no_form(input, chosen, {},
-            fmt::format("rank {}, and the largest it can be started with is {}", suited.rank,
-                        chosen.engine->ranks.back()),
-            fmt::format("peft resize --rank {}", chosen.engine->ranks.back()));
+    no_form(
+        input, chosen, {},
+        fmt::format("rank {}, and the largest it can be started with is {}", suited.rank, chosen.engine->ranks.back()),
+        fmt::format("peft resize --rank {}", chosen.engine->ranks.back()));
   }
-  EngineConversion result{std::move(suited.plan), chosen.engine->name, fit.profile->version, fit.profile->mode,
-                          std::string(info(*fit.layout).name), form.why, {}};
+  EngineConversion result{std::move(suited.plan),
+                          chosen.engine->name,
+                          fit.profile->version,
+                          fit.profile->mode,
+                          std::string(info(*fit.layout).name),
+                          form.why,
+                          {}};
   result.run = engines::run_lines(*chosen.engine, form, options.input.base, out, suited.rank);
   if (const engines::Judgement* unknown = fit.answer.decisive()) {
     result.plan.warnings.push_back(fmt::format("{}: not known whether {} reads this right: {}",

@@ -49,9 +49,8 @@ std::string mend(const Input& input, const DoctorOptions& options, const engines
   const std::string& base = options.input.base;
   const std::string with_base = base.empty() ? "" : " --base " + quoted(base);
   const auto other = engines::fit(chosen, facts, input.model);
-  const bool rank = std::ranges::any_of(answer.parts, [](const engines::Judgement& part) {
-    return part.verdict == engines::Verdict::rank_too_large;
-  });
+  const bool rank = std::ranges::any_of(
+      answer.parts, [](const engines::Judgement& part) { return part.verdict == engines::Verdict::rank_too_large; });
   if (rank) {
     return fmt::format("peft resize {}{} --rank {} --out {}", quoted(path), with_base, chosen.engine->ranks.back(),
                        quoted(fmt::format("{}-r{}", path, chosen.engine->ranks.back())));
@@ -80,8 +79,16 @@ DoctorReport::Part report_of(const engines::Judgement& judgement) {
 DoctorReport::Engine report_of(const Input& input, const DoctorOptions& options, const engines::Chosen& chosen,
                                const engines::AdapterFacts& facts) {
   const Answer answer = best_answer(chosen, facts);
-  DoctorReport::Engine engine{chosen.engine->name, answer.profile->version,         answer.profile->mode,
-                              answer.profile->title, std::string(name(answer.outcome)), {}, {}, {}, {}, {}};
+  DoctorReport::Engine engine{chosen.engine->name,
+                              answer.profile->version,
+                              answer.profile->mode,
+                              answer.profile->title,
+                              std::string(name(answer.outcome)),
+                              {},
+                              {},
+                              {},
+                              {},
+                              {}};
   engine.right = answer.outcome == Outcome::right, engine.measured = is_measured(answer);
   for (const engines::Judgement& judgement : answer.parts) engine.parts.push_back(report_of(judgement));
   if (engine.right)
@@ -104,8 +111,11 @@ DoctorReport doctor(const std::string& path, const DoctorOptions& options) {
   input_options.read.verb = Verb::inspect;
   const Input input = load(path, input_options);
   const engines::AdapterFacts facts = engines::facts_of(input.adapter, input.model, input.reading);
-  DoctorReport report{path, input.reading.has_experts ? std::string(info(input.reading.layout).name) : "dense",
-                      input.model.model_type, {}, true};
+  DoctorReport report{path,
+                      input.reading.has_experts ? std::string(info(input.reading.layout).name) : "dense",
+                      input.model.model_type,
+                      {},
+                      true};
   for (const engines::Chosen& chosen : asked) {
     report.engines.push_back(report_of(input, options, chosen, facts));
     report.all_right = report.all_right && report.engines.back().right;

@@ -1,14 +1,14 @@
-#include "cli/verbs/doctor.h"
+#include "cli/engines/doctor.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 
+#include "cli/engines/engine_pages.h"
 #include "cli/output/json.h"
 #include "cli/output/output.h"
 #include "cli/output/table.h"
-#include "cli/pages/engine_pages.h"
 #include "engines/engine.h"
 #include "peft/doctor.h"
 #include "peft/error.h"
@@ -36,10 +36,10 @@ Json to_json(const DoctorReport::Engine& engine) {
                      {"shown_by", part.shown_by},
                      {"measured", part.measured}});
   }
-  return {{"engine", engine.name}, {"version", engine.version}, {"mode", engine.mode},
-          {"title", engine.title}, {"answer", engine.answer},   {"right", engine.right},
-          {"measured", engine.measured}, {"parts", parts},      {"run", engine.run},
-          {"mend", engine.mend}};
+  return {
+      {"engine", engine.name},   {"version", engine.version}, {"mode", engine.mode},         {"title", engine.title},
+      {"answer", engine.answer}, {"right", engine.right},     {"measured", engine.measured}, {"parts", parts},
+      {"run", engine.run},       {"mend", engine.mend}};
 }
 
 Json to_json(const DoctorReport& report) {

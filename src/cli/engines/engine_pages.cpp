@@ -1,4 +1,4 @@
-#include "cli/pages/engine_pages.h"
+#include "cli/engines/engine_pages.h"
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -20,8 +20,7 @@ using engines::Outcome;
 using engines::Profile;
 using engines::Rule;
 
-constexpr std::string_view kGenerated =
-    "<!-- Made by `peft docs`; change data/engines.json, then `make docs`. -->\n\n";
+constexpr std::string_view kGenerated = "<!-- Made by `peft docs`; change data/engines.json, then `make docs`. -->\n\n";
 
 std::vector<std::string> fact_names(Facts facts) {
   std::vector<std::string> names;
@@ -164,7 +163,8 @@ Table form_table(const Engine& engine) {
   Table table({{"adapter"}, {"what `--for` writes"}, {"run it with"}});
   for (const Form& form : engine.forms) {
     const std::string condition = condition_text(form.condition);
-    table.add({condition.empty() ? "any other" : condition, form_text(form), fmt::format("{}", fmt::join(form.run, " and "))});
+    table.add({condition.empty() ? "any other" : condition, form_text(form),
+               fmt::format("{}", fmt::join(form.run, " and "))});
   }
   return table;
 }
@@ -210,10 +210,11 @@ Json engine_json(const Engine& engine) {
   for (const Rule& rule : engine.rules) rules.push_back(rule_json(rule));
   for (const Form& form : engine.forms) forms.push_back(form_json(form));
   for (const auto& [topic, text] : engine.notes) notes.push_back({{"topic", topic}, {"text", text}});
-  return {{"name", engine.name},   {"title", engine.title}, {"what", engine.what},
-          {"like", engine.like},   {"profiles", profiles},  {"rules", rules},
-          {"forms", forms},        {"notes", notes},        {"ranks", engine.ranks},
-          {"ranks_shown_by", engine.ranks_shown_by}};
+  return {{"name", engine.name},   {"title", engine.title},
+          {"what", engine.what},   {"like", engine.like},
+          {"profiles", profiles},  {"rules", rules},
+          {"forms", forms},        {"notes", notes},
+          {"ranks", engine.ranks}, {"ranks_shown_by", engine.ranks_shown_by}};
 }
 
 void print_engine_table() {
@@ -239,10 +240,10 @@ std::string engine_page(const Engine& engine) {
   page += fmt::format("{} {}. Versions looked at: {}.\n\n", engine.title, engine.what, versions_of(engine));
   page += fmt::format(
       "    peft doctor my-lora --for {0} --base MODEL                     does it read my adapter right?\n"
-      "    peft convert my-lora --for {0} --base MODEL --out my-lora-ok    make it so; prints how to start the engine\n\n",
+      "    peft convert my-lora --for {0} --base MODEL --out my-lora-ok    make it so; prints how to start the "
+      "engine\n\n",
       engine.name);
-  if (!engine.like.empty())
-    page += fmt::format("Where no rule below speaks, it does as `{}` does.\n\n", engine.like);
+  if (!engine.like.empty()) page += fmt::format("Where no rule below speaks, it does as `{}` does.\n\n", engine.like);
   Table notes({{"about"}, {"what is known"}});
   for (const auto& [topic, text] : engine.notes) notes.add({topic, text});
   if (!notes.empty()) page += notes.markdown() + "\n";
@@ -252,21 +253,25 @@ std::string engine_page(const Engine& engine) {
   const Table forms = form_table(engine), wrong = rule_table(engine, false), right = rule_table(engine, true);
   page += "## What is written for it\n\nThe first row that fits the adapter decides.\n\n";
   page += forms.empty() ? "Nothing: it takes merged models only (`peft merge`).\n" : forms.markdown();
-  page += "\n## What it does not read right\n\nOf the rules for a part, the first that fits decides, those of the next section included.\n\n";
+  page +=
+      "\n## What it does not read right\n\nOf the rules for a part, the first that fits decides, those of the next "
+      "section included.\n\n";
   page += wrong.empty() ? "Nothing of its own.\n" : wrong.markdown();
   if (!right.empty()) page += "\n## What it reads right\n\n" + right.markdown();
   return page;
 }
 
 std::string engines_page() {
-  std::string page = "# Engines\n\n" + std::string(kGenerated) +
-                     "What programs make of adapters, and what `peft convert --for ENGINE` writes for them. The data is "
-                     "`data/engines.json`;\n[add_an_engine.md](add_an_engine.md) explains its rows. A verdict was "
-                     "measured on the program (a golden case), or its source was read.\n\n";
+  std::string page =
+      "# Engines\n\n" + std::string(kGenerated) +
+      "What programs make of adapters, and what `peft convert --for ENGINE` writes for them. The data is "
+      "`data/engines.json`;\n[add_an_engine.md](add_an_engine.md) explains its rows. A verdict was "
+      "measured on the program (a golden case), or its source was read.\n\n";
   page += engine_table().markdown() + "\nA page for each:";
   for (const Engine& engine : engines::engines()) page += fmt::format(" [{0}](engines/{0}.md)", engine.name);
-  page += "\n\n## Some adapters of real programs\n\nW: loads without a word and is wrong; x: refuses; ?: not known.\n\n" +
-          example_table().markdown();
+  page +=
+      "\n\n## Some adapters of real programs\n\nW: loads without a word and is wrong; x: refuses; ?: not known.\n\n" +
+      example_table().markdown();
   page += "\n## Facts\n\nWhat of an adapter the rules ask for.\n\n";
   Table facts({{"fact"}, {"meaning"}});
   for (const auto& row : engines::fact_info()) facts.add({std::string(row.name), std::string(row.meaning)});
