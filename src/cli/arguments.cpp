@@ -11,6 +11,8 @@ namespace {
 
 constexpr const char* kExamples = R"(Examples:
   peft inspect my-lora                                         what is this file, and who can read it?
+  peft doctor my-lora --for vllm --base Qwen3-30B-A3B          will it work there? if not: the command that mends it
+  peft convert my-lora --for vllm --base Qwen3-30B-A3B --out ok     the form that this engine reads right
   peft targets my-lora --base Qwen3-30B-A3B                    what will LoRA sit on, with which rank?
   peft convert my-lora --to peft-fused --out my-lora-v5        transformers 4 -> 5
   peft convert my-lora-v5 --to peft-per-expert --out my-lora-v4
@@ -22,12 +24,14 @@ constexpr const char* kExamples = R"(Examples:
   peft extract --base M --finetuned N --rank 16 --out lora     an adapter from two models
   peft layouts                                                 the layouts that --to and --from know
 
-Exit codes: 0 done; 1 bad input (verify: different); 2 usage (verify: also bad input); 3 I/O or space; 4 a bug; 5 interrupted.
+Exit codes: 0 done; 1 bad input (verify: different; doctor: not right); 2 usage (verify, doctor: also bad input); 3 I/O or space; 4 a bug; 5 interrupted.
 More: peft VERB --help, docs/cli.md.)";
 
 // All commands that a command line can fill in; one of them is taken.
 struct Commands {
   InspectCommand inspect;
+  DoctorCommand doctor;
+  EnginesCommand engines;
   TargetsCommand targets;
   ConvertCommand convert;
   VerifyCommand verify;
@@ -47,6 +51,8 @@ struct Commands {
 Command chosen(const CLI::App& app, Commands& all) {
   const std::string verb = app.get_subcommands().front()->get_name();
   if (verb == "inspect") return all.inspect;
+  if (verb == "doctor") return all.doctor;
+  if (verb == "engines") return all.engines;
   if (verb == "targets") return all.targets;
   if (verb == "convert") return all.convert;
   if (verb == "verify") {
@@ -82,6 +88,7 @@ Command parse_arguments(std::vector<std::string> arguments) {
   app.footer(kExamples);
   app.get_formatter()->column_width(30);
   add_inspect(app, all.inspect);
+  add_doctor(app, all.doctor);
   add_targets(app, all.targets);
   add_convert(app, all.convert);
   add_verify(app, all.verify);
@@ -93,6 +100,7 @@ Command parse_arguments(std::vector<std::string> arguments) {
   add_resize(app, all.resize);
   add_extract(app, all.extract);
   add_layouts(app, all.layouts);
+  add_engines(app, all.engines);
   add_families(app, all.families);
   add_completion(app, all.completion);
   add_docs(app, all.docs);

@@ -5,6 +5,7 @@
 #include <variant>
 #include <vector>
 
+#include "cli/engines/doctor.h"
 #include "cli/pages/completion.h"
 #include "cli/pages/docs.h"
 #include "cli/runtime/runtime.h"
@@ -20,9 +21,10 @@ namespace peft::cli {
 struct TextCommand {  // --help, --version
   std::string text;
 };
-using Command = std::variant<TextCommand, InspectCommand, TargetsCommand, ConvertCommand, VerifyCommand, MergeCommand,
-                             CombineCommand, ResizeCommand, ExtractCommand, LogitsCommand, GenerateCommand,
-                             ParamsCommand, LayoutsCommand, FamiliesCommand, CompletionCommand, DocsCommand>;
+using Command =
+    std::variant<TextCommand, InspectCommand, DoctorCommand, EnginesCommand, TargetsCommand, ConvertCommand,
+                 VerifyCommand, MergeCommand, CombineCommand, ResizeCommand, ExtractCommand, LogitsCommand,
+                 GenerateCommand, ParamsCommand, LayoutsCommand, FamiliesCommand, CompletionCommand, DocsCommand>;
 
 // Throws USAGE for a command line that makes no sense. `arguments` is without the program's name.
 Command parse_arguments(std::vector<std::string> arguments);

@@ -44,14 +44,15 @@ int main(int argc, char** argv) {
   peft::cli::ignore_write_signals();
   std::vector<std::string> arguments(argv + 1, argv + std::max(argc, 1));
   const bool json = std::find(arguments.begin(), arguments.end(), "--json") != arguments.end();
-  const bool is_verify = !arguments.empty() && arguments.front() == "verify";
+  const std::string verb = arguments.empty() ? std::string() : arguments.front();
+  const bool one_is_an_answer = verb == "verify" || verb == "doctor";
   try {
     try {
       const int code = run_command(peft::cli::parse_arguments(std::move(arguments)));
       peft::cli::finish_output();
       return code;
     } catch (...) {
-      return peft::cli::report(peft::cli::current_error(), json, is_verify);
+      return peft::cli::report(peft::cli::current_error(), json, one_is_an_answer);
     }
   } catch (...) {  // the error itself could not be printed
     return peft::info(peft::ErrorCode::IO_WRITE).exit_code;

@@ -121,7 +121,7 @@ bool is_past_last(const Model& model, const Experts& experts, std::int64_t exper
 
 std::optional<Model::Located> Model::locate(std::string_view module_path) const {
   if (!index) return std::nullopt;
-  const auto match = find_place(index->places, module_path);
+  const auto match = model::find_adapter_place(*index, module_path);
   const Experts* found = match ? experts_of(*this, *match) : nullptr;
   if (found == nullptr) return std::nullopt;
   const Index::Place& place = *match->place;
@@ -140,6 +140,17 @@ std::optional<Model::Located> Model::locate(std::string_view module_path) const 
                                        .hint = "is this the base model of the adapter?"});
   }
   return Located{found, match->expert.value, place.projection, nullptr, std::nullopt};
+}
+
+std::string Model::expert_module(const Experts& of, std::string_view program, std::int64_t expert,
+                                 Projection projection) const {
+  if (program.empty()) return of.per_expert_module(expert, projection);
+  if (!index || !index->family) return {};
+  for (const Index::ForeignName& row : index->foreign_names) {
+    const bool own = &index->family->kinds[row.kind].form == of.form;
+    if (own && row.program == program && row.projection == projection) return row.path.fill(of.layer, expert);
+  }
+  return {};
 }
 
 std::string Model::rename(std::string_view module_path, Generation from, Generation to) const {

@@ -24,13 +24,6 @@ std::string adapter(const std::string& name) {
   return (test::golden_root() / "consumers" / "mixtral" / name / "adapter").string();
 }
 
-TEST(Convert, peft_takes_these_names_for_experts) {
-  for (const char* name : {"model.layers.0.mlp.shared_expert.gate_proj", "block.w2", "gate"})
-    EXPECT_TRUE(verbs::is_named_like_projection(name)) << name;
-  for (const char* name : {"model.layers.0.self_attn.q_proj", "gate_proj.x", "router"})
-    EXPECT_FALSE(verbs::is_named_like_projection(name)) << name;
-}
-
 TEST(Convert, an_adapter_that_has_the_layout_is_copied) {
   const Input input = load(adapter("perexpert"), with_base());
   ConvertOptions options;

@@ -13,8 +13,10 @@
 #include "cli/output/output.h"
 #include "cli/output/progress.h"
 #include "cli/output/table.h"
+#include "engines/engine.h"
 #include "peft/error.h"
 #include "peft/plan.h"
+#include "peft/verbs.h"
 
 namespace peft::cli {
 namespace {
@@ -22,6 +24,7 @@ namespace {
 constexpr const char* kConvertExamples = R"(Examples:
   peft convert my-lora --to peft-fused --out my-lora-v5
   peft convert my-lora --to peft-fused --out my-lora-v5 --base Qwen3-30B-A3B
+  peft convert my-lora --for vllm --out my-lora-vllm --base Qwen3-30B-A3B
   peft convert my-lora --to peft-fused --dry-run               what would be written
   peft convert my-lora --to gguf --out my-lora.gguf --base Mixtral-8x7B
   peft convert runs/a runs/b --to peft-per-expert --out v4     v4/a and v4/b, and a table
@@ -42,6 +45,9 @@ struct Conversion {
   std::vector<std::string> adapters = {};  // names inside the folder
   std::size_t tensors_in = 0, tensors_out = 0;
   std::vector<std::string> notes = {};   // what is unusual about the input
+  std::string to = {};                   // the layout written
+  std::string engine = {};               // with --for: "vllm 0.33", and how it runs
+  std::vector<std::string> run = {};     // with --for: lines to start it with
   std::vector<std::string> unused = {};  // tensors that --ignore-unused left out, and why
   Plan plan = {};
   std::optional<ExecuteReport> done = {};  // absent: only planned
@@ -89,6 +95,19 @@ std::vector<std::pair<std::string, std::string>> choose_adapters(const std::stri
   return chosen;
 }
 
+// The plan of one adapter, for a layout or for an engine.
+Plan plan_one(const ConvertCommand& command, const Input& input, const ConvertOptions& options,
+              const std::string& folder, Conversion& conversion) {
+  if (command.engine.empty()) return plan_convert(input, options);
+  const std::string out = folder.empty() ? conversion.out : (fs::path(conversion.out) / folder).string();
+  EngineConversion made = plan_convert_for(input, options, command.engine, out);
+  conversion.to = made.layout;
+  conversion.engine = made.engine + " " + made.version + (made.mode.empty() ? "" : ", " + made.mode);
+  if (!made.why.empty()) conversion.notes.push_back(made.layout + ": " + made.why);
+  for (std::string& line : made.run) conversion.run.push_back(std::move(line));
+  return std::move(made.plan);
+}
+
 // Reads and plans all adapters of `path` that the command asks for. Nothing is written.
 Conversion plan_conversion(const ConvertCommand& command, const std::string& path, const std::string& out) {
   Conversion conversion{.path = path, .out = out};
@@ -96,11 +115,12 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
   options.input = command.input.options();
   options.input.read.verb = Verb::convert;
   options.input.read.threads = command.execute.threads;
-  options.to = parse_layout_flag("--to", command.to);
+  if (command.engine.empty()) options.to = parse_layout_flag("--to", command.to);
   options.q8_0 = command.dtype == kQ8;
   if (!options.q8_0) options.dtype = parse_optional_dtype("--dtype", command.dtype);
   options.gguf_base = command.gguf_base;
   options.block_diagonal = command.block_diagonal;
+  conversion.to = command.to;
 
   const auto adapters = choose_adapters(path, options.input.adapter_name);
   if (options.to == Layout::gguf && adapters.size() > 1) {
@@ -121,7 +141,7 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
     }
     for (const auto& text : input.reading.unused)
       conversion.unused.push_back(folder.empty() ? text : folder + ": " + text);
-    append(conversion.plan, plan_convert(input, options), folder);
+    append(conversion.plan, plan_one(command, input, options, folder, conversion), folder);
   }
   for (const auto& file : conversion.plan.files) conversion.tensors_out += file.tensors.size();
   return conversion;
@@ -134,12 +154,17 @@ void execute_conversion(const ConvertCommand& command, Conversion& conversion) {
 
 Json to_json(const ConvertCommand& command, const Conversion& conversion) {
   if (conversion.error) {
-    return {{"adapter", conversion.path}, {"to", command.to}, {"error", error_json(*conversion.error)}};
+    return {{"adapter", conversion.path},
+            {"to", command.to},
+            {"for", command.engine},
+            {"error", error_json(*conversion.error)}};
   }
   Json json = {{"adapter", conversion.path},
                {"adapter_names", sorted(conversion.adapters)},
                {"from", conversion.from},
-               {"to", command.to},
+               {"to", conversion.to},
+               {"for", conversion.engine},
+               {"run", conversion.run},
                {"tensors_in", conversion.tensors_in},
                {"tensors_out", conversion.tensors_out},
                {"exactness", name(conversion.plan.exactness)},
@@ -157,22 +182,31 @@ Json to_json(const ConvertCommand& command, const Conversion& conversion) {
   return json;
 }
 
+// How the engine is started with what was written.
+void print_run(const Conversion& conversion) {
+  if (conversion.run.empty()) return;
+  write_out("for " + conversion.engine + ":\n");
+  for (const auto& line : conversion.run) write_out("  " + printable(line, 4096) + "\n");
+}
+
 void print_one(const ConvertCommand& command, const Conversion& conversion) {
   write_notes(conversion.notes);
   if (!conversion.done) {
     std::ostringstream text;
     text << conversion.plan;
     write_out(text.str());
+    print_run(conversion);
     return;
   }
   write_warnings(conversion.plan.warnings);
   const ExecuteReport& report = *conversion.done;
-  const std::string what =
-      conversion.from == kDense ? "dense LoRA, the same in every PEFT layout" : conversion.from + " -> " + command.to;
+  const std::string what = conversion.from == kDense ? "dense LoRA, the same in every PEFT layout"
+                                                     : conversion.from + " -> " + conversion.to;
   write_out(fmt::format("{}: {} tensors -> {}, {} in {} ({}), {}\n", what, conversion.tensors_in,
                         conversion.tensors_out, human_bytes(report.bytes_out), human_seconds(report.seconds),
                         name(conversion.plan.exactness), checks_text(command.execute)));
   write_out(printable(conversion.out, 4096) + "\n");
+  print_run(conversion);
 }
 
 void print_table(const ConvertCommand& command, const std::vector<Conversion>& conversions) {
@@ -187,11 +221,11 @@ void print_table(const ConvertCommand& command, const std::vector<Conversion>& c
       {{"adapter"}, {"from"}, {"to"}, {"tensors", Align::right}, {"bytes", Align::right}, {"exactness"}, {"result"}});
   for (const auto& conversion : conversions) {
     if (conversion.error) {
-      table.add({conversion.path, conversion.from, command.to, "", "", "",
+      table.add({conversion.path, conversion.from, conversion.to, "", "", "",
                  "failed: " + std::string(info(conversion.error->code()).name)});
       continue;
     }
-    table.add({conversion.path, conversion.from, command.to, std::to_string(conversion.tensors_out),
+    table.add({conversion.path, conversion.from, conversion.to, std::to_string(conversion.tensors_out),
                human_bytes(conversion.plan.bytes_out), std::string(name(conversion.plan.exactness)),
                conversion.done ? conversion.out : "planned"});
   }
@@ -249,6 +283,8 @@ int convert_many(const ConvertCommand& command, const std::vector<std::string>& 
 }
 
 int convert_config_only(const ConvertCommand& command) {
+  if (!command.engine.empty())
+    throw Error(ErrorCode::USAGE, {.problem = "--config-only takes --to, not --for", .got = command.engine});
   if (command.paths.size() != 1) {
     throw Error(ErrorCode::USAGE,
                 {.problem = "--config-only takes one config", .got = std::to_string(command.paths.size())});
@@ -284,8 +320,10 @@ void add_convert(CLI::App& app, ConvertCommand& command) {
       ->required()
       ->type_name("ADAPTER");
   verb.add_option("--to", command.to, "The layout to write: " + CLI::detail::join(layout_names(), ", "))
-      ->required()
       ->type_name("LAYOUT");
+  verb.add_option("--for", command.engine,
+                  "The engine to write for, in place of --to, with a version if need be: vllm@0.33 (peft engines)")
+      ->type_name("ENGINE");
   verb.add_option("--out", command.out, "The folder to write (gguf: the file); of several adapters, each gets DIR/NAME")
       ->type_name("DIR");
   verb.add_option("--dtype", command.dtype,
@@ -306,9 +344,17 @@ void add_convert(CLI::App& app, ConvertCommand& command) {
 }
 
 int run(const ConvertCommand& command) {
+  if (command.to.empty() == command.engine.empty()) {
+    throw Error(ErrorCode::USAGE, {.problem = "one of --to LAYOUT and --for ENGINE is needed",
+                                   .got = command.to.empty() ? "neither" : "both",
+                                   .hint = "peft layouts, peft engines"});
+  }
   if (command.config_only) return convert_config_only(command);
   require_out(command.out, command.dry_run);
-  parse_layout_flag("--to", command.to);  // a wrong value is an error of the command line, not of each path
+  if (command.engine.empty())
+    parse_layout_flag("--to", command.to);
+  else
+    engines::choose(command.engine);  // a wrong value is an error of the command line, not of each path
   const auto folders = output_folders(command);
   if (folders.size() > 1) return convert_many(command, folders);
 

@@ -179,6 +179,10 @@ class Encoder {
                               std::int64_t experts, Group group);
   std::int64_t count_experts(const Experts& experts, Group group) const;
   void measure(Stack& stack) const;
+  void add_missing(const Experts& experts, Group group);
+  void add_zeros(const std::string& key, std::int64_t components, Dims natural, Orientation orientation, Dtype dtype);
+  void zero_parameter(const Experts& experts, const std::string& key, const std::string& name,
+                      const ExpertsForm::Fused& parameter, std::int64_t count, Group group);
   void add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack);
 
   std::string dense_name(const std::string& v5_module) const {
@@ -331,8 +335,7 @@ void Encoder::extra(const Extra& extra) {
 }
 
 void Encoder::per_expert(const Experts& experts, Group group) {
-  const ExpertsForm& form = *experts.form;
-  if (form.per_expert.empty()) {
+  if (model_.expert_module(experts, options_.spelling, 0, Projection::down).empty()) {
     no_form(group.front().site.module,
             fmt::format("{} has no per-expert modules in any transformers version: its experts are one parameter",
                         model_.model_type),
@@ -343,12 +346,64 @@ void Encoder::per_expert(const Experts& experts, Group group) {
       no_form(describe(factor.site), "a parameter that is not gate, up or down has no per-expert form",
               "keep the fused layout");
     }
-    const std::string name = experts.per_expert_module(factor.site.expert, factor.site.projection);
+    const std::string name =
+        model_.expert_module(experts, options_.spelling, factor.site.expert, factor.site.projection);
     add_matrix(std::string(kPrefix) + name + ".lora_A.weight", factor.a);
     add_matrix(std::string(kPrefix) + name + ".lora_B.weight", factor.b);
     add_target(name, false, factor.rank, factor.scale);
   }
   step(fmt::format("layer of experts as one pair per expert and projection (bit-exact)"));
+  if (options_.all_projections) add_missing(experts, group);
+}
+
+// Natural widths of a projection's matrix, where another projection of the same experts is at hand.
+Dims widths_of(const Factor& known, Projection wanted) {
+  const bool same = (known.site.projection == Projection::down) == (wanted == Projection::down);
+  return same ? Dims{known.out, known.in} : Dims{known.in, known.out};
+}
+
+void Encoder::add_zeros(const std::string& key, std::int64_t components, Dims natural, Orientation orientation,
+                        Dtype dtype) {
+  const bool reversed = orientation == Orientation::reversed;
+  const std::int64_t in = reversed ? natural.out : natural.in, out = reversed ? natural.in : natural.out;
+  add_tensor({key + ".lora_A.weight", dtype, {components, in}, components, in}, {});
+  add_tensor({key + ".lora_B.weight", dtype, {out, components}, out, components}, {});
+  note(Exactness::value_exact);
+}
+
+// Pairs of zeros for the projections of experts that have none.
+void Encoder::add_missing(const Experts& experts, Group group) {
+  std::map<std::pair<std::int64_t, Projection>, const Factor*> present;
+  for (const Factor& factor : group) present[{factor.site.expert, factor.site.projection}] = &factor;
+  const Factor& first = group.front();
+  const std::int64_t count = count_experts(experts, group);
+  std::size_t added = 0;
+  for (std::int64_t e = 0; e < count; ++e) {
+    for (const Projection projection : {Projection::gate, Projection::up, Projection::down}) {
+      const std::string name = model_.expert_module(experts, options_.spelling, e, projection);
+      if (name.empty() || present.contains({e, projection})) continue;
+      add_zeros(std::string(kPrefix) + name, first.rank, widths_of(first, projection), Orientation::natural,
+                options_.dtype.value_or(dtype_of(first.a)));
+      add_target(name, false, first.rank, first.scale);
+      ++added;
+    }
+  }
+  if (added != 0) step(fmt::format("{} pairs of zeros for projections of experts without LoRA (value-exact)", added));
+}
+
+void Encoder::zero_parameter(const Experts& experts, const std::string& key, const std::string& name,
+                             const ExpertsForm::Fused& parameter, std::int64_t count, Group group) {
+  const auto known = std::ranges::find_if(group, [](const Factor& f) { return f.site.expert >= 0; });
+  if (known == group.end()) return;
+  Dims natural = natural_dims(experts, parameter);
+  if (natural.in == 0 || natural.out == 0) {
+    natural = widths_of(*known, parameter.projections.front());
+    natural.out *= static_cast<std::int64_t>(parameter.projections.size());
+  }
+  add_zeros(key, count * known->rank, natural, orientation_of(options_.to, parameter),
+            options_.dtype.value_or(dtype_of(known->a)));
+  add_target(name, true, known->rank, known->scale);
+  step(fmt::format("pair of zeros for {}, which has no LoRA (value-exact)", parameter.name));
 }
 
 std::int64_t Encoder::count_experts(const Experts& experts, Group group) const {
@@ -448,7 +503,10 @@ void Encoder::fused(const Experts& experts, Group group) {
     for (int i = 0; i < depth[module]; ++i) key += ".base_layer";
     const std::size_t found = fused_parameter(module, key, *parameter, count, group);
     used += found;
-    if (found != 0) ++depth[module];
+    const bool of_experts = parameter->dims.size() == 3 && !parameter->projections.empty();
+    const bool zeros = found == 0 && options_.all_projections && of_experts;
+    if (zeros) zero_parameter(experts, key, module + "." + parameter->name, *parameter, count, group);
+    if (found != 0 || zeros) ++depth[module];
   }
   if (used != group.size()) {
     no_form(group.front().site.module, "some factors have no place in the family's fused parameters",

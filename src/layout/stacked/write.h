@@ -2,7 +2,7 @@
 // all experts share, bit for bit, is written once.
 #pragma once
 
-#include "layout/encode/encode.h"
+#include "layout/encode/encoded.h"
 
 namespace peft::layout {
 

@@ -13,13 +13,14 @@
 #include "base/text.h"
 #include "config/adapter_fields.h"
 #include "config/peft_keys.h"
+#include "engines/judge.h"
+#include "engines/read_facts.h"
 #include "layout/decode/decode.h"
 #include "layout/encode/write_config.h"
 #include "layout/keys.h"
 #include "peft/error.h"
 #include "peft/model.h"
 #include "peft/verbs.h"
-#include "verbs/inspect/consumers.h"
 
 namespace peft::verbs {
 namespace {
@@ -266,6 +267,20 @@ std::vector<std::string> value_anomalies(const Adapter& adapter, const Factors& 
   return anomalies;
 }
 
+std::vector<InspectReport::Consumer> consumers_of(const engines::AdapterFacts& facts) {
+  std::vector<InspectReport::Consumer> consumers;
+  for (const engines::Engine& engine : engines::engines()) {
+    for (const engines::Profile& profile : engine.profiles) {
+      if (!profile.shown) continue;
+      const engines::Answer answer = engines::judge(engine, profile, facts);
+      const engines::Judgement* decisive = answer.decisive();
+      consumers.push_back(
+          {profile.title, std::string(name(answer.outcome)), decisive == nullptr ? std::string() : decisive->why});
+    }
+  }
+  return consumers;
+}
+
 }  // namespace peft::verbs
 
 namespace peft {
@@ -377,9 +392,7 @@ void fill_decoded(const Input& input, InspectReport& report) {
   report.ranks = verbs::describe_ranks(input);
   for (auto& sentence : verbs::value_anomalies(input.adapter, reading.factors))
     report.anomalies.push_back(std::move(sentence));
-  // The tables of verdicts are about PEFT's files.
-  if (input.adapter.form == AdapterForm::peft)
-    report.consumers = verbs::consumer_verdicts(verbs::consumer_facts(input));
+  report.consumers = verbs::consumers_of(engines::facts_of(input.adapter, input.model, reading));
 }
 
 void fill_config(const AdapterConfig& config, InspectReport& report) {
