@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -62,5 +63,9 @@ struct ExecuteReport {
 };
 
 ExecuteReport execute(const Plan& plan, const std::string& out_folder, const ExecuteOptions& options = {});
+
+// The data section of one planned file, rendered into memory of layout_file(file).data_bytes: the bytes that execute()
+// writes there. Of the options it takes threads, progress and cancel.
+void execute_into(std::span<std::byte> data, const Plan& plan, std::size_t file, const ExecuteOptions& options = {});
 
 }  // namespace peft

@@ -29,6 +29,7 @@ struct Input {
   Reading reading;
 };
 Input load(const std::string& path, const InputOptions& options);
+Input load(Adapter adapter, const InputOptions& options);  // of an adapter that is open, or in memory
 // Module paths of an adapter's tensors.
 std::vector<std::string> module_names(const std::string& path, const InputOptions& options);
 
