@@ -64,6 +64,9 @@ struct ExecuteReport {
 
 ExecuteReport execute(const Plan& plan, const std::string& out_folder, const ExecuteOptions& options = {});
 
+// What carries a plan out: execute() itself, or a function that also shows how far it is, or lets itself be stopped.
+using Executor = std::function<ExecuteReport(const Plan& plan, const std::string& out_folder, ExecuteOptions options)>;
+
 // The data section of one planned file, rendered into memory of layout_file(file).data_bytes: the bytes that execute()
 // writes there. Of the options it takes threads, progress and cancel.
 void execute_into(std::span<std::byte> data, const Plan& plan, std::size_t file, const ExecuteOptions& options = {});

@@ -108,5 +108,6 @@ struct InspectReport {
   std::string error;  // when the file cannot be decoded: what the reading said
 };
 InspectReport inspect(const std::string& path, const InputOptions& options);
+InspectReport inspect(const Adapter& adapter, const InputOptions& options);  // that is open, or in memory
 
 }  // namespace peft
