@@ -3,7 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "cli/program.h"
+#include "cli/arguments.h"
 
 int main(int argc, char** argv) {
   return peft::cli::run_program(std::vector<std::string>(argv + 1, argv + std::max(argc, 1)));

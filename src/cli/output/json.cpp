@@ -58,6 +58,16 @@ Json sorted(std::vector<std::string> texts) {
   return texts;
 }
 
+namespace {
+
+int exit_code_of(const Error& error, bool is_verify) {
+  const int code = info(error.code()).exit_code;
+  const bool is_input = code == 1 || (code == 3 && error.code() != ErrorCode::IO_WRITE);
+  return is_verify && is_input ? 2 : code;
+}
+
+}  // namespace
+
 void write_error(const Error& error) { write_err(red(Error::kWord, STDERR_FILENO) + std::string(error.text()) + "\n"); }
 
 Error current_error() {
@@ -70,6 +80,16 @@ Error current_error() {
   } catch (const std::exception& error) {
     return Error(ErrorCode::INTERNAL, {.problem = error.what(), .hint = "please report this, with the command line"});
   }
+}
+
+int report(const Error& error, bool json, bool is_verify) {
+  if (json) {
+    print_json({{"error", error_json(error)}});
+    finish_output();
+  } else {
+    write_error(error);
+  }
+  return exit_code_of(error, is_verify);
 }
 
 }  // namespace peft::cli
