@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -64,6 +65,9 @@ struct ExecuteReport {
 
 ExecuteReport execute(const Plan& plan, const std::string& out_folder, const ExecuteOptions& options = {});
 
+// What carries a plan out: execute() itself, or a function that also shows how far it is, or lets itself be stopped.
+using Executor = std::function<ExecuteReport(const Plan& plan, const std::string& out_folder, ExecuteOptions options)>;
+
 // ---- in memory -----------------------------------------------------------------------------------------------------
 // A plan carried out in the simplest way, in memory: the form that tests compare execute() with, and the form to use
 // where a result is small and no file is wanted.
@@ -71,6 +75,10 @@ ExecuteReport execute(const Plan& plan, const std::string& out_folder, const Exe
 // One byte image per planned file, made element by element, with none of the machinery of execute(). Merged tensors are
 // an exception: they are made as execute() makes them, and Evaluator is what they compare with.
 std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan);
+
+// The data section of one planned file, rendered into memory of layout_file(file).data_bytes: the bytes that execute()
+// writes there. Of the options it takes threads, progress and cancel.
+void execute_into(std::span<std::byte> data, const Plan& plan, std::size_t file, const ExecuteOptions& options = {});
 
 // What a planned tensor's values are, computed in fp64 and not rounded: the reference for merges. Slow and simple.
 // Several adapters as in MergeMode::best, whatever the plan's mode: all are added, DoRA norms are those of the unmerged

@@ -32,6 +32,7 @@ struct Input {
   Reading reading;
 };
 Input load(const std::string& path, const InputOptions& options);
+Input load(Adapter adapter, const InputOptions& options);  // of an adapter that is open, or in memory
 // Module paths of an adapter's tensors.
 std::vector<std::string> module_names(const std::string& path, const InputOptions& options);
 
@@ -112,6 +113,7 @@ struct InspectReport {
   std::string error;  // when the file cannot be decoded: what the reading said
 };
 InspectReport inspect(const std::string& path, const InputOptions& options);
+InspectReport inspect(const Adapter& adapter, const InputOptions& options);  // that is open, or in memory
 
 // ---- merge ---------------------------------------------------------------------------------------------------------
 // Adding adapters to a model on disk: what becomes of each tensor, as a plan. execute() of peft/execute.h writes it.

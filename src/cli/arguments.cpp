@@ -1,9 +1,13 @@
 #include "cli/arguments.h"
 
+#include <malloc.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
+#include "cli/output/json.h"
 #include "cli/output/output.h"
+#include "cli/output/progress.h"
 #include "peft/error.h"
 
 namespace peft::cli {
@@ -73,6 +77,33 @@ Command chosen(const CLI::App& app, Commands& all) {
   return all.completion;
 }
 
+int run_text(const TextCommand& command) {
+  write_out(command.text);
+  return 0;
+}
+
+int run_command(const Command& command) {
+  return std::visit(
+      [](const auto& verb) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(verb)>, TextCommand>) {
+          return run_text(verb);
+        } else {
+          return run(verb);
+        }
+      },
+      command);
+}
+
+// What a plan frees is used again by its next step, instead of going back to the system: the first touch of a page
+// costs more than what is done with it.
+void keep_freed_memory() {
+#ifdef M_MMAP_THRESHOLD
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, 64 << 20);
+  mallopt(M_TOP_PAD, 1 << 20);
+#endif
+}
+
 std::string help_of(const CLI::App& app) {
   const auto verbs = app.get_subcommands();
   return verbs.empty() ? app.help() : verbs.front()->help("peft");
@@ -128,6 +159,25 @@ Command parse_arguments(std::vector<std::string> arguments) {
         {.problem = error.what(), .hint = "peft " + (verbs.empty() ? "" : verbs.front()->get_name() + " ") + "--help"});
   }
   return chosen(app, all);
+}
+
+int run_program(std::vector<std::string> arguments) {
+  keep_freed_memory();
+  ignore_write_signals();
+  const bool json = std::find(arguments.begin(), arguments.end(), "--json") != arguments.end();
+  const std::string verb = arguments.empty() ? std::string() : arguments.front();
+  const bool one_is_an_answer = verb == "verify" || verb == "doctor";
+  try {
+    try {
+      const int code = run_command(parse_arguments(std::move(arguments)));
+      finish_output();
+      return code;
+    } catch (...) {
+      return report(current_error(), json, one_is_an_answer);
+    }
+  } catch (...) {  // the error itself could not be printed
+    return info(ErrorCode::IO_WRITE).exit_code;
+  }
 }
 
 }  // namespace peft::cli

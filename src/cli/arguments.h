@@ -1,4 +1,4 @@
-// The command line as a value.
+// The command line as a value, and carried out.
 #pragma once
 
 #include <string>
@@ -28,5 +28,9 @@ using Command =
 
 // Throws USAGE for a command line that makes no sense. `arguments` is without the program's name.
 Command parse_arguments(std::vector<std::string> arguments);
+
+// The whole program: parses, runs one verb, turns what goes wrong into one line and an exit code. The console command
+// of the Python package is this function, too. It changes signals and how memory is kept, and is to be called once.
+int run_program(std::vector<std::string> arguments);
 
 }  // namespace peft::cli

@@ -217,4 +217,21 @@ ExecuteReport execute(const Plan& plan, const std::string& out_folder, const Exe
   return report;
 }
 
+void execute_into(std::span<std::byte> data, const Plan& plan, std::size_t file, const ExecuteOptions& options) {
+  plan::check(plan);
+  const PlannedFile& planned = plan.files.at(file);
+  FileLayout layout = layout_file(planned);
+  if (data.size() != layout.data_bytes) {
+    throw Error(ErrorCode::INTERNAL, {.tensor = planned.name,
+                                      .problem = "the memory does not have the size of the file's data",
+                                      .expected = std::to_string(layout.data_bytes),
+                                      .got = std::to_string(data.size())});
+  }
+  Monitor monitor(options, layout.data_bytes);
+  UnitRenderers renderers(std::min(thread_count(options.threads), kMaxWorkers));
+  const FileWork work = make_work(plan, planned, renderers.sizes(), std::move(layout));
+  render_units(work, data, renderers, monitor);
+  check_sources(plan);
+}
+
 }  // namespace peft

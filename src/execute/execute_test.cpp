@@ -99,7 +99,22 @@ RC_GTEST_PROP(Execute, WritesTheSameBytesOnAnyNumberOfThreads, ()) {
     const bool same = contents(out + "/" + kFile) == expected;
     RC_ASSERT(same);
     RC_ASSERT(report.bytes_out == expected.size());
+    std::vector<std::byte> data(layout_file(plan.files[0]).data_bytes);
+    execute_into(data, plan, 0, {.threads = threads});
+    const bool same_in_memory = std::equal(data.begin(), data.end(), expected.end() - std::ssize(data));
+    RC_ASSERT(same_in_memory);
   }
+}
+
+TEST(ExecuteInto, TakesMemoryOfTheRightSizeAndCanBeCancelled) {
+  PlanBuilder builder(8);
+  add_everything(builder, 30);
+  const Folder folder;
+  const Plan plan = on_disk(builder, folder);
+  std::vector<std::byte> data(layout_file(plan.files[0]).data_bytes);
+  EXPECT_THROW(execute_into(std::span(data).first(data.size() - 1), plan, 0), Error);
+  const std::atomic<bool> cancel = true;
+  EXPECT_THROW(execute_into(data, plan, 0, {.cancel = &cancel}), Error);
 }
 
 TEST(Execute, WritesTextsAndSideFilesAndSyncs) {

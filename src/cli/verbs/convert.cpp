@@ -147,9 +147,18 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
   return conversion;
 }
 
-// Carries the plan out.
-void execute_conversion(const ConvertCommand& command, Conversion& conversion) {
-  conversion.done = execute_shown(conversion.plan, conversion.out, command.execute, command.quiet);
+// With a progress line and Ctrl-C caught.
+Executor shown(const ConvertCommand& command) {
+  return [quiet = command.quiet](const Plan& plan, const std::string& out, ExecuteOptions options) {
+    return execute_shown(plan, out, std::move(options), quiet);
+  };
+}
+
+Conversion convert_one(const ConvertCommand& command, const std::string& path, const std::string& out,
+                       const Executor& execute) {
+  Conversion conversion = plan_conversion(command, path, out);
+  if (!command.dry_run) conversion.done = execute(conversion.plan, conversion.out, command.execute);
+  return conversion;
 }
 
 Json to_json(const ConvertCommand& command, const Conversion& conversion) {
@@ -261,8 +270,7 @@ int convert_many(const ConvertCommand& command, const std::vector<std::string>& 
   for (std::size_t i = 0; i < folders.size(); ++i) {
     Conversion conversion{.path = command.paths[i], .out = folders[i]};
     try {
-      conversion = plan_conversion(command, command.paths[i], folders[i]);
-      if (!command.dry_run) execute_conversion(command, conversion);
+      conversion = convert_one(command, command.paths[i], folders[i], shown(command));
     } catch (const Error& error) {
       conversion.error = error;
       if (exit_code == 0) exit_code = info(error.code()).exit_code;
@@ -282,7 +290,14 @@ int convert_many(const ConvertCommand& command, const std::vector<std::string>& 
   return exit_code;
 }
 
-int convert_config_only(const ConvertCommand& command) {
+void require_one_target(const ConvertCommand& command) {
+  if (command.to.empty() != command.engine.empty()) return;
+  throw Error(ErrorCode::USAGE, {.problem = "one of --to LAYOUT and --for ENGINE is needed",
+                                 .got = command.to.empty() ? "neither" : "both",
+                                 .hint = "peft layouts, peft engines"});
+}
+
+ConfigConversion convert_config_only(const ConvertCommand& command) {
   if (!command.engine.empty())
     throw Error(ErrorCode::USAGE, {.problem = "--config-only takes --to, not --for", .got = command.engine});
   if (command.paths.size() != 1) {
@@ -292,17 +307,26 @@ int convert_config_only(const ConvertCommand& command) {
   ConvertOptions options;
   options.input = command.input.options();
   options.to = parse_layout_flag("--to", command.to);
-  const ConfigConversion conversion = convert_config(command.paths[0], options);
+  ConfigConversion conversion = convert_config(command.paths[0], options);
   if (!command.out.empty() && !command.dry_run) {
     Plan plan;
     plan.texts.emplace_back("adapter_config.json", conversion.after);
     plan.bytes_out = conversion.after.size();
     execute(plan, command.out, command.execute);
   }
+  return conversion;
+}
+
+Json to_json(const ConvertCommand& command, const ConfigConversion& conversion) {
+  return {{"config", pythonic::parse_json(conversion.after, "adapter_config.json")},
+          {"out", command.out},
+          {"warnings", conversion.warnings}};
+}
+
+int print_config_only(const ConvertCommand& command) {
+  const ConfigConversion conversion = convert_config_only(command);
   if (command.json) {
-    print_json({{"config", pythonic::parse_json(conversion.after, "adapter_config.json")},
-                {"out", command.out},
-                {"warnings", conversion.warnings}});
+    print_json(to_json(command, conversion));
     return 0;
   }
   const std::string changes = diff(conversion.before, conversion.after);
@@ -343,13 +367,16 @@ void add_convert(CLI::App& app, ConvertCommand& command) {
   verb.footer(kConvertExamples);
 }
 
+Json result(const ConvertCommand& command, const Executor& execute) {
+  require_one_target(command);
+  if (command.config_only) return to_json(command, convert_config_only(command));
+  require_out(command.out, command.dry_run);
+  return to_json(command, convert_one(command, command.paths.at(0), command.out, execute));
+}
+
 int run(const ConvertCommand& command) {
-  if (command.to.empty() == command.engine.empty()) {
-    throw Error(ErrorCode::USAGE, {.problem = "one of --to LAYOUT and --for ENGINE is needed",
-                                   .got = command.to.empty() ? "neither" : "both",
-                                   .hint = "peft layouts, peft engines"});
-  }
-  if (command.config_only) return convert_config_only(command);
+  require_one_target(command);
+  if (command.config_only) return print_config_only(command);
   require_out(command.out, command.dry_run);
   if (command.engine.empty())
     parse_layout_flag("--to", command.to);
@@ -358,8 +385,7 @@ int run(const ConvertCommand& command) {
   const auto folders = output_folders(command);
   if (folders.size() > 1) return convert_many(command, folders);
 
-  Conversion conversion = plan_conversion(command, command.paths[0], folders[0]);
-  if (!command.dry_run) execute_conversion(command, conversion);
+  const Conversion conversion = convert_one(command, command.paths[0], folders[0], shown(command));
   if (command.json) {
     print_json(to_json(command, conversion));
   } else {

@@ -131,13 +131,26 @@ void add_targets(CLI::App& app, TargetsCommand& command) {
   verb.footer(kTargetsExamples);
 }
 
-int run(const TargetsCommand& command) {
+namespace {
+
+std::pair<ResolvedTargets, Generation> resolve(const TargetsCommand& command) {
   const auto as_of = parse_version(command.as_of);
   const AdapterConfig config = AdapterConfig::read(resolve_path(command.path));
   require_usable(config, Verb::targets);
   const Model model = describe({.base = resolve_path(command.base), .families_file = command.families_file});
   const Generation generation = choose_generation(model, config, command);
-  const ResolvedTargets resolved = resolve_targets(config, *model.tree(generation), model, generation, as_of);
+  return {resolve_targets(config, *model.tree(generation), model, generation, as_of), generation};
+}
+
+}  // namespace
+
+Json result(const TargetsCommand& command) {
+  const auto [resolved, generation] = resolve(command);
+  return to_json(resolved, generation);
+}
+
+int run(const TargetsCommand& command) {
+  const auto [resolved, generation] = resolve(command);
   if (command.json) {
     print_json(to_json(resolved, generation));
     return 0;

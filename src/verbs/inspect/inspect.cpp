@@ -429,28 +429,18 @@ InspectReport config_alone(const std::string& path, const InputOptions& options,
   return report;
 }
 
-}  // namespace
+InputOptions lenient(InputOptions options) {
+  options.read.verb = Verb::inspect;
+  options.read.ignore_unused = true;
+  return options;
+}
 
-InspectReport inspect(const std::string& path, const InputOptions& options) {
-  Input input;
+// `error`: why the adapter could not be decoded; "" when it was.
+InspectReport report_of(const Input& input, std::string error) {
   InspectReport report;
-  report.path = path;
-  InputOptions lenient = options;
-  lenient.read.verb = Verb::inspect;
-  lenient.read.ignore_unused = true;
-  bool decoded = true;
-  try {
-    input = load(path, lenient);
-  } catch (const Error& error) {
-    // The file itself must open. What it means may be in doubt: inspect is for such files.
-    try {
-      input.adapter = open(path, {options.adapter_name, options.open});
-    } catch (const Error& unopened) {
-      return config_alone(path, options, unopened);
-    }
-    report.error = error.what();
-    decoded = false;
-  }
+  const bool decoded = error.empty();
+  report.path = input.adapter.root;
+  report.error = std::move(error);
   fill_config(input.adapter.config, report);
   report.model_type = input.model.model_type;
   report.family = input.model.source;
@@ -473,6 +463,39 @@ InspectReport inspect(const std::string& path, const InputOptions& options) {
     if (input.adapter.form == AdapterForm::peft) check_config(input, report);
   }
   return report;
+}
+
+}  // namespace
+
+InspectReport inspect(const std::string& path, const InputOptions& options) {
+  Input input;
+  std::string failure;
+  try {
+    input = load(path, lenient(options));
+  } catch (const Error& error) {
+    // The file itself must open. What it means may be in doubt: inspect is for such files.
+    try {
+      input.adapter = open(path, {options.adapter_name, options.open});
+    } catch (const Error& unopened) {
+      return config_alone(path, options, unopened);
+    }
+    failure = error.what();
+  }
+  InspectReport report = report_of(input, std::move(failure));
+  report.path = path;
+  return report;
+}
+
+InspectReport inspect(const Adapter& adapter, const InputOptions& options) {
+  Input input;
+  std::string failure;
+  try {
+    input = load(adapter, lenient(options));
+  } catch (const Error& error) {
+    input.adapter = adapter;
+    failure = error.what();
+  }
+  return report_of(input, std::move(failure));
 }
 
 }  // namespace peft
