@@ -21,22 +21,33 @@ namespace {
 // Puts the natural blocks of one expert into the two tensors of a fused pair, in the orientation of the layout.
 class Placer {
  public:
-  Placer(const Stack& stack, Orientation orientation, BPacking packing)
-      : stack_(stack), natural_(orientation == Orientation::natural), rank_major_(packing == BPacking::rank_major) {}
+  // `alternate`: the rows of the natural B are those of gate and up in turn.
+  Placer(const Stack& stack, Orientation orientation, BPacking packing, bool alternate)
+      : stack_(stack),
+        natural_(orientation == Orientation::natural),
+        rank_major_(packing == BPacking::rank_major),
+        alternate_(alternate) {}
 
-  // `rank_at`: first of the fused components this block fills. `out_at`: first row of the natural B.
+  // `rank_at`: first of the fused components this block fills. `part`: gate or up, whose rows in the natural B these
+  // are.
   void put_a(std::int64_t expert, std::int64_t rank_at, const View& view) {
     if (natural_)
       stacked.push_back({expert * stack_.rank + rank_at, 0, 1, view, 1.0});
     else
       columns.push_back({0, column(expert, rank_at), step(), view.transposed(), 1.0});
   }
-  void put_b(std::int64_t expert, std::int64_t rank_at, std::int64_t out_at, const View& view, double scale) {
+  void put_b(std::int64_t expert, std::int64_t rank_at, std::size_t part, const View& view, double scale) {
+    const std::int64_t col = alternate_ ? static_cast<std::int64_t>(part) : 0;
+    std::int64_t row = 0;
+    for (std::size_t p = 0; p < part && !alternate_; ++p) row += stack_.out[p];
     if (natural_)
-      columns.push_back({out_at, column(expert, rank_at), step(), view, scale});
+      columns.push_back({row, col * components() + column(expert, rank_at), step(), view, scale});
     else
-      stacked.push_back({expert * stack_.rank + rank_at, out_at, 1, view.transposed(), scale});
+      stacked.push_back({expert * stack_.rank + rank_at, row + col, alternate_ ? 2 : 1, view.transposed(), scale});
   }
+  std::int64_t components() const { return stack_.experts * stack_.rank; }
+  // A matrix of the columns tensor. Where rows alternate two of them are one row of it.
+  std::int64_t row_of_columns() const { return alternate_ && natural_ ? 2 : 1; }
   std::int64_t stacked_width() const { return natural_ ? stack_.dims.in : stack_.dims.out; }
   std::int64_t columns_height() const { return natural_ ? stack_.dims.out : stack_.dims.in; }
 
@@ -49,7 +60,7 @@ class Placer {
   std::int64_t step() const { return rank_major_ ? stack_.experts : 1; }
 
   const Stack& stack_;
-  bool natural_, rank_major_;
+  bool natural_, rank_major_, alternate_;
 };
 
 Exactness exactness_of(const Stack& stack) {
@@ -66,29 +77,34 @@ Exactness exactness_of(const Stack& stack) {
   return worst;
 }
 
+// Whether gate and up alternate in the target, and do not lie so in the file: then each is placed on its own.
+bool rows_alternate(const Stack& stack, const ExpertsForm::Fused& parameter) {
+  return parameter.interleaved && stack.parts.size() == 2 && !(stack.shared_a && all_join(stack, true));
+}
+
 void place(const Stack& stack, const ExpertsForm::Fused& parameter, Placer& placer) {
+  const bool alternate = rows_alternate(stack, parameter);
   for (std::int64_t e = 0; e < stack.experts; ++e) {
     const auto at = static_cast<std::size_t>(e);
     if (stack.shared_a) {
       const Factor *gate = stack.parts[0][at], *up = stack.parts[1][at];
       if (gate == nullptr) continue;
       placer.put_a(e, 0, gate->a);
-      if (const auto joined = joined_b(*gate, *up, parameter.interleaved)) {
+      if (const auto joined = alternate ? std::nullopt : joined_b(*gate, *up, parameter.interleaved)) {
         placer.put_b(e, 0, 0, *joined, folded_gain(*gate, stack.scale));
       } else {
         placer.put_b(e, 0, 0, gate->b, folded_gain(*gate, stack.scale));
-        placer.put_b(e, 0, gate->out, up->b, folded_gain(*up, stack.scale));
+        placer.put_b(e, 0, 1, up->b, folded_gain(*up, stack.scale));
       }
       continue;
     }
-    std::int64_t rank_at = 0, out_at = 0;
+    std::int64_t rank_at = 0;
     for (std::size_t p = 0; p < stack.parts.size(); ++p) {
       if (const Factor* factor = stack.parts[p][at]) {
         placer.put_a(e, rank_at, factor->a);
-        placer.put_b(e, rank_at, out_at, factor->b, folded_gain(*factor, stack.scale));
+        placer.put_b(e, rank_at, p, factor->b, folded_gain(*factor, stack.scale));
       }
       rank_at += stack.ranks[p];
-      out_at += stack.out[p];
     }
   }
 }
@@ -333,7 +349,8 @@ void Encoder::measure(Stack& stack) const {
 }
 
 void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack) {
-  Placer placer(stack, orientation_of(options_.to, parameter), packing_of(options_.to));
+  Placer placer(stack, orientation_of(options_.to, parameter), packing_of(options_.to),
+                rows_alternate(stack, parameter));
   place(stack, parameter, placer);
   std::vector<Dtype> dtypes;
   for (const Factor* factor : all_of(stack)) {
@@ -349,7 +366,13 @@ void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parame
   const std::int64_t width = placer.stacked_width(), height = placer.columns_height();
   add_tensor({key + ".lora_A.weight", dtype, {components, width}, components, width, std::move(placer.stacked)},
              dtypes);
-  add_tensor({key + ".lora_B.weight", dtype, {height, components}, height, components, std::move(placer.columns)},
+  const std::int64_t fold = placer.row_of_columns();
+  add_tensor({key + ".lora_B.weight",
+              dtype,
+              {height, components},
+              height / fold,
+              components * fold,
+              std::move(placer.columns)},
              dtypes);
   const Exactness exactness = exactness_of(stack);
   note(exactness);
@@ -374,14 +397,6 @@ std::size_t Encoder::fused_parameter(const std::string& module, const std::strin
   const std::size_t found = all_of(stack).size();
   if (found == 0) return 0;
   measure(stack);
-  if (parameter.interleaved && stack.parts.size() == 2 && file_ != nullptr) {
-    if (!stack.shared_a)
-      no_form(module, "gate and up of this family alternate row by row, and the factors do not share A",
-              "keep the layout of the file");
-    if (!all_join(stack, true))
-      no_form(module, "gate and up of this family alternate row by row, and do not lie so in the file",
-              "keep the layout of the file");
-  }
   add_stack(key, parameter, stack);
   add_target(name, true, stack.rank, stack.scale);
   return found;
