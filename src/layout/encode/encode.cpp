@@ -25,13 +25,18 @@ namespace {
 // projection are the members of one block, as far as their scales are equal.
 class Placer {
  public:
-  Placer(const Stack& stack, const TensorFile* file, Orientation orientation, BPacking packing)
+  // `alternate`: the rows of the natural B are those of gate and up in turn.
+  Placer(const Stack& stack, const TensorFile* file, Orientation orientation, BPacking packing, bool alternate)
       : stack_(stack),
         file_(file),
         natural_(orientation == Orientation::natural),
-        rank_major_(packing == BPacking::rank_major) {}
+        rank_major_(packing == BPacking::rank_major),
+        alternate_(alternate) {}
 
   void place(const ExpertsForm::Fused& parameter);
+  std::int64_t components() const { return stack_.experts * stack_.rank; }
+  // How many rows of the columns tensor are one row of its planned matrix: two where rows alternate.
+  std::int64_t rows_at_once() const { return alternate_ && natural_ ? 2 : 1; }
   std::int64_t stacked_width() const { return natural_ ? stack_.dims.in : stack_.dims.out; }
   std::int64_t columns_height() const { return natural_ ? stack_.dims.out : stack_.dims.in; }
 
@@ -41,22 +46,29 @@ class Placer {
   using Members = std::vector<plan::MemberView>;
 
   void place_shared(const ExpertsForm::Fused& parameter);
-  // `rank_at`: first of the fused components that the members fill. `out_at`: first row of the natural B.
+  // `rank_at`: first of the fused components that the members fill. `part`: gate or up, whose rows of the natural B
+  // these are.
   void put_a(std::int64_t rank_at, Members members) {
-    natural_ ? put_rows(rank_at, 0, members) : put_columns(rank_at, 0, transposed(std::move(members)));
+    natural_ ? put_rows(rank_at, 0, 1, members) : put_columns(rank_at, 0, 0, transposed(std::move(members)));
   }
-  void put_b(std::int64_t rank_at, std::int64_t out_at, Members members) {
-    natural_ ? put_columns(rank_at, out_at, members) : put_rows(rank_at, out_at, transposed(std::move(members)));
+  void put_b(std::int64_t rank_at, std::size_t part, Members members) {
+    std::int64_t out_at = 0;
+    for (std::size_t p = 0; p < part && !alternate_; ++p) out_at += stack_.out[p];
+    const std::int64_t turn = alternate_ ? static_cast<std::int64_t>(part) : 0;
+    if (natural_)
+      put_columns(rank_at, out_at, turn * components(), members);
+    else
+      put_rows(rank_at, out_at + turn, alternate_ ? 2 : 1, transposed(std::move(members)));
   }
-  void put_rows(std::int64_t rank_at, std::int64_t col, const Members& members) {
-    plan::append_members(stacked, {.row = rank_at, .col = col, .row_shift = stack_.rank}, members);
-  }
-  void put_columns(std::int64_t rank_at, std::int64_t row, const Members& members) {
-    const plan::MemberGrid by_rank{
-        .row = row, .col = rank_at * stack_.experts, .col_step = stack_.experts, .col_shift = 1};
-    plan::append_members(columns,
-                         rank_major_ ? by_rank : plan::MemberGrid{.row = row, .col = rank_at, .col_shift = stack_.rank},
+  void put_rows(std::int64_t rank_at, std::int64_t col, std::int64_t col_step, const Members& members) {
+    plan::append_members(stacked, {.row = rank_at, .col = col, .col_step = col_step, .row_shift = stack_.rank},
                          members);
+  }
+  void put_columns(std::int64_t rank_at, std::int64_t row, std::int64_t col, const Members& members) {
+    const plan::MemberGrid by_rank{
+        .row = row, .col = col + rank_at * stack_.experts, .col_step = stack_.experts, .col_shift = 1};
+    const plan::MemberGrid by_expert{.row = row, .col = col + rank_at, .col_shift = stack_.rank};
+    plan::append_members(columns, rank_major_ ? by_rank : by_expert, members);
   }
   static Members transposed(Members members) {
     for (plan::MemberView& member : members) member.view = member.view.transposed();
@@ -85,15 +97,15 @@ class Placer {
 
   const Stack& stack_;
   const TensorFile* file_;
-  bool natural_, rank_major_;
+  bool natural_, rank_major_, alternate_;
 };
 
 // Gate and up share A. Their B become the rows of one, as one view where they lie like that in the file.
 void Placer::place_shared(const ExpertsForm::Fused& parameter) {
   put_a(0, all_a(0));
-  if (!all_join(stack_, parameter.interleaved)) {
+  if (alternate_ || !all_join(stack_, parameter.interleaved)) {
     put_b(0, 0, all_b(0));
-    put_b(0, stack_.out[0], all_b(1));
+    put_b(0, 1, all_b(1));
     return;
   }
   Members members = all_b(0);
@@ -114,12 +126,11 @@ void Placer::place(const ExpertsForm::Fused& parameter) {
       for (const auto& part : stack_.parts) members.push_back(a_of(part[e]));
     plan::append_members(stacked, {.row_shift = stack_.ranks.front()}, members);
   }
-  std::int64_t rank_at = 0, out_at = 0;
+  std::int64_t rank_at = 0;
   for (std::size_t p = 0; p < stack_.parts.size(); ++p) {
     if (!(natural_ && even)) put_a(rank_at, all_a(p));
-    put_b(rank_at, out_at, all_b(p));
+    put_b(rank_at, p, all_b(p));
     rank_at += stack_.ranks[p];
-    out_at += stack_.out[p];
   }
 }
 // Whether the view is a tensor as it lies in the file.
@@ -137,6 +148,11 @@ Exactness exactness_of(const Stack& stack) {
   if (count != stack.parts.size() * static_cast<std::size_t>(stack.experts))
     worst = std::max(worst, Exactness::value_exact);
   return worst;
+}
+
+// Whether gate and up alternate in the target, and do not lie so in the file: then each is placed on its own.
+bool rows_alternate(const Stack& stack, const ExpertsForm::Fused& parameter) {
+  return parameter.interleaved && stack.parts.size() == 2 && !(stack.shared_a && all_join(stack, true));
 }
 
 std::string describe_step(const ExpertsForm::Fused& parameter, const Stack& stack, Exactness exactness) {
@@ -435,7 +451,8 @@ void Encoder::measure(Stack& stack) const {
 }
 
 void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack) {
-  Placer placer(stack, file_, orientation_of(options_.to, parameter), packing_of(options_.to));
+  Placer placer(stack, file_, orientation_of(options_.to, parameter), packing_of(options_.to),
+                rows_alternate(stack, parameter));
   placer.place(parameter);
   std::vector<Dtype> dtypes;
   for (const Factor* factor : all_of(stack)) {
@@ -451,7 +468,13 @@ void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parame
   const std::int64_t width = placer.stacked_width(), height = placer.columns_height();
   add_tensor({key + ".lora_A.weight", dtype, {components, width}, components, width, std::move(placer.stacked)},
              dtypes);
-  add_tensor({key + ".lora_B.weight", dtype, {height, components}, height, components, std::move(placer.columns)},
+  const std::int64_t fold = placer.rows_at_once();
+  add_tensor({key + ".lora_B.weight",
+              dtype,
+              {height, components},
+              height / fold,
+              components * fold,
+              std::move(placer.columns)},
              dtypes);
   const Exactness exactness = exactness_of(stack);
   note(exactness);
@@ -476,14 +499,6 @@ std::size_t Encoder::fused_parameter(const std::string& module, const std::strin
   const std::size_t found = all_of(stack).size();
   if (found == 0) return 0;
   measure(stack);
-  if (parameter.interleaved && stack.parts.size() == 2 && file_ != nullptr) {
-    if (!stack.shared_a)
-      no_form(module, "gate and up of this family alternate row by row, and the factors do not share A",
-              "keep the layout of the file");
-    if (!all_join(stack, true))
-      no_form(module, "gate and up of this family alternate row by row, and do not lie so in the file",
-              "keep the layout of the file");
-  }
   add_stack(key, parameter, stack);
   add_target(name, true, stack.rank, stack.scale);
   return found;
