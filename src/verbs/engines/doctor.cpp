@@ -42,9 +42,8 @@ bool needs_merge(const Answer& answer) {
 }
 
 // The command that mends it: another form, a lower rank, or the merged model.
-std::string mend(const Input& input, const DoctorOptions& options, const engines::Chosen& chosen,
+std::string mend(std::string path, const Input& input, const DoctorOptions& options, const engines::Chosen& chosen,
                  const engines::AdapterFacts& facts, const Answer& answer) {
-  std::string path = input.adapter.root.empty() ? input.adapter.folder : input.adapter.root;
   while (path.size() > 1 && path.ends_with('/')) path.pop_back();
   const std::string& base = options.input.base;
   const std::string with_base = base.empty() ? "" : " --base " + quoted(base);
@@ -76,8 +75,8 @@ DoctorReport::Part report_of(const engines::Judgement& judgement) {
   return part;
 }
 
-DoctorReport::Engine report_of(const Input& input, const DoctorOptions& options, const engines::Chosen& chosen,
-                               const engines::AdapterFacts& facts) {
+DoctorReport::Engine report_of(const std::string& path, const Input& input, const DoctorOptions& options,
+                               const engines::Chosen& chosen, const engines::AdapterFacts& facts) {
   const Answer answer = best_answer(chosen, facts);
   DoctorReport::Engine engine{chosen.engine->name,
                               answer.profile->version,
@@ -92,9 +91,9 @@ DoctorReport::Engine report_of(const Input& input, const DoctorOptions& options,
   engine.right = answer.outcome == Outcome::right, engine.measured = is_measured(answer);
   for (const engines::Judgement& judgement : answer.parts) engine.parts.push_back(report_of(judgement));
   if (engine.right)
-    engine.run = run_lines(answer, facts, info(input.reading.layout).name, options.input.base, input.adapter.folder);
+    engine.run = run_lines(answer, facts, info(input.reading.layout).name, options.input.base, path);
   else
-    engine.mend = mend(input, options, chosen, facts, answer);
+    engine.mend = mend(path, input, options, chosen, facts, answer);
   return engine;
 }
 
@@ -117,7 +116,7 @@ DoctorReport doctor(const std::string& path, const DoctorOptions& options) {
                       {},
                       true};
   for (const engines::Chosen& chosen : asked) {
-    report.engines.push_back(report_of(input, options, chosen, facts));
+    report.engines.push_back(report_of(path, input, options, chosen, facts));
     report.all_right = report.all_right && report.engines.back().right;
   }
   return report;
