@@ -64,14 +64,14 @@ std::string mend(std::string path, const Input& input, const DoctorOptions& opti
                      other->profile->version, with_base, quoted(path + suffix));
 }
 
-DoctorReport::Part report_of(const engines::Judgement& judgement) {
+DoctorReport::Part report_of(const engines::Engine& engine, const engines::Judgement& judgement) {
   DoctorReport::Part part;
   part.part = info(judgement.part).text;
   part.modules = judgement.count.modules, part.rank = judgement.count.rank, part.example = judgement.count.example;
   part.verdict = name(judgement.verdict), part.why = judgement.why;
   if (judgement.rule == nullptr) return part;
   part.message = judgement.rule->message;
-  part.shown_by = judgement.rule->shown_by, part.measured = judgement.rule->measured;
+  part.shown_by = judgement.rule->shown_by, part.measured = is_measured(engine, judgement);
   return part;
 }
 
@@ -89,7 +89,7 @@ DoctorReport::Engine report_of(const std::string& path, const Input& input, cons
                               {},
                               {}};
   engine.right = answer.outcome == Outcome::right, engine.measured = is_measured(answer);
-  for (const engines::Judgement& judgement : answer.parts) engine.parts.push_back(report_of(judgement));
+  for (const engines::Judgement& judgement : answer.parts) engine.parts.push_back(report_of(*chosen.engine, judgement));
   if (engine.right)
     engine.run = run_lines(answer, facts, info(input.reading.layout).name, options.input.base, path);
   else
