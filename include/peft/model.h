@@ -147,11 +147,6 @@ class Model {
   // An index >= num_experts (when known and not assumed) throws LO_EXPERT too.
   std::optional<Located> locate(std::string_view module_path) const;
 
-  // The module of one projection of one expert, as transformers names it, or a program that has names of its own
-  // ("spellings" of the family table); "" where there is none.
-  std::string expert_module(const Experts& of, std::string_view program, std::int64_t expert,
-                            Projection projection) const;
-
   // Dense modules and routers between generations; a name the table does not know stays as it is.
   std::string rename(std::string_view module_path, Generation from, Generation to) const;
   // What the module is in that generation; nullopt when unknown. A v5 router is `other` (its "weight" is a parameter).

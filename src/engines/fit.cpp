@@ -53,7 +53,7 @@ std::vector<std::string> run_lines(const Engine& engine, const Form& form, const
   for (std::string line : form.run) {
     line = model::replace_all(std::move(line), "{base}", base.empty() ? "BASE" : base);
     line = model::replace_all(std::move(line), "{rank}", limit == 0 ? "RANK" : std::to_string(limit));
-    if (!out.empty()) line = model::replace_all(std::move(line), "{out}", out);
+    line = model::replace_all(std::move(line), "{out}", out.empty() ? "OUT" : out);
     lines.push_back(std::move(line));
   }
   return lines;

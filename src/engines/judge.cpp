@@ -56,10 +56,14 @@ const Judgement* Answer::decisive() const {
   return part == parts.end() ? nullptr : &*part;
 }
 
+bool is_measured(const Engine& engine, const Judgement& judgement) {
+  const auto is_it = [&](const Rule& rule) { return &rule == judgement.rule; };
+  return judgement.rule != nullptr && judgement.rule->measured && std::ranges::any_of(engine.rules, is_it);
+}
+
 bool is_measured(const Answer& answer) {
-  const Judgement* decisive = answer.decisive();
-  if (decisive != nullptr) return decisive->rule != nullptr && decisive->rule->measured;
-  return std::ranges::all_of(answer.parts, [](const Judgement& j) { return j.rule != nullptr && j.rule->measured; });
+  if (const Judgement* decisive = answer.decisive()) return is_measured(*answer.engine, *decisive);
+  return std::ranges::all_of(answer.parts, [&](const Judgement& part) { return is_measured(*answer.engine, part); });
 }
 
 }  // namespace peft::engines

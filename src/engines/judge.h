@@ -26,8 +26,10 @@ struct Answer {
 };
 Answer judge(const Engine& engine, const Profile& profile, const AdapterFacts& facts);
 
-// Whether all that the answer rests on was measured, that is, seen in a run of the engine.
+// Whether all that the answer rests on was measured, that is, seen in a run of the engine. What an engine does because
+// it is built on another one was seen in runs of that other one.
 bool is_measured(const Answer& answer);
+bool is_measured(const Engine& engine, const Judgement& judgement);
 
 // The smallest limit of rank that the engine can be started with and that lets `rank` through; `rank` where the engine
 // has no list, 0 where none is large enough.

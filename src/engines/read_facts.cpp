@@ -162,6 +162,33 @@ void add_orientation(const Model& model, Layout layout, AdapterFacts& facts) {
   facts.set(Fact::reversed_square, any && square);
 }
 
+// A fused pair that is zero throughout has no factors, but it is there: where a layer has a pair for each parameter of
+// its experts, no projection is missing.
+void add_zero_pairs(const Adapter& adapter, const Model& model, const Reading& reading, AdapterFacts& facts) {
+  std::map<const Experts*, std::set<std::pair<std::string_view, int>>> pairs;  // module and depth of each
+  for (const TensorInfo& tensor : adapter.weights->tensors()) {
+    const layout::Key key = layout::parse_key(tensor.name);
+    if (key.kind != layout::KeyKind::lora_a) continue;
+    const auto located = model.locate(key.module);
+    if (located && located->experts != nullptr && located->expert < 0)
+      pairs[located->experts].insert({key.module, key.depth});
+  }
+  std::map<std::string_view, std::size_t> others;  // pairs on parameters that are no projection
+  for (const Factor& factor : reading.factors.factors) {
+    if (!factor.site.parameter.empty() && factor.site.expert < 1) ++others[factor.site.module];
+  }
+  if (pairs.empty()) return;
+  for (const auto& [experts, of] : pairs) {
+    const auto projections = std::ranges::count_if(
+        experts->form->v5, [](const ExpertsForm::Fused& parameter) { return !parameter.projections.empty(); });
+    const auto other = others.find(experts_module(*experts));
+    const std::size_t count = of.size() - (other == others.end() ? 0 : other->second);
+    if (count < static_cast<std::size_t>(projections)) return;
+  }
+  for (const Fact fact : {Fact::gate, Fact::up, Fact::down, Fact::all_projections}) facts.set(fact);
+  facts.set(Fact::gate_or_up_alone, false);
+}
+
 // Names of experts, as the file has them.
 void add_names(const Adapter& adapter, const Model& model, const Reading& reading, AdapterFacts& facts) {
   for (const Factor& factor : reading.factors.factors) {
@@ -208,6 +235,7 @@ AdapterFacts facts_of(const Adapter& adapter, const Model& model, const Reading&
   add_config_facts(adapter.config, facts);
   add_parts(adapter, model, reading, facts);
   facts.set(Fact::experts, reading.has_experts);
+  if (reading.has_experts) add_zero_pairs(adapter, model, reading, facts);
   set_layout(facts, reading.layout, model);
   add_names(adapter, model, reading, facts);
   if (facts.has(Fact::per_expert)) add_conversion_facts(adapter, model, reading, facts);

@@ -142,17 +142,6 @@ std::optional<Model::Located> Model::locate(std::string_view module_path) const 
   return Located{found, match->expert.value, place.projection, nullptr, std::nullopt};
 }
 
-std::string Model::expert_module(const Experts& of, std::string_view program, std::int64_t expert,
-                                 Projection projection) const {
-  if (program.empty()) return of.per_expert_module(expert, projection);
-  if (!index || !index->family) return {};
-  for (const Index::ForeignName& row : index->foreign_names) {
-    const bool own = &index->family->kinds[row.kind].form == of.form;
-    if (own && row.program == program && row.projection == projection) return row.path.fill(of.layer, expert);
-  }
-  return {};
-}
-
 std::string Model::rename(std::string_view module_path, Generation from, Generation to) const {
   if (!index || from == to) return std::string(module_path);
   const Index::RenameMap& map = to == Generation::v5 ? index->to_v5 : index->to_v4;

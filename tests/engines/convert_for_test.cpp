@@ -7,6 +7,7 @@
 
 #include "engines/fit.h"
 #include "engines/read_facts.h"
+#include "model/families/index.h"
 #include "peft/error.h"
 #include "peft/verbs.h"
 #include "support/golden_root.h"
@@ -146,8 +147,9 @@ TEST(ConvertFor, names_of_vllm_for_gemma_4_are_read_again) {
   ASSERT_TRUE(located);
   EXPECT_EQ(located->projection, Projection::up);
   EXPECT_EQ(located->expert, 7);
-  EXPECT_EQ(model.expert_module(*located->experts, "vllm", 7, Projection::up), "model.layers.1.moe.experts.7.up_proj");
-  EXPECT_EQ(model.expert_module(*located->experts, "nobody", 7, Projection::up), "");
+  EXPECT_EQ(model::expert_module(model, *located->experts, "vllm", 7, Projection::up),
+            "model.layers.1.moe.experts.7.up_proj");
+  EXPECT_EQ(model::expert_module(model, *located->experts, "nobody", 7, Projection::up), "");
 }
 
 TEST(ConvertFor, what_no_form_holds_names_the_way_out) {

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "layout/encode/encode.h"
-#include "peft/reference.h"
+#include "peft/execute.h"
 #include "support/judge.h"
 #include "support/model_writer.h"
 

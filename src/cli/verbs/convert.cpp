@@ -218,7 +218,7 @@ void print_one(const ConvertCommand& command, const Conversion& conversion) {
   print_run(conversion);
 }
 
-void print_table(const ConvertCommand& command, const std::vector<Conversion>& conversions) {
+void print_table(const std::vector<Conversion>& conversions) {
   for (const auto& conversion : conversions) {
     for (const auto& note : conversion.notes) {
       write_err("note: " + printable(conversion.path, 200) + ": " + printable(note, 1000) + "\n");
@@ -285,7 +285,7 @@ int convert_many(const ConvertCommand& command, const std::vector<std::string>& 
     for (const auto& conversion : conversions) json.push_back(to_json(command, conversion));
     print_json({{"conversions", json}});
   } else {
-    print_table(command, conversions);
+    print_table(conversions);
   }
   return exit_code;
 }

@@ -15,6 +15,7 @@
 #include "layout/keys.h"
 #include "layout/mlx/write.h"
 #include "layout/stacked/write.h"
+#include "model/families/index.h"
 #include "peft/error.h"
 #include "plan/members.h"
 
@@ -351,7 +352,7 @@ void Encoder::extra(const Extra& extra) {
 }
 
 void Encoder::per_expert(const Experts& experts, Group group) {
-  if (model_.expert_module(experts, options_.spelling, 0, Projection::down).empty()) {
+  if (model::expert_module(model_, experts, options_.spelling, 0, Projection::down).empty()) {
     no_form(group.front().site.module,
             fmt::format("{} has no per-expert modules in any transformers version: its experts are one parameter",
                         model_.model_type),
@@ -363,7 +364,7 @@ void Encoder::per_expert(const Experts& experts, Group group) {
               "keep the fused layout");
     }
     const std::string name =
-        model_.expert_module(experts, options_.spelling, factor.site.expert, factor.site.projection);
+        model::expert_module(model_, experts, options_.spelling, factor.site.expert, factor.site.projection);
     add_matrix(std::string(kPrefix) + name + ".lora_A.weight", factor.a);
     add_matrix(std::string(kPrefix) + name + ".lora_B.weight", factor.b);
     add_target(name, false, factor.rank, factor.scale);
@@ -396,7 +397,7 @@ void Encoder::add_missing(const Experts& experts, Group group) {
   std::size_t added = 0;
   for (std::int64_t e = 0; e < count; ++e) {
     for (const Projection projection : {Projection::gate, Projection::up, Projection::down}) {
-      const std::string name = model_.expert_module(experts, options_.spelling, e, projection);
+      const std::string name = model::expert_module(model_, experts, options_.spelling, e, projection);
       if (name.empty() || present.contains({e, projection})) continue;
       add_zeros(std::string(kPrefix) + name, first.rank, widths_of(first, projection), Orientation::natural,
                 options_.dtype.value_or(dtype_of(first.a)));

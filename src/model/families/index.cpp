@@ -136,6 +136,17 @@ std::optional<PlaceMatch> find_adapter_place(const Model::Index& index, std::str
   return match ? match : find_place(index.foreign_places, path);
 }
 
+std::string expert_module(const Model& model, const Experts& experts, std::string_view program, std::int64_t expert,
+                          Projection projection) {
+  if (program.empty()) return experts.per_expert_module(expert, projection);
+  if (!model.index || !model.index->family) return {};
+  for (const Index::ForeignName& row : model.index->foreign_names) {
+    const bool own = &model.index->family->kinds[row.kind].form == experts.form;
+    if (own && row.program == program && row.projection == projection) return row.path.fill(experts.layer, expert);
+  }
+  return {};
+}
+
 std::shared_ptr<Model::Index> make_index(std::shared_ptr<const Table> table, std::shared_ptr<const Family> family) {
   auto index = std::make_shared<Index>();
   index->table = std::move(table);

@@ -78,6 +78,11 @@ std::optional<PlaceMatch> find_place(const Model::Index::PlaceMap& places, std::
 // The same for a path of an adapter: names of other programs count too.
 std::optional<PlaceMatch> find_adapter_place(const Model::Index& index, std::string_view path);
 
+// The module of one projection of one expert, as transformers names it ("") or as a program does that has names of its
+// own; "" where there is none.
+std::string expert_module(const Model& model, const Experts& experts, std::string_view program, std::int64_t expert,
+                          Projection projection);
+
 // Further names of a module, by the rows "same_prefixes" of the table. A checkpoint of the bare model lacks the prefix
 // of a model with a head ("bert."), and composites have their parts in another place since transformers 4.52. The
 // loader of transformers accepts either name. A family with a row of experts states its own names and has no others.

@@ -33,7 +33,13 @@ std::string way_out(const engines::Judgement& part, const engines::Chosen& chose
 engines::Fit fit_or_throw(const Input& input, const engines::Chosen& chosen) {
   const engines::AdapterFacts facts = engines::facts_of(input.adapter, input.model, input.reading);
   auto fit = engines::fit(chosen, facts, input.model);
-  if (!fit) no_form(input, chosen, {}, chosen.engine->title + " takes no adapters", std::string(kMerge));
+  if (!fit) {
+    const bool none = chosen.engine->forms.empty();
+    no_form(
+        input, chosen, {},
+        chosen.engine->title + (none ? " takes no adapters" : " reads no form of this model's experts that is known"),
+        std::string(kMerge));
+  }
   if (!fit->layout) {
     no_form(input, chosen, {}, "it reads the layout " + fit->form->layout + ", which this version does not write",
             std::string(kMerge));

@@ -41,9 +41,8 @@ bool needs_merge(const Answer& answer) {
 }
 
 // The command that mends it: another form, a lower rank, or the merged model.
-std::string mend(const Input& input, const DoctorOptions& options, const engines::Chosen& chosen,
+std::string mend(std::string path, const Input& input, const DoctorOptions& options, const engines::Chosen& chosen,
                  const engines::AdapterFacts& facts, const Answer& answer) {
-  std::string path = input.adapter.root.empty() ? input.adapter.folder : input.adapter.root;
   while (path.size() > 1 && path.ends_with('/')) path.pop_back();
   const std::string& base = options.input.base;
   const std::string with_base = base.empty() ? "" : " --base " + quoted(base);
@@ -64,19 +63,19 @@ std::string mend(const Input& input, const DoctorOptions& options, const engines
                      other->profile->version, with_base, quoted(path + suffix));
 }
 
-DoctorReport::Part report_of(const engines::Judgement& judgement) {
+DoctorReport::Part report_of(const engines::Engine& engine, const engines::Judgement& judgement) {
   DoctorReport::Part part;
   part.part = info(judgement.part).text;
   part.modules = judgement.count.modules, part.rank = judgement.count.rank, part.example = judgement.count.example;
   part.verdict = name(judgement.verdict), part.why = judgement.why;
   if (judgement.rule == nullptr) return part;
   part.message = judgement.rule->message;
-  part.shown_by = judgement.rule->shown_by, part.measured = judgement.rule->measured;
+  part.shown_by = judgement.rule->shown_by, part.measured = is_measured(engine, judgement);
   return part;
 }
 
-DoctorReport::Engine report_of(const Input& input, const DoctorOptions& options, const engines::Chosen& chosen,
-                               const engines::AdapterFacts& facts) {
+DoctorReport::Engine report_of(const std::string& path, const Input& input, const DoctorOptions& options,
+                               const engines::Chosen& chosen, const engines::AdapterFacts& facts) {
   const Answer answer = best_answer(chosen, facts);
   DoctorReport::Engine engine{chosen.engine->name,
                               answer.profile->version,
@@ -89,11 +88,11 @@ DoctorReport::Engine report_of(const Input& input, const DoctorOptions& options,
                               {},
                               {}};
   engine.right = answer.outcome == Outcome::right, engine.measured = is_measured(answer);
-  for (const engines::Judgement& judgement : answer.parts) engine.parts.push_back(report_of(judgement));
+  for (const engines::Judgement& judgement : answer.parts) engine.parts.push_back(report_of(*chosen.engine, judgement));
   if (engine.right)
-    engine.run = run_lines(answer, facts, info(input.reading.layout).name, options.input.base, input.adapter.folder);
+    engine.run = run_lines(answer, facts, info(input.reading.layout).name, options.input.base, path);
   else
-    engine.mend = mend(input, options, chosen, facts, answer);
+    engine.mend = mend(path, input, options, chosen, facts, answer);
   return engine;
 }
 
@@ -116,7 +115,7 @@ DoctorReport doctor(const std::string& path, const DoctorOptions& options) {
                       {},
                       true};
   for (const engines::Chosen& chosen : asked) {
-    report.engines.push_back(report_of(input, options, chosen, facts));
+    report.engines.push_back(report_of(path, input, options, chosen, facts));
     report.all_right = report.all_right && report.engines.back().right;
   }
   return report;
