@@ -78,7 +78,8 @@ class TensorFile {
 // Names are unique over all shards. Both index and single file present: the index wins, with a note.
 class Checkpoint {
  public:
-  static Checkpoint open(const std::string& folder, const OpenOptions& options = {});
+  // `stem`: what its files are called, as in model.safetensors and model.safetensors.index.json.
+  static Checkpoint open(const std::string& folder, const OpenOptions& options = {}, const std::string& stem = "model");
   struct Entry {
     const TensorInfo* tensor;
     std::uint32_t file;

@@ -1,6 +1,7 @@
 #include <regex>
 
 #include "support/golden_checks.h"
+#include "support/golden_truth.h"
 #include "support/judge.h"
 
 namespace peft::testing {
@@ -11,12 +12,19 @@ std::shared_ptr<const TensorFile> open_weights(const fs::path& folder) {
   return TensorFile::open((folder / "adapter_model.safetensors").string());
 }
 
-// "mixtral" of consumers/mixtral/fused and of consumers/unsloth/mixtral/rank-major.
-std::string family_of(const Case& c) { return c.folder.parent_path().filename().string(); }
 bool is_unsloth(const Case& c) { return c.id.starts_with("consumers/unsloth/"); }
 bool is_unmarked(const Case& c) { return c.id.ends_with("-unmarked"); }
 
-// truth-*.safetensors in the oracle's terms; `scale` and `ranks` are the case's, by role.
+// A site without its numbers: "model.layers.N.mlp.experts.N.gate".
+std::string role_of(const std::string& site) {
+  static const std::regex number(R"(\d+)");
+  return std::regex_replace(site, number, "N");
+}
+
+}  // namespace
+
+std::string family_of(const Case& c) { return c.folder.parent_path().filename().string(); }
+
 OracleFactors read_truth(const Case& c, const fs::path& root, const std::string& layers_prefix) {
   static const std::regex name(R"(layers\.(\d+)\.(experts\.(\d+)\.(gate|up|down)|([a-z_]+))\.A)");
   const fs::path path =
@@ -50,13 +58,6 @@ OracleFactors read_truth(const Case& c, const fs::path& root, const std::string&
   return truth;
 }
 
-// A site without its numbers: "model.layers.N.mlp.experts.N.gate".
-std::string role_of(const std::string& site) {
-  static const std::regex number(R"(\d+)");
-  return std::regex_replace(site, number, "N");
-}
-
-// The truth holds every role; a file only some of them. Those it has, it has everywhere.
 OracleFactors restricted(const OracleFactors& truth, const OracleFactors& got) {
   std::set<std::string> roles;
   for (const auto& [site, factor] : got) roles.insert(role_of(site));
@@ -66,12 +67,20 @@ OracleFactors restricted(const OracleFactors& truth, const OracleFactors& got) {
   return kept;
 }
 
+std::string layers_prefix_of(const OracleFactors& factors) {
+  require(!factors.empty(), "expected LoRA factors, got none");
+  const std::string& site = factors.begin()->first;
+  return site.substr(0, site.find("layers.") + 7);
+}
+
 InputOptions options_for(const Case& c, const fs::path& root) {
   InputOptions options;
   options.base = (root / "models" / c.json.at("model").get<std::string>()).string();
   if (is_unmarked(c)) options.read.b_packing = BPacking::grouped_by_expert;
   return options;
 }
+
+namespace {
 
 // A marked grouped file is known by its marker; an unmarked one cannot be told from rank-major, and is read so
 // (as every PEFT does) or refused, until --b-packing decides.
@@ -159,8 +168,7 @@ void check_gguf(const Case& c, const fs::path& root) {
   const Input input = load(right, options.input);
   require(input.reading.layout == Layout::gguf, "right.gguf was not recognised");
   const OracleFactors read = factors_of(input);
-  const std::string layer = read.begin()->first.substr(0, read.begin()->first.find("layers.") + 7);
-  const OracleFactors truth = restricted(read_truth(peft, root, layer), read);
+  const OracleFactors truth = restricted(read_truth(peft, root, layers_prefix_of(read)), read);
   check_right(c, truth, read);
   // The converter takes one alpha for all: files whose scales differ are wrong, and not ours to be right about.
   if (fs::exists(converted) && !is_folded(c)) check_right(c, truth, factors_of(load(converted, options.input)));
@@ -193,13 +201,13 @@ void check_gguf(const Case& c, const fs::path& root) {
 
 void check_consumer(const Case& c, const fs::path& root) {
   if (c.id.starts_with("consumers/llama_cpp/")) return check_gguf(c, root);
+  if (c.id.starts_with("consumers/mlx_lm/")) return check_mlx(c, root);
+  if (c.id.starts_with("consumers/tinker/")) return check_tinker(c, root);
   ConvertOptions options;
   options.input = options_for(c, root);
   const Input input = load((c.folder / "adapter").string(), options.input);
   const OracleFactors factors = factors_of(input);
-  require(!factors.empty(), "expected LoRA factors, got none");
-  const std::string layer = factors.begin()->first.substr(0, factors.begin()->first.find("layers.") + 7);
-  const OracleFactors truth = restricted(read_truth(c, root, layer), factors);
+  const OracleFactors truth = restricted(read_truth(c, root, layers_prefix_of(factors)), factors);
   compare_factors(truth, factors);
   for (const auto& [site, factor] : truth) require(factors.contains(site), site + ": expected a factor, got none");
   if (is_unsloth(c)) check_packing(c, input, options.input, truth);
