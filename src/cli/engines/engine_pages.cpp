@@ -57,7 +57,10 @@ std::string condition_text(const engines::Condition& condition) {
 }
 
 std::string parts_text(const Rule& rule) {
+  using enum engines::Part;
+  const std::vector<engines::Part> experts = {experts_gate_up, experts_down, experts_other};
   if (rule.on.empty()) return "everything";
+  if (rule.on == experts) return "experts";
   std::string text;
   for (const auto part : rule.on) text += (text.empty() ? "" : "; ") + std::string(info(part).text);
   return text;
@@ -71,6 +74,7 @@ std::string versions_text(const Rule& rule) {
 }
 
 std::string shown_text(const Rule& rule) {
+  if (rule.verdict == engines::Verdict::unknown) return "not run: " + rule.shown_by;
   return rule.measured ? "measured: " + rule.shown_by : "by its source, not run: " + rule.shown_by;
 }
 
