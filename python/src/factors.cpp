@@ -57,8 +57,8 @@ class FactorList {
     const Factor& factor = factor_at(index);
     const Site& site = factor.site;
     const std::string text = describe(site);
-    return nb::make_tuple(to_python(text), to_python(site.module),
-                          to_python(site.parameter), site.expert, to_python(name(site.projection)),
+    return nb::make_tuple(to_python(text), to_python(site.module), to_python(site.parameter), site.expert,
+                          to_python(name(site.projection)),
                           to_python(factor.kind == FactorKind::embedding ? "embedding" : "linear"), factor.scale,
                           place(factor.a), place(factor.b));
   }
@@ -66,8 +66,7 @@ class FactorList {
   nb::list warnings() const {
     nb::list list;
     for (const std::string& text : input_.reading.factors.warnings) list.append(to_python(text));
-    if (const std::string text = left_out(input_.reading); !text.empty())
-      list.append(to_python(text));
+    if (const std::string text = left_out(input_.reading); !text.empty()) list.append(to_python(text));
     return list;
   }
 
