@@ -114,7 +114,7 @@ def numpy_dtype(name: str, or_bits: bool = False) -> Any:
     integer of the same width stands in when ml_dtypes is not installed."""
     import numpy
 
-    plain = _core.numpy_name(name)
+    plain = _core.long_name(name)
     if plain in _NATIVE:
         return numpy.dtype(plain)
     try:
@@ -153,7 +153,7 @@ def _new_torch(buffer: _core.Buffer) -> Callable[[str, tuple[int, ...], int], An
     def new(dtype: str, shape: tuple[int, ...], offset: int) -> Any:
         known = dtypes.get(dtype)
         if known is None:
-            known = dtypes[dtype] = getattr(torch, _core.torch_name(dtype))
+            known = dtypes[dtype] = getattr(torch, _core.long_name(dtype))
         count = 1
         for dimension in shape:
             count *= dimension

@@ -13,6 +13,7 @@ class Buffer {
  public:
   Buffer(std::byte* data, std::size_t size, bool read_only, std::shared_ptr<const void> owner)
       : data_(data), size_(size), read_only_(read_only), owner_(std::move(owner)) {}
+  std::span<std::byte> bytes() const { return {data_, size_}; }
   int fill(PyObject* self, Py_buffer* view, int flags) const {
     return PyBuffer_FillInfo(view, self, data_, static_cast<Py_ssize_t>(size_), read_only_ ? 1 : 0, flags);
   }
@@ -49,10 +50,15 @@ nb::object buffer_of(std::shared_ptr<Memory> memory) {
   return nb::cast(Buffer(bytes.data(), bytes.size(), false, std::move(memory)));
 }
 
+std::span<std::byte> bytes_of(nb::handle buffer) { return nb::cast<const Buffer&>(buffer).bytes(); }
+
 nb::object read_only_buffer(std::span<const std::byte> bytes, std::shared_ptr<const void> owner) {
   return nb::cast(Buffer(const_cast<std::byte*>(bytes.data()), bytes.size(), true, std::move(owner)));
 }
 
-void add_buffers(nb::module_& module) { nb::class_<Buffer>(module, "Buffer", nb::type_slots(kSlots)); }
+void add_buffers(nb::module_& module) {
+  nb::class_<Buffer>(module, "Buffer", nb::type_slots(kSlots));
+  add_dlpack(module);
+}
 
 }  // namespace peft::python

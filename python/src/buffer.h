@@ -26,7 +26,11 @@ class Memory {
 
 // An object with the buffer protocol over the bytes; it keeps `owner` alive.
 nb::object buffer_of(std::shared_ptr<Memory> memory);
+std::span<std::byte> bytes_of(nb::handle buffer);
 nb::object read_only_buffer(std::span<const std::byte> bytes, std::shared_ptr<const void> owner);
+
+// Arrays of other libraries, by way of DLPack.
+void add_dlpack(nb::module_& module);
 
 void add_buffers(nb::module_& module);
 

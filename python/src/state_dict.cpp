@@ -27,12 +27,11 @@ std::vector<TensorInMemory> tensors_of(const nb::list& entries) {
   for (const nb::handle entry : entries) {
     const auto tuple = nb::cast<nb::tuple>(entry);
     TensorInMemory& tensor = tensors.emplace_back();
-    tensor.name = nb::cast<std::string>(tuple[0]);
-    const auto dtype = parse_dtype(nb::cast<std::string>(tuple[1]));
+    tensor.name = to_text(tuple[0], "name");
+    const auto dtype = parse_dtype(to_text(tuple[1], "dtype"));
     if (!dtype) {
       at(kPlace, tensor.name)
-          .fail(ErrorCode::ST_DTYPE,
-                {.problem = "safetensors has no such dtype", .got = nb::cast<std::string>(tuple[1])});
+          .fail(ErrorCode::ST_DTYPE, {.problem = "safetensors has no such dtype", .got = to_text(tuple[1], "dtype")});
     }
     tensor.dtype = *dtype;
     for (const nb::handle dimension : nb::cast<nb::tuple>(tuple[2]))
@@ -53,7 +52,7 @@ struct Request {
 Request request_of(const nb::list& tensors, const nb::str& config, Arguments& arguments) {
   Request request;
   request.tensors = tensors_of(tensors);
-  request.config = nb::cast<std::string>(config);
+  request.config = to_text(config, "config");
   arguments.take(request.input);
   arguments.take("threads", request.threads, 1, 1024);
   return request;

@@ -10,14 +10,12 @@ namespace {
 
 [[noreturn]] void wrong_type(const char* what, const char* expected, nb::handle got) {
   const nb::object name = nb::getattr(nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(got.ptr()))), "__name__");
-  throw nb::type_error(
-      fmt::format("{}: expected {}, got {}", what, expected, nb::cast<std::string>(nb::str(name))).c_str());
+  throw nb::type_error(fmt::format("{}: expected {}, got {}", what, expected, nb::str(name).c_str()).c_str());
 }
 
 [[noreturn]] void out_of_range(const char* name, const std::string& range, nb::handle got) {
-  at({}, name).fail(ErrorCode::USAGE, {.problem = "the value is out of range",
-                                       .expected = range,
-                                       .got = nb::cast<std::string>(nb::str(nb::repr(got)))});
+  at({}, name).fail(ErrorCode::USAGE,
+                    {.problem = "the value is out of range", .expected = range, .got = nb::str(nb::repr(got)).c_str()});
 }
 
 nb::object checked(PyObject* object) {
@@ -170,8 +168,7 @@ void Arguments::take(cli::InputFlags& input) {
 
 void Arguments::finish() const {
   for (const auto& [name, value] : values_)
-    throw nb::type_error(
-        fmt::format("unexpected keyword argument {}", nb::cast<std::string>(nb::str(nb::repr(name)))).c_str());
+    throw nb::type_error(fmt::format("unexpected keyword argument {}", nb::str(nb::repr(name)).c_str()).c_str());
 }
 
 }  // namespace peft::python
