@@ -14,8 +14,7 @@
 #include "layout/gguf/decode.h"
 #include "layout/keys.h"
 #include "layout/mlx/read.h"
-#include "layout/stacked/names.h"
-#include "layout/stacked/read.h"
+#include "layout/stacked/stacked.h"
 #include "model/path.h"
 #include "peft/error.h"
 

@@ -12,7 +12,6 @@
 #include "base/text.h"
 #include "config/peft_rules.h"
 #include "gguf/gguf_file.h"
-#include "layout/encode/adapter_files.h"
 #include "layout/encode/encode.h"
 #include "layout/encode/write_config.h"
 #include "layout/forms.h"
