@@ -14,7 +14,7 @@
 #include "layout/gguf/decode.h"
 #include "layout/keys.h"
 #include "layout/mlx/read.h"
-#include "layout/stacked/stacked.h"
+#include "layout/stacked.h"
 #include "model/path.h"
 #include "peft/error.h"
 
@@ -95,23 +95,18 @@ void require_family(const Context& context, const Slot& slot) {
                            .got = notes});
 }
 
-// The fused layouts differ in what their files mean, not in how they look: one may be asked for in place of another.
-bool looks_fused(Layout layout) {
-  return layout == Layout::peft_fused || layout == Layout::peft_fused_0_19_0 || layout == Layout::peft_fused_0_18 ||
-         layout == Layout::unsloth_grouped;
-}
-
 void check_asked_layout(const Context& context) {
   const auto& asked = context.options.layout;
   const Layout found = context.reading.layout;
-  const bool own_form = info(found).form != AdapterForm::peft;
+  const bool own_form = !layout::is_peft(found);
   if (!asked || *asked == found || (!context.reading.has_experts && !own_form)) return;
-  if (looks_fused(*asked) && looks_fused(found)) return;
+  // The fused layouts differ in what their files mean, not in how they look.
+  if (layout::is_fused(*asked) && layout::is_fused(found)) return;
   at(context.adapter.weights->path())
       .fail(ErrorCode::LO_LAYOUT, {.problem = "the file is not in the layout that was named",
                                    .expected = std::string(info(*asked).name),
                                    .got = found == Layout::peft_per_expert ? "one pair per expert and projection"
-                                          : looks_fused(found)             ? "pairs that hold all experts"
+                                          : layout::is_fused(found)        ? "pairs that hold all experts"
                                                                            : std::string(info(found).name)});
 }
 

@@ -8,6 +8,7 @@
 #include <map>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "adapter/mlx_config.h"
 #include "config/adapter_fields.h"

@@ -1,4 +1,4 @@
-#include "layout/stacked/stacked.h"
+#include "layout/stacked.h"
 
 #include <fmt/format.h>
 
@@ -15,6 +15,8 @@
 namespace peft::layout {
 namespace {
 
+// ---- Names
+
 constexpr std::array<std::pair<std::string_view, Projection>, 3> kProjections{
     {{"w1", Projection::gate}, {"w2", Projection::down}, {"w3", Projection::up}}};
 
@@ -23,6 +25,23 @@ struct Renaming {
   std::string_view model_type, transformers, tinker;
 };
 constexpr Renaming kRenamings[] = {{"gpt_oss", ".self_attn.", ".attn."}};
+
+std::string_view stacked_name(Projection projection) {
+  for (const auto& [stacked, named] : kProjections) {
+    if (named == projection) return stacked;
+  }
+  return {};
+}
+
+std::string to_tinker(const Model& model, std::string_view module) {
+  for (const Renaming& row : kRenamings) {
+    if (row.model_type == model.model_type)
+      return model::replace_all(std::string(module), row.transformers, row.tinker);
+  }
+  return std::string(module);
+}
+
+// ---- Reading
 
 // How many experts the stack has: those of a side that is not shared, else the model's.
 std::int64_t count_experts(const Context& context, const Slot& slot, std::int64_t in_a, std::int64_t in_b) {
@@ -45,6 +64,8 @@ std::int64_t count_experts(const Context& context, const Slot& slot, std::int64_
 View first_matrix(std::uint32_t index, const TensorInfo& tensor) {
   return {0, index, 0, tensor.shape[1], tensor.shape[2], tensor.shape[2], 1};
 }
+
+// ---- Writing
 
 // Whether all experts have the same values on this side: then it is written once.
 bool is_shared(const UniformFile& out, const ProjectionStack& stack, View Factor::*side) {
@@ -96,25 +117,10 @@ Projection stacked_projection(std::string_view name) {
   return Projection::none;
 }
 
-std::string_view stacked_name(Projection projection) {
-  for (const auto& [stacked, named] : kProjections) {
-    if (named == projection) return stacked;
-  }
-  return {};
-}
-
 std::string from_tinker(const Model& model, std::string_view module) {
   for (const Renaming& row : kRenamings) {
     if (row.model_type == model.model_type)
       return model::replace_all(std::string(module), row.tinker, row.transformers);
-  }
-  return std::string(module);
-}
-
-std::string to_tinker(const Model& model, std::string_view module) {
-  for (const Renaming& row : kRenamings) {
-    if (row.model_type == model.model_type)
-      return model::replace_all(std::string(module), row.transformers, row.tinker);
   }
   return std::string(module);
 }
@@ -126,8 +132,6 @@ bool is_stacked(const Adapter& adapter, const Slot& slot) {
          tensors[slot.b].shape.size() == 3;
 }
 
-std::string_view stacked_module(const Slot& slot) { return model::parent(slot.module); }
-
 NamedPair stacked_pair(const Context& context, const Slot& slot) {
   const TensorInfo &a = context.tensor(slot.a), &b = context.tensor(slot.b);
   if (a.shape[0] == 0 || b.shape[0] == 0) {
@@ -137,7 +141,7 @@ NamedPair stacked_pair(const Context& context, const Slot& slot) {
                              .got = fmt::format("A {}, B {}", shape_text(a.shape), shape_text(b.shape))});
   }
   NamedPair pair;
-  pair.module = std::string(stacked_module(slot));
+  pair.module = std::string(model::parent(slot.module));
   pair.projection = stacked_projection(model::leaf(slot.module));
   pair.experts = count_experts(context, slot, a.shape[0], b.shape[0]);
   pair.a = first_matrix(slot.a, a), pair.b = first_matrix(slot.b, b);

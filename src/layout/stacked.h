@@ -1,7 +1,6 @@
-// Experts stacked in three dimensions: <experts>.{w1,w2,w3}.lora_A.weight [E or 1, r, in] and lora_B.weight [E or 1,
-// out, r], as Tinker, vLLM's shared LoRAs and SGLang have them. w1 is gate, w2 down, w3 up. A side that all experts
-// share has 1 on its first axis; it is written so where all experts have the same values, bit for bit. Everything else
-// of such files is as PEFT writes it.
+// Experts that are stacked in three dimensions: <experts>.{w1,w2,w3}.lora_A.weight [E or 1, r, in] and lora_B.weight
+// [E or 1, out, r], as Tinker, vLLM's shared LoRAs and SGLang have them. w1 is gate, w2 down, w3 up. A side with 1 on
+// the first axis is that of all experts. Everything else of such files is as PEFT writes it; rank and alpha are one.
 #pragma once
 
 #include <string>
@@ -13,29 +12,18 @@
 
 namespace peft::layout {
 
-// ---- Names
-
 // "w1" is gate, "w2" down, "w3" up; Projection::none for other names.
 Projection stacked_projection(std::string_view name);
-std::string_view stacked_name(Projection projection);
-
-// A dense module as transformers calls it, and as Tinker does. They differ in few model types (gpt_oss: attn for
-// self_attn).
+// A dense module of Tinker as transformers calls it. They differ in few model types (gpt_oss: attn for self_attn).
 std::string from_tinker(const Model& model, std::string_view module);
-std::string to_tinker(const Model& model, std::string_view module);
-
-// ---- Reading
 
 // Whether the slot is such a stack: its name and the dimensions of its tensors say so.
 bool is_stacked(const Adapter& adapter, const Slot& slot);
-// The module that holds the experts of a stacked slot.
-std::string_view stacked_module(const Slot& slot);
 // The pair of a stacked slot. Throws LO_SHAPE for shapes that are no stack, LO_EXPERT where neither side shows how many
 // experts there are and the model does not either.
 NamedPair stacked_pair(const Context& context, const Slot& slot);
 
-// ---- Writing
-
+// A side that all experts share, bit for bit, is written once.
 Encoded encode_stacked(const Factors& factors, const Model& model, const TensorFile* file,
                        const EncodeOptions& options);
 
