@@ -131,6 +131,7 @@ Job unfuse_job(const Case& c) {
     for (std::int64_t e = 0; e < c.experts; ++e) {
       file.tensors.push_back(planned(name_of(layer, 0, e), c.dtype, c.out, c.rank));
       file.tensors.back().blocks.push_back({0, 0, 1, fused.col_range(e, c.rank, c.experts), 1});
+      file.tensors.back().column_group = static_cast<std::int32_t>(layer);
     }
   }
   return job;

@@ -99,6 +99,7 @@ void add_fused(PlannedFile& out, const TensorFile& file, const Shape& s, std::in
 void add_unfused(PlannedFile& out, const TensorFile& file, const Shape& s, std::int64_t layer, int halves) {
   const std::string name = layer_name(layer) + (halves == 2 ? "mlp.experts.base_layer" : "mlp.experts");
   const View a = view_of(file, name + ".lora_A.weight"), b = view_of(file, name + ".lora_B.weight");
+  const auto group = static_cast<std::int32_t>(2 * layer + halves - 1);
   for (std::int64_t e = 0; e < s.experts; ++e) {
     for (int half = 0; half < halves; ++half) {
       const Module module = expert_module(s, layer, e, halves == 2 ? half : 2);
@@ -107,6 +108,7 @@ void add_unfused(PlannedFile& out, const TensorFile& file, const Shape& s, std::
       const View columns = b.col_range(half * s.rank * s.experts + e, s.rank, s.experts);
       out.tensors.push_back(tensor(module.name + ".lora_B.weight", module.out, s.rank));
       out.tensors.back().blocks.push_back({0, 0, 1, columns.row_range(half * module.out, module.out), 1});
+      out.tensors.back().column_group = group;
     }
   }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <string_view>
 #include <tuple>
 #include <utility>
@@ -229,6 +230,30 @@ class TensorCheck {
   const PlannedTensor& tensor_;
 };
 
+// Whether two views are the same but for their offset.
+bool are_alike(const View& a, View b) {
+  b.offset = a.offset;
+  return a == b;
+}
+
+void check_column_groups(const Plan& plan, const PlannedFile& file) {
+  std::map<std::int32_t, const PlannedTensor*> first_of;
+  for (const PlannedTensor& tensor : file.tensors) {
+    if (tensor.column_group == PlannedTensor::kNoGroup) continue;
+    const TensorScope scope(plan, file, tensor);
+    scope.require(tensor.blocks.size() == 1 && tensor.blocks[0].members.empty() && !tensor.blocks[0].scales &&
+                      !tensor.merge && tensor.packing == Packing::none && info(tensor.dtype).bits % 8 == 0,
+                  "a tensor of a column group is not one block of one view");
+    const Block& block = tensor.blocks[0];
+    scope.require(block.source.rows == tensor.rows && block.source.cols == tensor.cols,
+                  "a tensor of a column group is not one view whole");
+    const PlannedTensor& first = *first_of.try_emplace(tensor.column_group, &tensor).first->second;
+    scope.require(are_alike(first.blocks[0].source, block.source) && first.blocks[0].scale == block.scale &&
+                      first.dtype == tensor.dtype,
+                  "tensors of a column group are not alike", "{} and {}", first.name, tensor.name);
+  }
+}
+
 void check_names(const PlannedFile& file) {
   std::vector<std::string_view> names;
   names.reserve(file.tensors.size());
@@ -255,6 +280,7 @@ void check(const Plan& plan) {
                                         .problem = "GGUF has no such element type",
                                         .got = std::string(info(tensor.dtype).name)});
     }
+    check_column_groups(plan, file);
   }
 }
 

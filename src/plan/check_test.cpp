@@ -138,6 +138,34 @@ TEST_F(CheckTest, AcceptsMembersInRowsAndSideBySide) {
   EXPECT_EQ(refused(), "");
 }
 
+// Columns 0, 2, 4 and 1, 3, 5 of a source.
+TEST_F(CheckTest, RefusesColumnGroupsWhoseTensorsAreNotAlike) {
+  PlannedTensor odd{"odd", Dtype::bf16, {4, 3}, 4, 3, {{0, 0, 1, {0, 0, 1, 4, 3, 6, 2}, 1}}};
+  odd.column_group = 5;
+  f() = odd;
+  f().name = "f";
+  f().blocks[0].source.offset = 0;
+  plan_.files[0].tensors.push_back(odd);
+  EXPECT_EQ(refused(), "");
+  const std::function<void(PlannedTensor&)> faults[] = {
+      [](PlannedTensor& t) { t.dtype = Dtype::f32; },
+      [](PlannedTensor& t) { t.blocks[0].scale = 2; },
+      [](PlannedTensor& t) { t.blocks[0].source.row_stride = 3; },
+      [](PlannedTensor& t) { t.blocks[0].source.col_stride = 1; },
+      [](PlannedTensor& t) { t.blocks.clear(); },
+      [](PlannedTensor& t) { t.merge = Merge{}; },
+      [](PlannedTensor& t) { t.blocks[0].source.rows = 3; },
+      [](PlannedTensor& t) {
+        t.blocks = {{0, 0, 1, {0, 0, 0, 4, 1, 6, 2}, 1}, {0, 1, 1, {0, 0, 0, 4, 2, 6, 2}, 1}};
+      },
+  };
+  for (const auto& fault : faults) {
+    plan_.files[0].tensors.back() = odd;
+    fault(plan_.files[0].tensors.back());
+    EXPECT_EQ(refused(), "odd") << &fault - faults;
+  }
+}
+
 TEST_F(CheckTest, AcceptsAViewThatRunsBackwards) {
   f().blocks[0].source = {0, 0, 23, 4, 6, -6, -1};
   EXPECT_EQ(refused(), "");

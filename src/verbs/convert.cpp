@@ -382,6 +382,7 @@ void even_pair(PlannedTensor& a, PlannedTensor& b, std::int64_t rank, double gai
                                       .hint = "peft resize --rank makes the ranks equal"});
   }
   for (Block& block : b.blocks) block.scale *= gain;
+  a.column_group = b.column_group = PlannedTensor::kNoGroup;  // its tensors may differ now
 }
 
 bool is_power_of_two(double ratio) {

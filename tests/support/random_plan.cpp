@@ -143,14 +143,17 @@ void unfuse(PlanBuilder& b, const std::string& prefix, std::int64_t size, const 
   const auto [experts, rank, half] = sizes(b, size);
   const View fused = new_source(b, change, 2 * half, 2 * rank * experts);
   const int rows = static_cast<int>(b.pick(0, 2));
+  const std::int32_t group = b.chance(80) ? b.new_column_group() : PlannedTensor::kNoGroup;
   for (std::int64_t e = 0; e < experts; ++e) {
     for (int up = 0; up < 2; ++up) {
       const View columns = fused.col_range(up * rank * experts + e, rank, experts);
       const View view = rows == 0   ? columns
                         : rows == 1 ? columns.row_range(up * half, half)
                                     : columns.row_range(up, half, 2);
-      b.output(expert_name(prefix, e, up ? "up.lora_B" : "gate.lora_B"), change.to, view.rows, view.cols).blocks = {
-          {0, 0, 1, view, change.scale}};
+      PlannedTensor& lora_b =
+          b.output(expert_name(prefix, e, up ? "up.lora_B" : "gate.lora_B"), change.to, view.rows, view.cols);
+      lora_b.blocks = {{0, 0, 1, view, change.scale}};
+      lora_b.column_group = group;
       if (b.chance(20)) {  // something between them in the file
         const View other = new_source(b, change, 1, b.pick(1, size));
         b.output(expert_name(prefix, e, up ? "up.lora_A" : "gate.lora_A"), change.to, 1, other.cols).blocks = {
@@ -165,9 +168,11 @@ void unfuse_reversed(PlanBuilder& b, const std::string& prefix, std::int64_t siz
   const auto [experts, rank, width] = sizes(b, size);
   const View fused_b = new_source(b, change, width, rank * experts),
              fused_a = new_source(b, change, rank * experts, width);
+  const std::int32_t group = b.chance(80) ? b.new_column_group() : PlannedTensor::kNoGroup;
   for (std::int64_t e = 0; e < experts; ++e) {
-    b.output(expert_name(prefix, e, "lora_A"), change.to, rank, width).blocks = {
-        {0, 0, 1, fused_b.col_range(e, rank, experts).transposed(), change.scale}};
+    PlannedTensor& lora_a = b.output(expert_name(prefix, e, "lora_A"), change.to, rank, width);
+    lora_a.blocks = {{0, 0, 1, fused_b.col_range(e, rank, experts).transposed(), change.scale}};
+    lora_a.column_group = group;
     b.output(expert_name(prefix, e, "lora_B"), change.to, width, rank).blocks = {
         {0, 0, 1, fused_a.row_range(e * rank, rank).transposed(), change.scale}};
   }

@@ -30,6 +30,7 @@ TEST(Fingerprint, ChangesWithEverythingThatMatters) {
       [&](Plan& p) { tensor(p).dtype = Dtype::f16; },
       [&](Plan& p) { tensor(p).shape = {32}; },
       [&](Plan& p) { tensor(p).must_be_finite = true; },
+      [&](Plan& p) { tensor(p).column_group = 3; },
       [&](Plan& p) { tensor(p).blocks[0].source = b; },
       [&](Plan& p) { tensor(p).blocks[0].scale = 0.5; },
       [&](Plan& p) { tensor(p).blocks[0].col_step = 2; },

@@ -242,7 +242,7 @@ FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& si
   work.file = &file;
   work.sizes = sizes;
   work.layout = std::move(layout);
-  work.column_groups = find_column_groups(plan, file);
+  work.column_groups = column_groups_of(plan, file);
   work.byte_source.assign(file.tensors.size(), ByteSource::rendered);
   for (std::size_t t = 0; t < file.tensors.size(); ++t) {
     if (work.column_groups.group_of_tensor[t] != ColumnGroups::kNone) {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <map>
 #include <span>
+#include <tuple>
 #include <unordered_map>
 
 #include "layout/encode/stack.h"
@@ -207,7 +208,8 @@ class Encoder {
   }
   Dtype dtype_of(const View& view) const;
   void add_matrix(std::string name, const View& view);  // a view as a tensor of its own
-  void add_whole(std::string name, const View& view);   // the tensor the view is of, in its own shape
+  std::int32_t column_group_of(const View& view);
+  void add_whole(std::string name, const View& view);  // the tensor the view is of, in its own shape
   void add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes);
   void add_target(std::string name, bool parameter, std::int64_t rank, double scale) {
     result_.targets.push_back({std::move(name), parameter, rank, scale});
@@ -224,6 +226,8 @@ class Encoder {
   std::unordered_map<std::string, const Experts*> experts_;
   std::unordered_map<std::string, std::int64_t> counts_;
   std::map<std::string, int> steps_;  // what was done, how often
+  // Number of each column group. Its views have the same source tensor, shape and strides.
+  std::map<std::tuple<std::uint32_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>, std::int32_t> groups_;
   Encoded result_;
 };
 
@@ -283,15 +287,21 @@ Dtype Encoder::dtype_of(const View& view) const {
   return file_ == nullptr ? Dtype::f32 : file_->tensors()[view.tensor].dtype;
 }
 
+// Experts whose elements take turns in a fused tensor form a group.
+std::int32_t Encoder::column_group_of(const View& view) {
+  const bool take_turns = (view.cols == 1 || view.col_stride > 1) && (view.rows == 1 || view.row_stride > 1);
+  if (!take_turns || view.rows * view.cols == 1) return PlannedTensor::kNoGroup;
+  const auto number = static_cast<std::int32_t>(groups_.size());
+  return groups_.try_emplace({view.tensor, view.rows, view.cols, view.row_stride, view.col_stride}, number)
+      .first->second;
+}
+
 void Encoder::add_matrix(std::string name, const View& view) {
   const Dtype dtype = dtype_of(view);
-  add_tensor({std::move(name),
-              options_.dtype.value_or(dtype),
-              {view.rows, view.cols},
-              view.rows,
-              view.cols,
-              {{0, 0, 1, view, 1.0}}},
-             std::array{dtype});
+  PlannedTensor tensor{std::move(name), options_.dtype.value_or(dtype), {view.rows, view.cols}, view.rows,
+                       view.cols,       {{0, 0, 1, view, 1.0}}};
+  tensor.column_group = column_group_of(view);
+  add_tensor(std::move(tensor), std::array{dtype});
 }
 
 void Encoder::add_whole(std::string name, const View& view) {
