@@ -1,6 +1,7 @@
 # The tables of data/ as byte arrays in the library: file, name of the array, its namespace.
 set(PEFT_TABLE_SOURCES)
-foreach(table "families|kFamiliesJson|peft::model" "module_trees|kModuleTreesJson|peft::model" "engines|kEnginesJson|peft::engines")
+foreach(table "families|kFamiliesJson|peft::model" "module_trees|kModuleTreesJson|peft::model" "gguf_names|kGgufNamesJson|peft::model"
+        "engines|kEnginesJson|peft::engines")
   string(REPLACE "|" ";" table "${table}")
   list(GET table 0 stem)
   list(GET table 1 name)

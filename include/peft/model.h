@@ -126,6 +126,7 @@ class Model {
   std::string peft_config;           // PEFT's config conversion table for this type ("mixtral", "qwen2_moe"); "" none
   // (for config.json facts other stages need)
   std::int64_t vocab_size = 0;
+  std::int64_t num_heads = 0, num_kv_heads = 0;  // of attention; 0: unknown
   bool tie_word_embeddings = false;
   std::array<std::int64_t, 2> fp8_cell{128, 128};  // rows and columns under one scale: weight_block_size
 

@@ -6,11 +6,16 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "peft/safetensors.h"
 
 namespace peft {
+
+namespace gguf {
+struct TypedMetadata;  // gguf/value.h
+}  // namespace gguf
 
 // What a step does to the numbers, from the best to the worst: the larger of two is the worse one.
 enum class Exactness : std::uint8_t {
@@ -76,6 +81,12 @@ struct Merge {
   std::vector<Update> updates{};
 };
 
+// How the elements of a planned tensor are stored.
+enum class Packing : std::uint8_t {
+  none,  // one after the other, in the tensor's dtype
+  q8_0,  // of a GGUF file, dtype F32: 32 elements of a row become an F16 scale and 32 codes of 8 bits, as ggml rounds
+};
+
 // An output tensor, seen as a matrix [rows, cols] (1-D: one row; more dimensions: all but the last flattened; kernels:
 // but the first). Blocks do not overlap; what no block covers is zero. A block whose source has another dtype than the
 // tensor is converted: widened exactly, or rounded to nearest even.
@@ -87,6 +98,9 @@ struct PlannedTensor {
   std::vector<Block> blocks{};
   std::optional<Merge> merge{};  // what is added to the blocks' values
   bool must_be_finite = false;   // NaN and infinity end the run (NUM_NONFINITE): set for LoRA factors
+  Packing packing = Packing::none;
+
+  std::uint64_t bytes() const;  // in the file
 };
 
 // A tensor of a file, carried over whole (under another name, or cast to another dtype).
@@ -96,6 +110,8 @@ struct PlannedFile {
   std::string name;  // relative to the output folder
   std::vector<PlannedTensor> tensors;
   Metadata metadata{{"format", "pt"}};
+  // Set for a GGUF file, whose metadata has types: its keys. `metadata` is not used then.
+  std::shared_ptr<const gguf::TypedMetadata> gguf{};
 };
 
 FileLayout layout_file(const PlannedFile& file);
@@ -109,6 +125,7 @@ struct Plan {
   std::vector<std::string> steps;  // in words, for --dry-run: "gate_up_proj: 48 layers, ... (value-exact)"
   std::vector<std::string> warnings;
   std::uint64_t bytes_in = 0, bytes_out = 0, peak_memory = 0;
+  bool single_file = false;  // the output is the plan's one file itself, not a folder
 };
 std::ostream& operator<<(std::ostream& out, const Plan& plan);  // what --dry-run prints
 

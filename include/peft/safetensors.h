@@ -44,7 +44,7 @@ class TensorFile {
   const std::vector<std::string>& notes() const { return notes_; }  // odd but accepted: unknown fields, no padding, ...
 
   // The bytes of one tensor, of the whole data section.
-  std::span<const std::byte> bytes(const TensorInfo& tensor) const;
+  virtual std::span<const std::byte> bytes(const TensorInfo& tensor) const;
   // Hints for streaming; [begin, end) is a byte range of the data section. They never fail.
   virtual void prefetch(std::uint64_t begin, std::uint64_t end) const = 0;  // map pages ahead, in one go
   virtual void release(std::uint64_t begin, std::uint64_t end) const = 0;   // pages are not needed any more
@@ -66,7 +66,8 @@ class TensorFile {
 // Names are unique over all shards. Both index and single file present: the index wins, with a note.
 class Checkpoint {
  public:
-  static Checkpoint open(const std::string& folder, const OpenOptions& options = {});
+  // `stem`: what its files are called, as in model.safetensors and model.safetensors.index.json.
+  static Checkpoint open(const std::string& folder, const OpenOptions& options = {}, const std::string& stem = "model");
   struct Entry {
     const TensorInfo* tensor;
     std::uint32_t file;

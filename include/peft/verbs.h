@@ -38,6 +38,8 @@ struct ConvertOptions {
   Layout to = Layout::peft_fused;
   std::optional<Dtype> dtype;   // --dtype
   bool block_diagonal = false;  // keep gate and up apart even where they share A
+  bool q8_0 = false;            // --dtype Q8_0: gguf only
+  std::string gguf_base;        // --gguf-base: the model's GGUF file, whose names and shapes the adapter gets
 };
 // Everything is checked here; nothing is written.
 Plan plan_convert(const Input& input, const ConvertOptions& options);

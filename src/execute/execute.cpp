@@ -94,7 +94,10 @@ class Execution {
   std::string new_fingerprint() const { return fingerprint(plan_, !is_part() && !options_.finish); }
 
   StagedOutput::Options staged_options() const {
-    StagedOutput::Options staged{.overwrite = options_.overwrite, .sync = options_.sync, .readback = options_.readback};
+    StagedOutput::Options staged{.overwrite = options_.overwrite,
+                                 .sync = options_.sync,
+                                 .readback = options_.readback,
+                                 .single_file = plan_.single_file};
     if (!resumes()) staged.expected_bytes = std::accumulate(sizes_.begin(), sizes_.end(), std::uint64_t{0});
     staged.keep = keeps();
     staged.claim = is_part() ? Claim::share : resumes() ? Claim::resume : Claim::fresh;

@@ -7,6 +7,7 @@
 
 #include "execute/merge/merger.h"
 #include "execute/values/element.h"
+#include "gguf/ggml_type.h"
 #include "peft/error.h"
 #include "plan/check.h"
 #include "plan/update_targets.h"
@@ -73,7 +74,15 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan) {
         merger.render(plan, tensor, false, {0, tensor.rows, 0, tensor.cols}, out);
         continue;
       }
-      for (const Block& block : tensor.blocks) write_block(plan, tensor, block, out);
+      if (tensor.packing == Packing::none) {
+        for (const Block& block : tensor.blocks) write_block(plan, tensor, block, out);
+        continue;
+      }
+      std::vector<float> values(static_cast<std::size_t>(tensor.rows * tensor.cols));
+      for (const Block& block : tensor.blocks)
+        write_block(plan, tensor, block, reinterpret_cast<std::byte*>(values.data()));
+      if (!gguf::quantise_q8_0(values, out))
+        throw Error(ErrorCode::NUM_OVERFLOW, {.tensor = tensor.name, .problem = "a block's scale does not fit F16"});
     }
   }
   return images;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/float_formats.h"
+#include "gguf/ggml_type.h"
 #include "peft/error.h"
 #include "plan/update_targets.h"
 #include "plan/view_check.h"
@@ -114,7 +115,7 @@ void check_merge(const TensorScope& scope, const Merge& merge) {
 class TensorCheck {
  public:
   TensorCheck(const Plan& plan, const PlannedFile& file, const PlannedTensor& tensor)
-      : scope_(plan, file, tensor), tensor_(tensor) {}
+      : scope_(plan, file, tensor), file_(file), tensor_(tensor) {}
 
   void run() const {
     scope_.require(info(tensor_.dtype).bits > 0, "a planned tensor has no known dtype");
@@ -127,6 +128,7 @@ class TensorCheck {
     }
     scope_.require(covered <= tensor_.rows * tensor_.cols, "blocks of a planned tensor overlap");
     if (tensor_.merge) check_merge(scope_, *tensor_.merge);
+    if (tensor_.packing != Packing::none) check_packing();
   }
 
  private:
@@ -142,8 +144,17 @@ class TensorCheck {
                    "rows and columns of a planned tensor are not its shape", "[{}, {}]", tensor_.rows, tensor_.cols);
   }
 
-  // The last dimension, or the last ones together.
+  void check_packing() const {
+    scope_.require(file_.gguf != nullptr && tensor_.dtype == Dtype::f32 && !tensor_.merge,
+                   "only F32 tensors of GGUF files are packed", "{}", info(tensor_.dtype).name);
+    scope_.require(gguf::fills_blocks(gguf::GgmlType::q8_0, tensor_.shape) &&
+                       tensor_.cols % static_cast<std::int64_t>(gguf::kQ8Elements) == 0,
+                   "rows of a packed tensor do not fill blocks", "{} columns", tensor_.cols);
+  }
+
+  // The last dimension, whole multiples of it, or the last ones together.
   bool has_columns(std::int64_t cols) const {
+    if (!tensor_.shape.empty() && tensor_.shape.back() > 0 && cols % tensor_.shape.back() == 0) return true;
     std::int64_t product = 1;
     for (auto size = tensor_.shape.rbegin(); size != tensor_.shape.rend(); ++size) {
       product = multiply(product, *size);
@@ -188,6 +199,7 @@ class TensorCheck {
   }
 
   const TensorScope scope_;
+  const PlannedFile& file_;
   const PlannedTensor& tensor_;
 };
 
@@ -205,9 +217,18 @@ void check_names(const PlannedFile& file) {
 }  // namespace
 
 void check(const Plan& plan) {
+  if (plan.single_file && (plan.files.size() != 1 || !plan.texts.empty() || !plan.copies.empty()))
+    throw Error(ErrorCode::INTERNAL, {.problem = "an output of one file has other files beside it"});
   for (const PlannedFile& file : plan.files) {
     check_names(file);
-    for (const PlannedTensor& tensor : file.tensors) TensorCheck(plan, file, tensor).run();
+    for (const PlannedTensor& tensor : file.tensors) {
+      TensorCheck(plan, file, tensor).run();
+      if (!file.gguf || gguf::ggml_type_of(tensor.dtype)) continue;
+      throw Error(ErrorCode::INTERNAL, {.file = file.name,
+                                        .tensor = tensor.name,
+                                        .problem = "GGUF has no such element type",
+                                        .got = std::string(info(tensor.dtype).name)});
+    }
   }
 }
 

@@ -7,6 +7,8 @@
 #include <iterator>
 #include <ostream>
 
+#include "gguf/file_layout.h"
+#include "gguf/ggml_type.h"
 #include "peft/error.h"
 #include "safetensors/writing/file_layout.h"
 
@@ -76,7 +78,24 @@ std::string file_line(const PlannedFile& file) {
                      size_text(layout_file(file).file_bytes()));
 }
 
+FileLayout layout_gguf_file(const PlannedFile& file) {
+  std::vector<gguf::NewGgufTensor> tensors;
+  tensors.reserve(file.tensors.size());
+  for (const PlannedTensor& tensor : file.tensors) {
+    const auto type = tensor.packing == Packing::q8_0 ? gguf::GgmlType::q8_0
+                                                      : gguf::ggml_type_of(tensor.dtype).value_or(gguf::GgmlType::f32);
+    tensors.push_back({tensor.name, type, tensor.shape});
+  }
+  return gguf::layout_gguf(tensors, file.gguf->values);
+}
+
 }  // namespace
+
+std::uint64_t PlannedTensor::bytes() const {
+  const auto elements = static_cast<std::uint64_t>(rows * cols);
+  if (packing == Packing::q8_0) return elements / gguf::kQ8Elements * gguf::kQ8Bytes;
+  return elements * static_cast<std::uint64_t>(info(dtype).bits) / 8;
+}
 
 PlannedTensor copy_of(const TensorInfo& tensor, std::uint32_t index, std::string name, Dtype dtype) {
   std::int64_t rows = 1;
@@ -91,6 +110,7 @@ PlannedTensor copy_of(const TensorInfo& tensor, std::uint32_t index, std::string
 }
 
 FileLayout layout_file(const PlannedFile& file) {
+  if (file.gguf) return layout_gguf_file(file);
   std::vector<TensorInfo> tensors;
   tensors.reserve(file.tensors.size());
   for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, {}, tensor.shape});
@@ -119,6 +139,7 @@ void append(Plan& plan, Plan part, const std::string& folder) {
   plan.bytes_in += part.bytes_in;
   plan.bytes_out += part.bytes_out;
   plan.peak_memory = std::max(plan.peak_memory, part.peak_memory);
+  plan.single_file = plan.single_file || part.single_file;
 }
 
 std::string_view name(Exactness exactness) {

@@ -19,12 +19,6 @@
 #include "safetensors/reading/shard_index.h"
 
 namespace peft {
-
-// Owns what tensors_ points to.
-struct TensorFile::Index {
-  safetensors::Header header;
-};
-
 namespace {
 
 namespace fs = std::filesystem;
@@ -170,9 +164,7 @@ class MappedFile final : public HeaderedFile {
   }
   void check_unchanged() const override {
     require_unchanged(path_, identity_);
-    if (!mapping_->damaged()) return;
-    at(path_).fail(ErrorCode::IO_CHANGED, {.problem = "a part of the file could not be read",
-                                           .hint = "the file shrank for a time, or its disk or network failed"});
+    mapping_->require_undamaged(path_);
   }
 
  private:
@@ -197,8 +189,6 @@ class MemoryFile final : public HeaderedFile {
 
 // ---- A folder of shards
 
-constexpr const char* kSingle = "model.safetensors";
-constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kPickles[] = {"pytorch_model.bin", "pytorch_model.bin.index.json"};
 constexpr std::size_t kMaxListed = 10;  // names in one message
 
@@ -243,19 +233,19 @@ void require_present(const Folder& folder, const ShardIndex& index, std::span<co
              .hint = "the download is incomplete: fetch the missing files"});
 }
 
-[[noreturn]] void refuse_no_weights(const Folder& folder) {
+[[noreturn]] void refuse_no_weights(const Folder& folder, const std::string& single, const std::string& index) {
   for (const char* name : kPickles) {
     if (!folder.has(name)) continue;
     at(folder.path_of(name))
         .fail(ErrorCode::E_PICKLE,
-              {.problem = "a pickle can run code when it is loaded, so it is never opened",
-               .expected = fmt::format("{} or {}", kSingle, kIndex),
+              {.problem = "weights of a model that are pickles are not read",
+               .expected = fmt::format("{} or {}", single, index),
                .hint = "load the model with transformers and save it again: save_pretrained writes safetensors"});
   }
   at(folder.path())
       .fail(ErrorCode::IO_OPEN, {.problem = "the folder has no weights",
-                                 .expected = fmt::format("{} or {}", kSingle, kIndex),
-                                 .hint = missing_file_hint(folder.path_of(kSingle))});
+                                 .expected = fmt::format("{} or {}", single, index),
+                                 .hint = missing_file_hint(folder.path_of(single))});
 }
 
 std::string file_name(const std::string& path) { return fs::path(path).filename().string(); }
@@ -354,20 +344,21 @@ std::span<const std::byte> TensorFile::bytes(const TensorInfo& tensor) const {
   return {data_ + tensor.begin, tensor.bytes()};
 }
 
-Checkpoint Checkpoint::open(const std::string& path, const OpenOptions& options) {
+Checkpoint Checkpoint::open(const std::string& path, const OpenOptions& options, const std::string& stem) {
+  const std::string single = stem + ".safetensors", index_name = single + ".index.json";
   const Folder folder(path);
   Checkpoint checkpoint;
-  if (!folder.has(kIndex)) {
-    if (!folder.has(kSingle)) refuse_no_weights(folder);
-    checkpoint.files_.push_back(TensorFile::open(folder.path_of(kSingle), options));
+  if (!folder.has(index_name)) {
+    if (!folder.has(single)) refuse_no_weights(folder, single, index_name);
+    checkpoint.files_.push_back(TensorFile::open(folder.path_of(single), options));
     checkpoint.tensors_ = all_entries(checkpoint.files_);
     return checkpoint;
   }
-  const ShardIndex index = read_shard_index(folder.path_of(kIndex));
+  const ShardIndex index = read_shard_index(folder.path_of(index_name));
   const std::vector<std::string> shards = index.shards();
   checkpoint.notes_ = index.notes;
-  if (folder.has(kSingle) && std::find(shards.begin(), shards.end(), kSingle) == shards.end()) {
-    checkpoint.notes_.push_back(fmt::format("{} is ignored, because {} is there, too", kSingle, kIndex));
+  if (folder.has(single) && std::find(shards.begin(), shards.end(), single) == shards.end()) {
+    checkpoint.notes_.push_back(fmt::format("{} is ignored, because {} is there, too", single, index_name));
   }
   require_present(folder, index, shards);
   for (const std::string& shard : shards) {

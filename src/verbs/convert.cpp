@@ -3,14 +3,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
+#include <filesystem>
 #include <map>
 #include <set>
 #include <unordered_map>
 
 #include "base/text.h"
 #include "config/peft_rules.h"
+#include "gguf/gguf_file.h"
+#include "layout/encode/adapter_files.h"
 #include "layout/encode/encode.h"
+#include "layout/encode/stack.h"
 #include "layout/encode/write_config.h"
 #include "layout/forms.h"
 #include "layout/keys.h"
@@ -24,7 +27,6 @@ namespace peft {
 
 namespace {
 
-constexpr std::string_view kWeights = "adapter_model.safetensors";
 constexpr std::string_view kConfig = "adapter_config.json";
 
 // Every tensor that the reading uses, byte for byte.
@@ -69,6 +71,12 @@ void put_in_order(std::vector<PlannedTensor>& tensors, const std::vector<std::si
   tensors = std::move(ordered);
 }
 
+// What stands beside an adapter has no place in an output of one file.
+void warn_of_side_files(const Input& input, std::vector<std::string>& warnings) {
+  const auto& names = input.adapter.side_files;
+  if (!names.empty()) warnings.push_back("the output is one file: " + list_text(names) + " not copied");
+}
+
 void finish(Plan& plan, const Input& input) {
   plan.sources = {input.adapter.weights};
   std::vector<bool> read(input.adapter.weights->tensors().size());
@@ -86,6 +94,7 @@ void finish(Plan& plan, const Input& input) {
     if (read[i]) plan.bytes_in += input.adapter.weights->tensors()[i].bytes();
   }
   plan.peak_memory += input.adapter.weights->data_offset() + (std::uint64_t{32} << 20);
+  if (plan.single_file) return warn_of_side_files(input, plan.warnings);
   for (auto& copy : side_file_paths(input.adapter)) plan.copies.push_back(std::move(copy));
 }
 
@@ -96,8 +105,10 @@ bool same_names(const Input& input, const layout::Encoded& encoded) {
 }
 
 bool keeps_everything(const Input& input, const layout::Encoded& encoded, const ConvertOptions& options) {
+  if (options.to == Layout::gguf || input.adapter.form != info(options.to).form) return false;
   if (options.dtype || options.block_diagonal) return false;
-  if (input.reading.has_experts) return options.to == input.reading.layout && same_names(input, encoded);
+  const bool own_names = encoded.uniform.has_value() || input.reading.layout == Layout::tinker;
+  if (input.reading.has_experts || own_names) return options.to == input.reading.layout && same_names(input, encoded);
   // Dense modules can stay as they are where none of them is named or owned differently in the target. What a pattern
   // or PEFT's defaults select depends on the modules of the generation, so such configs of MoE models are written out.
   const AdapterConfig& config = input.adapter.config;
@@ -351,7 +362,7 @@ void require_whole(const std::vector<Target>& targets, const Model& model) {
 }
 
 std::int64_t largest_rank(const layout::Encoded& encoded) {
-  std::int64_t rank = 0;
+  std::int64_t rank = encoded.uniform ? encoded.uniform->rank : 0;
   for (const auto& target : encoded.targets) rank = std::max(rank, target.rank);
   return rank;
 }
@@ -379,14 +390,10 @@ void even_pair(PlannedTensor& a, PlannedTensor& b, std::int64_t rank, double gai
   for (Block& block : b.blocks) block.scale *= gain;
 }
 
-bool is_power_of_two(double ratio) {
-  int exponent = 0;
-  return std::frexp(std::abs(ratio), &exponent) == 0.5;
-}
-
 // Gives all pairs one scale or one rank, and the config the plain rule alpha / r. Returns whether anything changed.
-bool even_out(layout::Encoded& encoded, AdapterConfig& config, const verbs::Suiting& suiting) {
-  if (!suiting.one_scale && !suiting.one_rank) return false;
+// Layouts with one rank and one scale a file do so by themselves.
+bool even_out(layout::Encoded& encoded, AdapterConfig& config, Layout to, const verbs::Suiting& suiting) {
+  if (to != Layout::peft_per_expert || (!suiting.one_scale && !suiting.one_rank)) return false;
   const std::int64_t rank = largest_rank(encoded);
   const double scale = common_scale(encoded.targets);
   std::unordered_map<std::string_view, PlannedTensor*> by_name;
@@ -404,8 +411,7 @@ bool even_out(layout::Encoded& encoded, AdapterConfig& config, const verbs::Suit
     padded += new_rank != target.rank ? 1 : 0;
     folded += gain != 1 ? 1 : 0;
     even_pair(*a->second, *b->second, new_rank, gain);
-    const bool exact = gain == 1 || is_power_of_two(gain);
-    if (!exact) encoded.exactness = std::max(encoded.exactness, Exactness::rounded);
+    encoded.exactness = std::max(encoded.exactness, layout::exactness_of_gain(gain));
     target.rank = new_rank;
     if (suiting.one_scale) target.scale = scale;
   }
@@ -419,6 +425,14 @@ bool even_out(layout::Encoded& encoded, AdapterConfig& config, const verbs::Suit
   return padded + folded != 0 || plain;
 }
 
+void require_gguf_options(const ConvertOptions& options) {
+  if (options.to == Layout::gguf) return;
+  const std::string_view flag = options.q8_0 ? "--dtype Q8_0" : !options.gguf_base.empty() ? "--gguf-base" : "";
+  if (flag.empty()) return;
+  throw Error(ErrorCode::USAGE, {.problem = std::string(flag) + " is for --to gguf",
+                                 .got = "--to " + std::string(info(options.to).name)});
+}
+
 }  // namespace
 
 namespace verbs {
@@ -429,16 +443,22 @@ SuitedPlan plan_suited(const Input& input, const ConvertOptions& options, const 
   Plan plan;
   plan.warnings = input.reading.factors.warnings;
   if (std::string text = left_out(input.reading); !text.empty()) plan.warnings.push_back(std::move(text));
-  const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal, suiting.all_projections,
-                                             suiting.spelling};
+  layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal, options.q8_0};
+  encode_options.all_projections = suiting.all_projections, encode_options.spelling = suiting.spelling;
+  require_gguf_options(options);
+  if (!options.gguf_base.empty())
+    encode_options.gguf_base = gguf::GgufFile::open(options.gguf_base, options.input.open);
   layout::Encoded encoded =
       layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
   AdapterConfig source = input.adapter.config;
-  const bool evened = even_out(encoded, source, suiting);
+  const bool evened = even_out(encoded, source, options.to, suiting);
   const std::int64_t rank = largest_rank(encoded);
   if (!evened && keeps_everything(input, encoded, options)) {
-    plan.files.push_back({std::string(kWeights), copies(input)});
-    plan.texts.emplace_back(kConfig, input.adapter.config.dump());
+    plan.files.push_back({std::string(info(options.to).weights_file), copies(input)});
+    if (input.adapter.form == AdapterForm::peft)
+      plan.texts.emplace_back(kConfig, input.adapter.config.dump());
+    else
+      plan.copies.emplace_back(kConfig, (std::filesystem::path(input.adapter.folder) / kConfig).string());
     plan.steps.push_back(input.reading.has_experts
                              ? "already in this layout: copied as it is (bit-exact)"
                              : "nothing in this adapter differs between the layouts: copied as it is (bit-exact)");
@@ -450,13 +470,8 @@ SuitedPlan plan_suited(const Input& input, const ConvertOptions& options, const 
         "the number of experts is taken from the file (highest index + 1); --base or --num-experts would confirm it");
   }
   warn_of_namesakes(encoded, input.model, options.to, plan.warnings);
-  const AdapterConfig config = layout::write_config(source, encoded, input.model, options.to, plan.warnings);
   warn_of_coarse_rounding(encoded, options, plan.warnings);
-  plan.exactness = encoded.exactness;
-  plan.steps = std::move(encoded.steps);
-  plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
-  plan.files.push_back({std::string(kWeights), std::move(encoded.tensors)});
-  plan.texts.emplace_back(kConfig, config.dump());
+  layout::add_adapter_files(plan, std::move(encoded), source, input.model, options.to);
   finish(plan, input);
   return {std::move(plan), rank};
 }
@@ -493,6 +508,11 @@ std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, con
 }
 
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options) {
+  if (options.to == Layout::gguf || options.to == Layout::mlx || options.to == Layout::tinker) {
+    throw Error(ErrorCode::USAGE, {.problem = "a config of PEFT has no form in the layout without its weights",
+                                   .expected = "--to with a layout of PEFT's, or the whole adapter",
+                                   .got = std::string(info(options.to).name)});
+  }
   const AdapterConfig config = AdapterConfig::read(path);
   require_usable(config, Verb::convert);
   const Model model = describe({resolve_path(options.input.base),

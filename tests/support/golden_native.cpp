@@ -45,7 +45,10 @@ class NativeCase {
     compare_factors(oracle.factors, factors);
     check_ranks_and_scales(oracle);
     check_warnings(input);
-    for (const LayoutInfo& layout : layouts()) check_tour(input, oracle, layout);
+    for (const LayoutInfo& layout : layouts())
+      if (layout.layout != Layout::gguf) check_tour(input, oracle, layout);
+    TemporaryFolder gguf;
+    check_gguf_tour(input, options_, oracle.factors, gguf.path().string());
   }
 
  private:

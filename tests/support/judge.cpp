@@ -171,7 +171,12 @@ void compare_resolved(const Resolved& want, const Resolved& got) {
   for (const auto& [name, target] : got) require(want.contains(name), name + ": a target that was not expected");
 }
 
+std::string path_of(const std::string& folder, Layout layout) {
+  return layout == Layout::gguf ? folder + "/adapter.gguf" : folder;
+}
+
 Input load_as(const std::string& folder, const InputOptions& options, Layout layout) {
+  if (layout == Layout::gguf) return load(path_of(folder, layout), options);
   try {
     return load(folder, options);
   } catch (const Error& error) {
@@ -187,6 +192,22 @@ Plan convert(const Input& input, ConvertOptions options, Layout to, const std::s
   Plan plan = plan_convert(input, options);
   materialize(plan, folder);
   return plan;
+}
+
+bool check_gguf_tour(const Input& input, const ConvertOptions& options, const OracleFactors& want,
+                     const std::string& folder) {
+  Plan plan;
+  try {
+    plan = convert(input, options, Layout::gguf, folder);
+  } catch (const Error& error) {
+    // llama.cpp has no such model or no such tensor, or the number of heads is not known.
+    if (error.code() == ErrorCode::LO_NO_FORM || error.code() == ErrorCode::MD_NEEDED) return false;
+    throw;
+  }
+  const Input there = load_as(folder, options.input, Layout::gguf);
+  const Dtype dtype = there.adapter.weights->tensors().front().dtype;
+  compare_deltas(want, factors_of(there), plan.exactness <= Exactness::value_exact ? kExact : rounding(dtype));
+  return plan.exactness <= Exactness::value_exact;
 }
 
 }  // namespace peft::testing

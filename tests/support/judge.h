@@ -52,6 +52,12 @@ void compare_resolved(const Resolved& want, const Resolved& got);
 
 // Loads what was written in `layout`: as a user would, and with --from where the file alone is ambiguous.
 Input load_as(const std::string& folder, const InputOptions& options, Layout layout);
+// What was written in `layout` to the folder: the folder, or the file in it.
+std::string path_of(const std::string& folder, Layout layout);
+// As a LoRA file for llama.cpp, read again: the same function. False where it has no such form, or some value was
+// rounded: then the way back need not give the same bytes.
+bool check_gguf_tour(const Input& input, const ConvertOptions& options, const OracleFactors& want,
+                     const std::string& folder);
 // Plans, and writes the result to `folder`.
 Plan convert(const Input& input, ConvertOptions options, Layout to, const std::string& folder);
 

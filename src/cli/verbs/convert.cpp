@@ -26,16 +26,18 @@ constexpr const char* kConvertExamples = R"(Examples:
   peft convert my-lora --to peft-fused --out my-lora-v5 --base Qwen3-30B-A3B
   peft convert my-lora --for vllm --out my-lora-vllm --base Qwen3-30B-A3B
   peft convert my-lora --to peft-fused --dry-run               what would be written
+  peft convert my-lora --to gguf --out my-lora.gguf --base Mixtral-8x7B
   peft convert runs/a runs/b --to peft-per-expert --out v4     v4/a and v4/b, and a table
   peft convert my-lora --to peft-fused --config-only --base Qwen3-30B-A3B
   peft convert old --from peft-fused-0.18 --orientation in-out --to peft-fused --out new
 
-DIR appears complete and checked, or not at all; the input is never modified.)";
+What is written appears complete and checked, or not at all; the input is never modified.)";
 
 namespace fs = std::filesystem;
 
 // What a file without experts is: there is no layout to tell.
 inline constexpr std::string_view kDense = "dense";
+inline constexpr std::string_view kQ8 = "Q8_0";  // no dtype: a packing of GGUF files
 
 struct Conversion {
   std::string path = {}, out = {};
@@ -60,6 +62,14 @@ std::string base_name(const std::string& path) {
   return folder.filename().string();
 }
 
+// Whether an output is one file, and not a folder.
+bool writes_a_file(const ConvertCommand& command) {
+  const std::string_view gguf = info(Layout::gguf).name;
+  if (command.engine.empty()) return command.to == gguf;
+  const auto& forms = engines::choose(command.engine).engine->forms;
+  return std::ranges::any_of(forms, [&](const engines::Form& form) { return form.layout == gguf; });
+}
+
 std::vector<std::string> output_folders(const ConvertCommand& command) {
   if (command.paths.size() == 1) return {command.out};
   std::vector<std::string> folders;
@@ -71,7 +81,8 @@ std::vector<std::string> output_folders(const ConvertCommand& command) {
                                      .got = name,
                                      .hint = "convert them one at a time"});
     }
-    folders.push_back(command.out.empty() ? std::string() : (fs::path(command.out) / name).string());
+    const std::string file = name + (writes_a_file(command) ? ".gguf" : "");
+    folders.push_back(command.out.empty() ? std::string() : (fs::path(command.out) / file).string());
   }
   return folders;
 }
@@ -113,11 +124,19 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
   options.input.read.verb = Verb::convert;
   options.input.read.threads = command.execute.threads;
   if (command.engine.empty()) options.to = parse_layout_flag("--to", command.to);
-  options.dtype = parse_optional_dtype("--dtype", command.dtype);
+  options.q8_0 = command.dtype == kQ8;
+  if (!options.q8_0) options.dtype = parse_optional_dtype("--dtype", command.dtype);
+  options.gguf_base = command.gguf_base;
   options.block_diagonal = command.block_diagonal;
   conversion.to = command.to;
 
-  for (const auto& [name, folder] : choose_adapters(path, options.input.adapter_name)) {
+  const auto adapters = choose_adapters(path, options.input.adapter_name);
+  if (writes_a_file(command) && adapters.size() > 1) {
+    throw Error(ErrorCode::USAGE, {.file = path,
+                                   .problem = "the folder holds several adapters, and a GGUF file holds one",
+                                   .hint = "choose one with --adapter-name"});
+  }
+  for (const auto& [name, folder] : adapters) {
     options.input.adapter_name = name;
     const Input input = load(path, options.input);
     const std::string layout(input.reading.has_experts ? info(input.reading.layout).name : kDense);
@@ -314,12 +333,16 @@ void add_convert(CLI::App& app, ConvertCommand& command) {
   verb.add_option("--for", command.engine,
                   "The engine to write for, in place of --to, with a version if need be: vllm@0.33 (peft engines)")
       ->type_name("ENGINE");
-  verb.add_option("--out", command.out, "The folder to write; of several adapters, each gets DIR/NAME")
+  verb.add_option("--out", command.out, "The folder to write (gguf: the file); of several adapters, each gets DIR/NAME")
       ->type_name("DIR");
-  verb.add_option("--dtype", command.dtype, "Cast the factors: " + CLI::detail::join(float_dtype_names(), ", "))
+  verb.add_option("--dtype", command.dtype,
+                  "Cast the factors: " + CLI::detail::join(float_dtype_names(), ", ") + "; gguf: also Q8_0")
       ->type_name("T");
   verb.add_flag("--block-diagonal", command.block_diagonal,
                 "Keep gate and up apart (rank 2r) even where they share lora_A");
+  verb.add_option("--gguf-base", command.gguf_base,
+                  "gguf: the model's GGUF file; the adapter gets its tensor names, and its shapes are checked")
+      ->type_name("FILE");
   verb.add_flag("--dry-run", command.dry_run, "Print the plan; write nothing");
   verb.add_flag("--config-only", command.config_only,
                 "Convert adapter_config.json alone: print a diff, write it to --out");

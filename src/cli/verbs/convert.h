@@ -10,7 +10,7 @@ namespace peft::cli {
 
 struct ConvertCommand {
   std::vector<std::string> paths;
-  std::string to, engine, out, dtype;  // one of `to` and `engine`
+  std::string to, engine, out, dtype, gguf_base;  // one of `to` and `engine`
   InputFlags input;
   bool block_diagonal = false;
   bool dry_run = false, config_only = false;

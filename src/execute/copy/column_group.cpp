@@ -21,7 +21,8 @@ using Key =
 
 // Whole tensors whose elements are apart in the source along rows and along columns.
 bool is_candidate(const PlannedTensor& tensor) {
-  if (tensor.blocks.size() != 1 || info(tensor.dtype).bits % 8 != 0 || tensor.merge) return false;
+  if (tensor.blocks.size() != 1 || info(tensor.dtype).bits % 8 != 0) return false;
+  if (tensor.merge || tensor.packing != Packing::none) return false;
   const Block& block = tensor.blocks.front();
   const View& view = block.source;
   return !block.scales && view.rows == tensor.rows && view.cols == tensor.cols &&

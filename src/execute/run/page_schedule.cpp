@@ -39,10 +39,10 @@ class Readers {
   void for_each_range(const TensorSlice& slice, const Visit& visit) {
     open(slice.tensor);
     const PlannedTensor& tensor = work_.tensor(slice.tensor);
-    const std::uint64_t bits = static_cast<std::uint64_t>(info(tensor.dtype).bits),
-                        row_bits = static_cast<std::uint64_t>(tensor.cols) * bits;
-    const auto row = static_cast<std::int64_t>(slice.begin * 8 / row_bits);
-    const auto row_end = static_cast<std::int64_t>((slice.end * 8 + row_bits - 1) / row_bits);
+    // Of dtypes below a byte a tensor is copied whole.
+    const bool below_byte = info(tensor.dtype).bits < 8;
+    const Rectangle area = below_byte ? Rectangle{0, tensor.rows, 0, tensor.cols} : area_of(work_, slice);
+    const std::int64_t row = area.row, row_end = area.row + area.rows;
     const auto visit_view = [&](const View& view, std::int64_t begin, std::int64_t end, bool packed = false) {
       const auto [first, last] = bytes_of(*work_.plan, view, begin, end, packed);
       visit(view.source, first, last);

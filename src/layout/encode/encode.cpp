@@ -11,17 +11,15 @@
 
 #include "layout/encode/stack.h"
 #include "layout/forms.h"
+#include "layout/gguf/encode.h"
 #include "layout/keys.h"
+#include "layout/mlx/write.h"
+#include "layout/stacked/write.h"
 #include "model/families/index.h"
 #include "peft/error.h"
 
 namespace peft::layout {
 namespace {
-
-bool is_widening(Dtype from, Dtype to) {
-  if (to == Dtype::f64) return true;
-  return to == Dtype::f32 && from != Dtype::f64;
-}
 
 // Puts the natural blocks of one expert into the two tensors of a fused pair, in the orientation of the layout.
 class Placer {
@@ -57,10 +55,8 @@ class Placer {
   bool natural_, rank_major_;
 };
 
-bool is_power_of_two(double ratio) {
-  int exponent = 0;
-  return std::frexp(std::abs(ratio), &exponent) == 0.5;
-}
+// Whether the view is a tensor as it lies in the file.
+bool is_in_order(const View& view) { return view.col_stride == 1 && view.row_stride == view.cols && view.offset == 0; }
 
 Exactness exactness_of(const Stack& stack) {
   Exactness worst = Exactness::bit_exact;
@@ -68,18 +64,12 @@ Exactness exactness_of(const Stack& stack) {
   for (const Factor* factor : all_of(stack)) {
     ++count;
     const double gain = folded_gain(*factor, stack.scale);
-    if (gain != 1) worst = std::max(worst, is_power_of_two(gain) ? Exactness::value_exact : Exactness::rounded);
+    worst = std::max(worst, exactness_of_gain(gain));
     if (factor->rank != stack.rank) worst = std::max(worst, Exactness::value_exact);
   }
   if (count != stack.parts.size() * static_cast<std::size_t>(stack.experts))
     worst = std::max(worst, Exactness::value_exact);
   return worst;
-}
-
-// The narrowest dtype that holds all values of both.
-Dtype wider(Dtype a, Dtype b) {
-  if (a == b) return a;
-  return a == Dtype::f64 || b == Dtype::f64 ? Dtype::f64 : Dtype::f32;
 }
 
 void place(const Stack& stack, const ExpertsForm::Fused& parameter, Placer& placer) {
@@ -250,14 +240,12 @@ void Encoder::add_matrix(std::string name, const View& view) {
 void Encoder::add_whole(std::string name, const View& view) {
   if (file_ == nullptr) return;
   const TensorInfo& info = file_->tensors()[view.tensor];
+  if (!is_in_order(view)) return add_matrix(std::move(name), view);
   add_tensor(copy_of(info, view.tensor, std::move(name), options_.dtype.value_or(info.dtype)), std::array{info.dtype});
 }
 
 void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes) {
-  for (const Dtype from : source_dtypes) {
-    if (from == tensor.dtype) continue;
-    note(is_widening(from, tensor.dtype) ? Exactness::value_exact : Exactness::rounded);
-  }
+  for (const Dtype from : source_dtypes) note(exactness_of_cast(from, tensor.dtype));
   tensor.must_be_finite = true;
   if (file_ != nullptr) result_.tensors.push_back(std::move(tensor));
 }
@@ -379,11 +367,8 @@ void Encoder::zero_parameter(const Experts& experts, const std::string& key, con
 }
 
 std::int64_t Encoder::count_experts(const Experts& experts, Group group) const {
-  std::int64_t count = experts.num_experts;
-  if (const auto at = counts_.find(group.front().site.module); at != counts_.end()) count = std::max(count, at->second);
-  if (count != 0 && !model_.num_experts_assumed) return count;
-  for (const Factor& factor : group) count = std::max(count, factor.site.expert + 1);
-  return count;
+  const auto at = counts_.find(group.front().site.module);
+  return expert_count(experts.num_experts, model_.num_experts_assumed, at == counts_.end() ? 0 : at->second, group);
 }
 
 // Ranks, widths and the one scale of a fused pair.
@@ -492,7 +477,16 @@ void Encoder::fused(const Experts& experts, Group group) {
 }  // namespace
 
 Encoded encode(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options) {
-  return Encoder(factors, model, file, options).run();
+  switch (options.to) {
+    case Layout::gguf:
+      return encode_gguf(factors, model, file, options);
+    case Layout::tinker:
+      return encode_stacked(factors, model, file, options);
+    case Layout::mlx:
+      return encode_mlx(factors, model, file, options);
+    default:
+      return Encoder(factors, model, file, options).run();
+  }
 }
 
 }  // namespace peft::layout

@@ -5,7 +5,7 @@
 #include <string_view>
 #include <vector>
 
-#include "layout/encode/encode.h"
+#include "layout/encode/encoded.h"
 #include "peft/config.h"
 
 namespace peft::layout {

@@ -62,3 +62,12 @@ std::uint64_t header_length(std::string_view start, const FileFacts& file);
 Header parse_header(std::string_view json, const FileFacts& file, const OpenOptions& options);
 
 }  // namespace peft::safetensors
+
+namespace peft {
+
+// Owns what tensors_ points to.
+struct TensorFile::Index {
+  safetensors::Header header;
+};
+
+}  // namespace peft

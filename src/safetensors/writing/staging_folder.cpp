@@ -134,7 +134,20 @@ void require_no_alias(const std::string& out, const std::vector<std::string>& in
   }
 }
 
-void require_free(const std::string& out, bool overwrite) {
+namespace {
+
+void require_free_file(const std::string& out, bool overwrite) {
+  std::error_code error;
+  if (!is_present(out) || (overwrite && fs::is_regular_file(out, error))) return;
+  const bool folder = fs::is_directory(out, error);
+  refuse_existing(out, "no such file", folder ? "a folder" : "a file",
+                  folder ? "name a file with --out" : "choose another name, or --overwrite");
+}
+
+}  // namespace
+
+void require_free(const std::string& out, bool overwrite, bool single_file) {
+  if (single_file) return require_free_file(out, overwrite);
   if (!is_present(out) || is_empty_folder(out)) return;
   std::error_code error;
   if (!fs::is_directory(out, error)) {

@@ -61,6 +61,7 @@ class Meanings {
     if (at->second.extra != nullptr) return extra_meaning(*at->second.extra);
     const Factor& factor = *at->second.factor;
     const TensorInfo& tensor = input_.adapter.weights->tensors()[index];
+    if (input_.adapter.form == AdapterForm::gguf) return gguf_meaning(factor, tensor);
     const bool stored_a = layout::parse_key(tensor.name).kind == layout::KeyKind::lora_a ||
                           layout::parse_key(tensor.name).kind == layout::KeyKind::embedding_a;
     const Experts* experts = factor.site.expert >= 0 ? find(factor.site.module) : nullptr;
@@ -85,6 +86,19 @@ class Meanings {
   }
 
  private:
+  std::string gguf_meaning(const Factor& factor, const TensorInfo& tensor) const {
+    const bool stored_a = tensor.name.ends_with("lora_a");
+    const Experts* experts = factor.site.expert >= 0 ? find(factor.site.module) : nullptr;
+    const std::string rank = fmt::format("rank {}", tensor.shape[tensor.shape.size() - (stored_a ? 2 : 1)]);
+    if (factor.kind == FactorKind::embedding) {
+      return stored_a ? fmt::format("[tokens {}, rank {}]", factor.in, factor.rank)
+                      : fmt::format("[out {}, rank {}]", factor.out, factor.rank);
+    }
+    const std::string stack = experts == nullptr ? "" : fmt::format("experts {}, ", tensor.shape.front());
+    return stored_a
+               ? fmt::format("[{}{}, in {}]", stack, rank, width_name(factor.in, experts))
+               : fmt::format("[{}out {}, {}]", stack, width_name(tensor.shape[tensor.shape.size() - 2], experts), rank);
+  }
   std::string unused_meaning(std::uint32_t index) const {
     switch (layout::unwrap(layout::parse_key(input_.adapter.weights->tensors()[index].name).module).part) {
       case layout::WrapperPart::original:
@@ -234,7 +248,10 @@ std::vector<std::string> value_anomalies(const Adapter& adapter, const Factors& 
   for (const auto& [index, count] : counts) {
     const std::string name(adapter.weights->tensors()[index].name);
     const auto kind = layout::parse_key(name).kind;
-    if (kind == layout::KeyKind::lora_b || kind == layout::KeyKind::embedding_a) {
+    const bool second = adapter.form == AdapterForm::gguf
+                            ? name.ends_with(".lora_b")
+                            : kind == layout::KeyKind::lora_b || kind == layout::KeyKind::embedding_a;
+    if (second) {
       ++pairs;
       zero += count.all_zero ? 1 : 0;
     }
@@ -361,7 +378,7 @@ void fill_decoded(const Input& input, InspectReport& report) {
     report.num_experts = std::max(report.num_experts, count.count);
   for (const Experts& experts : input.model.experts)
     report.num_experts = std::max(report.num_experts, experts.num_experts);
-  if (fused) {
+  if (fused && reading.layout != Layout::gguf) {
     bool reversed = false;
     for (const Factor& factor : reading.factors.factors) {
       if (factor.site.expert >= 0)
@@ -453,7 +470,7 @@ InspectReport inspect(const std::string& path, const InputOptions& options) {
     auto unknown = std::move(report.anomalies);
     fill_decoded(input, report);
     report.anomalies.insert(report.anomalies.end(), unknown.begin(), unknown.end());
-    check_config(input, report);
+    if (input.adapter.form == AdapterForm::peft) check_config(input, report);
   }
   return report;
 }

@@ -8,8 +8,8 @@
 
 #include "config/peft_rules.h"
 #include "execute/values/element.h"
+#include "layout/encode/adapter_files.h"
 #include "layout/encode/encode.h"
-#include "layout/encode/write_config.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
 
@@ -167,14 +167,10 @@ Plan NewAdapter::plan(const AdapterConfig& config, const Model& model, Layout to
   }
   Plan plan;
   layout::Encoded encoded = layout::encode(factors, model, file.get(), {to, std::nullopt, false});
+  plan.sources = {file};
   AdapterConfig base = config;
   base.use_rslora = false;  // every scale is 1: alpha is the rank
-  const AdapterConfig written = layout::write_config(base, encoded, model, to, plan.warnings);
-  plan.sources = {file};
-  plan.steps = std::move(encoded.steps);
-  plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
-  plan.files.push_back({"adapter_model.safetensors", std::move(encoded.tensors)});
-  plan.texts.emplace_back("adapter_config.json", written.dump());
+  layout::add_adapter_files(plan, std::move(encoded), base, model, to);
   count_bytes(plan);
   return plan;
 }

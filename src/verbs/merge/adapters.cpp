@@ -9,6 +9,7 @@
 #include "adapter/view_math.h"
 #include "base/float_formats.h"
 #include "config/peft_rules.h"
+#include "layout/gguf/decode.h"
 #include "layout/keys.h"
 #include "model/families/disk_names.h"
 #include "model/families/families.h"
@@ -149,6 +150,7 @@ std::vector<MergeAdapter> open_adapters(const MergeOptions& options, const Model
   for (const WeightedAdapter& given : options.adapters) {
     MergeAdapter adapter;
     adapter.adapter = open(given.path, {options.input.adapter_name, options.input.open});
+    adapter.adapter.weights = layout::with_rows_in_order(adapter.adapter, model);
     refuse_changed_base(adapter.adapter, options.base_is_residual);
     adapter.reading = read_for(adapter.adapter, model, options);
     adapter.weight = given.weight;

@@ -204,6 +204,11 @@ Prepared prepare(const PeftModel::Impl& impl, const AdapterEntry& entry, const S
                                    .got = std::string(info(layout).name),
                                    .hint = "convert the saved adapter afterwards"});
   }
+  if (layout == Layout::gguf) {
+    throw Error(ErrorCode::USAGE, {.problem = "a model saves folders, and a GGUF file is none",
+                                   .expected = "a layout of PEFT's",
+                                   .hint = "convert the saved adapter afterwards"});
+  }
   const InMemory adapter = factors_of(impl, entry);
   layout::Encoded encoded =
       layout::encode(adapter.factors, impl.model, adapter.memory->file.get(), {layout, {}, false});

@@ -1,0 +1,25 @@
+// What MLX-LM calls the modules that transformers calls otherwise: the experts, which it holds in one switch layer.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "layout/decode/named_pair.h"
+#include "peft/model.h"
+
+namespace peft::layout {
+
+// A projection of a switch layer, taken apart.
+struct SwitchName {
+  std::string experts;  // path of the experts module in transformers: "model.layers.0.mlp.experts"
+  Projection projection = Projection::none;
+  const ProjectionNames* per_expert = nullptr;  // what transformers 4 calls the projections there; null: several ways
+};
+// nullopt: no name of a switch layer.
+std::optional<SwitchName> parse_switch_name(std::string_view module);
+
+// The path of a projection's switch layer in this model; "" where MLX-LM's name for it is not known.
+std::string switch_name(const Model& model, const Experts& experts, Projection projection);
+
+}  // namespace peft::layout
