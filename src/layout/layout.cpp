@@ -14,8 +14,7 @@
 #include "layout/gguf/decode.h"
 #include "layout/keys.h"
 #include "layout/mlx/read.h"
-#include "layout/stacked/names.h"
-#include "layout/stacked/read.h"
+#include "layout/stacked.h"
 #include "model/path.h"
 #include "peft/error.h"
 
@@ -96,23 +95,18 @@ void require_family(const Context& context, const Slot& slot) {
                            .got = notes});
 }
 
-// The fused layouts differ in what their files mean, not in how they look: one may be asked for in place of another.
-bool looks_fused(Layout layout) {
-  return layout == Layout::peft_fused || layout == Layout::peft_fused_0_19_0 || layout == Layout::peft_fused_0_18 ||
-         layout == Layout::unsloth_grouped;
-}
-
 void check_asked_layout(const Context& context) {
   const auto& asked = context.options.layout;
   const Layout found = context.reading.layout;
-  const bool own_form = info(found).form != AdapterForm::peft;
+  const bool own_form = !layout::is_peft(found);
   if (!asked || *asked == found || (!context.reading.has_experts && !own_form)) return;
-  if (looks_fused(*asked) && looks_fused(found)) return;
+  // The fused layouts differ in what their files mean, not in how they look.
+  if (layout::is_fused(*asked) && layout::is_fused(found)) return;
   at(context.adapter.weights->path())
       .fail(ErrorCode::LO_LAYOUT, {.problem = "the file is not in the layout that was named",
                                    .expected = std::string(info(*asked).name),
                                    .got = found == Layout::peft_per_expert ? "one pair per expert and projection"
-                                          : looks_fused(found)             ? "pairs that hold all experts"
+                                          : layout::is_fused(found)        ? "pairs that hold all experts"
                                                                            : std::string(info(found).name)});
 }
 
@@ -191,6 +185,7 @@ void read_peft(Context& context) {
   context.unused = std::move(found.unused);
   PeftPairs pairs;
   for (const Slot& slot : found.slots) {
+    if (layout::is_empty_stack(context.adapter, slot)) continue;
     if (layout::is_stacked(context.adapter, slot)) {
       pairs.stacked.push_back(slot);
       continue;
@@ -212,15 +207,17 @@ void read_peft(Context& context) {
   }
   require_one_layout(context, pairs);
   Reading& reading = context.reading;
-  std::vector<std::string> names(pairs.dense.size());  // of modules that Tinker calls otherwise
-  for (std::size_t i = 0; i < pairs.dense.size(); ++i) {
-    if (!pairs.stacked.empty())
-      pairs.dense[i].module = names[i] = layout::from_tinker(context.model, pairs.dense[i].module);
-    layout::decode_dense(context, pairs.dense[i]);
+  bool tinker = !pairs.stacked.empty();
+  for (const Slot& slot : pairs.dense) {
+    const std::string module = layout::from_tinker(context.model, slot.module);
+    tinker = tinker || module != slot.module;
+    Slot named = slot;
+    named.module = module;
+    layout::decode_dense(context, named);
   }
   for (const Slot& slot : pairs.stacked) layout::add_pair(context, layout::stacked_pair(context, slot));
   reading.layout = pairs.per_expert != nullptr ? Layout::peft_per_expert
-                   : !pairs.stacked.empty()    ? Layout::tinker
+                   : tinker                    ? Layout::tinker
                                                : layout::layout_of(context.adapter.config.likely_version().first);
   layout::decode_fused(context, pairs.fused, pairs.fused_at);
   for (const auto& single : found.singles) layout::decode_single(context, single);

@@ -11,7 +11,6 @@
 #include "base/text.h"
 #include "config/peft_rules.h"
 #include "gguf/gguf_file.h"
-#include "layout/encode/adapter_files.h"
 #include "layout/encode/encode.h"
 #include "layout/encode/stack.h"
 #include "layout/encode/write_config.h"
@@ -51,7 +50,7 @@ std::vector<PlannedTensor> copies(const Input& input) {
 // Warns of dense modules that PEFT's own migration takes for experts.
 void warn_of_namesakes(const layout::Encoded& encoded, const Model& model, Layout to,
                        std::vector<std::string>& warnings) {
-  if (to == Layout::peft_per_expert || model.peft_config.empty()) return;
+  if (!layout::is_fused(to) || model.peft_config.empty()) return;
   for (const auto& target : encoded.targets) {
     if (target.parameter) continue;
     if (!config::is_named_like_projection(target.name)) continue;
@@ -273,8 +272,6 @@ class ShapeOnlyFactors {
   std::uint32_t next_ = 0;
 };
 
-bool is_fused(Layout layout) { return layout != Layout::peft_per_expert; }
-
 AdapterConfig write_converted(const AdapterConfig& config, const Model& model, Generation from,
                               const ResolvedTargets& resolved, const layout::EncodeOptions& options,
                               std::vector<std::string>& warnings) {
@@ -283,10 +280,11 @@ AdapterConfig write_converted(const AdapterConfig& config, const Model& model, G
   const Factors factors = shape_only.take();
   layout::Encoded encoded = layout::encode(factors, model, nullptr, options);
   for (const std::string& module : resolved.modules_to_save) {
-    const bool turn = from == Generation::v4 && is_fused(options.to);
-    encoded.saved_modules.push_back(turn                   ? model.rename(module, Generation::v4, Generation::v5)
-                                    : is_fused(options.to) ? module
-                                                           : model.rename(module, Generation::v5, Generation::v4));
+    const bool turn = from == Generation::v4 && layout::is_fused(options.to);
+    encoded.saved_modules.push_back(turn ? model.rename(module, Generation::v4, Generation::v5)
+                                    : layout::is_fused(options.to)
+                                        ? module
+                                        : model.rename(module, Generation::v5, Generation::v4));
   }
   return layout::write_config(config, encoded, model, options.to, warnings);
 }
@@ -508,7 +506,7 @@ std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, con
 }
 
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options) {
-  if (options.to == Layout::gguf || options.to == Layout::mlx || options.to == Layout::tinker) {
+  if (!layout::is_peft(options.to)) {
     throw Error(ErrorCode::USAGE, {.problem = "a config of PEFT has no form in the layout without its weights",
                                    .expected = "--to with a layout of PEFT's, or the whole adapter",
                                    .got = std::string(info(options.to).name)});

@@ -45,10 +45,14 @@ class NativeCase {
     compare_factors(oracle.factors, factors);
     check_ranks_and_scales(oracle);
     check_warnings(input);
-    for (const LayoutInfo& layout : layouts())
-      if (layout.layout != Layout::gguf) check_tour(input, oracle, layout);
-    TemporaryFolder gguf;
-    check_gguf_tour(input, options_, oracle.factors, gguf.path().string());
+    for (const LayoutInfo& layout : layouts()) {
+      if (!is_program_layout(layout.layout)) {
+        check_tour(input, oracle, layout);
+        continue;
+      }
+      const TemporaryFolder there;
+      check_program_tour(input, options_, layout.layout, oracle.factors, there.path().string());
+    }
   }
 
  private:

@@ -194,20 +194,29 @@ Plan convert(const Input& input, ConvertOptions options, Layout to, const std::s
   return plan;
 }
 
-bool check_gguf_tour(const Input& input, const ConvertOptions& options, const OracleFactors& want,
-                     const std::string& folder) {
+bool is_program_layout(Layout layout) {
+  return layout == Layout::gguf || layout == Layout::tinker || layout == Layout::mlx;
+}
+
+std::optional<Exactness> check_program_tour(const Input& input, const ConvertOptions& options, Layout to,
+                                            const OracleFactors& want, const std::string& folder) {
   Plan plan;
   try {
-    plan = convert(input, options, Layout::gguf, folder);
+    plan = convert(input, options, to, folder);
   } catch (const Error& error) {
-    // llama.cpp has no such model or no such tensor, or the number of heads is not known.
-    if (error.code() == ErrorCode::LO_NO_FORM || error.code() == ErrorCode::MD_NEEDED) return false;
+    // The program has no such model or no such tensor, or what is needed of the model is not known.
+    if (error.code() == ErrorCode::LO_NO_FORM || error.code() == ErrorCode::MD_NEEDED) return std::nullopt;
     throw;
   }
-  const Input there = load_as(folder, options.input, Layout::gguf);
+  const Input there = load_as(folder, options.input, to);
+  require(there.reading.layout == to || !there.reading.has_experts, "another layout was read");
   const Dtype dtype = there.adapter.weights->tensors().front().dtype;
   compare_deltas(want, factors_of(there), plan.exactness <= Exactness::value_exact ? kExact : rounding(dtype));
-  return plan.exactness <= Exactness::value_exact;
+  return plan.exactness;
+}
+
+bool gives_bytes_back(Layout layout, Exactness exactness) {
+  return exactness == Exactness::bit_exact || (layout == Layout::gguf && exactness == Exactness::value_exact);
 }
 
 }  // namespace peft::testing

@@ -14,7 +14,7 @@
 #include "layout/gguf/encode.h"
 #include "layout/keys.h"
 #include "layout/mlx/write.h"
-#include "layout/stacked/write.h"
+#include "layout/stacked.h"
 #include "model/families/index.h"
 #include "peft/error.h"
 

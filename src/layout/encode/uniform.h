@@ -9,7 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "layout/encode/encode.h"
+#include "layout/encode/encoded.h"
 
 namespace peft::layout {
 

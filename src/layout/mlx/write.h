@@ -1,7 +1,7 @@
 // Writes adapters of MLX-LM, as read.h describes them.
 #pragma once
 
-#include "layout/encode/encode.h"
+#include "layout/encode/encoded.h"
 
 namespace peft::layout {
 

@@ -17,6 +17,7 @@
 #include "engines/read_facts.h"
 #include "layout/decode/decode.h"
 #include "layout/encode/write_config.h"
+#include "layout/forms.h"
 #include "layout/keys.h"
 #include "peft/error.h"
 #include "peft/targets.h"
@@ -61,11 +62,11 @@ class Meanings {
     if (at->second.extra != nullptr) return extra_meaning(*at->second.extra);
     const Factor& factor = *at->second.factor;
     const TensorInfo& tensor = input_.adapter.weights->tensors()[index];
-    if (input_.adapter.form == AdapterForm::gguf) return gguf_meaning(factor, tensor);
+    if (!layout::is_peft(input_.reading.layout)) return other_meaning(factor, index);
     const bool stored_a = layout::parse_key(tensor.name).kind == layout::KeyKind::lora_a ||
                           layout::parse_key(tensor.name).kind == layout::KeyKind::embedding_a;
     const Experts* experts = factor.site.expert >= 0 ? find(factor.site.module) : nullptr;
-    const bool stacked = factor.site.expert >= 0 && input_.reading.layout != Layout::peft_per_expert;
+    const bool stacked = factor.site.expert >= 0 && layout::is_fused(input_.reading.layout);
     if (!stacked || tensor.shape.size() != 2) {
       return stored_a ? fmt::format("[rank {}, in {}]", factor.rank, width_name(factor.in, experts))
                       : fmt::format("[out {}, rank {}]", width_name(factor.out, experts), factor.rank);
@@ -86,18 +87,26 @@ class Meanings {
   }
 
  private:
-  std::string gguf_meaning(const Factor& factor, const TensorInfo& tensor) const {
-    const bool stored_a = tensor.name.ends_with("lora_a");
+  // Of the forms of other programs: the view of the factor shows which axis is what.
+  std::string other_meaning(const Factor& factor, std::uint32_t index) const {
+    const TensorInfo& tensor = input_.adapter.weights->tensors()[index];
+    const bool is_a = factor.a.tensor == index;
+    const View& view = is_a ? factor.a : factor.b;
     const Experts* experts = factor.site.expert >= 0 ? find(factor.site.module) : nullptr;
-    const std::string rank = fmt::format("rank {}", tensor.shape[tensor.shape.size() - (stored_a ? 2 : 1)]);
-    if (factor.kind == FactorKind::embedding) {
-      return stored_a ? fmt::format("[tokens {}, rank {}]", factor.in, factor.rank)
-                      : fmt::format("[out {}, rank {}]", factor.out, factor.rank);
-    }
-    const std::string stack = experts == nullptr ? "" : fmt::format("experts {}, ", tensor.shape.front());
-    return stored_a
-               ? fmt::format("[{}{}, in {}]", stack, rank, width_name(factor.in, experts))
-               : fmt::format("[{}out {}, {}]", stack, width_name(tensor.shape[tensor.shape.size() - 2], experts), rank);
+    const bool turned = view.row_stride == 1 && view.col_stride != 1;
+    const std::size_t last = tensor.shape.size() - 1;
+    const bool rank_last = is_a == turned;
+    const std::string rank = fmt::format("rank {}", tensor.shape[rank_last ? last : last - 1]);
+    const bool tokens = is_a && factor.kind == FactorKind::embedding;
+    const std::string width = fmt::format("{} {}",
+                                          tokens ? "tokens"
+                                          : is_a ? "in"
+                                                 : "out",
+                                          width_name(is_a ? factor.in : factor.out, experts));
+    const std::string stack = tensor.shape.size() < 3     ? ""
+                              : tensor.shape.front() == 1 ? "all experts, "
+                                                          : fmt::format("experts {}, ", tensor.shape.front());
+    return rank_last ? fmt::format("[{}{}, {}]", stack, width, rank) : fmt::format("[{}{}, {}]", stack, rank, width);
   }
   std::string unused_meaning(std::uint32_t index) const {
     switch (layout::unwrap(layout::parse_key(input_.adapter.weights->tensors()[index].name).module).part) {
@@ -248,7 +257,7 @@ std::vector<std::string> value_anomalies(const Adapter& adapter, const Factors& 
   for (const auto& [index, count] : counts) {
     const std::string name(adapter.weights->tensors()[index].name);
     const auto kind = layout::parse_key(name).kind;
-    const bool second = adapter.form == AdapterForm::gguf
+    const bool second = adapter.form != AdapterForm::peft
                             ? name.ends_with(".lora_b")
                             : kind == layout::KeyKind::lora_b || kind == layout::KeyKind::embedding_a;
     if (second) {
@@ -325,7 +334,7 @@ bool is_refused_by(Verb verb, const AdapterConfig& config) {
 void check_config(const Input& input, InspectReport& report) {
   const AdapterConfig& config = input.adapter.config;
   if (is_refused_by(Verb::targets, config)) return;  // its targets are not known
-  const bool fused = input.reading.layout != Layout::peft_per_expert;
+  const bool fused = layout::is_fused(input.reading.layout);
   const Generation g = input.reading.has_experts && !fused ? Generation::v4 : Generation::v5;
   const auto& tree = input.model.tree(g) ? input.model.tree(g)
                                          : input.model.tree(g == Generation::v4 ? Generation::v5 : Generation::v4);
@@ -358,7 +367,6 @@ void check_config(const Input& input, InspectReport& report) {
 
 void fill_decoded(const Input& input, InspectReport& report) {
   const Reading& reading = input.reading;
-  const bool fused = reading.has_experts && reading.layout != Layout::peft_per_expert;
   report.layout =
       reading.has_experts ? std::string(info(reading.layout).name) : "dense (no experts; the same in every layout)";
   report.evidence = reading.evidence;
@@ -378,7 +386,7 @@ void fill_decoded(const Input& input, InspectReport& report) {
     report.num_experts = std::max(report.num_experts, count.count);
   for (const Experts& experts : input.model.experts)
     report.num_experts = std::max(report.num_experts, experts.num_experts);
-  if (fused && reading.layout != Layout::gguf) {
+  if (reading.has_experts && layout::is_fused(reading.layout)) {
     bool reversed = false;
     for (const Factor& factor : reading.factors.factors) {
       if (factor.site.expert >= 0)
@@ -470,7 +478,7 @@ InspectReport inspect(const std::string& path, const InputOptions& options) {
     auto unknown = std::move(report.anomalies);
     fill_decoded(input, report);
     report.anomalies.insert(report.anomalies.end(), unknown.begin(), unknown.end());
-    if (input.adapter.form == AdapterForm::peft) check_config(input, report);
+    if (layout::is_peft(input.reading.layout)) check_config(input, report);
   }
   return report;
 }

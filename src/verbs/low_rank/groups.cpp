@@ -97,7 +97,7 @@ std::string MatrixGroup::name() const {
 }
 
 JoinRule join_rule(const Model& model, Layout to, const Site& site) {
-  if (to == Layout::peft_per_expert || site.expert < 0) return {};
+  if (!layout::is_fused(to) || site.expert < 0) return {};
   const auto experts = std::find_if(model.experts.begin(), model.experts.end(),
                                     [&](const Experts& e) { return experts_module(e) == site.module; });
   if (experts == model.experts.end()) return {};

@@ -8,7 +8,7 @@
 
 #include "config/peft_rules.h"
 #include "execute/values/element.h"
-#include "layout/encode/adapter_files.h"
+#include "layout/encode/write_config.h"
 #include "layout/encode/encode.h"
 #include "peft/adapter.h"
 #include "peft/error.h"

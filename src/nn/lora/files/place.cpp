@@ -12,6 +12,7 @@
 #include "adapter/view_math.h"
 #include "config/peft_rules.h"
 #include "layout/encode/stack.h"
+#include "layout/forms.h"
 #include "nn/lora/files/file_tensors.h"
 #include "nn/model/network.h"
 #include "peft/error.h"
@@ -186,7 +187,7 @@ class Placer {
       if (found == 0) continue;
       used += found;
       Site& site = impl_.site(module, parameter.name, true);
-      const bool fused = input_.reading.layout != Layout::peft_per_expert;
+      const bool fused = layout::is_fused(input_.reading.layout);
       site.adapters[id_] = stack_pairs(file_, site, parameter, pairs, fused);
       site.adapters[id_].dropout = dropout();
     }

@@ -13,6 +13,7 @@
 #include "config/peft_rules.h"
 #include "layout/encode/encode.h"
 #include "layout/encode/write_config.h"
+#include "layout/forms.h"
 #include "nn/lora/files/factors.h"
 #include "nn/lora/files/file_tensors.h"
 #include "nn/model/network.h"
@@ -204,9 +205,10 @@ Prepared prepare(const PeftModel::Impl& impl, const AdapterEntry& entry, const S
                                    .got = std::string(info(layout).name),
                                    .hint = "convert the saved adapter afterwards"});
   }
-  if (layout == Layout::gguf) {
-    throw Error(ErrorCode::USAGE, {.problem = "a model saves folders, and a GGUF file is none",
+  if (!layout::is_peft(layout)) {
+    throw Error(ErrorCode::USAGE, {.problem = "a model saves adapters as PEFT does",
                                    .expected = "a layout of PEFT's",
+                                   .got = std::string(info(layout).name),
                                    .hint = "convert the saved adapter afterwards"});
   }
   const InMemory adapter = factors_of(impl, entry);
