@@ -8,6 +8,7 @@ namespace {
 constexpr FactInfo kFacts[] = {
     {Fact::gguf, "gguf", "a GGUF file, as llama.cpp reads it"},
     {Fact::mlx, "mlx", "a folder as MLX-LM writes it"},
+    {Fact::old_mlx, "old_mlx", "MLX-LM's older form: 2-D lora_a of experts"},
     {Fact::stacked, "stacked", "3-D tensors w1, w2, w3 that hold all experts (Tinker)"},
     {Fact::experts, "experts", "LoRA on experts"},
     {Fact::per_expert, "per_expert", "one pair per expert and projection"},

@@ -17,6 +17,7 @@ enum class Fact : std::uint8_t {
   // the form of the file
   gguf,
   mlx,
+  old_mlx,
   stacked,
   experts,
   per_expert,

@@ -208,6 +208,13 @@ void add_names(const Adapter& adapter, const Model& model, const Reading& readin
   }
 }
 
+// Whether the experts of MLX-LM's file lie in 2-D tensors, as before October 2025.
+bool has_flat_experts(const Adapter& adapter, const Reading& reading) {
+  return std::ranges::any_of(reading.factors.factors, [&](const Factor& factor) {
+    return factor.site.expert >= 0 && adapter.weights->tensors()[factor.a.tensor].shape.size() == 2;
+  });
+}
+
 }  // namespace
 
 void set_layout(AdapterFacts& facts, Layout layout, const Model& model) {
@@ -237,6 +244,9 @@ AdapterFacts facts_of(const Adapter& adapter, const Model& model, const Reading&
   facts.set(Fact::experts, reading.has_experts);
   if (reading.has_experts) add_zero_pairs(adapter, model, reading, facts);
   set_layout(facts, reading.layout, model);
+  facts.set(Fact::gguf, adapter.form == AdapterForm::gguf);
+  facts.set(Fact::mlx, adapter.form == AdapterForm::mlx);
+  facts.set(Fact::old_mlx, facts.has(Fact::mlx) && has_flat_experts(adapter, reading));
   add_names(adapter, model, reading, facts);
   if (facts.has(Fact::per_expert)) add_conversion_facts(adapter, model, reading, facts);
   return facts;

@@ -185,6 +185,7 @@ void read_peft(Context& context) {
   context.unused = std::move(found.unused);
   PeftPairs pairs;
   for (const Slot& slot : found.slots) {
+    if (layout::is_empty_stack(context.adapter, slot)) continue;
     if (layout::is_stacked(context.adapter, slot)) {
       pairs.stacked.push_back(slot);
       continue;
@@ -206,15 +207,17 @@ void read_peft(Context& context) {
   }
   require_one_layout(context, pairs);
   Reading& reading = context.reading;
-  std::vector<std::string> names(pairs.dense.size());  // of modules that Tinker calls otherwise
-  for (std::size_t i = 0; i < pairs.dense.size(); ++i) {
-    if (!pairs.stacked.empty())
-      pairs.dense[i].module = names[i] = layout::from_tinker(context.model, pairs.dense[i].module);
-    layout::decode_dense(context, pairs.dense[i]);
+  bool tinker = !pairs.stacked.empty();
+  for (const Slot& slot : pairs.dense) {
+    const std::string module = layout::from_tinker(context.model, slot.module);
+    tinker = tinker || module != slot.module;
+    Slot named = slot;
+    named.module = module;
+    layout::decode_dense(context, named);
   }
   for (const Slot& slot : pairs.stacked) layout::add_pair(context, layout::stacked_pair(context, slot));
   reading.layout = pairs.per_expert != nullptr ? Layout::peft_per_expert
-                   : !pairs.stacked.empty()    ? Layout::tinker
+                   : tinker                    ? Layout::tinker
                                                : layout::layout_of(context.adapter.config.likely_version().first);
   layout::decode_fused(context, pairs.fused, pairs.fused_at);
   for (const auto& single : found.singles) layout::decode_single(context, single);

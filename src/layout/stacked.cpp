@@ -17,28 +17,46 @@ namespace {
 
 // ---- Names
 
+bool has_gate(const Experts& experts) {
+  const auto is_gate = [](Projection projection) { return projection == Projection::gate; };
+  const auto& fused = experts.form->v5.empty() ? experts.form->v4 : experts.form->v5;
+  return std::ranges::any_of(experts.form->per_expert, is_gate, &ExpertsForm::PerExpert::projection) ||
+         std::ranges::any_of(fused, [&](const auto& p) { return std::ranges::any_of(p.projections, is_gate); });
+}
+
 constexpr std::array<std::pair<std::string_view, Projection>, 3> kProjections{
     {{"w1", Projection::gate}, {"w2", Projection::down}, {"w3", Projection::up}}};
 
-// A part of a module's path that Tinker calls otherwise in this model type. Source: golden/consumers/tinker/gpt_oss.
+// A part of a module's path that Tinker calls otherwise, in this model type or in all (""). Source:
+// golden/consumers/tinker/gpt_oss, tinker_cookbook/weights/_adapter.py.
 struct Renaming {
   std::string_view model_type, transformers, tinker;
 };
-constexpr Renaming kRenamings[] = {{"gpt_oss", ".self_attn.", ".attn."}};
+constexpr Renaming kRenamings[] = {{"gpt_oss", ".self_attn.", ".attn."}, {"", "lm_head", "model.unembed_tokens"}};
 
-std::string_view stacked_name(Projection projection) {
+std::string renamed(const Model& model, std::string_view module, std::string_view Renaming::*from,
+                    std::string_view Renaming::*to) {
+  std::string name(module);
+  for (const Renaming& row : kRenamings) {
+    if (row.model_type.empty() && name == row.*from) name = row.*to;
+    if (!row.model_type.empty() && row.model_type == model.model_type)
+      name = model::replace_all(std::move(name), row.*from, row.*to);
+  }
+  return name;
+}
+
+// The projection by its name in the file. Two-layer experts have no gate: their first matrix is up.
+Projection projection_in(const Experts* experts, std::string_view name) {
+  const Projection projection = stacked_projection(name);
+  return projection == Projection::gate && experts != nullptr && !has_gate(*experts) ? Projection::up : projection;
+}
+
+std::string_view stacked_name(const Experts& experts, Projection projection) {
+  if (projection == Projection::up && !has_gate(experts)) projection = Projection::gate;
   for (const auto& [stacked, named] : kProjections) {
     if (named == projection) return stacked;
   }
   return {};
-}
-
-std::string to_tinker(const Model& model, std::string_view module) {
-  for (const Renaming& row : kRenamings) {
-    if (row.model_type == model.model_type)
-      return model::replace_all(std::string(module), row.transformers, row.tinker);
-  }
-  return std::string(module);
 }
 
 // ---- Reading
@@ -78,8 +96,8 @@ bool is_shared(const UniformFile& out, const ProjectionStack& stack, View Factor
 }
 
 void add_stack(UniformFile& out, const ProjectionStack& stack) {
-  const std::string key =
-      std::string(kPrefix) + experts_module(*stack.experts) + "." + std::string(stacked_name(stack.projection));
+  const std::string key = std::string(kPrefix) + experts_module(*stack.experts) + "." +
+                          std::string(stacked_name(*stack.experts, stack.projection));
   const std::int64_t rank = out.rank();
   const bool a_shared = is_shared(out, stack, &Factor::a);
   // One side has to show how many experts there are.
@@ -96,11 +114,12 @@ void add_stack(UniformFile& out, const ProjectionStack& stack) {
   out.add(key + ".lora_A.weight", {in_a, rank, stack.in}, in_a * rank, stack.in, std::move(a));
   out.add(key + ".lora_B.weight", {in_b, stack.out, rank}, in_b * stack.out, rank, std::move(b));
   const std::string_view shared = a_shared ? ", lora_A shared" : b_shared ? ", lora_B shared" : "";
-  out.step(fmt::format("{} of {} experts stacked{}", stacked_name(stack.projection), experts, shared));
+  out.step(fmt::format("{} of {} experts stacked{}", stacked_name(*stack.experts, stack.projection), experts, shared));
 }
 
 void add_dense(UniformFile& out, const Factor& factor) {
-  const std::string key = std::string(kPrefix) + to_tinker(out.model(), factor.site.module);
+  const std::string key =
+      std::string(kPrefix) + renamed(out.model(), factor.site.module, &Renaming::transformers, &Renaming::tinker);
   const bool embedding = factor.kind == FactorKind::embedding;
   out.add(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"), {out.rank(), factor.in}, out.rank(), factor.in,
           {out.block_of_a(factor, 0)});
@@ -118,11 +137,14 @@ Projection stacked_projection(std::string_view name) {
 }
 
 std::string from_tinker(const Model& model, std::string_view module) {
-  for (const Renaming& row : kRenamings) {
-    if (row.model_type == model.model_type)
-      return model::replace_all(std::string(module), row.tinker, row.transformers);
-  }
-  return std::string(module);
+  return renamed(model, module, &Renaming::tinker, &Renaming::transformers);
+}
+
+bool is_empty_stack(const Adapter& adapter, const Slot& slot) {
+  const auto tensors = adapter.weights->tensors();
+  return stacked_projection(model::leaf(slot.module)) != Projection::none &&
+         model::leaf(model::parent(slot.module)).ends_with("experts") && tensors[slot.a].bytes() == 0 &&
+         tensors[slot.b].bytes() == 0;
 }
 
 bool is_stacked(const Adapter& adapter, const Slot& slot) {
@@ -142,7 +164,7 @@ NamedPair stacked_pair(const Context& context, const Slot& slot) {
   }
   NamedPair pair;
   pair.module = std::string(model::parent(slot.module));
-  pair.projection = stacked_projection(model::leaf(slot.module));
+  pair.projection = projection_in(experts_at(context.model, pair.module), model::leaf(slot.module));
   pair.experts = count_experts(context, slot, a.shape[0], b.shape[0]);
   pair.a = first_matrix(slot.a, a), pair.b = first_matrix(slot.b, b);
   pair.a_step = a.shape[0] == 1 ? 0 : pair.a.rows * pair.a.cols;

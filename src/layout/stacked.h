@@ -14,9 +14,12 @@ namespace peft::layout {
 
 // "w1" is gate, "w2" down, "w3" up; Projection::none for other names.
 Projection stacked_projection(std::string_view name);
-// A dense module of Tinker as transformers calls it. They differ in few model types (gpt_oss: attn for self_attn).
+// A dense module of Tinker as transformers calls it. Few are called otherwise (gpt_oss: attn for self_attn).
 std::string from_tinker(const Model& model, std::string_view module);
 
+// Whether the slot stands for a projection that the experts do not have: Tinker writes w3 of two-layer experts with no
+// elements.
+bool is_empty_stack(const Adapter& adapter, const Slot& slot);
 // Whether the slot is such a stack: its name and the dimensions of its tensors say so.
 bool is_stacked(const Adapter& adapter, const Slot& slot);
 // The pair of a stacked slot. Throws LO_SHAPE for shapes that are no stack, LO_EXPERT where neither side shows how many

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <filesystem>
 #include <map>
 #include <set>
@@ -13,6 +12,7 @@
 #include "config/peft_rules.h"
 #include "gguf/gguf_file.h"
 #include "layout/encode/encode.h"
+#include "layout/encode/stack.h"
 #include "layout/encode/write_config.h"
 #include "layout/forms.h"
 #include "layout/keys.h"
@@ -347,16 +347,8 @@ void require_whole(const std::vector<Target>& targets, const Model& model) {
   }
 }
 
-void require_gguf_options(const ConvertOptions& options) {
-  if (options.to == Layout::gguf) return;
-  const std::string_view flag = options.q8_0 ? "--dtype Q8_0" : !options.gguf_base.empty() ? "--gguf-base" : "";
-  if (flag.empty()) return;
-  throw Error(ErrorCode::USAGE, {.problem = std::string(flag) + " is for --to gguf",
-                                 .got = "--to " + std::string(info(options.to).name)});
-}
-
 std::int64_t largest_rank(const layout::Encoded& encoded) {
-  std::int64_t rank = 0;
+  std::int64_t rank = encoded.uniform ? encoded.uniform->rank : 0;
   for (const auto& target : encoded.targets) rank = std::max(rank, target.rank);
   return rank;
 }
@@ -385,14 +377,10 @@ void even_pair(PlannedTensor& a, PlannedTensor& b, std::int64_t rank, double gai
   a.column_group = b.column_group = PlannedTensor::kNoGroup;  // its tensors may differ now
 }
 
-bool is_power_of_two(double ratio) {
-  int exponent = 0;
-  return std::frexp(std::abs(ratio), &exponent) == 0.5;
-}
-
 // Gives all pairs one scale or one rank, and the config the plain rule alpha / r. Returns whether anything changed.
-bool even_out(layout::Encoded& encoded, AdapterConfig& config, const verbs::Suiting& suiting) {
-  if (!suiting.one_scale && !suiting.one_rank) return false;
+// Layouts with one rank and one scale a file do so by themselves.
+bool even_out(layout::Encoded& encoded, AdapterConfig& config, Layout to, const verbs::Suiting& suiting) {
+  if (to != Layout::peft_per_expert || (!suiting.one_scale && !suiting.one_rank)) return false;
   const std::int64_t rank = largest_rank(encoded);
   const double scale = common_scale(encoded.targets);
   std::unordered_map<std::string_view, PlannedTensor*> by_name;
@@ -410,8 +398,7 @@ bool even_out(layout::Encoded& encoded, AdapterConfig& config, const verbs::Suit
     padded += new_rank != target.rank ? 1 : 0;
     folded += gain != 1 ? 1 : 0;
     even_pair(*a->second, *b->second, new_rank, gain);
-    const bool exact = gain == 1 || is_power_of_two(gain);
-    if (!exact) encoded.exactness = std::max(encoded.exactness, Exactness::rounded);
+    encoded.exactness = std::max(encoded.exactness, layout::exactness_of_gain(gain));
     target.rank = new_rank;
     if (suiting.one_scale) target.scale = scale;
   }
@@ -425,6 +412,14 @@ bool even_out(layout::Encoded& encoded, AdapterConfig& config, const verbs::Suit
   return padded + folded != 0 || plain;
 }
 
+void require_gguf_options(const ConvertOptions& options) {
+  if (options.to == Layout::gguf) return;
+  const std::string_view flag = options.q8_0 ? "--dtype Q8_0" : !options.gguf_base.empty() ? "--gguf-base" : "";
+  if (flag.empty()) return;
+  throw Error(ErrorCode::USAGE, {.problem = std::string(flag) + " is for --to gguf",
+                                 .got = "--to " + std::string(info(options.to).name)});
+}
+
 }  // namespace
 
 namespace verbs {
@@ -436,15 +431,14 @@ SuitedPlan plan_suited(const Input& input, const ConvertOptions& options, const 
   plan.warnings = input.reading.factors.warnings;
   if (std::string text = left_out(input.reading); !text.empty()) plan.warnings.push_back(std::move(text));
   layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal, options.q8_0};
-  encode_options.all_projections = suiting.all_projections;
-  encode_options.spelling = suiting.spelling;
+  encode_options.all_projections = suiting.all_projections, encode_options.spelling = suiting.spelling;
   require_gguf_options(options);
   if (!options.gguf_base.empty())
     encode_options.gguf_base = gguf::GgufFile::open(options.gguf_base, options.input.open);
   layout::Encoded encoded =
       layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
   AdapterConfig source = input.adapter.config;
-  const bool evened = even_out(encoded, source, suiting);
+  const bool evened = even_out(encoded, source, options.to, suiting);
   const std::int64_t rank = largest_rank(encoded);
   if (!evened && keeps_everything(input, encoded, options)) {
     plan.files.push_back({std::string(info(options.to).weights_file), copies(input)});

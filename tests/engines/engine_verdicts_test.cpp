@@ -91,6 +91,8 @@ TEST(EngineVerdicts, agree_with_every_recorded_one) {
       ++absent;
       continue;
     }
+    // A config.json alone does not say in which form transformers 4 held the experts.
+    if (row.base.ends_with("-tf4") && !fs::exists(root / row.base / "model.safetensors")) continue;
     if (!is_readable_form(row.adapter)) {
       ++forms[row.engine];
       continue;

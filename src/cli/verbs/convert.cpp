@@ -62,6 +62,14 @@ std::string base_name(const std::string& path) {
   return folder.filename().string();
 }
 
+// Whether an output is one file, and not a folder.
+bool writes_a_file(const ConvertCommand& command) {
+  const std::string_view gguf = info(Layout::gguf).name;
+  if (command.engine.empty()) return command.to == gguf;
+  const auto& forms = engines::choose(command.engine).engine->forms;
+  return std::ranges::any_of(forms, [&](const engines::Form& form) { return form.layout == gguf; });
+}
+
 std::vector<std::string> output_folders(const ConvertCommand& command) {
   if (command.paths.size() == 1) return {command.out};
   std::vector<std::string> folders;
@@ -73,7 +81,7 @@ std::vector<std::string> output_folders(const ConvertCommand& command) {
                                      .got = name,
                                      .hint = "convert them one at a time"});
     }
-    const std::string file = name + (command.to == info(Layout::gguf).name ? ".gguf" : "");
+    const std::string file = name + (writes_a_file(command) ? ".gguf" : "");
     folders.push_back(command.out.empty() ? std::string() : (fs::path(command.out) / file).string());
   }
   return folders;
@@ -123,7 +131,7 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
   conversion.to = command.to;
 
   const auto adapters = choose_adapters(path, options.input.adapter_name);
-  if (options.to == Layout::gguf && adapters.size() > 1) {
+  if (writes_a_file(command) && adapters.size() > 1) {
     throw Error(ErrorCode::USAGE, {.file = path,
                                    .problem = "the folder holds several adapters, and a GGUF file holds one",
                                    .hint = "choose one with --adapter-name"});

@@ -9,21 +9,6 @@
 namespace peft::layout {
 namespace {
 
-// The experts that a path means. Programs call the module differently, but a layer has one in nearly all models.
-const Experts* experts_at(const Model& model, const std::string& module) {
-  for (const Experts& experts : model.experts) {
-    if (experts.v4_module == module || experts.v5_module == module) return &experts;
-  }
-  const auto numbers = model::path_key(module).numbers;
-  const Experts* found = nullptr;
-  for (const Experts& experts : model.experts) {
-    if (numbers.empty() || !numbers.front().plain || numbers.front().value != experts.layer) continue;
-    if (found != nullptr) return nullptr;
-    found = &experts;
-  }
-  return found;
-}
-
 void require_fitting_sides(const Context& context, const NamedPair& pair) {
   if (pair.a.rows == pair.b.cols && pair.a.rows > 0 && pair.a.cols > 0 && pair.b.rows > 0) return;
   context.at(pair.a.tensor)
@@ -70,6 +55,20 @@ void add_stack(Context& context, const Slot& slot, const NamedPair& pair) {
 }
 
 }  // namespace
+
+const Experts* experts_at(const Model& model, const std::string& module) {
+  for (const Experts& experts : model.experts) {
+    if (experts.v4_module == module || experts.v5_module == module) return &experts;
+  }
+  const auto numbers = model::path_key(module).numbers;
+  const Experts* found = nullptr;
+  for (const Experts& experts : model.experts) {
+    if (numbers.empty() || !numbers.front().plain || numbers.front().value != experts.layer) continue;
+    if (found != nullptr) return nullptr;
+    found = &experts;
+  }
+  return found;
+}
 
 void add_pair(Context& context, const NamedPair& pair) {
   require_readable(context, pair.a.tensor);

@@ -19,6 +19,10 @@ struct NamedPair {
   bool embedding = false;
 };
 
+// The experts that a path means, null where the model has none there. Programs call the module differently, but a layer
+// has one in nearly all models.
+const Experts* experts_at(const Model& model, const std::string& module);
+
 // Adds the factors of a pair to the reading, with the checks that every pair gets. A pair on what the model does not
 // have becomes unused. Throws LO_SHAPE where the two sides or the model's weight do not fit, LO_EXPERT where the number
 // of experts is not the model's, MD_NEEDED where the experts are those of an unknown model.

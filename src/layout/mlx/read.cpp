@@ -119,9 +119,10 @@ void read_mlx(Context& context) {
     }
     const auto name = parse_switch_name(module);
     const bool stacked = name && experts_of(context.tensor(sides.b)) != 0;
-    NamedPair pair = stacked ? switch_pair(context, *name, sides) : dense_pair(context, module, sides);
+    NamedPair pair =
+        stacked ? switch_pair(context, *name, sides) : dense_pair(context, from_mlx(context.model, module), sides);
     pair.scale = context.adapter.scale.value_or(1);
-    pair.embedding = !stacked && is_embedding(context.model, module);
+    pair.embedding = !stacked && is_embedding(context.model, pair.module);
     require_rank(context, pair);
     add_pair(context, pair);
   }

@@ -48,7 +48,7 @@ class MlxWriter {
   explicit MlxWriter(UniformFile& out) : out_(out), least_layer_(-1) {}
 
   void add_dense(const Factor& factor) {
-    const std::string module = out_.model().rename(factor.site.module, Generation::v5, Generation::v4);
+    const std::string module = to_mlx(out_.model(), factor.site.module);
     add_key(module);
     const std::int64_t rank = out_.rank();
     Block a = out_.block_of_a(factor, 0), b = out_.block_of_b(factor, 0);
