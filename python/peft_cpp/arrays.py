@@ -100,7 +100,7 @@ class Arrays:
         self.kept.append(held)
         self.entries.append((name, held.dtype, held.shape, held.address))
 
-    def new(self, buffer: _core.Buffer) -> Callable[[str, tuple[int, ...], int], Any]:
+    def new(self, buffer: Any) -> Callable[[str, tuple[int, ...], int], Any]:
         """A function that makes an array of this kind of (dtype, shape, offset in the buffer)."""
         if self.kind == "torch":
             return _new_torch(buffer)
@@ -131,7 +131,7 @@ _NATIVE = frozenset(("bool", "uint8", "int8", "int16", "uint16", "float16", "int
                      "float64", "int64", "uint64"))
 
 
-def new_numpy(buffer: _core.Buffer, or_bits: bool = False) -> Callable[[str, tuple[int, ...], int], Any]:
+def new_numpy(buffer: Any, or_bits: bool = False) -> Callable[[str, tuple[int, ...], int], Any]:
     import numpy
 
     dtypes: dict[str, Any] = {}
@@ -145,8 +145,8 @@ def new_numpy(buffer: _core.Buffer, or_bits: bool = False) -> Callable[[str, tup
     return new
 
 
-def _new_torch(buffer: _core.Buffer) -> Callable[[str, tuple[int, ...], int], Any]:
-    import torch
+def _new_torch(buffer: Any) -> Callable[[str, tuple[int, ...], int], Any]:
+    import torch  # type: ignore[import-not-found,unused-ignore]
 
     dtypes: dict[str, Any] = {}
 
@@ -164,7 +164,7 @@ def _new_torch(buffer: _core.Buffer) -> Callable[[str, tuple[int, ...], int], An
     return new
 
 
-def _new_dlpack(buffer: _core.Buffer, namespace: Any) -> Callable[[str, tuple[int, ...], int], Any]:
+def _new_dlpack(buffer: Any, namespace: Any) -> Callable[[str, tuple[int, ...], int], Any]:
     take = getattr(namespace, "from_dlpack", None)
 
     def new(dtype: str, shape: tuple[int, ...], offset: int) -> Any:

@@ -48,6 +48,8 @@ class Factor:
     """[rank, in], read-only."""
     B: Any
     """[out, rank], read-only."""
+    _index: int
+    _list: _core.FactorList
 
     @property
     def rank(self) -> int:

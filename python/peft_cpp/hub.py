@@ -20,7 +20,7 @@ def local(path: T, download: bool) -> T | str:
     if not download or not isinstance(path, str) or os.path.exists(path) or not _REPO.fullmatch(path):
         return path
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import snapshot_download  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise fail("USAGE", "download=True needs the package huggingface_hub", path,
                    hint="pip install huggingface_hub") from None

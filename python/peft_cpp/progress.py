@@ -23,7 +23,7 @@ class _Bar:
 
     def __call__(self, done: int, total: int) -> None:
         try:
-            from tqdm.auto import tqdm
+            from tqdm.auto import tqdm  # type: ignore[import-untyped,import-not-found,unused-ignore]
         except ImportError:
             self._line(done, total)
             return

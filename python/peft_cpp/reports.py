@@ -93,8 +93,10 @@ def _cell(value: Any) -> str:
         more = f"<p>and {len(value) - _ROWS} more</p>" if len(value) > _ROWS else ""
         return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{more}"
     if isinstance(value, list):
-        more = [f"and {len(value) - _ROWS} more"] if len(value) > _ROWS else []
-        return "<br>".join(_escaped(str(element)) for element in value[:_ROWS] + more)
+        lines = [_escaped(str(element)) for element in value[:_ROWS]]
+        if len(value) > _ROWS:
+            lines.append(f"and {len(value) - _ROWS} more")
+        return "<br>".join(lines)
     return "" if value is None else _escaped(str(value))
 
 

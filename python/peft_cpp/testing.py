@@ -64,9 +64,10 @@ def assert_same_function(a: Any, b: Any, **options: Any) -> VerifyReport:
         paths = []
         for number, adapter in enumerate((a, b)):
             if isinstance(adapter, tuple):
+                tensors, config = adapter
                 folder = os.path.join(temporary, "ab"[number])
                 os.mkdir(folder)
-                _save(*adapter, folder)
+                _save(tensors, config, folder)
                 adapter = folder
             paths.append(adapter)
         report = verify(*paths, **options)

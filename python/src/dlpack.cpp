@@ -120,7 +120,8 @@ nb::object export_dlpack(const nb::object& buffer, const std::string& dtype, con
   for (const Row& row : kRows) {
     if (row.dtype != known) continue;
     const nb::dlpack::dtype type{static_cast<std::uint8_t>(row.code), row.bits, 1};
-    return nb::cast(nb::ndarray<>(bytes_of(buffer).data() + offset, sizes.size(), sizes.data(), buffer, nullptr, type));
+    return nb::cast(nb::ndarray<nb::array_api>(bytes_of(buffer).data() + offset, sizes.size(), sizes.data(), buffer,
+                                               nullptr, type));
   }
   at({}, dtype).fail(ErrorCode::USAGE, {.problem = "DLPack has no such dtype"});
 }

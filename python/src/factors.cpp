@@ -107,7 +107,7 @@ class FactorList {
   std::uint64_t size_ = 0;
 };
 
-std::shared_ptr<FactorList> read_factors(nb::dict values) {
+FactorList read_factors(nb::dict values) {
   Arguments arguments(std::move(values));
   std::string path;
   cli::InputFlags input;
@@ -116,11 +116,11 @@ std::shared_ptr<FactorList> read_factors(nb::dict values) {
   arguments.take(input);
   arguments.take("threads", threads, 1, 1024);
   arguments.finish();
-  return run_for<std::shared_ptr<FactorList>>(nb::none(), true, [path, input, threads](RunState&) {
+  return run_for<FactorList>(nb::none(), true, [path, input, threads](RunState&) {
     InputOptions options = input.options();
     options.read.verb = Verb::merge;  // fields of the config that make the factors mean something else are refused
     options.read.threads = threads;
-    return std::make_shared<FactorList>(load(path, options));
+    return FactorList(load(path, options));
   });
 }
 

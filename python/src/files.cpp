@@ -138,14 +138,15 @@ cli::Json result_of(const Command& command, RunState& state) {
 
 template <class Command>
 void add_verb(nb::module_& module, const char* name) {
-  module.def(name, [](nb::dict values, nb::object progress) {
+  const auto call = [](nb::dict values, nb::object progress) {
     Command command;
     Arguments arguments(std::move(values));
     take(arguments, command);
     arguments.finish();
     return json_to_python(run_for<cli::Json>(
         progress, true, [command = std::move(command)](RunState& state) { return result_of(command, state); }));
-  });
+  };
+  module.def(name, call, nb::arg("values"), nb::arg("progress").none());
 }
 
 }  // namespace

@@ -155,7 +155,8 @@ nb::object detect(const nb::list& tensors, const nb::str& config, nb::dict value
 
 void add_state_dicts(nb::module_& module) {
   add_buffers(module);
-  module.def("convert_state_dict", &convert_state_dict);
+  module.def("convert_state_dict", &convert_state_dict, nb::arg("tensors"), nb::arg("config"), nb::arg("values"),
+             nb::arg("progress").none());
   module.def("detect", &detect);
 }
 

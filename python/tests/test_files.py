@@ -16,6 +16,8 @@ import peft_cpp
 import support
 
 MODEL = support.GOLDEN / "models" / "mixtral-small-v4"
+MERGE_BASE = support.GOLDEN / "models" / "qwen3_moe-v5"
+MERGE_ADAPTER = support.GOLDEN / "merge" / "qwen3_moe-bf16" / "adapter"
 GOLDEN_ADAPTER = support.GOLDEN / "convert" / "mixtral-bf16" / "adapter"
 
 
@@ -92,16 +94,16 @@ def test_verify_is_the_command_lines(adapter, fused, tmp_path):
 
 
 def test_merge_and_verify_merged(tmp_path):
-    report = peft_cpp.merge([(GOLDEN_ADAPTER, 0.5)], base=MODEL, out=tmp_path / "a")
-    other = command_line("merge", "--base", MODEL, "--adapter", f"{GOLDEN_ADAPTER}@0.5", "--out", tmp_path / "b")
+    report = peft_cpp.merge([(MERGE_ADAPTER, 0.5)], base=MERGE_BASE, out=tmp_path / "a")
+    other = command_line("merge", "--base", MERGE_BASE, "--adapter", f"{MERGE_ADAPTER}@0.5", "--out", tmp_path / "b")
     assert without_times(report.to_dict()) == without_times(other)
     assert report.tensors[0].delta_norm > 0 and report.adapters[0].weight == 0.5
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
-    assert peft_cpp.verify_merged(tmp_path / "a", f"{GOLDEN_ADAPTER}@0.5", base=MODEL)
-    wrong = peft_cpp.verify_merged(tmp_path / "a", GOLDEN_ADAPTER, base=MODEL)
+    assert peft_cpp.verify_merged(tmp_path / "a", f"{MERGE_ADAPTER}@0.5", base=MERGE_BASE)
+    wrong = peft_cpp.verify_merged(tmp_path / "a", MERGE_ADAPTER, base=MERGE_BASE)
     assert not wrong and wrong.differences[0].factor == pytest.approx(0.5, rel=0.01)
-    plan = peft_cpp.merge(GOLDEN_ADAPTER, base=MODEL, dry_run=True)
+    plan = peft_cpp.merge(MERGE_ADAPTER, base=MERGE_BASE, dry_run=True)
     assert plan.plan.files and plan.seconds_estimate is not None
 
 
@@ -112,8 +114,8 @@ def test_combine_resize_extract(adapter, tmp_path):
     assert resized.worst < 1e-6 and resized.sites[0].rank == 3
     assert without_times(resized.to_dict()) == without_times(command_line(
         "resize", tmp_path / "cat", "--rank", 3, "--family", "mixtral", "--out", tmp_path / "other"))
-    peft_cpp.merge(GOLDEN_ADAPTER, base=MODEL, out=tmp_path / "merged")
-    extracted = peft_cpp.extract(base=MODEL, finetuned=tmp_path / "merged", rank=3, out=tmp_path / "lora")
+    peft_cpp.merge(MERGE_ADAPTER, base=MERGE_BASE, out=tmp_path / "merged")
+    extracted = peft_cpp.extract(base=MERGE_BASE, finetuned=tmp_path / "merged", rank=3, out=tmp_path / "lora")
     assert extracted.sites and extracted.out == str(tmp_path / "lora")
 
 
@@ -213,7 +215,8 @@ def test_the_lock_is_released(tmp_path):
 def test_the_program(adapter, tmp_path):
     run = subprocess.run([sys.executable, "-m", "peft_cpp", "--version"], capture_output=True, text=True)
     assert run.stdout == f"peft {peft_cpp.__version__}\n"
-    run = subprocess.run([sys.executable, "-m", "peft_cpp", "generate", "--base", "x", "--prompt", "y"],
+    run = subprocess.run([sys.executable, "-m", "peft_cpp", "generate", "--base", "x", "--prompt", "y",
+                          "--max-new-tokens", "3"],
                          capture_output=True, text=True, env={"PATH": "/nowhere", "PYTHONPATH": ":".join(sys.path)})
     assert run.returncode == 2 and "RT_PROGRAM" in run.stderr and "hint" in run.stderr
 

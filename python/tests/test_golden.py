@@ -1,6 +1,5 @@
 """The golden adapters that the real programs wrote, through the Python API: in memory as on disk, both directions."""
 import json
-import warnings
 
 import numpy
 import pytest
@@ -95,10 +94,21 @@ def as_torch(torch, array):
 
 
 @pytest.mark.parametrize("path", sorted((support.GOLDEN / "native").glob("*/adapter")), ids=lambda path: path.parent.name)
-def test_native(path):
-    """Files of the real PEFT: the report of a file and of its tensors in memory."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        of_file = peft_cpp.inspect(path)
-        in_memory = peft_cpp.detect(support.load(path), path)
-    assert {**of_file.to_dict(), "path": ""} == {**in_memory.to_dict(), "path": ""}
+def test_native(path, tmp_path):
+    """Fused files of the real PEFT: reports and conversions of a file and of its tensors in memory."""
+    case = json.loads((path.parent / "case.json").read_text())
+    options = {"base": support.GOLDEN / "models" / case["model"]}
+    of_file = peft_cpp.inspect(path, **options).to_dict()
+    in_memory_report = peft_cpp.detect(support.load(path), path, **options).to_dict()
+    for report in (of_file, in_memory_report):
+        report["error"] = report["error"].partition(":")[2]
+        report["path"] = ""
+    assert of_file == in_memory_report
+    try:
+        peft_cpp.convert(path, to="peft-per-expert", out=tmp_path / "out", sync=False, **options)
+    except peft_cpp.Error as error:
+        with pytest.raises(type(error)) as caught:
+            peft_cpp.convert_state_dict(support.load(path), path, to="peft-per-expert", **options)
+        assert caught.value.code == error.code
+        return
+    in_memory(path, tmp_path / "out", "peft-per-expert", {}, options)

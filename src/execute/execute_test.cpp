@@ -106,6 +106,32 @@ RC_GTEST_PROP(Execute, WritesTheSameBytesOnAnyNumberOfThreads, ()) {
   }
 }
 
+TEST(ExecuteInto, ReadsTensorsThatLieFarApart) {
+  PlanBuilder builder(9);
+  add_everything(builder, 30);
+  Plan plan = builder.make();
+  const std::vector<std::byte> expected = execute_in_memory(plan)[0];
+  std::vector<std::vector<std::byte>> homes;
+  std::vector<TensorInMemory> tensors;
+  const std::shared_ptr<const TensorFile> source = plan.sources[0];
+  for (const TensorInfo& tensor : source->tensors()) {
+    homes.emplace_back(source->bytes(tensor).begin(), source->bytes(tensor).end()).resize(tensor.bytes() + (1 << 20));
+    tensors.push_back(
+        {std::string(tensor.name), tensor.dtype, {tensor.shape.begin(), tensor.shape.end()}, homes.back().data()});
+  }
+  plan.sources[0] = TensorFile::of(tensors, "tensors");
+  // They are listed by address now.
+  std::vector<std::uint32_t> moved;
+  for (const TensorInfo& tensor : source->tensors()) {
+    moved.push_back(static_cast<std::uint32_t>(plan.sources[0]->find(tensor.name) - plan.sources[0]->tensors().data()));
+  }
+  for (PlannedTensor& tensor : plan.files[0].tensors)
+    for_each_source(tensor, [&](View& view) { view.tensor = moved[view.tensor]; });
+  std::vector<std::byte> data(layout_file(plan.files[0]).data_bytes);
+  execute_into(data, plan, 0, {.threads = 2});
+  EXPECT_TRUE(std::equal(data.begin(), data.end(), expected.end() - std::ssize(data)));
+}
+
 TEST(ExecuteInto, TakesMemoryOfTheRightSizeAndCanBeCancelled) {
   PlanBuilder builder(8);
   add_everything(builder, 30);

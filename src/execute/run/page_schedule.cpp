@@ -92,6 +92,8 @@ PageSchedule::PageSchedule(const FileWork& work) : plan_(*work.plan) {
     const auto unit = static_cast<std::uint32_t>(u);
     for_each_slice(work, work.units[u], [&](const TensorSlice& slice) {
       readers.for_each_range(slice, [&](std::uint32_t source, std::uint64_t begin, std::uint64_t end) {
+        // Tensors in memory lie anywhere, also beyond the size of all of them; they have no pages to map.
+        if (end > data_bytes(*plan_.sources[source])) return;
         if (first[source].empty()) {  // a file uses few of a large model's shards
           first[source].assign(static_cast<std::size_t>(data_bytes(*plan_.sources[source]) / kWindow + 1), kNever);
           last[source] = first[source];
