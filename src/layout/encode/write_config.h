@@ -39,10 +39,4 @@ struct NamedValue {
 };
 std::vector<NamedValue> shortest_patterns(const std::vector<NamedValue>& values, double otherwise);
 
-// ---- The files of an adapter
-
-// Adds the weights file and the config that belongs to it, under the names that the layout's program looks for, and the
-// encoder's steps and warnings. `source` is the config of the adapter that was read.
-void add_adapter_files(Plan& plan, Encoded encoded, const AdapterConfig& source, const Model& model, Layout to);
-
 }  // namespace peft::layout
