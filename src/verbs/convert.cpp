@@ -90,9 +90,18 @@ bool same_names(const Input& input, const layout::Encoded& encoded) {
                      [&](const PlannedTensor& tensor) { return input.adapter.weights->find(tensor.name) != nullptr; });
 }
 
+// Whether every tensor has the shape that this layout has today. MLX-LM's older files have not.
+bool same_shapes(const Input& input, const layout::Encoded& encoded) {
+  return std::ranges::all_of(encoded.tensors, [&](const PlannedTensor& tensor) {
+    const TensorInfo* own = input.adapter.weights->find(tensor.name);
+    return own != nullptr && std::ranges::equal(own->shape, tensor.shape);
+  });
+}
+
 bool keeps_everything(const Input& input, const layout::Encoded& encoded, const ConvertOptions& options) {
   if (options.to == Layout::gguf || input.adapter.form != info(options.to).form) return false;
   if (options.dtype || options.block_diagonal) return false;
+  if (encoded.uniform && !same_shapes(input, encoded)) return false;
   const bool own_names = encoded.uniform.has_value() || input.reading.layout == Layout::tinker;
   if (input.reading.has_experts || own_names) return options.to == input.reading.layout && same_names(input, encoded);
   // Dense modules can stay as they are where none of them is named or owned differently in the target. What a pattern
@@ -442,7 +451,7 @@ SuitedPlan plan_suited(const Input& input, const ConvertOptions& options, const 
   const std::int64_t rank = largest_rank(encoded);
   if (!evened && keeps_everything(input, encoded, options)) {
     plan.files.push_back({std::string(info(options.to).weights_file), copies(input)});
-    if (input.adapter.form == AdapterForm::peft)
+    if (input.adapter.form == AdapterForm::peft && input.reading.layout != Layout::tinker)
       plan.texts.emplace_back(kConfig, input.adapter.config.dump());
     else
       plan.copies.emplace_back(kConfig, (std::filesystem::path(input.adapter.folder) / kConfig).string());
