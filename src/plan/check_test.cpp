@@ -193,7 +193,8 @@ TEST_F(CheckTest, RefusesShapesThatAreNotRowsByColumns) {
   EXPECT_EQ(with_shape({0, 4}, 0, 4), "");
   EXPECT_EQ(with_shape({2, 3, 4}, 2, 12), "");  // a kernel: all but the first dimension
   EXPECT_EQ(with_shape({2, 3, 4}, 1, 24), "");
-  EXPECT_EQ(with_shape({2, 3, 4}, 3, 8), "f");
+  EXPECT_EQ(with_shape({2, 3, 4}, 3, 8), "");  // two rows that follow each other, taken together
+  EXPECT_EQ(with_shape({2, 3, 4}, 8, 3), "f");
   EXPECT_EQ(with_shape({2, 3, 4}, 4, 6), "f");
   EXPECT_EQ(with_shape({4, 6}, 4, 5), "f");
   EXPECT_EQ(with_shape({-4, -6}, 4, 6), "f");

@@ -295,7 +295,12 @@ std::vector<InspectReport::Consumer> consumers_of(const engines::AdapterFacts& f
 namespace peft {
 namespace {
 
-std::string producer(const AdapterConfig& config) {
+// Configs of other programs do not say which PEFT wrote them; their layout names the program.
+std::string producer(const AdapterConfig& config, AdapterForm form) {
+  if (form != AdapterForm::peft) {
+    const auto row = std::ranges::find(layouts(), form, &LayoutInfo::form);
+    return row == layouts().end() ? std::string() : std::string(row->written_by);
+  }
   const auto [version, evidence] = config.likely_version();
   std::string text = fmt::format("PEFT {}.{}.{} ({})", version.major, version.minor, version.patch, evidence);
   if (!config.lora_B_layout.empty())
@@ -403,13 +408,13 @@ void fill_decoded(const Input& input, InspectReport& report) {
   report.consumers = verbs::consumers_of(engines::facts_of(input.adapter, input.model, reading));
 }
 
-void fill_config(const AdapterConfig& config, InspectReport& report) {
+void fill_config(const AdapterConfig& config, AdapterForm form, InspectReport& report) {
   constexpr std::string_view kShown[] = {
       "peft_type",      "task_type",    "base_model_name_or_path", "r",
       "lora_alpha",     "rank_pattern", "alpha_pattern",           "use_rslora",
       "use_dora",       "bias",         "target_modules",          "target_parameters",
       "modules_to_save"};
-  report.producer = producer(config);
+  report.producer = producer(config, form);
   const pythonic::Json object = config::object_of(config);
   for (const std::string_view key : kShown) {
     const auto found = object.find(std::string(key));
@@ -429,7 +434,7 @@ InspectReport config_alone(const std::string& path, const InputOptions& options,
   const bool whole = options.adapter_name.empty() || options.adapter_name == "default";
   try {
     const AdapterConfig config = AdapterConfig::read((whole ? root : root / options.adapter_name).string());
-    fill_config(config, report);
+    fill_config(config, AdapterForm::peft, report);
     list_refusals(config, report);
   } catch (const Error&) {
     throw error;
@@ -449,7 +454,7 @@ InspectReport report_of(const Input& input, std::string error) {
   const bool decoded = error.empty();
   report.path = input.adapter.root;
   report.error = std::move(error);
-  fill_config(input.adapter.config, report);
+  fill_config(input.adapter.config, input.adapter.form, report);
   report.model_type = input.model.model_type;
   report.family = input.model.source;
   report.dtype = dtypes_of(*input.adapter.weights);
