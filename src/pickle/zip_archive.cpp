@@ -51,6 +51,11 @@ class Bytes {
     const auto bytes = take(at, count);
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
   }
+  [[noreturn]] void refuse_code() const {
+    at(path_).fail(ErrorCode::E_PICKLE, {.problem = "a TorchScript archive, which holds code",
+                                         .expected = "a state dict",
+                                         .hint = "save the adapter with save_pretrained"});
+  }
   [[noreturn]] void fail(ErrorReason reason) const { at(path_).fail(ErrorCode::PK_ARCHIVE, std::move(reason)); }
 
  private:
@@ -119,6 +124,7 @@ class Zip64 {
 void require_stored(const Bytes& file, std::string_view name, std::uint64_t flags_at) {
   const auto flags = file.number<std::uint16_t>(flags_at), method = file.number<std::uint16_t>(flags_at + 2);
   if ((flags & kEncrypted) == 0 && method == 0) return;
+  if (name.find("/code/__torch__") != std::string_view::npos) file.refuse_code();  // its sources are compressed
   file.fail({.problem = fmt::format("the entry {} is {}", printable(name), method == 0 ? "encrypted" : "compressed"),
              .expected = "entries that are stored as they are, as torch.save writes them",
              .hint = kSaveAgain});

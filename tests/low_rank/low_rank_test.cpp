@@ -192,7 +192,8 @@ void expect_sum(std::uint64_t seed, CombineType type, std::optional<Layout> to, 
   CombineOptions options;
   options.input.base = base;
   if (second != Layout::peft_per_expert) {  // the second adapter in another layout
-    ConvertOptions convert{options.input, second, std::nullopt, false};
+    ConvertOptions convert;
+    convert.input = options.input, convert.to = second;
     materialize(plan_convert(load(made[1].path, options.input), convert), folder.path() / "b5");
     made[1].path = folder / "b5";
   }

@@ -424,7 +424,8 @@ TensorInfo* allocate_tensors(std::uint64_t count, std::pmr::memory_resource& mem
 
 void add_tensors(dom::object fields, Header& header, const FileFacts& file, const OpenOptions& options) {
   const std::uint64_t count = count_fields(fields);
-  if (count > options.max_tensors) limit_tensors(count - 1, file, options);  // one field may be the metadata
+  if (count > options.max_tensors && count - 1 > options.max_tensors)  // one field may be the metadata
+    limit_tensors(count, file, options);
   EntryContext context{.file = file, .memory = *header.memory};
   TensorInfo* tensors = allocate_tensors(count, *header.memory);
   std::size_t used = 0;
