@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "layout/encode/stack.h"
 #include "peft/error.h"
@@ -23,7 +24,31 @@ UniformFile::UniformFile(const Factors& factors, const Model& model, const Tenso
     while (end < all.size() && all[end].site.module == all[i].site.module) ++end;
     add_module({all.begin() + static_cast<std::ptrdiff_t>(i), end - i});
   }
+  if (options.all_projections) add_missing();
   measure(factors);
+}
+
+// Stacks of zeros for the projections of experts that have none.
+void UniformFile::add_missing() {
+  const std::vector<ProjectionStack> there = stacks_;
+  for (const ProjectionStack& stack : there) {
+    const auto& form = *stack.experts->form;
+    for (const Projection projection : {Projection::gate, Projection::up, Projection::down}) {
+      const bool exists = std::ranges::any_of(form.v5, [&](const ExpertsForm::Fused& parameter) {
+        return std::ranges::find(parameter.projections, projection) != parameter.projections.end();
+      });
+      const bool written = std::ranges::any_of(stacks_, [&](const ProjectionStack& other) {
+        return other.experts == stack.experts && other.projection == projection;
+      });
+      if (!exists || written) continue;
+      ProjectionStack zeros = stack;
+      zeros.projection = projection;
+      std::ranges::fill(zeros.factors, nullptr);
+      if ((projection == Projection::down) != (stack.projection == Projection::down)) std::swap(zeros.in, zeros.out);
+      stacks_.push_back(std::move(zeros));
+      step("stack of zeros for a projection without LoRA");
+    }
+  }
 }
 
 void UniformFile::no_form(const std::string& what, std::string problem, std::string hint) const {

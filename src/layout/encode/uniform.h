@@ -51,6 +51,7 @@ class UniformFile {
   void refuse_extras(const Factors& factors) const;
   void add_module(std::span<const Factor> group);
   void add_dense(const Factor& factor);
+  void add_missing();
   void measure(const Factors& factors);
 
   const Model& model_;
