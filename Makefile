@@ -56,7 +56,10 @@ bench-report:                           ## docs/benchmarks.md from bench/results
 	bench/report.py
 
 docs: build                             ## the pages of docs/ that are made from the program's tables
-	for page in errors layouts families config_fields; do build/release/peft docs $$page > docs/$$page.md; done
+	mkdir -p docs/engines
+	for page in errors layouts families config_fields engines $$(build/release/peft engines --json | sed -n 's,^      "name": "\(.*\)".*,engines/\1,p'); do build/release/peft docs $$page > docs/$$page.md; done
+	build/release/peft docs readme > build/release/readme_tables.md
+	sed -i -e '/<!-- tables -->/,/<!-- end of tables -->/{/<!-- tables -->/{p;r build/release/readme_tables.md' -e '};/<!-- end of tables -->/p;d}' README.md
 
 clean:
 	rm -rf build

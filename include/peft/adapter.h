@@ -71,6 +71,11 @@ struct Factor {
   View b;  // [out, rank]
 };
 
+// The numbers of a view, row after row: rows * cols of them. Exact for every float dtype; throws ST_DTYPE for others.
+std::vector<double> to_matrix(const TensorFile& file, const View& view);
+// delta W [out, in] = scale * B * A, row after row, summed in fp64 over the rank in order.
+std::vector<double> to_delta(const TensorFile& file, const Factor& factor);
+
 // A tensor that is carried along whole under its module's name.
 enum class ExtraKind : std::uint8_t {
   magnitude,     // DoRA: lora_magnitude_vector

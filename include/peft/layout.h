@@ -44,7 +44,7 @@ struct ReadOptions {
   std::optional<Layout> layout;  // --from
   std::string orientation;       // --orientation: "", "out-in", "in-out": how dP[e] = s B_e A_e lies in the parameter
   std::optional<BPacking> b_packing;  // --b-packing
-  bool ignore_unused = false;         // go on without tensors that belong to nothing
+  bool ignore_unused = false;         // leave out tensors that belong to nothing
   int threads = 1;                    // 0: all cores. The reading does not depend on it
 };
 

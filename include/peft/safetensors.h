@@ -24,6 +24,14 @@ struct OpenOptions {
 
 using Metadata = std::map<std::string, std::string>;
 
+// A tensor that lies in memory, row after row without gaps.
+struct TensorInMemory {
+  std::string name;
+  Dtype dtype = Dtype::f32;
+  std::vector<std::int64_t> shape;
+  const std::byte* data = nullptr;
+};
+
 // One open file. Data is mapped read-only; a file that shrinks or changes while it is read ends in
 // IO_CHANGED (checked by check_unchanged), never in a signal. Thread-safe for reading.
 class TensorFile {
@@ -33,6 +41,10 @@ class TensorFile {
   // The same over bytes in memory (tests, fuzzing). `path` is for messages only. The bytes must outlive the object.
   static std::shared_ptr<const TensorFile> parse(std::span<const std::byte> image, const std::string& path,
                                                  const OpenOptions& options = {});
+  // The same over tensors that lie anywhere in memory and are read in place; they must outlive the object. Throws for
+  // what a file must not hold either: ST_NAME, ST_DUP, ST_SHAPE, ST_OVERFLOW, ST_BITS, ST_LIMIT.
+  static std::shared_ptr<const TensorFile> of(std::span<const TensorInMemory> tensors, const std::string& path,
+                                              const OpenOptions& options = {});
   virtual ~TensorFile() = default;
 
   const std::string& path() const { return path_; }

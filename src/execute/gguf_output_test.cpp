@@ -12,7 +12,6 @@
 #include "gguf/gguf_file.h"
 #include "peft/error.h"
 #include "peft/execute.h"
-#include "peft/reference.h"
 #include "safetensors/writing/new_file.h"
 #include "support/test_tensors.h"
 

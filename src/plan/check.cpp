@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <string_view>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "base/float_formats.h"
@@ -124,7 +126,8 @@ class TensorCheck {
     for (const Block& block : tensor_.blocks) {
       check_block(block);
       check_source(block);
-      covered = add(covered, block.source.rows * block.source.cols);
+      if (!block.members.empty()) check_members(block);
+      covered = add(covered, multiply(block.num_members(), block.source.rows * block.source.cols));
     }
     scope_.require(covered <= tensor_.rows * tensor_.cols, "blocks of a planned tensor overlap");
     if (tensor_.merge) check_merge(scope_, *tensor_.merge);
@@ -167,13 +170,37 @@ class TensorCheck {
   void check_block(const Block& block) const {
     const View& view = block.source;
     scope_.require(view.rows > 0 && view.cols > 0, "a block is empty", "[{}, {}]", view.rows, view.cols);
-    const std::int64_t row_end = add(block.row, view.rows);
-    const std::int64_t last_col = add(block.col, multiply(view.cols - 1, block.col_step));
+    const std::int64_t last = block.num_members() - 1;
+    const std::int64_t row_end = add(add(block.row, view.rows), multiply(last, block.row_shift));
+    const std::int64_t last_col =
+        add(add(block.col, multiply(view.cols - 1, block.col_step)), multiply(last, block.col_shift));
     scope_.require(block.row >= 0 && row_end != kNone && row_end <= tensor_.rows && block.col >= 0 &&
-                       block.col_step >= 1 && last_col != kNone && last_col < tensor_.cols,
+                       block.col_step >= 1 && block.row_shift >= 0 && block.col_shift >= 0 && last_col != kNone &&
+                       last_col < tensor_.cols,
                    "a block leaves its planned tensor", "[{}, {}] at row {}, column {} step {}", view.rows, view.cols,
                    block.row, block.col, block.col_step);
     scope_.require(std::isfinite(block.scale), "a block's scale is not finite", "{}", block.scale);
+  }
+
+  // Members lie apart, in rows, side by side or interleaved. Their sources have one dtype.
+  void check_members(const Block& block) const {
+    const View& view = block.source;
+    const std::int64_t width = add(multiply(view.cols - 1, block.col_step), 1);
+    const bool interleaved = block.col_shift >= 1 && multiply(block.num_members(), block.col_shift) <= block.col_step;
+    scope_.require(block.row_shift >= view.rows || block.col_shift >= width || interleaved,
+                   "members of a block overlap", "{} of [{}, {}], {} rows and {} columns apart", block.num_members(),
+                   view.rows, view.cols, block.row_shift, block.col_shift);
+    scope_.require(!block.scales && !tensor_.merge, "a quantised or merged block has members");
+    const Dtype dtype = scope_.source_of(view, "a block's source").dtype;
+    bool has_source = false;
+    block.for_each_member([&](const Block& member) {
+      const TensorInfo& source = scope_.source_of(member.source, "a block's member");
+      scope_.require(source.dtype == dtype, "members of a block have different dtypes", "{}", source.dtype_name);
+      scope_.check_view(member.source, "a block's member");
+      if (!std::exchange(has_source, true))
+        scope_.require(member.source == view, "a block's source is not its first member");
+    });
+    scope_.require(has_source, "all members of a block are zeros");
   }
 
   void check_source(const Block& block) const {
@@ -203,6 +230,30 @@ class TensorCheck {
   const PlannedTensor& tensor_;
 };
 
+// Whether two views are the same but for their offset.
+bool are_alike(const View& a, View b) {
+  b.offset = a.offset;
+  return a == b;
+}
+
+void check_column_groups(const Plan& plan, const PlannedFile& file) {
+  std::map<std::int32_t, const PlannedTensor*> first_of;
+  for (const PlannedTensor& tensor : file.tensors) {
+    if (tensor.column_group == PlannedTensor::kNoGroup) continue;
+    const TensorScope scope(plan, file, tensor);
+    scope.require(tensor.blocks.size() == 1 && tensor.blocks[0].members.empty() && !tensor.blocks[0].scales &&
+                      !tensor.merge && tensor.packing == Packing::none && info(tensor.dtype).bits % 8 == 0,
+                  "a tensor of a column group is not one block of one view");
+    const Block& block = tensor.blocks[0];
+    scope.require(block.source.rows == tensor.rows && block.source.cols == tensor.cols,
+                  "a tensor of a column group is not one view whole");
+    const PlannedTensor& first = *first_of.try_emplace(tensor.column_group, &tensor).first->second;
+    scope.require(are_alike(first.blocks[0].source, block.source) && first.blocks[0].scale == block.scale &&
+                      first.dtype == tensor.dtype,
+                  "tensors of a column group are not alike", "{} and {}", first.name, tensor.name);
+  }
+}
+
 void check_names(const PlannedFile& file) {
   std::vector<std::string_view> names;
   names.reserve(file.tensors.size());
@@ -229,6 +280,7 @@ void check(const Plan& plan) {
                                         .problem = "GGUF has no such element type",
                                         .got = std::string(info(tensor.dtype).name)});
     }
+    check_column_groups(plan, file);
   }
 }
 

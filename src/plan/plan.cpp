@@ -117,6 +117,37 @@ FileLayout layout_file(const PlannedFile& file) {
   return file_layout_for(tensors, file.metadata);
 }
 
+std::uint64_t bytes_read(const Plan& plan) {
+  std::vector<std::vector<bool>> is_read;
+  for (const auto& source : plan.sources) is_read.emplace_back(source->tensors().size());
+  std::uint64_t bytes = 0;
+  for (const PlannedFile& file : plan.files) {
+    for (const PlannedTensor& tensor : file.tensors) {
+      for_each_source(tensor, [&](const View& view) {
+        if (is_read[view.source][view.tensor]) return;
+        is_read[view.source][view.tensor] = true;
+        bytes += plan.sources[view.source]->tensors()[view.tensor].bytes();
+      });
+    }
+  }
+  return bytes;
+}
+
+std::vector<FileLayout> set_cost(Plan& plan) {
+  std::vector<FileLayout> layouts;
+  plan.bytes_in = bytes_read(plan);
+  plan.bytes_out = 0;
+  plan.peak_memory = kMaxStagingBytes;
+  for (const PlannedFile& file : plan.files) {
+    layouts.push_back(layout_file(file));
+    plan.bytes_out += layouts.back().file_bytes();
+    plan.peak_memory += layouts.back().head.size();
+  }
+  for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
+  for (const auto& source : plan.sources) plan.peak_memory += source->data_offset();
+  return layouts;
+}
+
 void append(Plan& plan, Plan part, const std::string& folder) {
   const std::string prefix = folder.empty() ? "" : folder + "/", named = folder.empty() ? "" : folder + ": ";
   const auto first_source = static_cast<std::uint32_t>(plan.sources.size());

@@ -116,6 +116,7 @@ constexpr std::size_t kFirstBytes = 512;  // enough to tell other formats by
 // The part that mapped files and files in memory share: reading the header.
 class HeaderedFile : public TensorFile {
  protected:
+  explicit HeaderedFile(std::string path) { path_ = std::move(path); }
   HeaderedFile(std::string path, std::uint64_t size) {
     path_ = std::move(path);
     file_size_ = size;
@@ -138,7 +139,6 @@ class HeaderedFile : public TensorFile {
     }
   }
 
- private:
   void adopt(Header header) {
     tensors_ = header.tensors;
     metadata_ = std::move(header.metadata);
@@ -180,6 +180,23 @@ class MemoryFile final : public HeaderedFile {
       if (!bytes.empty()) std::memcpy(bytes.data(), image.data() + offset, bytes.size());
     });
     data_ = image.data() + data_offset_;
+  }
+
+  void prefetch(std::uint64_t, std::uint64_t) const override {}
+  void release(std::uint64_t, std::uint64_t) const override {}
+  void check_unchanged() const override {}
+};
+
+// Tensors that others hold. The byte ranges count from the lowest address.
+class MemoryTensors final : public HeaderedFile {
+ public:
+  MemoryTensors(std::span<const TensorInMemory> tensors, const std::string& path, const OpenOptions& options)
+      : HeaderedFile(path) {
+    for (const TensorInMemory& tensor : tensors) {
+      if (tensor.data != nullptr && (data_ == nullptr || tensor.data < data_)) data_ = tensor.data;
+    }
+    adopt(describe_memory(tensors, data_, FileFacts{.path = path, .part = "list"}, options));
+    for (const TensorInfo& tensor : tensors_) file_size_ += tensor.bytes();
   }
 
   void prefetch(std::uint64_t, std::uint64_t) const override {}
@@ -333,6 +350,11 @@ std::shared_ptr<const TensorFile> TensorFile::open(const std::string& path, cons
 std::shared_ptr<const TensorFile> TensorFile::parse(std::span<const std::byte> image, const std::string& path,
                                                     const OpenOptions& options) {
   return std::make_shared<const MemoryFile>(image, path, options);
+}
+
+std::shared_ptr<const TensorFile> TensorFile::of(std::span<const TensorInMemory> tensors, const std::string& path,
+                                                 const OpenOptions& options) {
+  return std::make_shared<const MemoryTensors>(tensors, path, options);
 }
 
 const TensorInfo* TensorFile::find(std::string_view name) const {

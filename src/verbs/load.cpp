@@ -55,6 +55,13 @@ Input read_without_base(Adapter adapter, const InputOptions& options) {
   return input;
 }
 
+Input read_with_base(Input input, const InputOptions& options, const std::string& base) {
+  // A config of a type that the table lacks shows no modules: the adapter's names have to serve.
+  if (!input.model.v4 && !input.model.v5) input.model = describe_with_names(input.adapter, options, base);
+  read_factors(input, options);
+  return input;
+}
+
 }  // namespace
 
 std::vector<std::string> module_names(const std::string& path, const InputOptions& options) {
@@ -71,10 +78,16 @@ Input load(const std::string& path, const InputOptions& options) {
         base = resolve_path(options.base);
         input.model = describe({base, options.family, options.families_file, options.num_experts, {}});
       });
-  // A config of a type that the table lacks shows no modules: the adapter's names have to serve.
-  if (!input.model.v4 && !input.model.v5) input.model = describe_with_names(input.adapter, options, base);
-  read_factors(input, options);
-  return input;
+  return read_with_base(std::move(input), options, base);
+}
+
+Input load(Adapter adapter, const InputOptions& options) {
+  if (options.base.empty()) return read_without_base(std::move(adapter), options);
+  Input input;
+  input.adapter = std::move(adapter);
+  const std::string base = resolve_path(options.base);
+  input.model = describe({base, options.family, options.families_file, options.num_experts, {}});
+  return read_with_base(std::move(input), options, base);
 }
 
 namespace verbs {

@@ -1,6 +1,7 @@
 // LoRA files for llama.cpp: every row of data/gguf_names.json there and back, and what has no form or is refused.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -10,7 +11,7 @@
 #include "gguf/gguf_file.h"
 #include "layout/encode/encode.h"
 #include "layout/gguf/decode.h"
-#include "peft/reference.h"
+#include "peft/execute.h"
 #include "support/gguf_files.h"
 #include "support/test_tensors.h"
 
@@ -188,11 +189,23 @@ TEST(GgufNames, KeysAreTakenApart) {
 
 // ---- there and back
 
+// The first of the row's types that the table of families has; "" where it has none (parts of composite models).
+std::string known_type(const GgufNames& names) {
+  static const std::set<std::string> known = [] {
+    std::set<std::string> types;
+    for (const FamilyRow& row : families()) types.insert(row.model_type);
+    return types;
+  }();
+  for (const std::string& type : names.types)
+    if (known.contains(type)) return type;
+  return {};
+}
+
 class EveryRow : public ::testing::TestWithParam<const GgufNames*> {};
 
 TEST_P(EveryRow, GoesThereAndBack) {
   const GgufNames& names = *GetParam();
-  const Model model = model_of(names.types.front(), paths_of(names));
+  const Model model = model_of(known_type(names), paths_of(names));
   Maker maker;
   std::set<std::string> tensors;
   for (const std::int64_t layer : {0, 2, 11}) {
@@ -227,11 +240,11 @@ TEST_P(EveryRow, GoesThereAndBack) {
 std::vector<const GgufNames*> every_row() {
   std::vector<const GgufNames*> rows;
   for (const GgufNames& names : all_gguf_names())
-    if (model_of(names.types.front(), paths_of(names)).model_type == names.types.front()) rows.push_back(&names);
+    if (!known_type(names).empty()) rows.push_back(&names);
   return rows;
 }
-INSTANTIATE_TEST_SUITE_P(Gguf, EveryRow, ::testing::ValuesIn(every_row()), [](const auto& info) {
-  return std::regex_replace(info.param->types.front(), std::regex("[^a-z0-9]"), "_");
+INSTANTIATE_TEST_SUITE_P(Gguf, EveryRow, ::testing::ValuesIn(every_row()), [](const auto& row) {
+  return std::regex_replace(known_type(*row.param), std::regex("[^a-z0-9]"), "_");
 });
 
 // One alpha, one rank: nothing is multiplied, and what is one tensor in llama.cpp keeps its values.

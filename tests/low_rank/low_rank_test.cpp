@@ -1,6 +1,4 @@
 // Combining, resizing: against the real PEFT, against weighted sums, and as properties of random adapters.
-#include "peft/low_rank.h"
-
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
@@ -14,7 +12,7 @@
 
 #include "peft/error.h"
 #include "peft/execute.h"
-#include "peft/reference.h"
+#include "peft/verbs.h"
 #include "support/golden.h"
 #include "support/matrix.h"
 #include "support/model_writer.h"

@@ -7,7 +7,7 @@
 #include <set>
 
 #include "peft/error.h"
-#include "peft/merge.h"
+#include "peft/verbs.h"
 #include "support/family_models.h"
 #include "support/judge.h"
 #include "support/model_writer.h"

@@ -188,8 +188,12 @@ void check_gguf(const Case& c, const fs::path& root) {
     const bool has_form =
         target.layout != Layout::peft_per_expert || family_of(c) == "mixtral" || family_of(c) == "qwen3_moe";
     if (target.layout == Layout::gguf || !has_form) continue;
-    convert(input, options, target.layout, there.path().string());
+    const Plan plan = convert(input, options, target.layout, there.path().string());
     const Input again = load_as(there.path().string(), options.input, target.layout);
+    if (plan.exactness == Exactness::rounded) {  // one scale a file: the others are folded into B
+      compare_deltas(truth, factors_of(again), rounding(Dtype::f32));
+      continue;
+    }
     check_right(c, truth, factors_of(again));
     convert(again, options, Layout::gguf, back.path().string());
     require(read_file(back / "adapter.gguf") == read_file(right),

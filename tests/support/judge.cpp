@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "peft/targets.h"
+#include "peft/model.h"
 
 namespace peft::testing {
 namespace {

@@ -68,8 +68,8 @@ class CausalLM {
   at::Tensor logits(const at::Tensor& ids, const at::Tensor& mask = {}) const;  // without gradients
   CachePtr new_cache() const;
 
-  const std::string& model_type() const;  // of config.json: "qwen3_5_moe"
-  const std::string& folder() const;      // where it came from: base_model_name_or_path
+  const std::string& model_type() const;             // of config.json: "qwen3_5_moe"
+  const std::string& folder() const;                 // where it came from: base_model_name_or_path
   const std::vector<std::string>& warnings() const;  // of loading
   std::int64_t vocab_size() const;
   double router_aux_loss_coef() const;
@@ -102,7 +102,7 @@ struct GenerateOptions {
   double top_p = 1;
   std::uint64_t seed = 0;
   std::vector<std::int64_t> eos_token_ids{};   // end of a sequence; empty: none
-  std::optional<std::int64_t> pad_token_id{};  // what a finished sequence goes on with; default: the first end token
+  std::optional<std::int64_t> pad_token_id{};  // what fills a finished sequence; default: the first end token
   // Called after each step with one token for each sequence (a finished one gives padding). false: stop.
   std::function<bool(const std::vector<std::int64_t>& tokens)> on_tokens{};
   std::function<void(const at::Tensor& logits)> on_logits{};  // [sequences, vocabulary] of each step

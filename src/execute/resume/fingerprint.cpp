@@ -56,9 +56,13 @@ class Writer {
     const auto& [kind, grid, width, cell_rows, cell_cols] = scales;
     add_all(kind, grid, width, cell_rows, cell_cols);
   }
+  void add(const Origin& origin) {
+    const auto& [source, tensor, offset] = origin;
+    add_all(source, tensor, offset);
+  }
   void add(const Block& block) {
-    const auto& [row, col, col_step, source, scale, scales] = block;
-    add_all(row, col, col_step, source, scale, scales);
+    const auto& [row, col, col_step, source, scale, scales, row_shift, col_shift, members] = block;
+    add_all(row, col, col_step, source, scale, scales, row_shift, col_shift, members);
   }
   void add(const Update& update) {
     const auto& [target, a, b, scale, magnitude, delta_is_rounded, adapter] = update;
@@ -73,8 +77,8 @@ class Writer {
     add_all(type, bytes, element, count);
   }
   void add(const PlannedTensor& planned) {
-    const auto& [name, dtype, shape, rows, cols, blocks, merge, must_be_finite, packing] = planned;
-    add_all(name, dtype, shape, rows, cols, blocks, merge, must_be_finite, packing);
+    const auto& [name, dtype, shape, rows, cols, blocks, merge, must_be_finite, packing, column_group] = planned;
+    add_all(name, dtype, shape, rows, cols, blocks, merge, must_be_finite, packing, column_group);
   }
   void add(const PlannedFile& file) {
     const auto& [name, tensors, metadata, gguf] = file;

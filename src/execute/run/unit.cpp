@@ -27,7 +27,7 @@ constexpr std::int64_t kTileBytes = std::int64_t{4} << 20, kTileMemberBytes = st
 
 bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t bytes, std::uint64_t shortest) {
   if (tensor.merge || tensor.packing != Packing::none) return false;
-  std::int64_t row = 0;
+  std::int64_t row = 0, parts = 0;
   for (const Block& block : tensor.blocks) {
     const View& view = block.source;
     const bool contiguous =
@@ -36,10 +36,14 @@ bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t byte
         (block.col_step != 1 && view.cols != 1)) {
       return false;
     }
+    const auto is_zeros = [](const Origin& origin) { return origin.is_zeros(); };
+    if (!block.members.empty() && (block.row_shift != view.rows || std::ranges::any_of(block.members, is_zeros)))
+      return false;
     if (plan.sources[view.source]->tensors()[view.tensor].dtype != tensor.dtype) return false;
-    row += view.rows;
+    row = block.row_end();
+    parts += block.num_members();
   }
-  return row == tensor.rows && (tensor.blocks.size() == 1 || bytes >= tensor.blocks.size() * shortest);
+  return row == tensor.rows && (parts == 1 || bytes >= static_cast<std::uint64_t>(parts) * shortest);
 }
 
 // Bytes that a tensor needs in the staging buffer.
@@ -202,9 +206,8 @@ class Cutter {
 }  // namespace
 
 CutSizes cut_sizes(int workers) {
-  constexpr std::uint64_t kAllStaging = std::uint64_t{48} << 20;
   CutSizes sizes;
-  sizes.staging = std::min(sizes.staging, kAllStaging / static_cast<std::uint64_t>(workers));
+  sizes.staging = std::min(sizes.staging, kMaxStagingBytes / static_cast<std::uint64_t>(workers));
   return sizes;
 }
 
@@ -239,7 +242,7 @@ FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& si
   work.file = &file;
   work.sizes = sizes;
   work.layout = std::move(layout);
-  work.column_groups = find_column_groups(plan, file);
+  work.column_groups = column_groups_of(plan, file);
   work.byte_source.assign(file.tensors.size(), ByteSource::rendered);
   for (std::size_t t = 0; t < file.tensors.size(); ++t) {
     if (work.column_groups.group_of_tensor[t] != ColumnGroups::kNone) {

@@ -20,7 +20,7 @@ struct CutSizes {
   std::uint64_t block = NewFile::kBlock;
   std::uint64_t direct_run = 2048;  // shorter stretches of a source are cheaper to copy than to write directly
 };
-// Keeps the staging of all workers below 48 MiB.
+// Keeps the staging of all workers below kMaxStagingBytes.
 inline constexpr int kMaxWorkers = 24;
 CutSizes cut_sizes(int workers);
 

@@ -112,21 +112,22 @@ void UnitRenderer::append_zeros(std::uint64_t bytes) {
 void UnitRenderer::append_direct(const FileWork& work, const TensorSlice& slice) {
   const PlannedTensor& tensor = work.tensor(slice.tensor);
   const std::uint64_t offset = work.layout.begin[slice.tensor];
-  if (tensor.blocks.size() == 1) {
+  if (tensor.blocks.size() == 1 && tensor.blocks[0].members.empty()) {
     return append(work, slice.tensor, offset + slice.begin,
                   first_byte(*work.plan, tensor.blocks[0].source) + slice.begin, slice.bytes());
   }
   const std::uint64_t row_bytes = static_cast<std::uint64_t>(tensor.cols * element_size(tensor.dtype));
-  const auto begin_of = [&](const Block& block) { return static_cast<std::uint64_t>(block.row) * row_bytes; };
-  const auto end_of = [&](const Block& block) {
-    return static_cast<std::uint64_t>(block.row + block.source.rows) * row_bytes;
-  };
+  const auto byte_of = [&](std::int64_t row) { return static_cast<std::uint64_t>(row) * row_bytes; };
   auto block = std::partition_point(tensor.blocks.begin(), tensor.blocks.end(),
-                                    [&](const Block& b) { return end_of(b) <= slice.begin; });
-  for (; block != tensor.blocks.end() && begin_of(*block) < slice.end; ++block) {
-    const std::uint64_t begin = std::max(slice.begin, begin_of(*block)), end = std::min(slice.end, end_of(*block));
-    append(work, slice.tensor, offset + begin, first_byte(*work.plan, block->source) + (begin - begin_of(*block)),
-           end - begin);
+                                    [&](const Block& b) { return byte_of(b.row_end()) <= slice.begin; });
+  for (; block != tensor.blocks.end() && byte_of(block->row) < slice.end; ++block) {
+    block->for_each_member([&](const Block& member) {
+      const std::uint64_t first = byte_of(member.row), begin = std::max(slice.begin, first),
+                          end = std::min(slice.end, byte_of(member.row_end()));
+      if (begin < end)
+        append(work, slice.tensor, offset + begin, first_byte(*work.plan, member.source) + (begin - first),
+               end - begin);
+    });
   }
 }
 

@@ -26,6 +26,9 @@ struct EncodeOptions {
   bool block_diagonal = false;                        // keep gate and up apart even where they share A
   bool q8_0 = false;                                  // of gguf: pack what fills blocks
   std::shared_ptr<const gguf::GgufFile> gguf_base{};  // of gguf: the model whose names and shapes the adapter gets
+  // For engines that are stricter than PEFT:
+  bool all_projections = false;  // gate, up or down of experts that have no LoRA: pairs of zeros
+  std::string spelling = {};     // single experts by another program's names: "spellings" of the family table
 };
 
 // What the config of a file with one rank and one scale says.

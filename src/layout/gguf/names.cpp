@@ -9,7 +9,7 @@
 #include "model/json_file.h"
 
 namespace peft::model {
-extern const std::string_view kGgufNamesJson;  // data/gguf_names.json, embedded by cmake/embed_families.cmake
+extern const std::string_view kGgufNamesJson;  // data/gguf_names.json, embedded by cmake/embed_tables.cmake
 }  // namespace peft::model
 
 namespace peft::layout {

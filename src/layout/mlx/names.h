@@ -1,5 +1,9 @@
 // What MLX-LM calls the modules that transformers calls otherwise: the experts, which it holds in one switch layer, and
 // what stands before the layers.
+//
+//   model.layers.0.block_sparse_moe.switch_mlp.gate_proj     experts.{0, 1, ...}.w1 of transformers 4
+//   model.layers.0.mlp.switch_mlp.down_proj                  experts.{0, 1, ...}.down_proj
+//   model.layers.0.mlp.experts.up_proj                       gpt_oss and others, which name it as transformers 5 does
 #pragma once
 
 #include <optional>

@@ -246,7 +246,7 @@ void StagingFolder::claim(const std::string& out, Claim wanted, bool may_discard
   if (made) return;
   if (!may_discard && !journal_paths(path_).empty()) {
     at(path_).fail(ErrorCode::OUT_EXISTS, {.problem = "an earlier run has left an unfinished output",
-                                           .hint = "--resume goes on with it, --overwrite starts over"});
+                                           .hint = "--resume continues it, --overwrite starts over"});
   }
   if (!empty_folder(path_)) refuse_locked(out, path_);
 }

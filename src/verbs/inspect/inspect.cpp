@@ -13,14 +13,15 @@
 #include "base/text.h"
 #include "config/adapter_fields.h"
 #include "config/peft_keys.h"
+#include "engines/judge.h"
+#include "engines/read_facts.h"
 #include "layout/decode/decode.h"
 #include "layout/encode/write_config.h"
 #include "layout/forms.h"
 #include "layout/keys.h"
 #include "peft/error.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 #include "peft/verbs.h"
-#include "verbs/inspect/consumers.h"
 
 namespace peft::verbs {
 namespace {
@@ -275,12 +276,31 @@ std::vector<std::string> value_anomalies(const Adapter& adapter, const Factors& 
   return anomalies;
 }
 
+std::vector<InspectReport::Consumer> consumers_of(const engines::AdapterFacts& facts) {
+  std::vector<InspectReport::Consumer> consumers;
+  for (const engines::Engine& engine : engines::engines()) {
+    for (const engines::Profile& profile : engine.profiles) {
+      if (!profile.shown) continue;
+      const engines::Answer answer = engines::judge(engine, profile, facts);
+      const engines::Judgement* decisive = answer.decisive();
+      consumers.push_back(
+          {profile.title, std::string(name(answer.outcome)), decisive == nullptr ? std::string() : decisive->why});
+    }
+  }
+  return consumers;
+}
+
 }  // namespace peft::verbs
 
 namespace peft {
 namespace {
 
-std::string producer(const AdapterConfig& config) {
+// Configs of other programs do not say which PEFT wrote them; their layout names the program.
+std::string producer(const AdapterConfig& config, AdapterForm form) {
+  if (form != AdapterForm::peft) {
+    const auto row = std::ranges::find(layouts(), form, &LayoutInfo::form);
+    return row == layouts().end() ? std::string() : std::string(row->written_by);
+  }
   const auto [version, evidence] = config.likely_version();
   std::string text = fmt::format("PEFT {}.{}.{} ({})", version.major, version.minor, version.patch, evidence);
   if (!config.lora_B_layout.empty())
@@ -385,17 +405,16 @@ void fill_decoded(const Input& input, InspectReport& report) {
   report.ranks = verbs::describe_ranks(input);
   for (auto& sentence : verbs::value_anomalies(input.adapter, reading.factors))
     report.anomalies.push_back(std::move(sentence));
-  // The tables of verdicts are about PEFT's files.
-  if (layout::is_peft(reading.layout)) report.consumers = verbs::consumer_verdicts(verbs::consumer_facts(input));
+  report.consumers = verbs::consumers_of(engines::facts_of(input.adapter, input.model, reading));
 }
 
-void fill_config(const AdapterConfig& config, InspectReport& report) {
+void fill_config(const AdapterConfig& config, AdapterForm form, InspectReport& report) {
   constexpr std::string_view kShown[] = {
       "peft_type",      "task_type",    "base_model_name_or_path", "r",
       "lora_alpha",     "rank_pattern", "alpha_pattern",           "use_rslora",
       "use_dora",       "bias",         "target_modules",          "target_parameters",
       "modules_to_save"};
-  report.producer = producer(config);
+  report.producer = producer(config, form);
   const pythonic::Json object = config::object_of(config);
   for (const std::string_view key : kShown) {
     const auto found = object.find(std::string(key));
@@ -415,7 +434,7 @@ InspectReport config_alone(const std::string& path, const InputOptions& options,
   const bool whole = options.adapter_name.empty() || options.adapter_name == "default";
   try {
     const AdapterConfig config = AdapterConfig::read((whole ? root : root / options.adapter_name).string());
-    fill_config(config, report);
+    fill_config(config, AdapterForm::peft, report);
     list_refusals(config, report);
   } catch (const Error&) {
     throw error;
@@ -423,29 +442,19 @@ InspectReport config_alone(const std::string& path, const InputOptions& options,
   return report;
 }
 
-}  // namespace
+InputOptions lenient(InputOptions options) {
+  options.read.verb = Verb::inspect;
+  options.read.ignore_unused = true;
+  return options;
+}
 
-InspectReport inspect(const std::string& path, const InputOptions& options) {
-  Input input;
+// `error`: why the adapter could not be decoded; "" when it was.
+InspectReport report_of(const Input& input, std::string error) {
   InspectReport report;
-  report.path = path;
-  InputOptions lenient = options;
-  lenient.read.verb = Verb::inspect;
-  lenient.read.ignore_unused = true;
-  bool decoded = true;
-  try {
-    input = load(path, lenient);
-  } catch (const Error& error) {
-    // The file itself must open. What it means may be in doubt: inspect is for such files.
-    try {
-      input.adapter = open(path, {options.adapter_name, options.open});
-    } catch (const Error& unopened) {
-      return config_alone(path, options, unopened);
-    }
-    report.error = error.what();
-    decoded = false;
-  }
-  fill_config(input.adapter.config, report);
+  const bool decoded = error.empty();
+  report.path = input.adapter.root;
+  report.error = std::move(error);
+  fill_config(input.adapter.config, input.adapter.form, report);
   report.model_type = input.model.model_type;
   report.family = input.model.source;
   report.dtype = dtypes_of(*input.adapter.weights);
@@ -467,6 +476,39 @@ InspectReport inspect(const std::string& path, const InputOptions& options) {
     if (layout::is_peft(input.reading.layout)) check_config(input, report);
   }
   return report;
+}
+
+}  // namespace
+
+InspectReport inspect(const std::string& path, const InputOptions& options) {
+  Input input;
+  std::string failure;
+  try {
+    input = load(path, lenient(options));
+  } catch (const Error& error) {
+    // The file itself must open. What it means may be in doubt: inspect is for such files.
+    try {
+      input.adapter = open(path, {options.adapter_name, options.open});
+    } catch (const Error& unopened) {
+      return config_alone(path, options, unopened);
+    }
+    failure = error.what();
+  }
+  InspectReport report = report_of(input, std::move(failure));
+  report.path = path;
+  return report;
+}
+
+InspectReport inspect(const Adapter& adapter, const InputOptions& options) {
+  Input input;
+  std::string failure;
+  try {
+    input = load(adapter, lenient(options));
+  } catch (const Error& error) {
+    input.adapter = adapter;
+    failure = error.what();
+  }
+  return report_of(input, std::move(failure));
 }
 
 }  // namespace peft

@@ -24,19 +24,17 @@ void check_shape(const Input& input, const Factor& factor, const Factor& first) 
   const auto tensors = input.adapter.weights->tensors();
   const TensorInfo &a = tensors[factor.a.tensor], &b = tensors[factor.b.tensor];
   if (a.shape.size() != 2 || b.shape.size() != 2) {
-    throw Error(ErrorCode::LO_NO_FORM, {.file = input.adapter.weights->path(),
-                                        .tensor = std::string(a.name),
-                                        .problem = "factors of a convolution are not computed with",
-                                        .expected = "lora_A and lora_B with two dimensions",
-                                        .hint = "merge the adapters one after the other instead"});
+    peft::at(input.adapter.weights->path(), std::string(a.name))
+        .fail(ErrorCode::LO_NO_FORM, {.problem = "factors of a convolution are not computed with",
+                                      .expected = "lora_A and lora_B with two dimensions",
+                                      .hint = "merge the adapters one after the other instead"});
   }
   if (factor.out == first.out && factor.in == first.in && factor.kind == first.kind) return;
-  throw Error(ErrorCode::LO_SHAPE, {.file = input.adapter.weights->path(),
-                                    .tensor = describe(factor.site),
-                                    .problem = "this matrix has another shape than in the first adapter",
-                                    .expected = fmt::format("[{}, {}]", first.out, first.in),
-                                    .got = fmt::format("[{}, {}]", factor.out, factor.in),
-                                    .hint = "are both of one base model?"});
+  peft::at(input.adapter.weights->path(), describe(factor.site))
+      .fail(ErrorCode::LO_SHAPE, {.problem = "this matrix has another shape than in the first adapter",
+                                  .expected = fmt::format("[{}, {}]", first.out, first.in),
+                                  .got = fmt::format("[{}, {}]", factor.out, factor.in),
+                                  .hint = "are both of one base model?"});
 }
 
 Found collect(std::span<const Input> inputs) {
