@@ -7,6 +7,7 @@
 #include "support/judge.h"
 #include "support/model_writer.h"
 #include "support/test_files.h"
+#include "test_paths.h"
 
 namespace peft::testing {
 namespace {
@@ -196,6 +197,42 @@ TEST_F(Programs, WhatHasNoForm) {
     expect_error(error_of([&] { plan_convert(input, options); }), ErrorCode::LO_NO_FORM, {"DoRA", "merge"});
     expect_error(error_of([&] { convert_config(folder, options); }), ErrorCode::USAGE,
                  {std::string(info(layout).name)});
+  }
+}
+
+TEST_F(Programs, ConvolutionsHaveNoForm) {
+  const std::string folder = std::string(PEFT_SOURCE_DIR) + "/tests/convolutions/fp32/adapter";
+  const Input input = load(folder, {});
+  for (const Layout layout : {Layout::tinker, Layout::mlx}) {
+    ConvertOptions options;
+    options.to = layout;
+    expect_error(error_of([&] { plan_convert(input, options); }), ErrorCode::LO_NO_FORM, {"convolution"});
+  }
+}
+
+// Verbs that compute with factors take the stacked tensors of any program.
+TEST_F(Programs, AreCombinedAndResized) {
+  for (const Layout own : {Layout::mlx, Layout::tinker}) {
+    SCOPED_TRACE(info(own).name);
+    const Input input = own == Layout::mlx
+                            ? read(own, mlx_pair("up_proj", kInner, kHidden))
+                            : read(own, stacked_pair("w3", {1, kRank, kHidden}, {kExperts, kInner, kRank}));
+    const OracleFactors want = factors_of(input);
+    ResizeOptions resize;
+    resize.input.base = folder_ / "base";
+    resize.rank = kRank;
+    const LowRankResult resized = plan_resize(input.adapter.folder, resize);
+    EXPECT_LT(resized.worst, 2e-6);
+    const std::string out = folder_ / (std::string(info(own).name) + "-resized");
+    materialize(resized.plan, out);
+    EXPECT_EQ(factors_of(load(out, resize.input)).size(), want.size());
+    CombineOptions combine;
+    combine.input = resize.input;
+    combine.type = CombineType::cat;
+    const std::vector<WeightedAdapter> halves = {{input.adapter.folder, 0.5}, {input.adapter.folder, 0.5}};
+    const std::string sum = folder_ / (std::string(info(own).name) + "-sum");
+    materialize(plan_combine(halves, combine).plan, sum);
+    compare_deltas(want, factors_of(load(sum, resize.input)), 1e-5);
   }
 }
 
