@@ -203,7 +203,7 @@ const std::vector<Row>& rows() {
        "pickle",
        [](Bad& b) {
          b.files["adapter_model.safetensors"] = "-";
-         b.files["adapter_model.bin"] = "PK";
+         b.files["adapter_model.bin"] = "\x80\x02}.";
        },
        ErrorCode::E_PICKLE,
        {"adapter_model.bin"}},

@@ -218,7 +218,8 @@ RC_GTEST_PROP(Combine, cat_and_linear_are_the_weighted_sum_whatever_the_layouts,
   const auto type = *rc::gen::element(CombineType::cat, CombineType::linear);
   const auto to = *rc::gen::element(std::optional<Layout>(), std::optional(Layout::peft_per_expert),
                                     std::optional(Layout::peft_fused));
-  const auto second = *rc::gen::element(Layout::peft_per_expert, Layout::peft_fused, Layout::unsloth_grouped);
+  const auto second = *rc::gen::element(Layout::peft_per_expert, Layout::peft_fused, Layout::unsloth_grouped,
+                                        Layout::tinker, Layout::mlx);
   expect_sum(seed, type, to, second);
 }
 

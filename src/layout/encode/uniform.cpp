@@ -112,6 +112,11 @@ void UniformFile::add_dense(const Factor& factor) {
   }
   if (!factor.site.parameter.empty() && factor.site.parameter != "weight")
     no_form(describe(factor.site), "a parameter has no form in this layout", "keep the layout of the file");
+  for (const std::uint32_t tensor : {factor.a.tensor, factor.b.tensor}) {
+    if (file_->tensors()[tensor].shape.size() > 2)
+      no_form(describe(factor.site), "a convolution has no form in this layout",
+              "merge the adapter into the base model");
+  }
   dense_.push_back(&factor);
 }
 

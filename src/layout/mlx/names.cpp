@@ -86,13 +86,18 @@ const RootRow& root_of(const Model& model) {
   return row == std::end(kRoots) ? kPlain : *row;
 }
 
-// What stands before the layers in transformers: the place of the embeddings.
+// What stands before the layers in transformers: the place of the embeddings, and of the experts where only they are
+// known.
 std::vector<std::string> own_roots(const Model& model) {
   std::vector<std::string> roots;
   for (const Generation g : {Generation::v5, Generation::v4}) {
     const auto& tree = model.tree(g);
     if (tree && tree->input_embedding.find('.') != std::string::npos)
       roots.push_back(std::string(model::parent(tree->input_embedding)) + ".");
+    if (model.experts.empty()) continue;
+    const std::string_view experts = model.experts.front().module(g);
+    if (const auto layers = experts.find("layers."); layers != std::string_view::npos && layers != 0)
+      roots.emplace_back(experts.substr(0, layers));
   }
   return roots;
 }

@@ -23,7 +23,8 @@ using Found = std::map<Site, std::vector<const Factor*>, SiteLess>;  // a factor
 void check_shape(const Input& input, const Factor& factor, const Factor& first) {
   const auto tensors = input.adapter.weights->tensors();
   const TensorInfo &a = tensors[factor.a.tensor], &b = tensors[factor.b.tensor];
-  if (a.shape.size() != 2 || b.shape.size() != 2) {
+  const bool stacked = factor.site.expert >= 0;  // three dimensions in the files of other programs
+  if (!stacked && (a.shape.size() != 2 || b.shape.size() != 2)) {
     peft::at(input.adapter.weights->path(), std::string(a.name))
         .fail(ErrorCode::LO_NO_FORM, {.problem = "factors of a convolution are not computed with",
                                       .expected = "lora_A and lora_B with two dimensions",
