@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 PROGRAMS = peft_cli $(shell grep -qs '^Torch_DIR:PATH=/' build/release/CMakeCache.txt && echo peft_torch)
 SOURCES = $(shell git ls-files '*.cpp' '*.h')
 
-.PHONY: build demo test golden asan tsan fuzz tidy format bench bench-report docs clean
+.PHONY: build demo wheel test golden asan tsan fuzz tidy format bench bench-report docs clean
 .DEFAULT_GOAL := build
 
 build: configure-release                ## build/release/peft, and peft-torch, which runs models
@@ -51,6 +51,9 @@ bench: configure-release                ## ratios to memcpy and cp
 	cmake --build --preset release -j $(JOBS)
 	@for program in build/release/bench/bench_*; do \
 	  if [ -x "$$program" ] && [ -f "$$program" ]; then echo "== $$program"; "$$program" || exit 1; fi; done
+
+wheel:                                  ## the Python package for each Python, tested in fresh environments (docs/python.md)
+	JOBS=$(JOBS) tools/build_wheel.sh
 
 bench-report:                           ## docs/benchmarks.md from bench/results (bench/record.py measures)
 	bench/report.py

@@ -76,7 +76,7 @@ test_wheel() {
   tests=(tests)
   [[ ${PEFT_WHEEL_TESTS:-} != fast ]] || tests+=(--ignore=tests/test_golden.py)
   echo "== tests on $name"
-  (cd "$env.bin" && env -i HOME="$env" PATH="$env/bin" LANG=C.UTF-8 PEFT_GOLDEN="$OLDPWD/tests/golden" \
+  (cd "$env.bin" && env -i HOME="$env" PATH="$env/bin" LANG=C.UTF-8 PEFT_GOLDEN="$OLDPWD/tests/golden" PEFT_DOCS="$OLDPWD/docs" \
     PEFT_STRESS_CALLS="${PEFT_STRESS_CALLS:-200}" "$env/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}")
   (cd "$env.bin" && "$env/bin/mypy" --strict tests/user_program.py)
 }
@@ -92,4 +92,5 @@ report() {
 build_wheels
 repair_wheels
 for name in "${pythons[@]}"; do test_wheel "$name"; done
+"$root/env-${pythons[0]}/bin/python" tools/python_reference.py --check
 report

@@ -8,6 +8,7 @@
 NB_MODULE(_core, module) {
   namespace nb = nanobind;
   using namespace peft::python;
+  nb::set_leak_warnings(false);  // tensors of torch outlive the interpreter, and with them the memory of results
   module.attr("__version__") = PEFT_VERSION;
   add_errors(module);
   add_files(module);
