@@ -266,7 +266,9 @@ RC_GTEST_PROP(Roundtrip, FusedThroughEveryLayoutAndBack, ()) {
       if (is_program_layout(layout.layout)) {
         const auto exactness = check_program_tour(input, options, layout.layout, want.factors, there);
         if (!exactness || !gives_bytes_back(layout.layout, *exactness)) continue;
-        convert(load_as(there, options.input, layout.layout), options, own, back);
+        const Input again = load_as(there, options.input, layout.layout);
+        if (!same_scales(want.factors, factors_of(again))) continue;
+        convert(again, options, own, back);
         compare_bytes(*weights_in(folder / "v5"), *weights_in(back));
         continue;
       }
