@@ -14,7 +14,7 @@ import warnings
 from . import _core
 from .errors import LoraWarning
 from .progress import shown
-from .reports import (ConvertReport, InspectReport, LowRankReport, MergeReport, TargetsReport, VerifyMergedReport,
+from .reports import (ConvertReport, DoctorReport, InspectReport, LowRankReport, MergeReport, TargetsReport, VerifyMergedReport,
                       VerifyReport)
 
 TYPE_CHECKING = False
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Weighted = Union[Path, tuple[Path, float]]
     Two = Union[str, None, Sequence[Union[str, None]]]
 
-__all__ = ["combine", "convert", "extract", "inspect", "merge", "resize", "targets", "verify", "verify_merged"]
+__all__ = ["combine", "convert", "doctor", "extract", "inspect", "merge", "resize", "targets", "verify", "verify_merged"]
 
 
 def _warn(texts: Iterable[str]) -> None:
@@ -127,9 +127,10 @@ def targets(path: Path, *, base: Path, generation: Literal["v4", "v5"] | None = 
         families=families)))
 
 
-def convert(adapter: Path, *, to: str, out: Path | None = None, dtype: str | None = None, block_diagonal: bool = False,
-            dry_run: bool = False, config_only: bool = False, overwrite: bool = False, threads: int | None = None,
-            sync: bool = True, readback: bool = True, base: Path | None = None, family: str | None = None,
+def convert(adapter: Path, *, to: str | None = None, for_: str | None = None, out: Path | None = None,
+            dtype: str | None = None, gguf_base: Path | None = None, block_diagonal: bool = False, dry_run: bool = False,
+            config_only: bool = False, overwrite: bool = False, threads: int | None = None, sync: bool = True,
+            readback: bool = True, base: Path | None = None, family: str | None = None,
             families: Path | None = None, num_experts: int | None = None, adapter_name: str | None = None,
             from_: str | None = None, orientation: str | None = None, b_packing: str | None = None,
             ignore_unused: bool = False, allow_trailing_bytes: bool = False, follow_symlinks: bool = False,
@@ -138,9 +139,11 @@ def convert(adapter: Path, *, to: str, out: Path | None = None, dtype: str | Non
 
     Args:
         adapter: The adapter's folder; with config_only a config or a folder.
-        to: The layout to write: one of :func:`peft_cpp.layouts`.
-        out: The folder to write. Needed unless dry_run or config_only.
-        dtype: Cast the factors: "F32", "F16", "BF16" or "F64".
+        to: The layout to write: one of :func:`peft_cpp.layouts`. Either this or for_ is needed.
+        for_: The engine that shall read it, such as "vllm" or "peft@0.20" (``peft engines``): its best layout is chosen.
+        out: The folder to write, or the file of to="gguf". Needed unless dry_run or config_only.
+        dtype: Cast the factors: "F32", "F16", "BF16" or "F64"; of to="gguf" also "Q8_0".
+        gguf_base: to="gguf": the model's GGUF file, whose names and shapes the adapter gets.
         block_diagonal: Keep gate and up apart (rank 2r) even where they share lora_A.
         dry_run: Plan and check everything; write nothing.
         config_only: Convert adapter_config.json alone; needs base.
@@ -163,12 +166,40 @@ def convert(adapter: Path, *, to: str, out: Path | None = None, dtype: str | Non
         FileError: A file cannot be read or written.
     """
     return ConvertReport(_call("convert", dict(
-        adapter=_local(adapter, download), to=to, out=out, dtype=dtype, block_diagonal=block_diagonal, dry_run=dry_run,
-        config_only=config_only, overwrite=overwrite, threads=threads, sync=sync, readback=readback,
+        adapter=_local(adapter, download), to=to, for_=for_, out=out, dtype=dtype, gguf_base=gguf_base,
+        block_diagonal=block_diagonal, dry_run=dry_run, config_only=config_only, overwrite=overwrite, threads=threads, sync=sync, readback=readback,
         base=_local(base, download), family=family, families=families, num_experts=num_experts,
         adapter_name=adapter_name, from_=from_, orientation=orientation, b_packing=b_packing,
         ignore_unused=ignore_unused, allow_trailing_bytes=allow_trailing_bytes, follow_symlinks=follow_symlinks,
         max_tensors=max_tensors), progress))
+
+
+def doctor(adapter: Path, *, for_: str | None = None, base: Path | None = None, family: str | None = None,
+           families: Path | None = None, num_experts: int | None = None, adapter_name: str | None = None,
+           from_: str | None = None, orientation: str | None = None, b_packing: str | None = None,
+           ignore_unused: bool = False, allow_trailing_bytes: bool = False, follow_symlinks: bool = False,
+           max_tensors: int | None = None, download: bool = False) -> DoctorReport:
+    """Says whether an adapter will work where it shall run, and what mends it.
+
+    Args:
+        adapter: The adapter's folder.
+        for_: The engine, with a version if need be: "vllm", "peft@0.20"; all engines when not given.
+        base, family, families, num_experts, adapter_name, from_, orientation, b_packing, ignore_unused: As for
+            :func:`inspect`.
+        allow_trailing_bytes, follow_symlinks, max_tensors, download: As for :func:`inspect`.
+
+    Returns:
+        A report that is true when the engine takes all of the adapter; else ``engines[0].mend`` is a command that helps.
+
+    Raises:
+        UsageError: There is no such engine.
+        FileError, FileFormatError, ConfigError: As for :func:`inspect`.
+    """
+    return DoctorReport(_call("doctor", dict(
+        adapter=_local(adapter, download), for_=for_, base=_local(base, download), family=family, families=families,
+        num_experts=num_experts, adapter_name=adapter_name, from_=from_, orientation=orientation, b_packing=b_packing,
+        ignore_unused=ignore_unused, allow_trailing_bytes=allow_trailing_bytes, follow_symlinks=follow_symlinks,
+        max_tensors=max_tensors)))
 
 
 def verify(a: Path, b: Path, *, tolerance: Literal["exact", "rounded"] = "rounded", threads: int | None = None,

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar
 
 __all__ = [
-    "AdapterWeight", "Consumer", "ConversionPlan", "ConvertReport", "Difference", "ElementCounts", "InspectReport",
-    "LowRankReport", "LowRankSite", "MergeReport", "MergedDifference", "MergedTensor", "PlannedFile", "PlannedTensor",
-    "RankRow", "Report", "RoundingError", "StateDictReport", "Target", "TargetsReport", "TensorRow", "VerifyMergedReport",
-    "VerifyReport",
+    "AdapterWeight", "Consumer", "ConversionPlan", "ConvertReport", "Difference", "DoctorPart", "DoctorReport",
+    "ElementCounts", "EngineReport", "InspectReport", "LowRankReport", "LowRankSite", "MergeReport",
+    "MergedDifference", "MergedTensor", "PlannedFile", "PlannedTensor", "RankRow", "Report", "RoundingError",
+    "StateDictReport", "Target", "TargetsReport", "TensorRow", "VerifyMergedReport", "VerifyReport",
 ]
 
 
@@ -247,6 +247,7 @@ class ConvertReport(Report):
     adapter: str
     adapter_names: list[str]
     to: str
+    run: list[str] | None
     tensors_in: int
     tensors_out: int
     exactness: str
@@ -268,6 +269,11 @@ class ConvertReport(Report):
         """The layouts that were read."""
         return str(self._values.get("from", ""))
 
+    @property
+    def for_(self) -> str:
+        """With ``for_`` the engine, its version and how it runs."""
+        return str(self._values.get("for", ""))
+
 
 class StateDictReport(Report):
     """How a state dict was converted."""
@@ -288,6 +294,63 @@ class StateDictReport(Report):
     def from_(self) -> str:
         """The layout that was read."""
         return str(self._values["from"])
+
+
+# ---- doctor
+
+
+class DoctorPart(Report):
+    """What an engine makes of one kind of module."""
+
+    part: str
+    modules: int
+    rank: int
+    example: str
+    verdict: str
+    why: str
+    message: str
+    shown_by: str
+    measured: bool
+
+
+class EngineReport(Report):
+    """What an engine makes of an adapter; ``run`` starts it, ``mend`` is a command that makes the adapter right."""
+
+    engine: str
+    version: str
+    mode: str
+    title: str
+    answer: str
+    right: bool
+    measured: bool
+    parts: list[DoctorPart]
+    run: list[str]
+    mend: str
+
+    _kinds = {"parts": DoctorPart}
+    _shown = ("title", "answer", "measured", "mend")
+
+    def __bool__(self) -> bool:
+        return self.right
+
+
+class DoctorReport(Report):
+    """Whether an adapter works in an engine; true when it does in all that were asked for."""
+
+    path: str
+    layout: str
+    model_type: str
+    all_right: bool
+    engines: list[EngineReport]
+
+    _kinds = {"engines": EngineReport}
+
+    def __bool__(self) -> bool:
+        return self.all_right
+
+    def __repr__(self) -> str:
+        answers = ", ".join(f"{engine.title}: {engine.answer}" for engine in self.engines)
+        return f"DoctorReport({self.path!r}, {self.layout!r}, {answers})"
 
 
 # ---- verify

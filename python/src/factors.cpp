@@ -1,7 +1,6 @@
 // The factors of an adapter on disk: where each lies in the file, and the update it stands for.
 #include <algorithm>
 
-#include "adapter/view_math.h"
 #include "buffer.h"
 #include "cli/flags.h"
 #include "peft/adapter.h"
@@ -12,27 +11,6 @@
 
 namespace peft::python {
 namespace {
-
-std::vector<double> rows_of(const TensorFile& file, const View& view) {
-  std::vector<double> values(static_cast<std::size_t>(view.rows * view.cols));
-  read(adapter::bind(file, view).transposed(), values);
-  return values;
-}
-
-// Summed over the rank in order.
-std::vector<double> delta_of(const TensorFile& file, const Factor& factor) {
-  const std::vector<double> a = rows_of(file, factor.a), b = rows_of(file, factor.b);
-  const auto in = static_cast<std::size_t>(factor.in), out = static_cast<std::size_t>(factor.out),
-             rank = static_cast<std::size_t>(factor.rank);
-  std::vector<double> delta(out * in);
-  for (std::size_t i = 0; i < out; ++i) {
-    for (std::size_t k = 0; k < rank; ++k) {
-      for (std::size_t j = 0; j < in; ++j) delta[i * in + j] += b[i * rank + k] * a[k * in + j];
-    }
-    for (std::size_t j = 0; j < in; ++j) delta[i * in + j] *= factor.scale;
-  }
-  return delta;
-}
 
 // An open adapter. Its file stays mapped while views of it live.
 class FactorList {
@@ -80,7 +58,7 @@ class FactorList {
     std::shared_ptr<Memory> memory;
     {
       const nb::gil_scoped_release unlocked;
-      const std::vector<double> values = delta_of(*input_.adapter.weights, factor);
+      const std::vector<double> values = to_delta(*input_.adapter.weights, factor);
       memory = std::make_shared<Memory>(values.size() * sizeof(double));
       const auto bytes = std::as_bytes(std::span(values));
       std::copy(bytes.begin(), bytes.end(), memory->bytes().begin());

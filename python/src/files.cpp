@@ -1,4 +1,5 @@
 // The verbs of the command line on files: keyword arguments in, what --json prints out.
+#include "cli/engines/doctor.h"
 #include "cli/output/json.h"
 #include "cli/verbs/convert.h"
 #include "cli/verbs/inspect.h"
@@ -51,12 +52,20 @@ void take(Arguments& arguments, cli::ConvertCommand& command) {
   command.paths.resize(1);
   arguments.take("adapter", command.paths[0]);
   arguments.take("to", command.to);
+  arguments.take("for_", command.engine);
+  arguments.take("gguf_base", command.gguf_base);
   arguments.take("out", command.out);
   arguments.take("dtype", command.dtype);
   arguments.take("block_diagonal", command.block_diagonal);
   arguments.take("dry_run", command.dry_run);
   arguments.take("config_only", command.config_only);
   take_execute(arguments, command.execute);
+  arguments.take(command.input);
+}
+
+void take(Arguments& arguments, cli::DoctorCommand& command) {
+  arguments.take("adapter", command.path);
+  arguments.take("for_", command.engine);
   arguments.take(command.input);
 }
 
@@ -129,6 +138,7 @@ cli::Json result_of(const cli::InspectCommand& command, RunState&) {
 }
 cli::Json result_of(const cli::TargetsCommand& command, RunState&) { return cli::result(command); }
 cli::Json result_of(const cli::VerifyCommand& command, RunState&) { return cli::result(command); }
+cli::Json result_of(const cli::DoctorCommand& command, RunState&) { return cli::result(command); }
 template <class Command>
 cli::Json result_of(const Command& command, RunState& state) {
   return cli::result(command, [&state](const Plan& plan, const std::string& out, ExecuteOptions options) {
@@ -156,6 +166,7 @@ void add_files(nb::module_& module) {
   add_verb<cli::TargetsCommand>(module, "targets");
   add_verb<cli::ConvertCommand>(module, "convert");
   add_verb<cli::VerifyCommand>(module, "verify");
+  add_verb<cli::DoctorCommand>(module, "doctor");
   add_verb<cli::MergeCommand>(module, "merge");
   add_verb<cli::CombineCommand>(module, "combine");
   add_verb<cli::ResizeCommand>(module, "resize");

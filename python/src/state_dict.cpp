@@ -86,13 +86,18 @@ struct Converted {
 Converted convert(const Request& request, RunState& state) {
   const Input input = load(open_in_memory(request), request.convert.input);
   Plan plan = plan_convert(input, request.convert);
+  if (plan.files.size() != 1 || plan.files[0].gguf || plan.texts.size() > 1) {
+    at({}, "to").fail(ErrorCode::USAGE, {.problem = "the layout is no state dict with a config",
+                                         .got = std::string(info(request.convert.to).name),
+                                         .hint = "convert files: peft_cpp.convert"});
+  }
   Converted converted;
   converted.from = input.reading.has_experts ? std::string(info(input.reading.layout).name) : "dense";
   converted.layout = layout_file(plan.files.at(0));
   converted.memory = std::make_shared<Memory>(converted.layout.data_bytes);
   ExecuteOptions options = state.with_hooks({.threads = request.threads});
   execute_into(converted.memory->bytes(), plan, 0, options);
-  converted.config = plan.texts.at(0).second;
+  converted.config = plan.texts.empty() ? request.config : plan.texts[0].second;
   converted.exactness = plan.exactness;
   converted.steps = std::move(plan.steps);
   converted.notes = input.reading.anomalies;

@@ -62,7 +62,7 @@ ODD = [None, True, 0, -1, 2**80, 1.5, float("nan"), "", "x", "\ud800", "\0", b"\
        numpy.zeros((2, 3)), numpy.zeros(0), (1, 2), type, ...]
 
 
-@pytest.mark.parametrize("name", ["inspect", "targets", "convert", "verify", "merge", "combine", "resize", "extract",
+@pytest.mark.parametrize("name", ["inspect", "targets", "convert", "doctor", "verify", "merge", "combine", "resize", "extract",
                                   "read_factors", "convert_state_dict", "detect"])
 def test_any_argument_raises_and_nothing_worse(name, adapter, tmp_path):
     import inspect

@@ -79,6 +79,23 @@ def test_config_only():
                                             "--config-only")
 
 
+def test_doctor_is_the_command_lines():
+    report = peft_cpp.doctor(GOLDEN_ADAPTER, for_="vllm", base=MODEL)
+    assert report.to_dict() == command_line("doctor", GOLDEN_ADAPTER, "--for", "vllm", "--base", MODEL)
+    assert report.engines[0].parts[0].verdict and bool(report) == report.all_right
+    assert report.engines[0].title in repr(report)
+    assert len(peft_cpp.doctor(GOLDEN_ADAPTER, base=MODEL).engines) > 1
+    with pytest.raises(peft_cpp.UsageError):
+        peft_cpp.doctor(GOLDEN_ADAPTER, for_="no-such-engine")
+
+
+def test_convert_for_an_engine(tmp_path):
+    report = peft_cpp.convert(GOLDEN_ADAPTER, for_="vllm", base=MODEL, out=tmp_path / "a")
+    assert report.for_.startswith("vllm") and report.run and report.to
+    with pytest.raises(peft_cpp.UsageError):
+        peft_cpp.convert(GOLDEN_ADAPTER, base=MODEL, out=tmp_path / "b")
+
+
 def test_verify_is_the_command_lines(adapter, fused, tmp_path):
     report = peft_cpp.verify(adapter, fused, family="mixtral")
     assert report and report.same and report.exactness

@@ -172,6 +172,25 @@ def test_bad_tensors(bad, match):
     assert not isinstance(caught.value, peft_cpp.InternalError)
 
 
+@pytest.mark.parametrize("layout", peft_cpp.layouts())
+def test_every_layout(layout, adapter):
+    """Bytes of the file, or a plain refusal."""
+    tensors, config = support.mixtral()
+    try:
+        new, _ = peft_cpp.convert_state_dict(tensors, config, to=layout, family="mixtral")
+    except peft_cpp.UsageError as error:
+        assert layout == "gguf" and "state dict" in error.problem
+        return
+    except peft_cpp.AdapterError:
+        with pytest.raises(peft_cpp.AdapterError):
+            peft_cpp.convert(adapter, to=layout, family="mixtral", out=adapter.parent / "out")
+        return
+    peft_cpp.convert(adapter, to=layout, family="mixtral", out=adapter.parent / "out")
+    (weights,) = (adapter.parent / "out").glob("*.safetensors")
+    weights.rename(adapter.parent / "out" / support.WEIGHTS)
+    assert support.same_bits(new, support.load(adapter.parent / "out"))
+
+
 def test_progress():
     calls = []
     peft_cpp.convert_state_dict(*support.mixtral(), to="peft-fused", family="mixtral",

@@ -104,6 +104,10 @@ void add_engines(CLI::App& app, EnginesCommand& command) {
   add_json(verb, command.json);
 }
 
+Json result(const DoctorCommand& command) {
+  return to_json(doctor(command.path, {command.input.options(), command.engine}));
+}
+
 int run(const DoctorCommand& command) {
   const DoctorReport report = doctor(command.path, {command.input.options(), command.engine});
   if (command.json) {

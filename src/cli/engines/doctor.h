@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cli/flags.h"
+#include "cli/output/json.h"
 
 namespace peft::cli {
 
@@ -20,5 +21,6 @@ void add_doctor(CLI::App& app, DoctorCommand& command);
 void add_engines(CLI::App& app, EnginesCommand& command);
 int run(const DoctorCommand& command);  // 0 all right, 1 not, 2 an input is bad
 int run(const EnginesCommand& command);
+Json result(const DoctorCommand& command);  // what --json prints
 
 }  // namespace peft::cli
