@@ -70,19 +70,20 @@ def updates(case, root):
     """Right updates by `layers.L...`, scale included."""
     if case.peft is None:
         return updates_of_cookbook(case.folder / "expected/peft")
-    about = {**read(case.peft / "case.json"), **read(case.folder / "case.json")}
-    about = {**about, **{key: read(case.peft / "case.json")[key] for key in ("what", "scale", "ranks", "truth")}}
-    targets = re.search(r"targets \[(.*)\]", about["what"]).group(1)
+    own = read(case.folder / "case.json")
+    about = read(case.peft / "case.json") if case.peft.exists() else {}  # gpt-oss has no per-expert file in PEFT
+    targets = re.search(r"targets \[(.*)\]", about.get("what", "targets ['attn', 'gate_up', 'down']")).group(1)
     roles = {name for role in re.findall(r"'(\w+)'", targets) for name in ROLES[role]}
-    truth = load_file(root / "consumers" / case.family / f"truth-{about['truth']}.safetensors")
+    truth = load_file(root / "consumers" / case.family / f"truth-{about.get('truth') or own['truth']}.safetensors")
     result = {}
     for key in truth:
         place, side = key.rsplit(".", 1)
         role = place.split(".")[-1]
-        if side != "A" or role not in roles or int(place.split(".")[1]) not in about.get("layers", [0, 1]):
+        if side != "A" or role not in roles or int(place.split(".")[1]) not in own.get("layers", [0, 1]):
             continue
-        kind = role if role in about["ranks"] else "attn"
-        rank, scale = about["ranks"][kind], about["scale"][kind]
+        kind = "attn" if role in ROLES["attn"] else role
+        rank, alpha = own["dims"]["r"], own["dims"]["alpha"]
+        rank, scale = about.get("ranks", {}).get(kind, rank), about.get("scale", {}).get(kind, alpha / rank)
         a, b = truth[key][:rank].astype(np.float64), truth[place + ".B"][:, :rank].astype(np.float64)
         result[place] = scale * b @ a
     return result

@@ -1,11 +1,12 @@
 """Runs a LoRA in llama.cpp: GGUF files through the C interface that llama-cpp-python wraps."""
 
+from worker import serve  # first: it keeps stdout for answers
+
 import ctypes
 from functools import lru_cache
 
 import llama_cpp as c
 import numpy as np
-from worker import serve
 
 messages = []
 

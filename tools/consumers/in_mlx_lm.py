@@ -1,5 +1,7 @@
 """Runs a LoRA in MLX-LM: its own classes and its own load_adapters, on the CPU."""
 
+from worker import serve  # first: it keeps stdout for answers
+
 import json
 from pathlib import Path
 
@@ -7,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm import utils
 from mlx_lm.tuner.utils import load_adapters
-from worker import serve
 
 
 def halves_of_gpt_oss(weights):

@@ -1,5 +1,7 @@
 """Runs a LoRA in PEFT on transformers. A key that PEFT does not find, or does not use, is an error here: PEFT only warns."""
 
+from worker import serve  # first: it keeps stdout for answers
+
 import copy
 import os
 import warnings
@@ -10,7 +12,6 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", CUDA_VISIB
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from worker import serve
 
 
 @lru_cache(maxsize=1)

