@@ -10,6 +10,7 @@ a failure. Last line: real programs: N checks, N passed.
 """
 
 import argparse
+import datetime
 import json
 import os
 import shutil
@@ -19,11 +20,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-from cases import FAMILIES, all_cases, updates
+from cases import FAMILIES, all_cases, read, updates
 from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = ROOT / "build" / "venvs"
+RESULTS = Path(__file__).with_name("results.json")
+PAGE = ROOT / "docs" / "notes" / "consumers.md"
 LOGITS_LIMIT = 2e-4  # absolute; adapters move logits by 5 to 9. Programs agree on the models alone within 5e-5
 UPDATE_LIMIT = 1e-5
 LEAST_MOVED = 1  # a logit
@@ -32,8 +35,10 @@ LEAST_MOVED = 1  # a logit
 class Program:
     """How `peft` names an engine, which environment runs it, and what it takes for a model."""
 
-    def __init__(self, name, engine, venv, left_out=()):
-        self.name, self.engine, self.python, self.left_out = name, engine, VENVS / venv / "bin/python", dict(left_out)
+    def __init__(self, name, engine, venv, title, left_out=()):
+        self.name, self.engine, self.python, self.title = name, engine, VENVS / venv / "bin/python", title
+        self.left_out = dict(left_out)
+        self.judge = "what its LoRA manager binds" if name == "vllm" else "logits"
 
     def model(self, root, family):
         folder = root / "models" / f"consumer-{family}"
@@ -46,10 +51,10 @@ class Program:
 
 
 PROGRAMS = {program.name: program for program in (
-    Program("llama_cpp", "llama.cpp", "llama_cpp"),
-    Program("mlx_lm", "mlx-lm", "mlx_lm", {"qwen3_5_moe": "MLX-LM has no class for the text-only type"}),
-    Program("vllm", "vllm@0.32", "vllm"),
-    Program("peft", "peft", "new"),
+    Program("llama_cpp", "llama.cpp", "llama_cpp", "llama.cpp 0.5.0"),
+    Program("mlx_lm", "mlx-lm", "mlx_lm", "MLX-LM 0.32.2", {"qwen3_5_moe": "MLX-LM has no class for the text-only type"}),
+    Program("vllm", "vllm@0.32", "vllm", "vLLM 0.32.0"),
+    Program("peft", "peft", "new", "PEFT 0.21.2"),
 )}
 
 
@@ -183,18 +188,41 @@ def check(program, root, arguments, work):
     return results, left_out
 
 
+def keep_results(rows):
+    """docs/notes/consumers.md: the last run of each program."""
+    known = {row["program"]: row for row in (read(RESULTS) if RESULTS.exists() else [])}
+    known.update({row["program"]: row for row in rows})
+    RESULTS.write_text("[\n" + ",\n".join(" " + json.dumps(known[name]) for name in PROGRAMS if name in known) + "\n]\n")
+    lines = ["| program | judged by | checks | passed | seconds | left out | run |", "|---|---|---:|---:|---:|---|---|"]
+    for name, program in PROGRAMS.items():
+        if name in known:
+            row = known[name]
+            lines.append(f"| {program.title} | {program.judge} | {row['checks']} | {row['passed']} | {row['seconds']} "
+                         f"| {'; '.join(row['left_out'])} | {row['date']}, {row['commit']} |")
+    text = PAGE.read_text()
+    head, tail = text.split("<!-- results -->\n")[0], text.split("<!-- end of results -->")[1]
+    PAGE.write_text(head + "<!-- results -->\n" + "\n".join(lines) + "\n<!-- end of results -->" + tail)
+
+
+def commit():
+    done = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("programs", nargs="*", help="llama_cpp, mlx_lm, vllm, peft; all that are installed when not given")
     parser.add_argument("--quick", action="store_true", help="every fourth adapter")
     parser.add_argument("--peft", type=Path, default=ROOT / "build/release/peft")
     parser.add_argument("--verbose", action="store_true", help="name every check")
+    parser.add_argument("--record", action="store_true", help="keep the results in docs/notes/consumers.md")
     arguments = parser.parse_args()
     places = (ROOT / "../shared/golden", ROOT / "tests/golden")
     root = Path(os.environ.get("PEFT_GOLDEN") or next(place for place in places if place.exists())).resolve()
     work = ROOT / "build" / "consumers"
     shutil.rmtree(work, ignore_errors=True)
     total = passed = 0
+    rows = []
     for name in arguments.programs or [name for name, program in PROGRAMS.items() if program.python.exists()]:
         start = time.monotonic()
         results, left_out = check(PROGRAMS[name], root, arguments, work)
@@ -203,11 +231,15 @@ def main():
                 print(f"{name}: {id}: {failure or 'ok'}")
         for text in left_out:
             print(f"{name}: left out {text}")
-        right = sum(failure is None for failure in results.values())
-        print(f"{name}: {right} of {len(results)} right, {time.monotonic() - start:.0f} s", flush=True)
+        right, seconds = sum(failure is None for failure in results.values()), round(time.monotonic() - start)
+        print(f"{name}: {right} of {len(results)} right, {seconds} s", flush=True)
+        rows.append({"program": name, "checks": len(results), "passed": right, "seconds": seconds, "left_out": left_out,
+                     "date": str(datetime.date.today()), "commit": commit()})
         total, passed = total + len(results), passed + right
     print(f"golden data {root}")
     print(f"real programs: {total} checks, {passed} passed")
+    if arguments.record:
+        keep_results(rows)
     sys.exit(0 if total == passed and total else 1)
 
 

@@ -3,7 +3,7 @@
 #
 #     tools/consumers/setup.sh [llama_cpp] [mlx_lm] [vllm] [peft]      default: all
 #
-# llama_cpp is built from source: 128 objects, 6 minutes on two cores. It may be stopped; the next call goes on.
+# llama_cpp is built from source: 78 objects, 6 minutes on two cores. It may be stopped; the next call goes on.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
