@@ -21,8 +21,6 @@ struct Row {
 };
 constexpr Row kRows[] = {{"mixtral", "rt-mixtral"}, {"qwen3_moe", "rt-qwen3_moe"}, {"gpt_oss", "rt-gpt_oss"}};
 
-ExecuteOptions quick() { return {.threads = 1, .sync = false, .readback = false}; }
-
 // One model, PEFT's adapter for it, and the same in a program's form.
 class ProgramVerbs : public ::testing::TestWithParam<std::tuple<Row, Layout>> {
  protected:
@@ -48,6 +46,11 @@ class ProgramVerbs : public ::testing::TestWithParam<std::tuple<Row, Layout>> {
     return options;
   }
 
+  // llama.cpp's architecture "llama" has rows of q and k in another order, by heads: that takes a config.json.
+  bool needs_heads() const {
+    return layout() == Layout::gguf && std::get<0>(GetParam()).model_type == std::string("mixtral");
+  }
+
   std::vector<WeightedAdapter> halves() const { return {{own_, 0.5}, {own_, 0.5}}; }
 
   std::map<std::string, std::vector<std::byte>> merged(const std::string& adapter) const {
@@ -69,6 +72,7 @@ class ProgramVerbs : public ::testing::TestWithParam<std::tuple<Row, Layout>> {
 
 TEST_P(ProgramVerbs, inspect) {
   for (const InputOptions& options : {options_, without_base()}) {
+    if (options.base.empty() && needs_heads()) continue;
     SCOPED_TRACE(options.base.empty() ? "without --base" : "with --base");
     const InspectReport report = inspect(own_, options);
     EXPECT_EQ(report.error, "");
@@ -86,6 +90,11 @@ TEST_P(ProgramVerbs, inspect) {
 }
 
 TEST_P(ProgramVerbs, names_suffice_to_read_and_to_convert) {
+  if (needs_heads()) {
+    const Error error = expect_error("load", [&] { load(own_, without_base()); });
+    EXPECT_EQ(error.code(), ErrorCode::MD_NEEDED) << error.what();
+    return;
+  }
   compare_factors(want_, factors_of(load(own_, without_base())));
   ConvertOptions options;
   options.input = without_base();
@@ -103,7 +112,7 @@ TEST_P(ProgramVerbs, verify) {
   half.input = options_;
   half.type = CombineType::cat;
   const std::vector<WeightedAdapter> once = {{own_, 0.5}};
-  execute(plan_combine(once, half).plan, path_of(folder_ / "half", layout()), quick());
+  materialize(plan_combine(once, half).plan, folder_ / "half");
   report = verify(own_, path_of(folder_ / "half", layout()), options);
   EXPECT_FALSE(report.same);
   EXPECT_NEAR(report.largest_relative, 0.5, 1e-6);
@@ -115,7 +124,7 @@ TEST_P(ProgramVerbs, merged_is_verified) {
   MergeOptions merge;
   merge.base = base_;
   merge.adapters = {{own_, 1}};
-  execute(plan_merge(merge).plan, folder_ / "merged", quick());
+  materialize(plan_merge(merge).plan, folder_ / "merged");
   VerifyMergedOptions options;
   options.merged = folder_ / "merged";
   options.merge = merge;
@@ -129,7 +138,7 @@ TEST_P(ProgramVerbs, combine_and_resize_keep_the_layout) {
   combine.input = options_;
   combine.type = CombineType::cat;
   const std::string sum = path_of(folder_ / "sum", layout());
-  execute(plan_combine(halves(), combine).plan, sum, quick());
+  materialize(plan_combine(halves(), combine).plan, folder_ / "sum");
   EXPECT_EQ(load(sum, options_).reading.layout, layout());
   compare_deltas(want_, factors_of(load(sum, options_)), 1e-5);
 
@@ -139,7 +148,7 @@ TEST_P(ProgramVerbs, combine_and_resize_keep_the_layout) {
   const LowRankResult resized = plan_resize(sum, resize);
   EXPECT_LT(resized.worst, 1e-5);
   const std::string out = path_of(folder_ / "resized", layout());
-  execute(resized.plan, out, quick());
+  materialize(resized.plan, folder_ / "resized");
   EXPECT_EQ(load(out, options_).reading.layout, layout());
   const VerifyReport report = verify(peft_, out, {options_, options_, true, 1});
   EXPECT_LT(report.largest_relative, 1e-5) << report.where;
@@ -149,13 +158,13 @@ TEST_P(ProgramVerbs, extract_writes_the_layout) {
   MergeOptions merge;
   merge.base = base_;
   merge.adapters = {{own_, 1}};
-  execute(plan_merge(merge).plan, folder_ / "merged", quick());
+  materialize(plan_merge(merge).plan, folder_ / "merged");
   ExtractOptions extract;
   extract.base = base_, extract.finetuned = folder_ / "merged";
   extract.rank = 3;
   extract.to = layout();
   const std::string out = path_of(folder_ / "extracted", layout());
-  execute(plan_extract(extract).plan, out, quick());
+  materialize(plan_extract(extract).plan, folder_ / "extracted");
   const VerifyReport report = verify(peft_, out, {options_, options_, true, 1});
   EXPECT_LT(report.largest_relative, 1e-4) << report.where;  // the merged weights are rounded
   EXPECT_EQ(load(out, options_).reading.layout, layout());
@@ -180,6 +189,11 @@ TEST(ProgramVerbsDense, names_suffice_without_a_family) {
     ConvertOptions options;
     options.input = with_base;
     convert(input, options, layout, folder / "own");
+    if (layout == Layout::gguf) {  // of architecture "llama"
+      const Error error = expect_error("load", [&] { load(path_of(folder / "own", layout), {}); });
+      EXPECT_EQ(error.code(), ErrorCode::MD_NEEDED) << error.what();
+      continue;
+    }
     const Input own = load(path_of(folder / "own", layout), {});
     compare_factors(factors_of(input), factors_of(own));
     ConvertOptions bare;
