@@ -1,7 +1,10 @@
 # The Python package (python/): its extension module, built where nanobind is found. PEFT_BUILD_PYTHON: AUTO (when it is
 # found in build/venvs/python, which tools/install_python_tools.sh makes), ON (nanobind or an error), OFF.
+# Can be a variable of the environment, too.
 set(wanted OFF)
-if(PROJECT_IS_TOP_LEVEL)
+if(DEFINED ENV{PEFT_BUILD_PYTHON})
+  set(wanted $ENV{PEFT_BUILD_PYTHON})
+elseif(PROJECT_IS_TOP_LEVEL)
   set(wanted AUTO)
 endif()
 set(PEFT_BUILD_PYTHON ${wanted} CACHE STRING "Build the extension module of the Python package: AUTO, ON, OFF")
