@@ -11,6 +11,7 @@ import re
 import sys
 
 import peft_cpp
+import peft_cpp.nn
 import peft_cpp.testing
 
 # Parameters that are explained once: "As for :func:`...`".
@@ -78,7 +79,7 @@ def fields_of(kind):
 def page():
     problems, parts = [], []
     groups = [("Files", "files"), ("In memory", "state_dict"), ("Factors", "factors"), ("Tests", "testing"),
-              ("Tables", "tables"), ("Results", "reports"), ("Errors", "errors")]
+              ("Models that run", "nn"), ("Tables", "tables"), ("Results", "reports"), ("Errors", "errors")]
     for title, module_name in groups:
         module = __import__(f"peft_cpp.{module_name}", fromlist=["x"])
         parts += [f"## {title}", "", markdown(inspect.getdoc(module)).strip(), ""]
@@ -94,7 +95,7 @@ def page():
             parts += [*rows, ""] if rows else []
     known = {name for _, module in groups for name in __import__(f"peft_cpp.{module}", fromlist=["x"]).__all__}
     problems += [f"{name} is public and in no group" for name in peft_cpp.__all__
-                 if name not in known | {"__version__", "testing"}]
+                 if name not in known | {"__version__", "nn", "testing"}]
     head = ["# Python reference", "", "Generated from the docstrings by `tools/python_reference.py`; [python.md](python.md) has recipes.", ""]
     return problems, "\n".join(head + parts).rstrip() + "\n"
 
