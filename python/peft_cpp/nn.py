@@ -35,7 +35,7 @@ __all__ = ["CausalLM", "ForwardOutput", "PeftModel", "get_peft_model", "load_mod
 def _core() -> Any:
     """The extension module of the runtime."""
     try:
-        import peft_cpp_runtime
+        import peft_cpp_runtime  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise fail("RT_PROGRAM", "the package peft-cpp-runtime is not installed",
                    hint='pip install "peft-cpp[runtime]"') from None

@@ -17,10 +17,10 @@ WILD = sorted(path.parent for path in (support.GOLDEN.parent / "wild").glob("*/e
 def test_there_and_back(layout, adapter, tmp_path):
     """The same function in every layout; and the bytes of the original where the layout keeps all of it."""
     out, back = tmp_path / ("out.gguf" if layout == "gguf" else "out"), tmp_path / "back"
-    peft_cpp.convert(adapter, to=layout, family="mixtral", out=out)
-    report = peft_cpp.inspect(out, family="mixtral", num_experts=support.EXPERTS)
+    options = {"base": support.mixtral_base(tmp_path / "base")}
+    peft_cpp.convert(adapter, to=layout, out=out, **options)
+    report = peft_cpp.inspect(out, **options)
     assert report and report.num_experts == support.EXPERTS, report.error
-    options = {"family": "mixtral", "num_experts": support.EXPERTS}
     assert peft_cpp.verify(adapter, out, **options)
     factors = peft_cpp.read_factors(out, **options)
     assert len(factors) == len(support.mixtral()[0]) // 2
