@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Builds the Python package peft-cpp, and tests it as a user gets it: in fresh virtual environments, without a compiler.
 #
-#     tools/build_wheel.sh [PYTHON ...]      default: python3.10, 3.11, 3.12 (its wheel serves 3.13, too) and 3.13
+#     tools/build_wheel.sh [--runtime] [PYTHON ...]      default: python3.10, 3.11, 3.12 (its wheel serves 3.13, too) and 3.13
 #
+# --runtime: also peft-cpp-runtime, for the Python of build/venvs/python, and a test of both as `pip install` brings them.
 # Wheels and the sdist lie in build/wheel/dist. PEFT_WHEEL_TESTS=fast leaves out what the tests of the build tree show as
 # well (the golden tests, the stress test), and the wheel that is built from the sdist.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD/build/wheel
 fast=$([[ ${PEFT_WHEEL_TESTS:-} != fast ]] || echo yes)
+runtime=
+if [[ ${1:-} == --runtime ]]; then runtime=yes; shift; fi
 pythons=("$@")
 [[ ${#pythons[@]} -gt 0 ]] || pythons=(python3.10 python3.11 python3.12 python3.13)
 
@@ -106,7 +109,28 @@ test_wheel() {
   echo "== tests on $name"
   (cd "$env.run" && env -i HOME="$env" PATH="$env/bin" LANG=C.UTF-8 PEFT_GOLDEN="$OLDPWD/tests/golden" PEFT_DOCS="$OLDPWD/docs" \
     "$env/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}")
-  (cd "$env.run" && "$env/bin/mypy" --strict tests/user_program.py && "$env/bin/stubtest" peft_cpp._core)
+  (cd "$env.run" && "$env/bin/mypy" --strict tests/user_program.py)
+}
+
+# The libraries of torch stay outside: the wheel finds them beside itself, in the torch that is installed.
+runtime_wheel() {
+  local env=$root/env-runtime wheel python=$tool/bin/python
+  echo "== wheel of peft-cpp-runtime"
+  tools/install_torch.sh
+  (cd python/runtime && quietly "$tool/bin/pip" wheel . --no-deps --no-build-isolation -w "$root/raw-runtime" \
+    -C build-dir="$OLDPWD/build/wheel-runtime" -C cmake.define.PEFT_WERROR=ON)
+  for wheel in "$root"/raw-runtime/*.whl; do
+    PATH=$tool/bin:$PATH quietly "$tool/bin/auditwheel" repair "$wheel" --plat auto -w "$root/dist" \
+      --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libgomp*'
+  done
+  rm -rf "$env" "$env.run"
+  quietly "$python" -m venv "$env"
+  quietly "$env/bin/pip" install --find-links "$root/dist" ${PEFT_TORCH_INDEX:+--extra-index-url "$PEFT_TORCH_INDEX"} \
+    "peft-cpp[runtime]" torch==2.13.0+cpu numpy safetensors pytest
+  mkdir "$env.run"
+  cp -r python/tests "$env.run/tests"
+  (cd "$env.run" && env -i HOME="$env" PATH="$env/bin" LANG=C.UTF-8 PEFT_GOLDEN="$OLDPWD/tests/golden" \
+    "$env/bin/python" -m pytest -q -p no:cacheprovider tests/test_nn.py)
 }
 
 report() {
@@ -118,12 +142,13 @@ report() {
 }
 
 mkdir -p "$root"
-rm -rf "$root/dist" "$root/raw"
+rm -rf "$root/dist" "$root/raw" "$root/raw-runtime"
 tools/install_dependencies.sh build python
 tools/real_peft/setup.sh python
 tool=$PWD/build/venvs/python
 build_wheels
 [[ -n $fast ]] || build_from_sdist
 for name in "${pythons[@]}"; do test_wheel "$name"; done
+[[ -z $runtime ]] || runtime_wheel
 "$root/env-${pythons[0]}/bin/python" tools/python_reference.py --check
 report
