@@ -51,13 +51,17 @@ def signature_of(value):
 def markdown(doc):
     """A docstring as Markdown: sections as bold words, entries as list items."""
     lines = []
+    in_section = False
     for line in doc.split("\n"):
         line = re.sub(r":(?:func|class|mod|meth):`([^`]+)`", r"`\1`", line).replace("``", "`")
         section = line.rstrip(":")
         if line.endswith(":") and section in SECTIONS:
+            in_section = True
             lines += [f"**{section}**", ""]
-        elif match := re.match(r"    ([\w*][\w*, ]*): (.*)", line):
+        elif in_section and (match := re.match(r"    ([\w*][\w*, ]*): (.*)", line)):
             lines.append(f"* `{match[1]}`: {match[2]}")
+        elif not in_section:
+            lines.append(line)  # indented lines are code
         else:
             lines.append(re.sub(r"^    +", "  " if line.startswith("        ") else "", line))
     return "\n".join(lines)
@@ -67,7 +71,7 @@ def fields_of(kind):
     rows = []
     for name, text in kind.__dict__.get("__annotations__", {}).items():
         if not name.startswith("_"):
-            rows.append(f"* `{name}`: {text}")
+            rows.append(f"* `{name}`: {getattr(text, '__forward_arg__', text)}")
     for name, value in kind.__dict__.items():
         if name.startswith("_") or not (inspect.isfunction(value) or isinstance(value, property)):
             continue
