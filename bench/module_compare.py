@@ -224,7 +224,7 @@ def measure_start(repeat):
         for _ in range(8 * repeat):
             for name, words in rows.items():
                 start = time.perf_counter()
-                subprocess.run([python, "-I" if name == "python -c pass" else "-s", *words], env=environment, check=True,
+                subprocess.run([python, "-s", *words], env=environment, check=True,
                                stdout=subprocess.DEVNULL)
                 times[name].append(time.perf_counter() - start)
     empty = statistics.median(times["python -c pass"])

@@ -7,6 +7,7 @@ target_include_directories(test_cli PRIVATE src tests)
 target_link_libraries(test_cli PRIVATE peft_cli_parts peft_test_flags GTest::gmock)
 peft_discover_tests(test_cli)
 
+add_test(NAME peft_starts_without_highway COMMAND sh -c "! ldd $<TARGET_FILE:peft_cli> | grep libhwy")
 # These run the program itself.
 foreach(program command_test wild_test)
   if(TARGET ${program})

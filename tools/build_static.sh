@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # build/static/peft: the program as one file that runs on any Linux of x86-64, without a shared library. It is linked from
-# the objects of build/release (make build) and from static libraries. Debian has none of fmt, simdjson and Highway: they are
-# compiled from Debian's own source packages.
+# the objects of build/release (make build) and from static libraries. Debian has none of fmt and simdjson: they are
+# compiled from its own source packages.
 #
 #     tools/build_static.sh
 set -euo pipefail
@@ -22,9 +22,9 @@ fetch_sources() {
   local options=(-o "Dir::Etc::sourcelist=$PWD/sources.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$PWD/lists"
     -o APT::Sandbox::User=root)
   apt-get "${options[@]}" -qq update
-  apt-get "${options[@]}" -qq source fmtlib simdjson highway
+  apt-get "${options[@]}" -qq source fmtlib simdjson
 }
-if ! compgen -G "$out/sources/highway-*/hwy" >/dev/null; then
+if ! compgen -G "$out/sources/simdjson-*/src" >/dev/null; then
   (fetch_sources) >"$out/log" 2>&1 || { cat "$out/log" >&2; exit 1; }
 fi
 
@@ -39,11 +39,10 @@ archive() {  # NAME FOLDER SOURCE ...
 }
 archive fmt "$(echo "$out"/sources/fmtlib-*/)" src/format.cc src/os.cc
 archive simdjson "$(echo "$out"/sources/simdjson-*/)" src/simdjson.cpp
-archive hwy "$(echo "$out"/sources/highway-*/)" hwy/targets.cc hwy/aligned_allocator.cc hwy/print.cc hwy/per_target.cc
 
 c++ -static -O2 -Wl,--gc-sections -o "$out/peft" "$release"/CMakeFiles/peft_cli.dir/src/cli/main.cpp.o \
-  "$release"/CMakeFiles/peft_cli.dir/src/cli/runtime/exec_peft_torch.cpp.o "$release/libpeft_cli_parts.a" "$release/libpeft.a" \
-  -L"$out" -lfmt -lsimdjson -lhwy -lpcre2-8 -lxxhash
+  "$release"/CMakeFiles/peft_without_torch.dir/src/cli/runtime/*.o "$release/libpeft_cli_parts.a" "$release/libpeft.a" \
+  -L"$out" -lfmt -lsimdjson -lpcre2-8 -lxxhash
 strip "$out/peft"
 cp LICENSE python/licenses/THIRD_PARTY.txt "$out"
 
