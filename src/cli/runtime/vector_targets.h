@@ -16,6 +16,9 @@
 //   AVX3_DL    avx512 vnni, vbmi, vbmi2, vpopcntdq, bitalg; vaes, vpclmulqdq
 // Sets that a newer Highway has besides are not used. On other processors, and with another version of Highway, the
 // file defines nothing, and the library is loaded.
+//
+// A set counts only where the operating system keeps its registers, too; the compiler's __builtin_cpu_supports asks for
+// both. vector_targets_test.cpp compares the answer with that of Highway's library, which it loads by name.
 #pragma once
 
 #include <cstdint>
