@@ -16,7 +16,7 @@ namespace peft {
 
 namespace gguf {
 struct TypedMetadata;                 // gguf/value.h
-enum class GgmlType : std::uint32_t;  // gguf/ggml_type.h
+enum class GgmlType : std::uint32_t;  // gguf/types/ggml_type.h
 }  // namespace gguf
 
 // What a step does to the numbers, from the best to the worst: the larger of two is the worse one.

@@ -5,7 +5,7 @@
 
 #include "execute/merge/merger.h"
 #include "execute/values/element.h"
-#include "gguf/blocks/block_formats.h"
+#include "gguf/types/block_formats.h"
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "plan/check.h"

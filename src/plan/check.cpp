@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "base/float_formats.h"
-#include "gguf/blocks/block_formats.h"
+#include "gguf/types/block_formats.h"
 #include "peft/error.h"
 #include "plan/update_targets.h"
 #include "plan/view_check.h"

@@ -8,7 +8,7 @@
 #include <ostream>
 
 #include "gguf/file_layout.h"
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 #include "peft/error.h"
 #include "safetensors/writing/file_layout.h"
 

@@ -10,7 +10,7 @@
 #include <set>
 
 #include "base/float_formats.h"
-#include "gguf/blocks/block_formats.h"
+#include "gguf/types/block_formats.h"
 #include "peft/execute.h"
 #include "peft/layout.h"
 #include "peft/verbs.h"

@@ -8,8 +8,8 @@
 #include <stdexcept>
 
 #include "base/float_formats.h"
-#include "gguf/blocks/block_formats.h"
 #include "gguf/file_layout.h"
+#include "gguf/types/block_formats.h"
 
 namespace peft::testing {
 namespace {

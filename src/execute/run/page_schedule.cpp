@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "execute/values/element.h"
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 #include "plan/update_targets.h"
 
 namespace peft::execution {

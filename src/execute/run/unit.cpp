@@ -9,7 +9,7 @@
 
 #include "execute/merge/inputs/gathered_factors.h"
 #include "execute/values/element.h"
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 #include "plan/update_targets.h"
 
 namespace peft::execution {

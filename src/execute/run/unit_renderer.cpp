@@ -9,8 +9,8 @@
 
 #include "execute/values/element.h"
 #include "execute/values/nonfinite.h"
-#include "gguf/blocks/block_formats.h"
 #include "gguf/header.h"
+#include "gguf/types/block_formats.h"
 #include "peft/error.h"
 
 namespace peft::execution {

@@ -7,7 +7,7 @@
 
 #include "base/float_formats.h"
 #include "execute/values/element.h"
-#include "gguf/blocks/block_formats.h"
+#include "gguf/types/block_formats.h"
 
 namespace peft::execution {
 namespace {

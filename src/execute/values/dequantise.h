@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 #include "peft/plan.h"
 
 namespace peft::execution {

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <set>
 
+#include "adapter/gguf_adapter.h"
 #include "base/system.h"
 #include "base/text.h"
 #include "peft/error.h"
@@ -338,7 +339,7 @@ MergePlan plan_merge(const MergeOptions& given) {
   options.input.read.verb = Verb::merge;
   check_options(options);
   options.base = resolve_path(options.base);
-  if (merging::is_gguf(options.base)) return plan_gguf(options);
+  if (adapter::is_gguf(options.base)) return plan_gguf(options);
   if (options.out_q8_0)
     throw Error(ErrorCode::USAGE, {.problem = "--out-dtype Q8_0 is for a base in GGUF", .got = options.base});
   return plan_checkpoint(options);

@@ -6,7 +6,7 @@
 
 #include "base/float_formats.h"
 #include "base/text.h"
-#include "gguf/blocks/block_formats.h"
+#include "gguf/types/block_formats.h"
 #include "peft/error.h"
 
 namespace peft::merging {

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <filesystem>
 
 #include "base/text.h"
 #include "peft/error.h"
@@ -63,8 +62,6 @@ bool may_be(const layout::GgufNames& names, const GgufModel& model) {
 }
 
 }  // namespace
-
-bool is_gguf(const std::string& path) { return path.ends_with(".gguf") && !std::filesystem::is_directory(path); }
 
 GgufModel GgufModel::open(const std::string& path, const OpenOptions& options) {
   GgufModel model;

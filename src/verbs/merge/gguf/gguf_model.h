@@ -16,9 +16,6 @@
 
 namespace peft::merging {
 
-// Whether a path is a GGUF file by its name: a base of that form.
-bool is_gguf(const std::string& path);
-
 // Headers only.
 class GgufModel {
  public:

@@ -8,7 +8,7 @@
 #include <memory>
 
 #include "base/float_formats.h"
-#include "gguf/blocks/block_formats.h"
+#include "gguf/types/block_formats.h"
 #include "peft/error.h"
 #include "verbs/merge/adapters.h"
 

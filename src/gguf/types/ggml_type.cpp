@@ -1,4 +1,4 @@
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 
 #include <algorithm>
 #include <array>

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <span>
 
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 
 namespace peft::gguf {
 

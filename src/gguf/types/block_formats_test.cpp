@@ -1,4 +1,4 @@
-#include "gguf/blocks/block_formats.h"
+#include "gguf/types/block_formats.h"
 
 #include <gtest/gtest.h>
 
