@@ -19,6 +19,7 @@ namespace peft::execution {
 namespace {
 
 namespace fs = std::filesystem;
+using gguf::GgmlType;
 using testing::random_dense;
 
 class GgufOutput : public ::testing::Test {

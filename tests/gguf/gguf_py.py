@@ -88,7 +88,7 @@ def make_packed(path):
     values[2] *= 1e5
     values[3, :32] = (np.arange(32) - 16) * 0.5  # codes half way between two
     values[3, 0] = 127
-    values[4, 32:64] = -0.0
+    values[4, 32:64:2] = -0.0
     values[5] *= np.float32(2) ** rng.integers(-20, 10, 96).astype(np.float32)
     values[6, 3] = np.nextafter(np.float32(2), np.float32(0))  # just below a power of two
     values[7, :32] = np.tile(np.array([7, -7, 8, -8], np.float32), 8)  # two are as far from zero

@@ -128,7 +128,8 @@ Model GgufModel::describe_as(const layout::GgufNames& names, const std::string& 
                              const std::string& families_file) const {
   std::vector<std::string> modules;
   for (const auto& [name, at] : by_name_) {
-    const auto key = layout::parse_gguf_key(name + ".lora_a");
+    const std::string as_factor = name + ".lora_a";  // the key points into it
+    const auto key = layout::parse_gguf_key(as_factor);
     if (!key) continue;
     const auto* tensor = names.find_tensor(key->tensor);
     if (tensor != nullptr) modules.push_back(layout::gguf_module_path(names.prefix, key->layer, tensor->module));
