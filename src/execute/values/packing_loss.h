@@ -33,7 +33,7 @@ struct PackedRows {
 // Not for several threads: each has its own, and they are added.
 class PackingLoss {
  public:
-  void add(std::size_t tensor, const PackedRows& rows, std::size_t cols);
+  void add(std::size_t tensor, const PackedRows& rows, std::size_t cols);  // cols: whole blocks
   void add(const PackingLoss& other);
   // In the order of the tensors.
   std::vector<PackedTensor> results(std::size_t file) const;

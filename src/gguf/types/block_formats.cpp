@@ -39,8 +39,9 @@ void put_nibbles(const std::uint8_t* codes, std::byte* out) {
 
 void unpack_q8_0(const std::byte* block, float* values) {
   const float scale = half_at(block);
-  for (std::size_t i = 0; i < kSmall; ++i)
-    values[i] = scale * static_cast<float>(static_cast<std::int8_t>(byte_at(block, 2 + i)));
+  std::int8_t codes[kSmall];
+  std::memcpy(codes, block + 2, kSmall);
+  for (std::size_t i = 0; i < kSmall; ++i) values[i] = scale * static_cast<float>(codes[i]);
 }
 
 void unpack_q4_0(const std::byte* block, float* values) {
@@ -142,9 +143,18 @@ void unpack_q6_k(const std::byte* block, float* values) {
 // ---- packing
 
 float largest_of(const float* values) {
-  float largest = 0;
-  for (std::size_t i = 0; i < kSmall; ++i) largest = std::max(largest, std::abs(values[i]));
-  return largest;
+  constexpr std::size_t kLanes = 8;  // that do not wait for each other
+  float largest[kLanes] = {};
+  for (std::size_t i = 0; i < kSmall; i += kLanes)
+    for (std::size_t c = 0; c < kLanes; ++c) largest[c] = std::max(largest[c], std::abs(values[i + c]));
+  return *std::max_element(largest, largest + kLanes);
+}
+
+// As std::round does it, for numbers that an int holds: what is cut off is exact.
+int nearest_code(float value) {
+  const int cut = static_cast<int>(value);
+  const float rest = value - static_cast<float>(cut);
+  return cut + static_cast<int>(rest >= 0.5F) - static_cast<int>(rest <= -0.5F);
 }
 
 // 1 / scale. 0 where that is not finite: such a scale is stored as 0, and no code matters.
@@ -156,8 +166,9 @@ float inverse_of(float scale) {
 bool pack_q8_0(const float* values, std::byte* block) {
   const float scale = largest_of(values) / 127, inverse = inverse_of(scale);
   if (!put_half(scale, block)) return false;
-  for (std::size_t i = 0; i < kSmall; ++i)
-    block[2 + i] = static_cast<std::byte>(static_cast<std::int8_t>(std::round(values[i] * inverse)));
+  std::int8_t codes[kSmall];
+  for (std::size_t i = 0; i < kSmall; ++i) codes[i] = static_cast<std::int8_t>(nearest_code(values[i] * inverse));
+  std::memcpy(block + 2, codes, kSmall);
   return true;
 }
 
