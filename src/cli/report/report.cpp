@@ -52,6 +52,7 @@ std::string options_text(const MergeOptions& options) {
   std::string text;
   const auto add = [&](const std::string& word) { text += (text.empty() ? "" : ", ") + word; };
   if (options.base_dtype) add("base cast to " + std::string(info(*options.base_dtype).name));
+  if (options.out_q8_0) add("result rounded to Q8_0");
   if (options.out_dtype) add("result rounded to " + std::string(info(*options.out_dtype).name));
   if (options.max_shard_size) add("shards of at most " + human_bytes(*options.max_shard_size));
   if (options.keep_quantized) add("untouched quantised tensors kept");

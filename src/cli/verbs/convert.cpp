@@ -37,7 +37,6 @@ namespace fs = std::filesystem;
 
 // What a file without experts is: there is no layout to tell.
 inline constexpr std::string_view kDense = "dense";
-inline constexpr std::string_view kQ8 = "Q8_0";  // no dtype: a packing of GGUF files
 
 struct Conversion {
   std::string path = {}, out = {};

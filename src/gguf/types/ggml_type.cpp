@@ -1,12 +1,9 @@
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstring>
 
 #include "base/checked.h"
-#include "base/float_formats.h"
 
 namespace peft::gguf {
 namespace {
@@ -92,31 +89,6 @@ std::optional<std::uint64_t> tensor_bytes(GgmlType type, std::span<const std::in
   const auto bytes = checked_mul(*elements / row.block, static_cast<std::int64_t>(row.block_bytes));
   if (!bytes) return std::nullopt;
   return static_cast<std::uint64_t>(*bytes);
-}
-
-bool quantise_q8_0(std::span<const float> values, std::byte* out) {
-  for (std::size_t begin = 0; begin < values.size(); begin += kQ8Elements, out += kQ8Bytes) {
-    const auto block = values.subspan(begin, kQ8Elements);
-    float largest = 0;
-    for (const float value : block) largest = std::max(largest, std::abs(value));
-    const float scale = largest / 127, inverse = scale == 0 ? 0 : 1 / scale;
-    const std::uint16_t stored = float_to_f16(scale);
-    if (!std::isfinite(f16_to_float(stored))) return false;
-    std::memcpy(out, &stored, sizeof stored);
-    for (std::size_t i = 0; i < kQ8Elements; ++i)
-      out[sizeof stored + i] = static_cast<std::byte>(static_cast<std::int8_t>(std::round(block[i] * inverse)));
-  }
-  return true;
-}
-
-void dequantise_q8_0(std::span<const std::byte> blocks, float* out) {
-  for (std::size_t begin = 0; begin < blocks.size(); begin += kQ8Bytes) {
-    std::uint16_t stored = 0;
-    std::memcpy(&stored, blocks.data() + begin, sizeof stored);
-    const float scale = f16_to_float(stored);
-    for (std::size_t i = 0; i < kQ8Elements; ++i)
-      *out++ = scale * static_cast<float>(static_cast<std::int8_t>(blocks[begin + sizeof stored + i]));
-  }
 }
 
 }  // namespace peft::gguf

@@ -1,7 +1,6 @@
 // The element types of GGUF files. A quantised type packs a block of elements of a row into some bytes.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -70,12 +69,5 @@ bool fills_blocks(GgmlType type, std::span<const std::int64_t> shape);
 // dimensions or the size does not fit 63 bits. The dimensions are multiplied in the order of the file, the last one
 // first, and every product on the way must fit.
 std::optional<std::uint64_t> tensor_bytes(GgmlType type, std::span<const std::int64_t> shape);
-
-// ---- Q8_0: 32 elements of a row as one scale of 16 bits and 32 codes of 8 bits, rounded as ggml's reference does it
-
-inline constexpr std::size_t kQ8Elements = 32, kQ8Bytes = 34;  // of a block
-// `values` fill whole blocks. False when the scale of a block does not fit 16 bits.
-bool quantise_q8_0(std::span<const float> values, std::byte* out);
-void dequantise_q8_0(std::span<const std::byte> blocks, float* out);
 
 }  // namespace peft::gguf
