@@ -206,7 +206,9 @@ Trainer::~Trainer() = default;
 StepResult Trainer::backward(const std::vector<train::MicroBatch>& batches) { return impl_->backward(batches); }
 
 StepResult Trainer::step(const std::vector<train::MicroBatch>& batches, double learning_rate) {
-  return impl_->step(batches, learning_rate);
+  StepResult result = impl_->step(batches, learning_rate);
+  impl_->add_to_window(result);
+  return result;
 }
 
 train::Evaluation Trainer::evaluate(const train::Dataset& data) {
@@ -332,8 +334,7 @@ TrainEnd Trainer::run(const train::Dataset& data, const TrainRun& run) {
   if (!run.out.empty()) fs::create_directories(run.out);
   while (state.step < total) {
     const double rate = train::learning_rate(impl_->options, state.step, total);
-    const StepResult result = impl_->step(batches.of_step(state.step), rate);
-    impl_->add_to_window(result);
+    const StepResult result = step(batches.of_step(state.step), rate);
     const double epoch = batches.epoch_of(state.step);
     if (run.callbacks.on_step) run.callbacks.on_step(state.step, total, result);
     if (loop.due(impl_->options.logging_steps)) {
