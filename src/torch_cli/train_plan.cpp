@@ -125,6 +125,12 @@ TrainPlan plan_training(const cli::TrainCommand& command) {
     plan.eval = read_data(command, command.eval_data, *base, text);
     warn_of(plan.eval, plan.warnings);
   }
+  if (text.guessed() > 0) {
+    plan.warnings.push_back(fmt::format(
+        "{} rows: the prompt alone has other token ids than at the beginning of the row, so where the completion "
+        "begins is counted, as TRL does",
+        text.guessed()));
+  }
   const train::Batches batches(plan.data, command.options);
   plan.steps = batches.total_steps(), plan.steps_per_epoch = batches.steps_per_epoch();
   return plan;

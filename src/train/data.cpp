@@ -91,7 +91,7 @@ class Reader {
     if (json.contains("input_ids")) {
       row = from_ids(json);
     } else if (options_.encode) {
-      row = options_.encode(line);
+      row = encoded(line);
     } else {
       fail("", "the row has no token ids, and there is no tokenizer to make some", "input_ids", keys_of(json));
     }
@@ -104,6 +104,19 @@ class Reader {
     at(place_, key)
         .fail(ErrorCode::DT_ROW,
               {.problem = std::move(problem), .expected = std::move(expected), .got = std::move(got)});
+  }
+
+  // What is wrong with the row gets its place here.
+  Row encoded(const std::string& line) const {
+    try {
+      return options_.encode(line);
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::DT_ROW) throw;
+      const ErrorDetail& what = error.detail();
+      at(place_, what.tensor)
+          .fail(ErrorCode::DT_ROW,
+                {.problem = what.problem, .expected = what.expected, .got = what.got, .hint = what.hint});
+    }
   }
 
   static std::string keys_of(const Json& json) {
