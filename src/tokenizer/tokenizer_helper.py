@@ -3,6 +3,7 @@
 import sys
 sys.path = [folder for folder in sys.path if folder]  # nothing from the current folder
 import json
+import re
 try:
     from tokenizers import Tokenizer
 except Exception as error:
@@ -74,7 +75,7 @@ class Chat:
         return self.compiled[source]
 
     def ids(self, row, messages, prompt=False):
-        """Token ids of messages, and for each whether {% generation %} marks it (None: nothing is marked)."""
+        """Token ids of messages, and for each whether {% generation %} marks it (None: the template marks nothing)."""
         if not self.templates:
             raise ValueError("messages need a chat template, and the base has none: chat_template.jinja, or chat_template in tokenizer_config.json")
         tools = row.get("tools")
@@ -99,7 +100,8 @@ class Chat:
             if first is None or last is None:
                 raise ValueError("what the chat template marks as generation does not begin and end with tokens")
             learnt[first:last + 1] = [True] * (last + 1 - first)
-        return encoding.ids, learnt if spans else None
+        marks = spans or re.search(r"\{%-?\s*generation", source)
+        return encoding.ids, learnt if marks else None
 
 
 chat = None
