@@ -117,7 +117,7 @@ TrainPlan plan_training(const cli::TrainCommand& command) {
   plan.coverage =
       train::coverage_of(meant, resolve_targets(there, tree, base->facts(), Generation::v5), tree, base->facts());
   if (!command.without_experts) train::require_experts(plan.coverage, base->facts(), "--without-experts");
-  TextRows text(resolve_path(command.model.base), {.completion_only_loss = command.completion_only_loss.value_or(true),
+  TextRows text(resolve_path(command.model.base), {.completion_only_loss = command.completion_only_loss,
                                                    .assistant_only_loss = command.assistant_only_loss});
   plan.data = read_data(command, command.data, *base, text);
   warn_of(plan.data, plan.warnings);

@@ -1,7 +1,6 @@
 // peft train: its flags. peft-torch carries it out (src/torch_cli).
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,8 +25,7 @@ struct TrainCommand {
   std::string data, eval_data, out, metrics;
   train::Options options;
   std::string schedule = "linear", loss_average = "tokens";
-  std::optional<bool> completion_only_loss;
-  bool assistant_only_loss = false;
+  bool completion_only_loss = true, assistant_only_loss = false;
   bool bf16 = false, resume = false, overwrite = false, dry_run = false, quiet = false;
   bool without_experts = false;  // the config's experts may be missed
 };
