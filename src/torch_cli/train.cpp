@@ -38,7 +38,7 @@ void refuse_unimplemented(const cli::TrainCommand& command) {
 // Whether a folder has what another run wrote, or anything else.
 void require_free_output(const cli::TrainCommand& command) {
   if (command.out.empty()) return;
-  std::vector<std::string> inputs = {resolve_path(command.model.base), resolve_path(command.data)};
+  std::vector<std::string> inputs = {resolve_path(command.model.base)};
   for (const std::string& adapter : command.model.adapters) inputs.push_back(resolve_path(adapter));
   safetensors::require_no_alias(safetensors::output_path(command.out), inputs);
   const fs::file_status status = fs::symlink_status(command.out);

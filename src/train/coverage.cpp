@@ -65,6 +65,17 @@ std::vector<std::string> entries_for_experts(const AdapterConfig& config, const 
   return found;
 }
 
+// Entries of the config, as PEFT converted it, that no target came from.
+std::vector<std::string> unmatched_entries(const ResolvedTargets& resolved) {
+  std::set<std::string> used;
+  for (const Target& target : resolved.targets) used.insert(target.pattern);
+  std::vector<std::string> entries = resolved.config_after.target_parameters.value_or(std::vector<std::string>{});
+  if (const auto* list = std::get_if<std::vector<std::string>>(&resolved.config_after.target_modules))
+    entries.insert(entries.end(), list->begin(), list->end());
+  std::erase_if(entries, [&](const std::string& entry) { return used.contains(entry); });
+  return entries;
+}
+
 class Rows {
  public:
   CoverageRow& at(const std::string& name, std::int64_t rank, double scale) {
@@ -108,10 +119,20 @@ Coverage coverage_of(const AdapterConfig& config, const ResolvedTargets& resolve
     }
   }
   coverage.rows = rows.take();
+  coverage.unmatched = unmatched_entries(resolved);
   coverage.layers_with_experts = static_cast<std::int64_t>(with.size());
   coverage.layers_with_trained_experts = static_cast<std::int64_t>(trained.size());
   if (!with.empty() && trained.empty()) coverage.missed = entries_for_experts(config, model);
   return coverage;
+}
+
+void require_matches(const Coverage& coverage) {
+  if (coverage.unmatched.empty()) return;
+  at({}, coverage.unmatched.front())
+      .fail(ErrorCode::CF_TARGET, {.problem = "the target matches nothing in this model",
+                                   .expected = "names of its modules and parameters",
+                                   .got = fmt::format("{}", fmt::join(coverage.unmatched, ", ")),
+                                   .hint = "`peft targets` shows what a config matches"});
 }
 
 void require_experts(const Coverage& coverage, const Model& model, const std::string& flag) {

@@ -22,11 +22,14 @@ struct CoverageRow {
 struct Coverage {
   std::vector<CoverageRow> rows;  // in the order of the model
   std::int64_t layers_with_experts = 0, layers_with_trained_experts = 0;
-  std::vector<std::string> missed;  // entries of target_modules that name experts' projections and hit none
+  std::vector<std::string> unmatched;  // entries of target_modules and target_parameters that match nothing
+  std::vector<std::string> missed;     // entries of target_modules that name experts' projections and hit none
 };
 Coverage coverage_of(const AdapterConfig& config, const ResolvedTargets& resolved, const ModuleTree& tree,
                      const Model& model);
 
+// Throws CF_TARGET for an entry that matches nothing: PEFT would train the others without a word.
+void require_matches(const Coverage& coverage);
 // Throws CF_TARGET where the config seems to mean experts and trains none. `flag`: what allows it, for the hint.
 void require_experts(const Coverage& coverage, const Model& model, const std::string& flag);
 

@@ -63,10 +63,10 @@ TEST_F(Data, long_rows_are_cut_and_rows_without_labels_left_out_and_both_counted
 TEST_F(Data, bad_lines_are_named_with_their_place) {
   EXPECT_THAT(error(""), HasSubstr("no rows"));
   EXPECT_THAT(error("{\"input_ids\": [1, 2]}\n{\"input_ids\": [1, 2\n"), HasSubstr(file_ + ":2"));
-  EXPECT_THAT(error("{\"input_ids\": [1, 100]}"), HasSubstr("input_ids[1]: a token id outside the vocabulary"));
+  EXPECT_THAT(error("{\"input_ids\": [1, 100]}"), HasSubstr("input_ids[1]\": a token id outside the vocabulary"));
   EXPECT_THAT(error("{\"input_ids\": [1, 2], \"label\": [1, 2]}"), HasSubstr("label"));
   EXPECT_THAT(error("{\"input_ids\": [1, 2], \"labels\": [1]}"), HasSubstr("another length"));
-  EXPECT_THAT(error("{\"input_ids\": [1, 2.5]}"), HasSubstr("input_ids[1]: not a token id"));
+  EXPECT_THAT(error("{\"input_ids\": [1, 2.5]}"), HasSubstr("input_ids[1]\": not a token id"));
   EXPECT_THAT(error("{\"input_ids\": [1, 2], \"labels\": [1, -1]}"), HasSubstr("labels[1]"));
   EXPECT_THAT(error("{\"input_ids\": [1, 2], \"attention_mask\": [1, 2]}"), HasSubstr("0 and 1"));
   EXPECT_THAT(error("{\"text\": \"x\"}"), HasSubstr("no tokenizer"));

@@ -296,7 +296,7 @@ TEST_F(Cli, the_manual_names_all_flags) {
   };
   std::set<std::string> known{"--version"};
   for (const std::string verb : {"inspect", "targets", "convert", "verify", "merge", "combine", "resize", "extract",
-                                 "logits", "generate", "params", "layouts", "families", "completion"}) {
+                                 "logits", "generate", "params", "train", "layouts", "families", "completion"}) {
     EXPECT_THAT(manual, HasSubstr("peft " + verb));
     const Result help = peft({verb, "--help"});
     EXPECT_EQ(help.exit_code, 0);

@@ -131,7 +131,10 @@ class Mixer {
     const bool causal = !pass_.padding.defined() && (window == 0 || window >= tokens);
     std::optional<Tensor> mask;
     if (!causal) mask = mask_of(pass_, window, {0, tokens, 0, tokens}).squeeze(2);
-    return at::scaled_dot_product_attention(q_, k_, v_, mask, 0.0, causal, std::nullopt, groups_ > 1);
+    // Each head gets its keys: libtorch's kernels for fewer heads of keys are not there on every device.
+    const Tensor k = groups_ > 1 ? k_.repeat_interleave(groups_, 1) : k_;
+    const Tensor v = groups_ > 1 ? v_.repeat_interleave(groups_, 1) : v_;
+    return at::scaled_dot_product_attention(q_, k, v, mask, 0.0, causal);
   }
 
   Tensor block(const Block& b) {
