@@ -114,8 +114,9 @@ TrainPlan plan_training(const cli::TrainCommand& command) {
   // The config as it was given names what its writer meant; the model's own says what is there.
   const AdapterConfig& there = lora->peft_config();
   const AdapterConfig& meant = command.model.adapters.empty() ? plan.config : there;
-  plan.coverage =
-      train::coverage_of(meant, resolve_targets(there, tree, base->facts(), Generation::v5), tree, base->facts());
+  const ResolvedTargets resolved = resolve_targets(there, tree, base->facts(), Generation::v5);
+  plan.coverage = train::coverage_of(meant, resolved, tree, base->facts());
+  if (command.model.adapters.empty()) train::require_matches(plan.coverage);
   if (!command.without_experts) train::require_experts(plan.coverage, base->facts(), "--without-experts");
   TextRows text(resolve_path(command.model.base), {.completion_only_loss = command.completion_only_loss,
                                                    .assistant_only_loss = command.assistant_only_loss});
