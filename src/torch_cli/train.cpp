@@ -19,6 +19,7 @@
 #include "safetensors/writing/staging_folder.h"
 #include "torch_cli/running_model.h"
 #include "torch_cli/train_plan.h"
+#include "train/tensorboard.h"
 
 namespace peft::torch_cli {
 namespace {
@@ -123,6 +124,19 @@ class Progress {
   std::string line_, tail_;
 };
 
+// With the names of transformers' TensorBoard callback.
+std::vector<std::pair<std::string, double>> scalars_of(const train::Metrics& m) {
+  std::vector<std::pair<std::string, double>> scalars = {{"train/loss", m.loss},
+                                                         {"train/grad_norm", m.grad_norm},
+                                                         {"train/learning_rate", m.learning_rate},
+                                                         {"train/epoch", m.epoch},
+                                                         {"train/num_tokens", static_cast<double>(m.num_tokens)},
+                                                         {"train/mean_token_accuracy", m.mean_token_accuracy},
+                                                         {"train/entropy", m.entropy}};
+  if (m.aux_loss) scalars.emplace_back("train/aux_loss", *m.aux_loss);
+  return scalars;
+}
+
 // What a run leaves for its report.
 struct Outcome {
   nn::TrainEnd end = nn::TrainEnd::finished;
@@ -164,6 +178,8 @@ class Run {
     const auto write = [&](const std::string& line) {
       if (metrics) metrics->append(line);
     };
+    std::optional<train::EventFile> events;
+    if (command_.tensorboard) events.emplace((fs::path(command_.out) / "runs").string());
     Progress progress(command_.quiet || command_.model.json);
     const cli::InterruptGuard interrupt;
     Outcome outcome;
@@ -174,11 +190,13 @@ class Run {
     };
     run.callbacks.on_log = [&](const train::Metrics& m) {
       write(json_of(m));
+      if (events) events->add(m.step, scalars_of(m));
       progress.log(m);
     };
     run.callbacks.on_evaluate = [&](const train::Evaluation& e) {
       outcome.eval_loss = e.loss;
       write(json_of(e));
+      if (events) events->add(e.step, {{"eval/loss", e.loss}, {"eval/mean_token_accuracy", e.mean_token_accuracy}});
       progress.evaluation(e);
     };
     run.callbacks.on_save = [&](const std::string& folder) { outcome.checkpoint = folder; };

@@ -124,6 +124,7 @@ void add_switches(CLI::App& verb, TrainCommand& command) {
                 "Learn the completion of prompt and completion alone (the default), or both");
   verb.add_flag("--assistant-only-loss", command.assistant_only_loss,
                 "Learn the assistant's turns alone, where the chat template marks them");
+  verb.add_flag("--tensorboard", command.tensorboard, "TensorBoard event files in OUT/runs");
   verb.add_flag("--bf16", command.bf16, "Not implemented here: --dtype BF16 sets the base's dtype");
   verb.add_flag("--without-experts", command.without_experts,
                 "Go on although the experts that the config seems to mean are not trained");
