@@ -10,6 +10,7 @@
 #include <ATen/Parallel.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
