@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 PROGRAMS = peft_cli $(shell grep -qs '^Torch_DIR:PATH=/' build/release/CMakeCache.txt && echo peft_torch)
 SOURCES = $(shell git ls-files '*.cpp' '*.h')
 
-.PHONY: build demo test golden asan tsan fuzz tidy format bench bench-report docs clean
+.PHONY: build demo wheel test golden asan tsan fuzz tidy format bench bench-report docs clean
 .DEFAULT_GOAL := build
 
 build: configure-release                ## build/release/peft, and peft-torch, which runs models
@@ -52,11 +52,17 @@ bench: configure-release                ## ratios to memcpy and cp
 	@for program in build/release/bench/bench_*; do \
 	  if [ -x "$$program" ] && [ -f "$$program" ]; then echo "== $$program"; "$$program" || exit 1; fi; done
 
+wheel:                                  ## the Python package for each Python, tested in fresh environments (docs/python.md)
+	JOBS=$(JOBS) tools/build_wheel.sh
+
 bench-report:                           ## docs/benchmarks.md from bench/results (bench/record.py measures)
 	bench/report.py
 
 docs: build                             ## the pages of docs/ that are made from the program's tables
-	for page in errors layouts families config_fields; do build/release/peft docs $$page > docs/$$page.md; done
+	mkdir -p docs/engines
+	for page in errors layouts families config_fields engines $$(build/release/peft engines --json | sed -n 's,^      "name": "\(.*\)".*,engines/\1,p'); do build/release/peft docs $$page > docs/$$page.md; done
+	build/release/peft docs readme > build/release/readme_tables.md
+	sed -i -e '/<!-- tables -->/,/<!-- end of tables -->/{/<!-- tables -->/{p;r build/release/readme_tables.md' -e '};/<!-- end of tables -->/p;d}' README.md
 
 clean:
 	rm -rf build

@@ -23,6 +23,7 @@
 #include "execute/run/unit.h"
 #include "execute/run/unit_renderer.h"
 #include "peft/plan.h"
+#include "plan/members.h"
 #include "results.h"
 
 namespace {
@@ -108,10 +109,11 @@ Job fuse_job(const Case& c) {
     file.tensors.push_back(
         planned(fmt::format("{}.fused", layer), c.dtype, halves * c.out, halves * c.rank * c.experts));
     for (int half = 0; half < halves; ++half) {
-      for (std::int64_t e = 0; e < c.experts; ++e) {
-        file.tensors.back().blocks.push_back(
-            {half * c.out, half * c.rank * c.experts + e, c.experts, view_of(job, name_of(layer, half, e)), 1});
-      }
+      std::vector<plan::MemberView> columns;
+      for (std::int64_t e = 0; e < c.experts; ++e)
+        columns.push_back({view_of(job, name_of(layer, half, e)), 1, c.dtype});
+      plan::append_members(file.tensors.back().blocks, {half * c.out, half * c.rank * c.experts, c.experts, 0, 1},
+                           columns);
     }
   }
   return job;
@@ -129,6 +131,7 @@ Job unfuse_job(const Case& c) {
     for (std::int64_t e = 0; e < c.experts; ++e) {
       file.tensors.push_back(planned(name_of(layer, 0, e), c.dtype, c.out, c.rank));
       file.tensors.back().blocks.push_back({0, 0, 1, fused.col_range(e, c.rank, c.experts), 1});
+      file.tensors.back().column_group = static_cast<std::int32_t>(layer);
     }
   }
   return job;

@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "plan/members.h"
+
 namespace peft::bench {
 namespace {
 
@@ -70,12 +72,6 @@ Plan start(const std::string& path) {
   return plan;
 }
 
-void finish(Plan& plan) {
-  plan.bytes_in = plan.sources[0]->file_size();
-  for (const PlannedTensor& t : plan.files[0].tensors)
-    plan.bytes_out += static_cast<std::uint64_t>(t.rows * t.cols * 2);
-}
-
 // Gate and up (`halves` 2) or down (1) of a layer's experts, fused: A stacked, B with column k * E + e.
 void add_fused(PlannedFile& out, const TensorFile& file, const Shape& s, std::int64_t layer, int halves) {
   const std::string name = layer_name(layer) + (halves == 2 ? "mlp.experts.base_layer" : "mlp.experts");
@@ -83,13 +79,18 @@ void add_fused(PlannedFile& out, const TensorFile& file, const Shape& s, std::in
   const std::int64_t rank = halves * s.rank;
   PlannedTensor a = tensor(name + ".lora_A.weight", rank * s.experts, module.in);
   PlannedTensor b = tensor(name + ".lora_B.weight", halves * module.out, rank * s.experts);
+  std::vector<plan::MemberView> rows;
   for (std::int64_t e = 0; e < s.experts; ++e) {
-    for (int half = 0; half < halves; ++half) {
-      const std::string source = expert_name(layer, e, halves == 2 ? half : 2);
-      a.blocks.push_back({e * rank + half * s.rank, 0, 1, view_of(file, source + ".lora_A.weight"), 1});
-      b.blocks.push_back(
-          {half * module.out, half * s.rank * s.experts + e, s.experts, view_of(file, source + ".lora_B.weight"), 1});
-    }
+    for (int half = 0; half < halves; ++half)
+      rows.push_back({view_of(file, expert_name(layer, e, halves == 2 ? half : 2) + ".lora_A.weight"), 1, Dtype::bf16});
+  }
+  plan::append_members(a.blocks, {.row_shift = s.rank}, rows);
+  for (int half = 0; half < halves; ++half) {
+    std::vector<plan::MemberView> columns;
+    for (std::int64_t e = 0; e < s.experts; ++e)
+      columns.push_back(
+          {view_of(file, expert_name(layer, e, halves == 2 ? half : 2) + ".lora_B.weight"), 1, Dtype::bf16});
+    plan::append_members(b.blocks, {half * module.out, half * s.rank * s.experts, s.experts, 0, 1}, columns);
   }
   out.tensors.push_back(std::move(a));
   out.tensors.push_back(std::move(b));
@@ -98,6 +99,7 @@ void add_fused(PlannedFile& out, const TensorFile& file, const Shape& s, std::in
 void add_unfused(PlannedFile& out, const TensorFile& file, const Shape& s, std::int64_t layer, int halves) {
   const std::string name = layer_name(layer) + (halves == 2 ? "mlp.experts.base_layer" : "mlp.experts");
   const View a = view_of(file, name + ".lora_A.weight"), b = view_of(file, name + ".lora_B.weight");
+  const auto group = static_cast<std::int32_t>(2 * layer + halves - 1);
   for (std::int64_t e = 0; e < s.experts; ++e) {
     for (int half = 0; half < halves; ++half) {
       const Module module = expert_module(s, layer, e, halves == 2 ? half : 2);
@@ -106,6 +108,7 @@ void add_unfused(PlannedFile& out, const TensorFile& file, const Shape& s, std::
       const View columns = b.col_range(half * s.rank * s.experts + e, s.rank, s.experts);
       out.tensors.push_back(tensor(module.name + ".lora_B.weight", module.out, s.rank));
       out.tensors.back().blocks.push_back({0, 0, 1, columns.row_range(half * module.out, module.out), 1});
+      out.tensors.back().column_group = group;
     }
   }
 }
@@ -150,7 +153,7 @@ Plan plan_fuse(const std::string& path, const Shape& s) {
     add_fused(plan.files[0], *plan.sources[0], s, layer, 2);
     add_fused(plan.files[0], *plan.sources[0], s, layer, 1);
   }
-  finish(plan);
+  set_cost(plan);
   return plan;
 }
 
@@ -161,7 +164,7 @@ Plan plan_unfuse(const std::string& path, const Shape& s) {
     add_unfused(plan.files[0], *plan.sources[0], s, layer, 2);
     add_unfused(plan.files[0], *plan.sources[0], s, layer, 1);
   }
-  finish(plan);
+  set_cost(plan);
   return plan;
 }
 

@@ -16,7 +16,9 @@ foreach(program command_test wild_test)
   endif()
 endforeach()
 
-foreach(page errors layouts families config_fields)
+file(GLOB engine_pages RELATIVE ${CMAKE_CURRENT_SOURCE_DIR}/docs CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/docs/engines/*.md)
+list(TRANSFORM engine_pages REPLACE "\\.md$" "")
+foreach(page errors layouts families config_fields engines ${engine_pages})
   add_test(NAME docs_${page}_is_fresh COMMAND ${CMAKE_COMMAND} -DPROGRAM=$<TARGET_FILE:peft_cli> -DPAGE=${page}
     -DFILE=${CMAKE_CURRENT_SOURCE_DIR}/docs/${page}.md -P ${CMAKE_CURRENT_SOURCE_DIR}/cmake/check_page.cmake)
 endforeach()

@@ -74,7 +74,7 @@ else()
   target_compile_definitions(peft_nn PUBLIC $<BUILD_INTERFACE:PEFT_NO_OPENMP>)
 endif()
 set(torch_headers <ATen/ATen.h> <ATen/Parallel.h> <torch/csrc/autograd/custom_function.h>)
-target_precompile_headers(peft_nn PRIVATE ${torch_headers})
+peft_precompile(peft_nn PRIVATE ${torch_headers})
 
 # One test program for tests/nn and the tests beside the sources; where there is no torch, there are no such tests.
 if(PEFT_BUILD_TESTS)
@@ -85,7 +85,7 @@ if(PEFT_BUILD_TESTS)
     add_executable(test_nn ${nn_tests})
     target_include_directories(test_nn PRIVATE src tests)
     target_link_libraries(test_nn PRIVATE peft_nn peft_test_support peft_test_flags GTest::gmock)
-    target_precompile_headers(test_nn PRIVATE ${torch_headers})
+    peft_precompile(test_nn PRIVATE ${torch_headers})
     peft_discover_tests(test_nn)
     # The golden data once more on a GPU, where there is one.
     add_test(NAME nn_on_cuda COMMAND test_nn --gtest_filter=Golden/*:Sizes/*:LoraApi.*:AuxLoss.*:Sampling.*:Eos.*)

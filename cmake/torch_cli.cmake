@@ -4,7 +4,7 @@ list(FILTER torch_cli_sources EXCLUDE REGEX "_test\\.cpp$")
 add_library(peft_torch_parts STATIC ${torch_cli_sources})
 target_include_directories(peft_torch_parts PUBLIC src)
 target_link_libraries(peft_torch_parts PUBLIC peft_nn peft_cli_parts peft_tokenizer)
-target_precompile_headers(peft_torch_parts REUSE_FROM peft_nn)
+peft_precompile(peft_torch_parts REUSE_FROM peft_nn)
 
 add_executable(peft_torch src/cli/main.cpp)
 set_target_properties(peft_torch PROPERTIES OUTPUT_NAME peft-torch)

@@ -15,3 +15,10 @@ if(PEFT_SANITIZE)
 else()
   target_compile_definitions(peft_build_flags INTERFACE $<$<CONFIG:Debug>:_GLIBCXX_ASSERTIONS>)
 endif()
+
+# Precompiled headers take the parsing of large headers out of every source that uses them. ccache serves such sources with
+# -fpch-preprocess and with the sloppiness that the build presets set.
+function(peft_precompile target)
+  target_precompile_headers(${target} ${ARGN})
+  target_compile_options(${target} PRIVATE $<$<CXX_COMPILER_ID:GNU>:-fpch-preprocess>)
+endfunction()

@@ -11,11 +11,20 @@
 
 namespace peft {
 
-// A folder with adapter_config.json and adapter_model.safetensors. Headers and config only; no tensor is read.
+// Whose files they are. The names of tensors and the config follow from it.
+enum class AdapterForm : std::uint8_t {
+  peft,  // a folder with adapter_config.json and adapter_model.safetensors
+  gguf,  // a LoRA file for llama.cpp; `weights` is a gguf::GgufFile, `config` is made of its metadata
+  mlx,   // a folder of MLX-LM: adapters.safetensors; `config` is made of its adapter_config.json
+};
+
+// Headers and config only; no tensor is read.
 struct Adapter {
+  AdapterForm form = AdapterForm::peft;
   std::string folder;
-  std::string name;  // "default", or the subfolder of a further adapter
-  AdapterConfig config;
+  std::string name;             // "default", or the subfolder of a further adapter
+  AdapterConfig config;         // of other forms: what PEFT's config would say of r, lora_alpha and the base model
+  std::optional<double> scale;  // of forms whose config has one scale for all pairs
   std::shared_ptr<const TensorFile> weights;
   std::vector<std::string> side_files;  // README.md, tokenizer, chat template: names inside folder, to be copied
   std::string root;                     // the folder that was named: `folder`, or the one above a further adapter
@@ -61,6 +70,11 @@ struct Factor {
   View a;  // [rank, in]
   View b;  // [out, rank]
 };
+
+// The numbers of a view, row after row: rows * cols of them. Exact for every float dtype; throws ST_DTYPE for others.
+std::vector<double> to_matrix(const TensorFile& file, const View& view);
+// delta W [out, in] = scale * B * A, row after row, summed in fp64 over the rank in order.
+std::vector<double> to_delta(const TensorFile& file, const Factor& factor);
 
 // A tensor that is carried along whole under its module's name.
 enum class ExtraKind : std::uint8_t {

@@ -4,8 +4,10 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -62,5 +64,41 @@ struct ExecuteReport {
 };
 
 ExecuteReport execute(const Plan& plan, const std::string& out_folder, const ExecuteOptions& options = {});
+
+// What carries a plan out: execute() itself, or a function that also shows how far it is, or lets itself be stopped.
+using Executor = std::function<ExecuteReport(const Plan& plan, const std::string& out_folder, ExecuteOptions options)>;
+
+// ---- in memory -----------------------------------------------------------------------------------------------------
+// A plan carried out in the simplest way, in memory: the form that tests compare execute() with, and the form to use
+// where a result is small and no file is wanted.
+
+// One byte image per planned file, made element by element, with none of the machinery of execute(). Merged tensors are
+// an exception: they are made as execute() makes them, and Evaluator is what they compare with.
+std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan);
+
+// The data section of one planned file, rendered into memory of layout_file(file).data_bytes: the bytes that execute()
+// writes there. Of the options it takes threads, progress and cancel.
+void execute_into(std::span<std::byte> data, const Plan& plan, std::size_t file, const ExecuteOptions& options = {});
+
+// What a planned tensor's values are, computed in fp64 and not rounded: the reference for merges. Slow and simple.
+// Several adapters as in MergeMode::best, whatever the plan's mode: all are added, DoRA norms are those of the unmerged
+// W. One thread at a time.
+class Evaluator {
+ public:
+  // The plan must outlive it. With DoRA this reads the whole tensor, to know its norms.
+  Evaluator(const Plan& plan, std::size_t file, std::size_t tensor);
+  ~Evaluator();
+  Evaluator(Evaluator&&) noexcept;
+  Evaluator& operator=(Evaluator&&) noexcept;
+
+  // Rows [first, first + count) of the tensor's matrix, row after row: what the blocks hold, converted to base_dtype;
+  // and with all updates.
+  std::vector<double> base(std::int64_t first, std::int64_t count) const;
+  std::vector<double> merged(std::int64_t first, std::int64_t count) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 }  // namespace peft

@@ -17,6 +17,9 @@ enum class Layout : std::uint8_t {
   peft_fused_0_19_0,  // PEFT 0.19.0
   peft_fused_0_18,    // PEFT 0.17 and 0.18
   unsloth_grouped,    // as peft_fused, lora_B columns grouped by expert
+  gguf,               // a file for llama.cpp: experts stacked, one tensor for each projection of a layer
+  tinker,             // experts stacked in three dimensions, w1, w2, w3
+  mlx,                // MLX-LM
 };
 
 struct LayoutInfo {
@@ -25,6 +28,8 @@ struct LayoutInfo {
   std::string_view written_by, read_by;
   std::string_view keys, a, b;  // for docs: key form, shape and axis order of lora_A and lora_B
   std::string_view notes;
+  AdapterForm form = AdapterForm::peft;
+  std::string_view weights_file = "adapter_model.safetensors";
 };
 std::span<const LayoutInfo> layouts();
 const LayoutInfo& info(Layout layout);
@@ -39,7 +44,7 @@ struct ReadOptions {
   std::optional<Layout> layout;  // --from
   std::string orientation;       // --orientation: "", "out-in", "in-out": how dP[e] = s B_e A_e lies in the parameter
   std::optional<BPacking> b_packing;  // --b-packing
-  bool ignore_unused = false;         // go on without tensors that belong to nothing
+  bool ignore_unused = false;         // leave out tensors that belong to nothing
   int threads = 1;                    // 0: all cores. The reading does not depend on it
 };
 
@@ -56,6 +61,9 @@ struct Reading {
 // Decodes. Throws LO_LAYOUT with the possible readings and the flag that decides when the file is ambiguous,
 // LO_PAIR, LO_SHAPE, LO_EXPERT, LO_UNUSED, ... when it is wrong.
 Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options = {});
+
+// Paths of the modules that an adapter is about, for DescribeOptions::names. `family`: the model's type where known.
+std::vector<std::string> module_names(const Adapter& adapter, const std::string& family = {});
 
 // What --ignore-unused left out, in one sentence that names the tensors (the first ones of many); "" when nothing.
 std::string left_out(const Reading& reading);

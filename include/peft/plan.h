@@ -6,11 +6,17 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "peft/safetensors.h"
 
 namespace peft {
+
+namespace gguf {
+struct TypedMetadata;  // gguf/value.h
+}  // namespace gguf
 
 // What a step does to the numbers, from the best to the worst: the larger of two is the worse one.
 enum class Exactness : std::uint8_t {
@@ -35,9 +41,21 @@ struct Scales {
   std::int64_t cell_rows = 1, cell_cols = 1;
 };
 
-// One rectangle of an output matrix. Element (i, j) of `source` goes to row + i, col + j * col_step.
-//   col_step 1   columns side by side (a copy, a stack)
-//   col_step E   every E-th column: lora_B of fused experts, column k * E + e
+// Where a member of a block begins. Its shape and strides are those of the block's source.
+struct Origin {
+  std::uint32_t source = 0, tensor = 0;
+  std::int64_t offset = 0;  // kZeros: the member has no view, and is filled with zeros
+
+  static constexpr std::int64_t kZeros = -1;
+  bool is_zeros() const { return offset == kZeros; }
+  bool operator==(const Origin&) const = default;
+};
+
+// What fills a part of an output matrix: a view, or several views of one shape, such as a layer's experts. Element (i,
+// j) of member m goes to row + i + m * row_shift, col + j * col_step + m * col_shift; a view alone is member 0.
+//   col_step 1                   columns side by side (a copy)
+//   row_shift r                  a stack: lora_A of fused experts, row e * r + k
+//   col_step E, with col_shift 1 an interleave: lora_B of fused experts, column k * E + e
 // `scale` multiplies (in fp64, rounded once to the output dtype); 1 moves the value as it is.
 // With `scales` the view counts codes (of mxfp4: two a byte) and the block holds their values; its own scale is 1.
 struct Block {
@@ -45,6 +63,25 @@ struct Block {
   View source;
   double scale = 1;
   std::optional<Scales> scales{};
+  // All members, where there are several; `source` is then the first one that is not zeros. Not with `scales`, and not
+  // in tensors that are merged. plan/members.h makes such blocks.
+  std::int64_t row_shift = 0, col_shift = 0;
+  std::vector<Origin> members{};
+
+  std::int64_t num_members() const { return members.empty() ? 1 : static_cast<std::int64_t>(members.size()); }
+  // The row after the last one of the last member.
+  std::int64_t row_end() const { return row + (num_members() - 1) * row_shift + source.rows; }
+  // Calls visit(block) for each member that is not zeros, as a block of a single view.
+  template <class Visit>
+  void for_each_member(const Visit& visit) const {
+    if (members.empty()) return visit(*this);
+    Block member{row, col, col_step, source, scale};
+    for (const Origin& origin : members) {
+      member.source.source = origin.source, member.source.tensor = origin.tensor, member.source.offset = origin.offset;
+      if (!origin.is_zeros()) visit(std::as_const(member));
+      member.row += row_shift, member.col += col_shift;
+    }
+  }
 };
 
 // How a merge rounds. d(i, j) is one chain of fused multiply-adds in fp32 that runs over the rank in order, from +0,
@@ -76,6 +113,12 @@ struct Merge {
   std::vector<Update> updates{};
 };
 
+// How the elements of a planned tensor are stored.
+enum class Packing : std::uint8_t {
+  none,  // one after the other, in the tensor's dtype
+  q8_0,  // of a GGUF file, dtype F32: 32 elements of a row become an F16 scale and 32 codes of 8 bits, as ggml rounds
+};
+
 // An output tensor, seen as a matrix [rows, cols] (1-D: one row; more dimensions: all but the last flattened; kernels:
 // but the first). Blocks do not overlap; what no block covers is zero. A block whose source has another dtype than the
 // tensor is converted: widened exactly, or rounded to nearest even.
@@ -87,6 +130,13 @@ struct PlannedTensor {
   std::vector<Block> blocks{};
   std::optional<Merge> merge{};  // what is added to the blocks' values
   bool must_be_finite = false;   // NaN and infinity end the run (NUM_NONFINITE): set for LoRA factors
+  Packing packing = Packing::none;
+  // Tensors of a file with the same number take turns in one source tensor: the experts' lora_B, taken out of a fused
+  // one. They are rendered together. Each has one block, of one view, and all views are alike but for their offset.
+  std::int32_t column_group = kNoGroup;
+
+  static constexpr std::int32_t kNoGroup = -1;
+  std::uint64_t bytes() const;  // in the file
 };
 
 // A tensor of a file, carried over whole (under another name, or cast to another dtype).
@@ -96,6 +146,8 @@ struct PlannedFile {
   std::string name;  // relative to the output folder
   std::vector<PlannedTensor> tensors;
   Metadata metadata{{"format", "pt"}};
+  // Set for a GGUF file, whose metadata has types: its keys. `metadata` is not used then.
+  std::shared_ptr<const gguf::TypedMetadata> gguf{};
 };
 
 FileLayout layout_file(const PlannedFile& file);
@@ -109,14 +161,23 @@ struct Plan {
   std::vector<std::string> steps;  // in words, for --dry-run: "gate_up_proj: 48 layers, ... (value-exact)"
   std::vector<std::string> warnings;
   std::uint64_t bytes_in = 0, bytes_out = 0, peak_memory = 0;
+  bool single_file = false;  // the output is the plan's one file itself, not a folder
 };
 std::ostream& operator<<(std::ostream& out, const Plan& plan);  // what --dry-run prints
 
-// Calls visit(view) for every view of the plan's sources that a planned tensor reads: blocks, their scales, the factors
-// and magnitudes of updates. The tensor may be const or not; so are the views.
+// Calls visit(view) for every view of the plan's sources that a planned tensor reads: blocks and their members, their
+// scales, the factors and magnitudes of updates. The tensor may be const or not; so are the views. A visit may change
+// where a view lies, not its shape.
 template <class Tensor, class Visit>
 void for_each_source(Tensor& tensor, const Visit& visit) {
   for (auto& block : tensor.blocks) {
+    for (auto& origin : block.members) {
+      if (origin.is_zeros()) continue;
+      View view = block.source;
+      view.source = origin.source, view.tensor = origin.tensor, view.offset = origin.offset;
+      visit(view);
+      if constexpr (!std::is_const_v<Tensor>) origin = {view.source, view.tensor, view.offset};
+    }
     visit(block.source);
     if (block.scales) visit(block.scales->grid);
   }
@@ -127,6 +188,16 @@ void for_each_source(Tensor& tensor, const Visit& visit) {
     if (update.magnitude) visit(*update.magnitude);
   }
 }
+
+// What execute() uses to stage output, at most, on any number of threads.
+inline constexpr std::uint64_t kMaxStagingBytes = std::uint64_t{48} << 20;
+
+// The bytes of all source tensors that the plan reads. A tensor that is read twice counts once.
+std::uint64_t bytes_read(const Plan& plan);
+
+// Sets bytes_in, bytes_out and peak_memory. The memory is that of headers and staged output, as sources are mapped;
+// what a source that lies in memory takes is not counted. Returns the layouts of the files, which it makes on the way.
+std::vector<FileLayout> set_cost(Plan& plan);
 
 // Adds `part` to a plan: its files go into the subfolder `folder` of the output; "" is the output folder itself.
 // Several adapters or models that are appended to one plan are written in one step: all of them appear, or none.

@@ -24,6 +24,14 @@ struct OpenOptions {
 
 using Metadata = std::map<std::string, std::string>;
 
+// A tensor that lies in memory, row after row without gaps.
+struct TensorInMemory {
+  std::string name;
+  Dtype dtype = Dtype::f32;
+  std::vector<std::int64_t> shape;
+  const std::byte* data = nullptr;
+};
+
 // One open file. Data is mapped read-only; a file that shrinks or changes while it is read ends in
 // IO_CHANGED (checked by check_unchanged), never in a signal. Thread-safe for reading.
 class TensorFile {
@@ -33,6 +41,10 @@ class TensorFile {
   // The same over bytes in memory (tests, fuzzing). `path` is for messages only. The bytes must outlive the object.
   static std::shared_ptr<const TensorFile> parse(std::span<const std::byte> image, const std::string& path,
                                                  const OpenOptions& options = {});
+  // The same over tensors that lie anywhere in memory and are read in place; they must outlive the object. Throws for
+  // what a file must not hold either: ST_NAME, ST_DUP, ST_SHAPE, ST_OVERFLOW, ST_BITS, ST_LIMIT.
+  static std::shared_ptr<const TensorFile> of(std::span<const TensorInMemory> tensors, const std::string& path,
+                                              const OpenOptions& options = {});
   virtual ~TensorFile() = default;
 
   const std::string& path() const { return path_; }
@@ -44,7 +56,7 @@ class TensorFile {
   const std::vector<std::string>& notes() const { return notes_; }  // odd but accepted: unknown fields, no padding, ...
 
   // The bytes of one tensor, of the whole data section.
-  std::span<const std::byte> bytes(const TensorInfo& tensor) const;
+  virtual std::span<const std::byte> bytes(const TensorInfo& tensor) const;
   // Hints for streaming; [begin, end) is a byte range of the data section. They never fail.
   virtual void prefetch(std::uint64_t begin, std::uint64_t end) const = 0;  // map pages ahead, in one go
   virtual void release(std::uint64_t begin, std::uint64_t end) const = 0;   // pages are not needed any more
@@ -66,7 +78,8 @@ class TensorFile {
 // Names are unique over all shards. Both index and single file present: the index wins, with a note.
 class Checkpoint {
  public:
-  static Checkpoint open(const std::string& folder, const OpenOptions& options = {});
+  // `stem`: what its files are called, as in model.safetensors and model.safetensors.index.json.
+  static Checkpoint open(const std::string& folder, const OpenOptions& options = {}, const std::string& stem = "model");
   struct Entry {
     const TensorInfo* tensor;
     std::uint32_t file;

@@ -1,8 +1,11 @@
 // The verbs of the command line as functions: options in, report out, no printing.
 #pragma once
 
+#include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -29,6 +32,7 @@ struct Input {
   Reading reading;
 };
 Input load(const std::string& path, const InputOptions& options);
+Input load(Adapter adapter, const InputOptions& options);  // of an adapter that is open, or in memory
 // Module paths of an adapter's tensors.
 std::vector<std::string> module_names(const std::string& path, const InputOptions& options);
 
@@ -38,6 +42,8 @@ struct ConvertOptions {
   Layout to = Layout::peft_fused;
   std::optional<Dtype> dtype;   // --dtype
   bool block_diagonal = false;  // keep gate and up apart even where they share A
+  bool q8_0 = false;            // --dtype Q8_0: gguf only
+  std::string gguf_base;        // --gguf-base: the model's GGUF file, whose names and shapes the adapter gets
 };
 // Everything is checked here; nothing is written.
 Plan plan_convert(const Input& input, const ConvertOptions& options);
@@ -107,5 +113,231 @@ struct InspectReport {
   std::string error;  // when the file cannot be decoded: what the reading said
 };
 InspectReport inspect(const std::string& path, const InputOptions& options);
+InspectReport inspect(const Adapter& adapter, const InputOptions& options);  // that is open, or in memory
+
+// ---- merge ---------------------------------------------------------------------------------------------------------
+// Adding adapters to a model on disk: what becomes of each tensor, as a plan. execute() of peft/execute.h writes it.
+
+struct WeightedAdapter {
+  std::string path;
+  double weight = 1;  // multiplies the scale of every factor
+};
+// DIR@WEIGHT: cut at the last @ that a number follows, unless a folder of the whole name exists.
+WeightedAdapter parse_weighted_adapter(const std::string& text);
+
+struct MergeOptions {
+  std::string base;
+  std::vector<WeightedAdapter> adapters;  // added in this order
+  InputOptions input;                     // how the adapters are read; its `base` is not used
+  MergeMode mode = MergeMode::best;
+  std::optional<Dtype> base_dtype;              // casts the base first, as loading it with this dtype does
+  std::optional<Dtype> out_dtype;               // of the result alone
+  std::optional<std::uint64_t> max_shard_size;  // bytes; absent: the base's own shards
+  bool keep_quantized = false;                  // quantised tensors that no adapter touches stay as they are
+  bool base_is_residual = false;                // the base is the one that PiSSA, OLoRA, ... left behind
+  bool allow_repeat = false;                    // an adapter that the base says it already holds
+};
+
+// What happens to one matrix. `update` counts those of its planned tensor; -1 for what is put in place of the old.
+struct MergedPart {
+  std::size_t file = 0, tensor = 0;  // plan.files[file].tensors[tensor]
+  std::int64_t update = -1;
+  std::string site;  // "model.layers.0.mlp.experts.7.gate"
+  std::string rule;  // "linear", "expert", "parameter", "embedding", "conv1d", "bias", "saved", "tokens"
+  bool dora = false;
+  std::uint32_t adapter = 0;
+  std::int64_t rank = 0;
+  double scale = 0;  // the weight included
+};
+
+struct MergePlan {
+  Plan plan;
+  std::vector<MergedPart> parts;                         // in the order of the plan
+  std::vector<std::string> zero_deltas;                  // sites whose factors are zero: nothing of them changes
+  std::vector<std::string> unused;                       // tensors that --ignore-unused left out, and why
+  std::vector<std::string> layouts;                      // of the adapters
+  std::vector<std::string> digests;                      // what the output remembers of the adapters
+  std::size_t changed = 0, copied = 0, dequantized = 0;  // tensors of the output
+  bool untied = false;                                   // the output embedding became a tensor of its own
+  bool own_output = false;  // the base's config says tied, and its file has another output embedding: both are used
+  double seconds_estimate = 0;
+};
+// Everything is checked here; nothing is written.
+MergePlan plan_merge(const MergeOptions& options);
+
+// "5GB", "512MiB", "1000": as huggingface_hub reads sizes. Throws USAGE.
+std::uint64_t parse_size(std::string_view text);
+
+std::string_view name(MergeMode mode);  // "peft-safe"
+std::optional<MergeMode> parse_merge_mode(std::string_view name);
+
+// ---- verify --merged -----------------------------------------------------------------------------------------------
+// Whether a model is a base model with adapters merged into it, tensor by tensor; whoever merged it, in whatever form.
+
+struct VerifyMergedOptions {
+  std::string merged;  // the model in question
+  MergeOptions merge;  // the base and the adapters that it should hold
+  int threads = 0;
+};
+
+// How far elements are from W + delta in fp64. The bounds, for the dtype D of the merged tensor:
+//   exact          the nearest number of D
+//   one_rounding   half a unit in the last place of D, plus what a sum of that rank in fp32 may lose
+//   two_roundings  of the coarser dtype of base and result, for every adapter: half a last place of the weight and half
+//   one of
+//                  the delta: tools that round the delta, cast the base first, or store after each adapter
+struct MergeBounds {
+  std::uint64_t exact = 0, one_rounding = 0, two_roundings = 0, beyond = 0;
+  std::uint64_t all() const { return exact + one_rounding + two_roundings + beyond; }
+};
+
+struct MergedDifference {
+  std::string tensor;          // in the base's name, with "[7]" for one expert of a stacked one
+  std::string kind;            // "not_merged", "scaled", "different", "changed", "missing", "extra", "shape"
+  std::string what;            // in words
+  double factor = 0;           // the multiple of the delta that was found; of "scaled", "not_merged" and "different"
+  double relative = 0;         // ||merged - expected|| / ||delta|| (of "changed": / ||base||)
+  std::uint64_t elements = 0;  // that are beyond the bounds
+};
+
+struct VerifyMergedReport {
+  bool same = false;
+  std::size_t tensors = 0, changed = 0, copied = 0;  // expected tensors, those with updates, those without
+  MergeBounds bounds;                                // of the elements with updates
+  std::string bound;                                 // what the elements had to keep, in words
+  std::string worst_tensor;                          // where an element is furthest from fp64, in last places
+  double worst_places = 0;
+  std::vector<MergedDifference> differences;  // up to 100
+  std::int64_t num_differences = 0;
+  std::vector<std::string> left_out;  // tensors of the adapters that --ignore-unused left out, and why
+  std::vector<std::string> notes;
+};
+VerifyMergedReport verify_merged(const VerifyMergedOptions& options);
+
+// ---- combine, resize, extract --------------------------------------------------------------------------------------
+// Adapters out of adapters or checkpoints: combined, recovered, compressed. Everything that is computed here runs in
+// fp64 and is rounded once; what that and a cut rank cost is measured against the exact matrices.
+
+// What was made of one matrix (of gate and up together where they share lora_A).
+struct LowRankSite {
+  std::string site;  // "model.layers.0.mlp.experts.7.gate+up"
+  std::int64_t rank = 0;
+  double norm = 0;      // of the update that was asked for, Frobenius
+  double relative = 0;  // ||what is stored - what was asked for|| / norm
+};
+// The plan holds the new factors in memory; execute() writes them.
+struct LowRankResult {
+  Plan plan;
+  std::vector<LowRankSite> sites;     // in natural order
+  double worst = 0, mean = 0;         // of LowRankSite::relative
+  std::string where;                  // of the worst
+  std::vector<std::string> left_out;  // sites that came out as zero
+  std::vector<std::string> unused;    // tensors of the adapters that --ignore-unused left out, and why
+  std::vector<std::string> notes;
+};
+
+// ---- combine -------------------------------------------------------------------------------------------------
+enum class CombineType : std::uint8_t {
+  linear,  // the weighted sum, at its own rank
+  cat,     // the weighted sum, factors side by side
+  svd,     // the weighted sum, cut to svd_rank
+  ties,
+  dare_linear,
+  dare_ties,
+  magnitude_prune,  // on A and on B apart, as PEFT has it
+  ties_svd,
+  dare_linear_svd,
+  dare_ties_svd,
+  magnitude_prune_svd,  // on whole updates, cut to svd_rank
+};
+std::span<const std::string_view> combine_types();  // by value of CombineType
+std::optional<CombineType> parse_combine_type(std::string_view name);
+
+struct CombineOptions {
+  InputOptions input;
+  CombineType type = CombineType::svd;
+  std::optional<Layout> to;        // the first adapter's layout
+  std::optional<Dtype> dtype;      // F32; F64 when an adapter has it
+  std::int64_t svd_rank = 0;       // 0: the largest rank of the adapters
+  std::optional<double> density;   // ties, dare, magnitude_prune need it
+  bool majority_by_count = false;  // majority_sign_method="frequency"
+  std::uint64_t seed = 0;          // of dare
+  int threads = 0;
+};
+LowRankResult plan_combine(std::span<const WeightedAdapter> adapters, const CombineOptions& options);
+// Of adapters that are open, in memory too; one weight for each.
+LowRankResult plan_combine(std::span<const Input> inputs, std::span<const double> weights,
+                           const CombineOptions& options);
+
+// ---- resize --------------------------------------------------------------------------------------------------
+struct ResizeOptions {
+  InputOptions input;
+  std::int64_t rank = 0;
+  std::optional<Layout> to;
+  std::optional<Dtype> dtype;  // F32; F64 when the adapter has it
+  int threads = 0;
+};
+LowRankResult plan_resize(const std::string& adapter, const ResizeOptions& options);
+
+// ---- extract -------------------------------------------------------------------------------------------------
+struct ExtractOptions {
+  std::string base, finetuned;  // model folders, in any form
+  std::string family, families_file;
+  std::int64_t rank = 0;
+  std::optional<Layout> to;                  // peft-fused when a checkpoint has fused experts, else peft-per-expert
+  std::optional<Dtype> dtype;                // F32
+  std::vector<std::string> modules_to_save;  // modules whose change is carried whole: "norm", "lm_head"
+  bool ignore_unused = false;                // go on where something changed that LoRA cannot hold
+  OpenOptions open;
+  int threads = 0;
+};
+LowRankResult plan_extract(const ExtractOptions& options);
+
+// ---- doctor --------------------------------------------------------------------------------------------------------
+// Will an adapter work where it shall run? Verdicts for each kind of module, and the command that mends it.
+
+struct DoctorOptions {
+  InputOptions input;
+  std::string engine;  // "vllm" or "vllm@0.33"; "": every engine in its newest version
+};
+struct DoctorReport {
+  std::string path, layout, model_type;
+  struct Part {
+    std::string part;  // "experts, gate and up"
+    std::int64_t modules = 0, rank = 0;
+    std::string example;       // one module
+    std::string verdict;       // "binds", "dropped silently", "wrong scale", "refused", ...
+    std::string why, message;  // in our words; in the engine's
+    std::string shown_by;      // the golden case or the source that shows it; "" nothing speaks of it
+    bool measured = false;     // the engine was run; else its source was read
+  };
+  struct Engine {
+    std::string name, version, mode, title;
+    std::string answer;  // "reads it right", "not known", "silently wrong", "refuses it"
+    bool right = false, measured = false;
+    std::vector<Part> parts;
+    std::vector<std::string> run;  // how to start it, where it reads the file right
+    std::string mend;              // the one command that mends it; "" where nothing needs to be
+  };
+  std::vector<Engine> engines;
+  bool all_right = false;  // of the engine that was asked for
+};
+// Reads headers, not tensors, as far as the layout can be told from them.
+DoctorReport doctor(const std::string& path, const DoctorOptions& options);
+
+// ---- convert --for -------------------------------------------------------------------------------------------------
+// Conversion for an engine: the layout, the names and the scales that it reads right, and how it is started.
+
+struct EngineConversion {
+  Plan plan;
+  std::string engine, version, mode;  // "vllm", "0.33", "" or a way of running
+  std::string layout, why;            // what is written, and why this form where that is not plain
+  std::vector<std::string> run;       // lines to copy: how the engine is started with the adapter
+};
+// `engine` is "vllm" or "vllm@0.33"; `out` is where the plan will be written, for the lines. options.to is not used.
+// Throws USAGE for an engine or version that is not known, and LO_NO_FORM with a way out for what the engine reads
+// right in no form.
+EngineConversion plan_convert_for(const Input& input, const ConvertOptions& options, const std::string& engine,
+                                  const std::string& out);
 
 }  // namespace peft

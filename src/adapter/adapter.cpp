@@ -7,10 +7,14 @@
 #include <fstream>
 #include <string>
 
+#include "adapter/gguf_adapter.h"
+#include "adapter/mlx_config.h"
 #include "base/text.h"
 #include "peft/error.h"
+#include "pickle/pickle_file.h"
 #include "safetensors/reading/input_file.h"
 #include "safetensors/reading/json.h"
+#include "safetensors/reading/sharded_file.h"
 
 namespace peft {
 namespace {
@@ -19,6 +23,9 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kConfigFile = "adapter_config.json";
 constexpr std::string_view kWeightsFile = "adapter_model.safetensors";
+constexpr std::string_view kMlxWeightsFile = "adapters.safetensors";
+constexpr std::string_view kShardsFile = "adapter_model.safetensors.index.json";
+constexpr std::string_view kPickleFile = "adapter_model.bin";
 
 // Files that stand beside an adapter and mean the same in every layout. Optimizer state, training arguments and
 // the like do not: they belong to the tensors as they were.
@@ -44,6 +51,11 @@ bool is_file(const fs::path& path) {
   return fs::is_regular_file(path, ignored);
 }
 
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
 std::vector<std::string> side_files(const fs::path& folder) {
   std::vector<std::string> found;
   std::error_code ignored;
@@ -54,9 +66,15 @@ std::vector<std::string> side_files(const fs::path& folder) {
   return found;
 }
 
-bool is_adapter(const fs::path& folder) {
-  return is_file(folder / kConfigFile) && (is_file(folder / kWeightsFile) || is_file(folder / "adapter_model.bin"));
+// Which file of the folder has the weights: the first of those that there are; "" for none.
+std::string_view weights_name(const fs::path& folder) {
+  for (const std::string_view name : {kWeightsFile, kShardsFile, kMlxWeightsFile, kPickleFile}) {
+    if (is_there(folder / name)) return name;
+  }
+  return {};
 }
+
+bool is_adapter(const fs::path& folder) { return is_file(folder / kConfigFile) && !weights_name(folder).empty(); }
 
 fs::path adapter_folder(const std::string& root, const std::string& name) {
   if (name.empty() || name == "default") return root;
@@ -73,20 +91,13 @@ fs::path adapter_folder(const std::string& root, const std::string& name) {
   return folder;
 }
 
-// What a folder without adapter_model.safetensors is. The first row whose file is in the folder tells.
+// What a folder without the weights of an adapter is. The first row whose file is in the folder tells.
 struct FolderKind {
   std::string_view file;
   ErrorCode code;
   std::string_view problem, hint;
 };
 constexpr FolderKind kFolderKinds[] = {
-    {"adapter_model.bin", ErrorCode::E_PICKLE,
-     "the adapter is a pickle, which can run code when loaded; it is never opened",
-     "load it with PEFT in a sandbox and save it with safe_serialization=True"},
-    {"adapter_model.safetensors.index.json", ErrorCode::IO_KIND, "a sharded adapter: its weights are in several files",
-     "load it with PEFT and save it again, in one file"},
-    {"adapters.safetensors", ErrorCode::IO_KIND, "an adapter of MLX-LM, whose format is another one",
-     "train or export it with PEFT"},
     {"model.safetensors.index.json", ErrorCode::IO_KIND, "a whole model, not an adapter", "give it as --base"},
     {"model.safetensors", ErrorCode::IO_KIND, "a whole model, not an adapter", "give it as --base"},
     {kConfigFile, ErrorCode::IO_OPEN, "the folder has a config and no weights", "is the download complete?"},
@@ -112,7 +123,14 @@ constexpr FolderKind kFolderKinds[] = {
              .hint = inside.empty() ? "is this an adapter folder?" : "choose one with --adapter-name"});
 }
 
-namespace fs = std::filesystem;
+std::shared_ptr<const TensorFile> open_weights(const fs::path& folder, std::string_view name,
+                                               const OpenOptions& options) {
+  const std::string path = (folder / name).string();
+  if (name == kPickleFile) return pickle::PickleFile::open(path, options);
+  if (name != kShardsFile) return TensorFile::open(path, options);
+  return std::make_shared<const safetensors::ShardedFile>(Checkpoint::open(folder.string(), options, "adapter_model"),
+                                                          path);
+}
 
 std::string environment(const char* name) {
   const char* value = std::getenv(name);
@@ -164,26 +182,31 @@ std::vector<std::string> adapter_names(const std::string& folder) {
 
 Adapter open(const std::string& path, const AdapterOptions& options) {
   std::string root = resolve_path(path);
-  if (fs::path(root).filename() == kWeightsFile) root = fs::path(root).parent_path().string();
+  if (adapter::is_gguf(root)) return adapter::open_gguf(root, options.open);
+  for (const std::string_view name : {kWeightsFile, kShardsFile, kMlxWeightsFile, kPickleFile}) {
+    if (fs::path(root).filename() == name) root = fs::path(root).parent_path().string();
+  }
   std::error_code error;
   if (!fs::is_directory(root, error)) {
-    at(path).fail(fs::exists(root, error) ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
-                  {.problem = fs::exists(root, error) ? "not an adapter folder" : "there is no such folder",
-                   .expected = "a folder with adapter_config.json and adapter_model.safetensors",
-                   .hint = "Hugging Face names work when the model is in the local cache; nothing is downloaded"});
+    at(path).fail(
+        fs::exists(root, error) ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
+        {.problem = fs::exists(root, error) ? "not an adapter folder" : "there is no such folder",
+         .expected = "a folder with adapter_config.json and adapter_model.safetensors, or a LoRA file FILE.gguf",
+         .hint = "Hugging Face names work when the model is in the local cache; nothing is downloaded"});
   }
   const fs::path folder = adapter_folder(root, options.adapter_name);
-  if (!is_file(folder / kWeightsFile)) {
-    std::error_code ignored;
-    if (!fs::exists(folder / kWeightsFile, ignored)) no_weights(folder);
-  }
+  const std::string_view weights = weights_name(folder);
+  if (weights.empty()) no_weights(folder);
   Adapter adapter;
   adapter.folder = folder.string();
   adapter.root = root;
   adapter.follow_symlinks = options.open.follow_symlinks;
   adapter.name = options.adapter_name.empty() ? "default" : options.adapter_name;
-  adapter.config = AdapterConfig::read((folder / kConfigFile).string());
-  adapter.weights = TensorFile::open((folder / kWeightsFile).string(), options.open);
+  if (weights == kMlxWeightsFile)
+    adapter::read_mlx_config(adapter, (folder / kConfigFile).string());
+  else
+    adapter.config = AdapterConfig::read((folder / kConfigFile).string());
+  adapter.weights = open_weights(folder, weights, options.open);
   safetensors::release_json_memory();
   adapter.side_files = side_files(folder);
   return adapter;

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "base/float_formats.h"
+#include "peft/adapter.h"
 #include "peft/error.h"
 
 namespace peft::adapter {
@@ -233,3 +234,26 @@ void require_finite(const TensorFile& file, const TensorInfo& tensor) {
 }
 
 }  // namespace peft::adapter
+
+namespace peft {
+
+std::vector<double> to_matrix(const TensorFile& file, const View& view) {
+  std::vector<double> values(static_cast<std::size_t>(view.rows * view.cols));
+  // read() goes through columns; those of the transposed matrix are the rows.
+  adapter::read(adapter::bind(file, view).transposed(), values);
+  return values;
+}
+
+std::vector<double> to_delta(const TensorFile& file, const Factor& factor) {
+  const auto in = static_cast<std::size_t>(factor.in), rank = static_cast<std::size_t>(factor.rank);
+  const std::vector<double> a = to_matrix(file, factor.a), b = to_matrix(file, factor.b);
+  std::vector<double> delta(static_cast<std::size_t>(factor.out) * in);
+  for (std::size_t i = 0; i < delta.size(); ++i) {
+    double sum = 0;
+    for (std::size_t k = 0; k < rank; ++k) sum += b[i / in * rank + k] * a[k * in + i % in];
+    delta[i] = factor.scale * sum;
+  }
+  return delta;
+}
+
+}  // namespace peft

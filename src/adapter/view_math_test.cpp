@@ -6,7 +6,9 @@
 #include <functional>
 #include <limits>
 
+#include "peft/adapter.h"
 #include "peft/error.h"
+#include "support/error_of.h"
 #include "support/test_tensors.h"
 
 namespace peft::adapter {
@@ -17,14 +19,7 @@ using peft::testing::random_dense;
 using peft::testing::Tensors;
 using peft::testing::whole;
 
-ErrorCode code_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.code();
-  }
-  return ErrorCode::INTERRUPTED;
-}
+ErrorCode code_of(const std::function<void()>& action) { return peft::testing::error_of(action).code(); }
 
 std::vector<double> values(const Matrix& m) {
   std::vector<double> out(static_cast<std::size_t>(m.rows * m.cols));
@@ -185,6 +180,25 @@ TEST(ViewMath, ComputesOnlyOnFloats) {
   const Matrix m = bind(*file, whole(t, 2, 2));
   EXPECT_EQ(zero_cols(m), (std::vector<bool>{true, false}));
   EXPECT_EQ(code_of([&] { values(m); }), ErrorCode::ST_DTYPE);
+}
+
+TEST(ViewMath, GivesMatricesRowAfterRow) {
+  Tensors tensors;
+  const auto t = tensors.add("t", Dtype::f32, {2, 3}, {0, 1, 2, 10, 11, 12});
+  const auto file = tensors.file();
+  EXPECT_EQ(to_matrix(*file, whole(t, 2, 3)), (std::vector<double>{0, 1, 2, 10, 11, 12}));
+  EXPECT_EQ(to_matrix(*file, whole(t, 2, 3).transposed()), (std::vector<double>{0, 10, 1, 11, 2, 12}));
+}
+
+TEST(ViewMath, GivesTheDeltaOfAFactor) {
+  Tensors tensors;
+  const auto a = tensors.add("a", Dtype::f32, {2, 3}, {1, 2, 3, 4, 5, 6});
+  const auto b = tensors.add("b", Dtype::f32, {4, 2}, {1, 0, 0, 1, 1, 1, -1, 2});
+  const auto file = tensors.file();
+  Factor factor;
+  factor.out = 4, factor.in = 3, factor.rank = 2, factor.scale = 0.5;
+  factor.a = whole(a, 2, 3), factor.b = whole(b, 4, 2);
+  EXPECT_EQ(to_delta(*file, factor), (std::vector<double>{0.5, 1, 1.5, 2, 2.5, 3, 2.5, 3.5, 4.5, 3.5, 4, 4.5}));
 }
 
 }  // namespace

@@ -7,9 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "adapter/view_math.h"
 #include "peft/error.h"
-#include "peft/merge.h"
 #include "peft/verbs.h"
 
 struct peft_error {
@@ -79,13 +77,13 @@ std::string text(const char* value) { return value == nullptr ? "" : value; }
 // An argument that has to be given.
 std::string required(const char* value, const char* name) {
   if (value == nullptr || *value == '\0')
-    throw Error(ErrorCode::USAGE, {.tensor = name, .problem = "the argument is missing"});
+    peft::at({}, name).fail(ErrorCode::USAGE, {.problem = "the argument is missing"});
   return value;
 }
 
 template <typename T>
 T& required(T* value, const char* name) {
-  if (value == nullptr) throw Error(ErrorCode::USAGE, {.tensor = name, .problem = "the argument is NULL"});
+  if (value == nullptr) peft::at({}, name).fail(ErrorCode::USAGE, {.problem = "the argument is NULL"});
   return *value;
 }
 
@@ -167,10 +165,9 @@ void convert(const std::string& adapter, const std::string& out, const peft_conv
   convert.block_diagonal = options.block_diagonal != 0;
   const std::vector<std::string> names = peft::adapter_names(peft::resolve_path(adapter));
   if (convert.input.adapter_name.empty() && names.size() > 1) {
-    throw Error(ErrorCode::USAGE, {.file = adapter,
-                                   .tensor = "adapter_name",
-                                   .problem = "the folder holds several adapters, and none is named",
-                                   .got = fmt::format("{}", fmt::join(names, ", "))});
+    peft::at(adapter, "adapter_name")
+        .fail(ErrorCode::USAGE, {.problem = "the folder holds several adapters, and none is named",
+                                 .got = fmt::format("{}", fmt::join(names, ", "))});
   }
   const peft::Input input = peft::load(adapter, convert.input);
   std::vector<std::string> warnings = input.reading.anomalies;
@@ -351,10 +348,10 @@ namespace {
 const peft::Factor& factor_at(const peft_adapter& adapter, size_t index) {
   const auto& factors = adapter.input.reading.factors.factors;
   if (index < factors.size()) return factors[index];
-  throw Error(ErrorCode::USAGE, {.tensor = "index",
-                                 .problem = "there is no such factor",
-                                 .expected = fmt::format("below {}", factors.size()),
-                                 .got = std::to_string(index)});
+  peft::at({}, "index")
+      .fail(ErrorCode::USAGE, {.problem = "there is no such factor",
+                               .expected = fmt::format("below {}", factors.size()),
+                               .got = std::to_string(index)});
 }
 
 }  // namespace
@@ -381,15 +378,13 @@ int peft_adapter_read(const peft_adapter* adapter, size_t index, peft_side side,
     const peft::View& view = side == PEFT_LORA_A ? factor.a : factor.b;
     const auto wanted = static_cast<size_t>(view.rows * view.cols);
     if (size != wanted) {
-      throw Error(ErrorCode::USAGE, {.tensor = "size",
-                                     .problem = "the buffer does not have the size of the matrix",
-                                     .expected = std::to_string(wanted),
-                                     .got = std::to_string(size)});
+      peft::at({}, "size")
+          .fail(ErrorCode::USAGE, {.problem = "the buffer does not have the size of the matrix",
+                                   .expected = std::to_string(wanted),
+                                   .got = std::to_string(size)});
     }
     required(values, "values");
-    // read() goes through columns; those of the transposed matrix are the rows.
-    std::vector<double> numbers(wanted);
-    read(peft::adapter::bind(*adapter->input.adapter.weights, view).transposed(), numbers);
+    const std::vector<double> numbers = peft::to_matrix(*adapter->input.adapter.weights, view);
     for (size_t i = 0; i < wanted; ++i) values[i] = static_cast<float>(numbers[i]);
   });
 }

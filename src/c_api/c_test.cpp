@@ -12,7 +12,6 @@
 
 #include "adapter/view_math.h"
 #include "peft/execute.h"
-#include "peft/merge.h"
 #include "peft/verbs.h"
 #include "test_paths.h"
 

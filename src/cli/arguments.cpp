@@ -1,9 +1,13 @@
 #include "cli/arguments.h"
 
+#include <malloc.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 
+#include "cli/output/json.h"
 #include "cli/output/output.h"
+#include "cli/output/progress.h"
 #include "peft/error.h"
 
 namespace peft::cli {
@@ -11,6 +15,8 @@ namespace {
 
 constexpr const char* kExamples = R"(Examples:
   peft inspect my-lora                                         what is this file, and who can read it?
+  peft doctor my-lora --for vllm --base Qwen3-30B-A3B          will it work there? if not: the command that mends it
+  peft convert my-lora --for vllm --base Qwen3-30B-A3B --out ok     the form that this engine reads right
   peft targets my-lora --base Qwen3-30B-A3B                    what will LoRA sit on, with which rank?
   peft convert my-lora --to peft-fused --out my-lora-v5        transformers 4 -> 5
   peft convert my-lora-v5 --to peft-per-expert --out my-lora-v4
@@ -23,12 +29,14 @@ constexpr const char* kExamples = R"(Examples:
   peft extract --base M --finetuned N --rank 16 --out lora     an adapter from two models
   peft layouts                                                 the layouts that --to and --from know
 
-Exit codes: 0 done; 1 bad input (verify: different); 2 usage (verify: also bad input); 3 I/O or space; 4 a bug; 5 interrupted.
+Exit codes: 0 done; 1 bad input (verify: different; doctor: not right); 2 usage (verify, doctor: also bad input); 3 I/O or space; 4 a bug; 5 interrupted.
 More: peft VERB --help, docs/cli.md.)";
 
 // All commands that a command line can fill in; one of them is taken.
 struct Commands {
   InspectCommand inspect;
+  DoctorCommand doctor;
+  EnginesCommand engines;
   TargetsCommand targets;
   ConvertCommand convert;
   VerifyCommand verify;
@@ -49,6 +57,8 @@ struct Commands {
 Command chosen(const CLI::App& app, Commands& all) {
   const std::string verb = app.get_subcommands().front()->get_name();
   if (verb == "inspect") return all.inspect;
+  if (verb == "doctor") return all.doctor;
+  if (verb == "engines") return all.engines;
   if (verb == "targets") return all.targets;
   if (verb == "convert") return all.convert;
   if (verb == "verify") {
@@ -70,6 +80,33 @@ Command chosen(const CLI::App& app, Commands& all) {
   return all.completion;
 }
 
+int run_text(const TextCommand& command) {
+  write_out(command.text);
+  return 0;
+}
+
+int run_command(const Command& command) {
+  return std::visit(
+      [](const auto& verb) {
+        if constexpr (std::is_same_v<std::decay_t<decltype(verb)>, TextCommand>) {
+          return run_text(verb);
+        } else {
+          return run(verb);
+        }
+      },
+      command);
+}
+
+// What a plan frees is used again by its next step, instead of going back to the system: the first touch of a page
+// costs more than what is done with it.
+void keep_freed_memory() {
+#ifdef M_MMAP_THRESHOLD
+  mallopt(M_MMAP_THRESHOLD, 32 << 20);
+  mallopt(M_TRIM_THRESHOLD, 64 << 20);
+  mallopt(M_TOP_PAD, 1 << 20);
+#endif
+}
+
 std::string help_of(const CLI::App& app) {
   const auto verbs = app.get_subcommands();
   return verbs.empty() ? app.help() : verbs.front()->help("peft");
@@ -85,6 +122,7 @@ Command parse_arguments(std::vector<std::string> arguments) {
   app.footer(kExamples);
   app.get_formatter()->column_width(30);
   add_inspect(app, all.inspect);
+  add_doctor(app, all.doctor);
   add_targets(app, all.targets);
   add_convert(app, all.convert);
   add_verify(app, all.verify);
@@ -97,6 +135,7 @@ Command parse_arguments(std::vector<std::string> arguments) {
   add_resize(app, all.resize);
   add_extract(app, all.extract);
   add_layouts(app, all.layouts);
+  add_engines(app, all.engines);
   add_families(app, all.families);
   add_completion(app, all.completion);
   add_docs(app, all.docs);
@@ -124,6 +163,25 @@ Command parse_arguments(std::vector<std::string> arguments) {
         {.problem = error.what(), .hint = "peft " + (verbs.empty() ? "" : verbs.front()->get_name() + " ") + "--help"});
   }
   return chosen(app, all);
+}
+
+int run_program(std::vector<std::string> arguments) {
+  keep_freed_memory();
+  ignore_write_signals();
+  const bool json = std::find(arguments.begin(), arguments.end(), "--json") != arguments.end();
+  const std::string verb = arguments.empty() ? std::string() : arguments.front();
+  const bool one_is_an_answer = verb == "verify" || verb == "doctor";
+  try {
+    try {
+      const int code = run_command(parse_arguments(std::move(arguments)));
+      finish_output();
+      return code;
+    } catch (...) {
+      return report(current_error(), json, one_is_an_answer);
+    }
+  } catch (...) {  // the error itself could not be printed
+    return info(ErrorCode::IO_WRITE).exit_code;
+  }
 }
 
 }  // namespace peft::cli

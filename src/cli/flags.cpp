@@ -68,6 +68,10 @@ std::optional<Dtype> parse_optional_dtype(const std::string& flag, const std::st
   return value.empty() ? std::nullopt : std::optional(parse_dtype_flag(flag, value));
 }
 
+void require_choice(const std::string& flag, const std::string& value, const std::vector<std::string>& allowed) {
+  if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) bad_value(flag, value, allowed);
+}
+
 void require_out(const std::string& out, bool dry_run) {
   if (!out.empty() || dry_run) return;
   at({}).fail(ErrorCode::USAGE, {.problem = "--out is needed", .hint = "or --dry-run, to see what would be written"});

@@ -15,6 +15,7 @@
 #include "peft/error.h"
 #include "pythonic/python_json.h"
 #include "pythonic/python_regex.h"
+#include "support/error_of.h"
 #include "support/golden_text.h"
 
 namespace peft {
@@ -27,15 +28,7 @@ AdapterConfig parse(const std::string& text) { return AdapterConfig::parse(text,
 // {"peft_type": "LORA", <text>}
 AdapterConfig parse_with(const std::string& text) { return parse("{\"peft_type\": \"LORA\", " + text + "}"); }
 
-Error error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "no error";
-  return Error(ErrorCode::INTERNAL, {});
-}
+using testing::error_of;
 
 // The typed fields alone, as one text.
 std::string fields_of(const AdapterConfig& config) {

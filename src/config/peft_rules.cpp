@@ -61,6 +61,11 @@ const std::vector<TaskRow>& task_rows() {
 
 }  // namespace
 
+bool is_named_like_projection(std::string_view module) {
+  constexpr std::string_view kNames[] = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"};
+  return std::ranges::find(kNames, module.substr(module.rfind('.') + 1)) != std::end(kNames);
+}
+
 std::optional<LoraInit> lora_init(std::string_view init_lora_weights) {
   for (const Row& row : kRows) {
     if (matches(init_lora_weights, row)) return row.init;

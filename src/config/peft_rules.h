@@ -16,6 +16,10 @@ namespace peft::config {
 bool is_named_by(std::string_view name, std::string_view entry);
 bool is_named_by(std::string_view name, std::span<const std::string> entries);
 
+// Whether the module's last name is one that PEFT's migration to transformers 5 takes for an expert's projection, also
+// on dense and shared modules (peft issue 3711).
+bool is_named_like_projection(std::string_view module);
+
 // ---- init_lora_weights, as LoraLayer.update_layer of PEFT 0.21.2 tells its names apart
 
 enum class LoraInit { standard, random, gaussian, orthogonal, pissa, olora, corda, loftq, eva, mica, lora_ga };

@@ -47,5 +47,12 @@ TEST(PeftRules, AnEntryNamesWhatEndsWithItAfterADot) {
   EXPECT_FALSE(is_named_by("a.v", std::vector<std::string>{"q", "k"}));
 }
 
+TEST(PeftRules, peft_takes_these_names_for_experts) {
+  for (const char* name : {"model.layers.0.mlp.shared_expert.gate_proj", "block.w2", "gate"})
+    EXPECT_TRUE(is_named_like_projection(name)) << name;
+  for (const char* name : {"model.layers.0.self_attn.q_proj", "gate_proj.x", "router"})
+    EXPECT_FALSE(is_named_like_projection(name)) << name;
+}
+
 }  // namespace
 }  // namespace peft::config

@@ -44,12 +44,6 @@ void check_sources(const Plan& plan, const PlannedFile& file) {
   for (const std::uint32_t source : used) plan.sources[source]->check_unchanged();
 }
 
-std::uint64_t bytes_read(const Plan& plan) {
-  std::uint64_t bytes = 0;
-  for (const auto& source : plan.sources) bytes += source->file_size();
-  return bytes;
-}
-
 class Execution {
  public:
   Execution(const Plan& plan, const ExecuteOptions& options) : plan_(plan), options_(options) {
@@ -94,7 +88,10 @@ class Execution {
   std::string new_fingerprint() const { return fingerprint(plan_, !is_part() && !options_.finish); }
 
   StagedOutput::Options staged_options() const {
-    StagedOutput::Options staged{.overwrite = options_.overwrite, .sync = options_.sync, .readback = options_.readback};
+    StagedOutput::Options staged{.overwrite = options_.overwrite,
+                                 .sync = options_.sync,
+                                 .readback = options_.readback,
+                                 .single_file = plan_.single_file};
     if (!resumes()) staged.expected_bytes = std::accumulate(sizes_.begin(), sizes_.end(), std::uint64_t{0});
     staged.keep = keeps();
     staged.claim = is_part() ? Claim::share : resumes() ? Claim::resume : Claim::fresh;
@@ -190,8 +187,7 @@ class Execution {
       if (journal && lasting && !options_.finish) output.discard();
       if (lasting || !output.keeps_something()) throw;
       ErrorDetail detail = error->detail();
-      detail.hint +=
-          (detail.hint.empty() ? "" : "; ") + std::string("what is finished is kept: --resume goes on with it");
+      detail.hint += (detail.hint.empty() ? "" : "; ") + std::string("what is finished is kept: --resume continues it");
       throw Error(error->code(), std::move(detail));
     } catch (const Error& error) {
       if (error.code() == ErrorCode::IO_CHANGED) {
@@ -219,6 +215,23 @@ ExecuteReport execute(const Plan& plan, const std::string& out_folder, const Exe
   report.bytes_in = bytes_read(plan);
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
+}
+
+void execute_into(std::span<std::byte> data, const Plan& plan, std::size_t file, const ExecuteOptions& options) {
+  plan::check(plan);
+  const PlannedFile& planned = plan.files.at(file);
+  FileLayout layout = layout_file(planned);
+  if (data.size() != layout.data_bytes) {
+    throw Error(ErrorCode::INTERNAL, {.tensor = planned.name,
+                                      .problem = "the memory does not have the size of the file's data",
+                                      .expected = std::to_string(layout.data_bytes),
+                                      .got = std::to_string(data.size())});
+  }
+  Monitor monitor(options, layout.data_bytes);
+  UnitRenderers renderers(std::min(thread_count(options.threads), kMaxWorkers));
+  const FileWork work = make_work(plan, planned, renderers.sizes(), std::move(layout));
+  render_units(work, data, renderers, monitor);
+  check_sources(plan);
 }
 
 }  // namespace peft

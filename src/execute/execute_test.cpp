@@ -14,8 +14,8 @@
 #include <iterator>
 
 #include "peft/error.h"
-#include "peft/reference.h"
 #include "plan/check.h"
+#include "plan/members.h"
 #include "support/random_merge.h"
 #include "support/random_plan.h"
 
@@ -99,7 +99,48 @@ RC_GTEST_PROP(Execute, WritesTheSameBytesOnAnyNumberOfThreads, ()) {
     const bool same = contents(out + "/" + kFile) == expected;
     RC_ASSERT(same);
     RC_ASSERT(report.bytes_out == expected.size());
+    std::vector<std::byte> data(layout_file(plan.files[0]).data_bytes);
+    execute_into(data, plan, 0, {.threads = threads});
+    const bool same_in_memory = std::equal(data.begin(), data.end(), expected.end() - std::ssize(data));
+    RC_ASSERT(same_in_memory);
   }
+}
+
+TEST(ExecuteInto, ReadsTensorsThatLieFarApart) {
+  PlanBuilder builder(9);
+  add_everything(builder, 30);
+  Plan plan = builder.make();
+  const std::vector<std::byte> expected = execute_in_memory(plan)[0];
+  std::vector<std::vector<std::byte>> homes;
+  std::vector<TensorInMemory> tensors;
+  const std::shared_ptr<const TensorFile> source = plan.sources[0];
+  for (const TensorInfo& tensor : source->tensors()) {
+    homes.emplace_back(source->bytes(tensor).begin(), source->bytes(tensor).end()).resize(tensor.bytes() + (1 << 20));
+    tensors.push_back(
+        {std::string(tensor.name), tensor.dtype, {tensor.shape.begin(), tensor.shape.end()}, homes.back().data()});
+  }
+  plan.sources[0] = TensorFile::of(tensors, "tensors");
+  // They are listed by address now.
+  std::vector<std::uint32_t> moved;
+  for (const TensorInfo& tensor : source->tensors()) {
+    moved.push_back(static_cast<std::uint32_t>(plan.sources[0]->find(tensor.name) - plan.sources[0]->tensors().data()));
+  }
+  for (PlannedTensor& tensor : plan.files[0].tensors)
+    for_each_source(tensor, [&](View& view) { view.tensor = moved[view.tensor]; });
+  std::vector<std::byte> data(layout_file(plan.files[0]).data_bytes);
+  execute_into(data, plan, 0, {.threads = 2});
+  EXPECT_TRUE(std::equal(data.begin(), data.end(), expected.end() - std::ssize(data)));
+}
+
+TEST(ExecuteInto, TakesMemoryOfTheRightSizeAndCanBeCancelled) {
+  PlanBuilder builder(8);
+  add_everything(builder, 30);
+  const Folder folder;
+  const Plan plan = on_disk(builder, folder);
+  std::vector<std::byte> data(layout_file(plan.files[0]).data_bytes);
+  EXPECT_THROW(execute_into(std::span(data).first(data.size() - 1), plan, 0), Error);
+  const std::atomic<bool> cancel = true;
+  EXPECT_THROW(execute_into(data, plan, 0, {.cancel = &cancel}), Error);
 }
 
 TEST(Execute, WritesTextsAndSideFilesAndSyncs) {
@@ -249,6 +290,22 @@ TEST(Execute, WritesSeveralFilesWithTensorsInTheSamePlaces) {
 }
 
 // The element-by-element form is what everything else is compared with, so it is compared with numbers written down.
+TEST(ExecuteInMemory, FusesExpertsAsMembersOfABlock) {
+  PlanBuilder builder(11);
+  const View a = builder.source(Dtype::u16, 2, 2, true), b = builder.source(Dtype::u16, 2, 2, true);
+  PlannedTensor& fused = builder.output("fused", Dtype::u16, 2, 6);
+  plan::append_members(fused.blocks, {.col_step = 3, .col_shift = 1},
+                       std::vector<plan::MemberView>{{a, 1, Dtype::u16}, {}, {b, 1, Dtype::u16}});
+  const Plan plan = builder.make();
+  std::uint16_t in[8], out[12];
+  const auto& source = *plan.sources[0];
+  std::memcpy(in, source.bytes(source.tensors()[0]).data(), sizeof in);
+  const std::vector<std::byte> image = execute_in_memory(plan)[0];
+  std::memcpy(out, image.data() + image.size() - sizeof out, sizeof out);
+  const std::uint16_t expected[12] = {in[0], 0, in[4], in[1], 0, in[5], in[2], 0, in[6], in[3], 0, in[7]};
+  EXPECT_EQ(std::memcmp(out, expected, sizeof out), 0);
+}
+
 TEST(ExecuteInMemory, FusesTwoExperts) {
   PlanBuilder builder(11);
   const View a = builder.source(Dtype::u16, 2, 2, true), b = builder.source(Dtype::u16, 2, 2, true);

@@ -1,5 +1,3 @@
-#include "peft/reference.h"
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -7,7 +5,9 @@
 
 #include "execute/merge/merger.h"
 #include "execute/values/element.h"
+#include "gguf/ggml_type.h"
 #include "peft/error.h"
+#include "peft/execute.h"
 #include "plan/check.h"
 #include "plan/update_targets.h"
 
@@ -73,7 +73,18 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan) {
         merger.render(plan, tensor, false, {0, tensor.rows, 0, tensor.cols}, out);
         continue;
       }
-      for (const Block& block : tensor.blocks) write_block(plan, tensor, block, out);
+      const auto write_blocks = [&](std::byte* to) {
+        for (const Block& block : tensor.blocks)
+          block.for_each_member([&](const Block& member) { write_block(plan, tensor, member, to); });
+      };
+      if (tensor.packing == Packing::none) {
+        write_blocks(out);
+        continue;
+      }
+      std::vector<float> values(static_cast<std::size_t>(tensor.rows * tensor.cols));
+      write_blocks(reinterpret_cast<std::byte*>(values.data()));
+      if (!gguf::quantise_q8_0(values, out))
+        throw Error(ErrorCode::NUM_OVERFLOW, {.tensor = tensor.name, .problem = "a block's scale does not fit F16"});
     }
   }
   return images;
@@ -138,18 +149,21 @@ struct Evaluator::State {
   std::vector<double> base(std::int64_t first, std::int64_t count) const {
     std::vector<double> values(static_cast<std::size_t>(count * tensor->cols));
     blocks.find(first, first + count, [&](std::size_t b) {
-      const Block& block = tensor->blocks[b];
-      const std::int64_t begin = std::max(first, block.row),
-                         end = std::min(first + count, block.row + block.source.rows);
-      for (std::int64_t row = begin; row < end; ++row) {
-        for (std::int64_t j = 0; j < block.source.cols; ++j) {
-          const double value = execution::value_at(*plan, block, row - block.row, j);
-          values[static_cast<std::size_t>((row - first) * tensor->cols + block.col + j * block.col_step)] =
-              tensor->merge ? execution::rounded_to(tensor->merge->base_dtype, value) : value;
-        }
-      }
+      tensor->blocks[b].for_each_member([&](const Block& block) { read(block, first, count, values); });
     });
     return values;
+  }
+
+  // Puts the block's values in rows [first, first + count) where they belong.
+  void read(const Block& block, std::int64_t first, std::int64_t count, std::vector<double>& values) const {
+    const std::int64_t begin = std::max(first, block.row), end = std::min(first + count, block.row_end());
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (std::int64_t j = 0; j < block.source.cols; ++j) {
+        const double value = execution::value_at(*plan, block, row - block.row, j);
+        values[static_cast<std::size_t>((row - first) * tensor->cols + block.col + j * block.col_step)] =
+            tensor->merge ? execution::rounded_to(tensor->merge->base_dtype, value) : value;
+      }
+    }
   }
 
   // Calls visit(i, first element) for each row i of the target matrix that lies in rows [first, first + count).
@@ -221,8 +235,7 @@ Evaluator::Evaluator(const Plan& plan, std::size_t file, std::size_t tensor) : s
   state.tensor = &plan.files[file].tensors[tensor];
   const std::vector<Block>& blocks = state.tensor->blocks;
   state.blocks = plan::RowIndex(
-      blocks.size(), [&](std::size_t b) { return blocks[b].row; },
-      [&](std::size_t b) { return blocks[b].row + blocks[b].source.rows; });
+      blocks.size(), [&](std::size_t b) { return blocks[b].row; }, [&](std::size_t b) { return blocks[b].row_end(); });
   if (!state.tensor->merge) return;
   state.index = plan::TargetIndex(*state.tensor);
   state.row_scales.resize(state.tensor->merge->updates.size());

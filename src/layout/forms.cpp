@@ -20,6 +20,11 @@ Orientation orientation_of(Layout layout, const ExpertsForm::Fused& parameter) {
   return natural ? Orientation::natural : Orientation::reversed;
 }
 
+bool is_fused(Layout layout) {
+  return layout == Layout::peft_fused || layout == Layout::peft_fused_0_19_0 || layout == Layout::peft_fused_0_18 ||
+         layout == Layout::unsloth_grouped;
+}
+
 BPacking packing_of(Layout layout) {
   return layout == Layout::unsloth_grouped ? BPacking::grouped_by_expert : BPacking::rank_major;
 }

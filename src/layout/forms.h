@@ -10,6 +10,10 @@ namespace peft::layout {
 Layout layout_of(const AdapterConfig::Version& version);
 AdapterConfig::Version version_of(Layout layout);
 
+// The layouts in which PEFT holds all experts of a parameter in one pair; and all layouts of PEFT's own files.
+bool is_fused(Layout layout);
+inline bool is_peft(Layout layout) { return layout == Layout::peft_per_expert || is_fused(layout); }
+
 // The transformers generation whose names a layout uses for this model.
 Generation generation_of(Layout layout, const Model& model);
 

@@ -5,11 +5,17 @@
 #include <algorithm>
 #include <array>
 #include <numeric>
+#include <set>
 
 #include "base/text.h"
 #include "config/peft_rules.h"
 #include "layout/decode/decode.h"
 #include "layout/forms.h"
+#include "layout/gguf/decode.h"
+#include "layout/keys.h"
+#include "layout/mlx/read.h"
+#include "layout/stacked.h"
+#include "model/path.h"
 #include "peft/error.h"
 
 namespace peft {
@@ -35,6 +41,19 @@ constexpr std::array kLayouts = {
     LayoutInfo{Layout::unsloth_grouped, "unsloth-grouped", "Unsloth, February to September 2026", "Unsloth",
                "as peft-fused", "[E * r, in], row e * r + k", "[out, E * r], column e * r + k",
                "lora_B grouped by expert; marked lora_B_layout = grouped_by_expert in newer files, else --b-packing"},
+    LayoutInfo{Layout::gguf, "gguf", "llama.cpp's convert_lora_to_gguf.py", "llama.cpp, and what is built on it",
+               "blk.<layer>.ffn_{gate,up,down}_exps.weight.lora_{a,b}", "[E, r, in]", "[E, out, r]",
+               "a file, not a folder; scale is alpha / rank with one alpha a file; rows of q and k are permuted in "
+               "architecture llama",
+               AdapterForm::gguf, "adapter.gguf"},
+    LayoutInfo{Layout::tinker, "tinker", "Tinker; vLLM's shared LoRAs; SGLang",
+               "tinker-cookbook, vLLM >= 0.32 (enable_moe_shared_loras), SGLang",
+               "<experts>.{w1,w2,w3}.lora_{A,B}.weight (gate, down, up)", "[E or 1, r, in]", "[E or 1, out, r]",
+               "1 on the first axis: all experts share that side; one r and lora_alpha a file"},
+    LayoutInfo{Layout::mlx, "mlx", "MLX-LM", "MLX-LM", "<experts of MLX-LM>.<projection>.lora_{a,b}",
+               "[E, r, in]; dense [in, r]", "[E, out, r]; dense [r, out]",
+               "one rank and one scale a file; num_layers counts from the last layer", AdapterForm::mlx,
+               "adapters.safetensors"},
 };
 
 using layout::Context;
@@ -76,15 +95,19 @@ void require_family(const Context& context, const Slot& slot) {
                            .got = notes});
 }
 
-void check_asked_layout(const Context& context, bool per_expert, bool fused) {
+void check_asked_layout(const Context& context) {
   const auto& asked = context.options.layout;
-  if (!asked || (!per_expert && !fused)) return;
-  if ((*asked == Layout::peft_per_expert) == per_expert) return;
+  const Layout found = context.reading.layout;
+  const bool own_form = !layout::is_peft(found);
+  if (!asked || *asked == found || (!context.reading.has_experts && !own_form)) return;
+  // The fused layouts differ in what their files mean, not in how they look.
+  if (layout::is_fused(*asked) && layout::is_fused(found)) return;
   at(context.adapter.weights->path())
-      .fail(ErrorCode::LO_LAYOUT,
-            {.problem = "the file is not in the layout that was named",
-             .expected = std::string(info(*asked).name),
-             .got = per_expert ? "one pair per expert and projection" : "pairs that hold all experts"});
+      .fail(ErrorCode::LO_LAYOUT, {.problem = "the file is not in the layout that was named",
+                                   .expected = std::string(info(*asked).name),
+                                   .got = found == Layout::peft_per_expert ? "one pair per expert and projection"
+                                          : layout::is_fused(found)        ? "pairs that hold all experts"
+                                                                           : std::string(info(found).name)});
 }
 
 // Most files are sorted: then nothing is moved. Otherwise numbers are sorted, because factors are large, and then each
@@ -140,6 +163,71 @@ void warn_of_config(Context& context) {
   }
 }
 
+// The pairs of a file in PEFT's form, by the layout of its experts.
+struct PeftPairs {
+  std::vector<Slot> dense, fused, stacked;
+  std::vector<Model::Located> fused_at;
+  const Slot* per_expert = nullptr;  // one of them
+};
+
+void require_one_layout(const Context& context, const PeftPairs& pairs) {
+  const int layouts =
+      (pairs.per_expert != nullptr ? 1 : 0) + (pairs.fused.empty() ? 0 : 1) + (pairs.stacked.empty() ? 0 : 1);
+  if (layouts < 2) return;
+  const Slot& odd = pairs.fused.empty() ? pairs.stacked.front() : pairs.fused.front();
+  context.at(odd.a).fail(
+      ErrorCode::LO_LAYOUT,
+      {.problem = "some experts are stacked, others have pairs of their own", .expected = "one layout", .got = "both"});
+}
+
+void read_peft(Context& context) {
+  layout::Slots found = layout::collect_slots(context.adapter, context.options.ignore_unused);
+  context.unused = std::move(found.unused);
+  PeftPairs pairs;
+  for (const Slot& slot : found.slots) {
+    if (layout::is_empty_stack(context.adapter, slot)) continue;
+    if (layout::is_stacked(context.adapter, slot)) {
+      pairs.stacked.push_back(slot);
+      continue;
+    }
+    const auto located = locate(context, slot);
+    if (!located && refuse_experts(context, slot)) continue;
+    if (!located) {
+      require_family(context, slot);
+      pairs.dense.push_back(slot);
+    } else if (located->experts == nullptr) {
+      continue;
+    } else if (located->expert >= 0) {
+      layout::decode_per_expert(context, slot, *located);
+      pairs.per_expert = &slot;
+    } else {
+      pairs.fused.push_back(slot);
+      pairs.fused_at.push_back(*located);
+    }
+  }
+  require_one_layout(context, pairs);
+  Reading& reading = context.reading;
+  bool tinker = !pairs.stacked.empty();
+  for (const Slot& slot : pairs.dense) {
+    const std::string module = layout::from_tinker(context.model, slot.module);
+    tinker = tinker || module != slot.module;
+    Slot named = slot;
+    named.module = module;
+    layout::decode_dense(context, named);
+  }
+  for (const Slot& slot : pairs.stacked) layout::add_pair(context, layout::stacked_pair(context, slot));
+  reading.layout = pairs.per_expert != nullptr ? Layout::peft_per_expert
+                   : tinker                    ? Layout::tinker
+                                               : layout::layout_of(context.adapter.config.likely_version().first);
+  layout::decode_fused(context, pairs.fused, pairs.fused_at);
+  for (const auto& single : found.singles) layout::decode_single(context, single);
+  reading.has_experts = pairs.per_expert != nullptr || !pairs.fused.empty() || !pairs.stacked.empty();
+  if (pairs.per_expert != nullptr)
+    reading.evidence.insert(reading.evidence.begin(), "every expert and projection has a pair of its own");
+  if (!pairs.stacked.empty())
+    reading.evidence.insert(reading.evidence.begin(), "experts are stacked in three dimensions as w1, w2, w3");
+}
+
 }  // namespace
 
 std::span<const LayoutInfo> layouts() { return kLayouts; }
@@ -156,44 +244,22 @@ std::optional<Layout> parse_layout(std::string_view name) {
 Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options) {
   require_usable(adapter.config, options.verb);
   Reading reading;
-  layout::Slots found = layout::collect_slots(adapter, options.ignore_unused);
-  Context context{adapter, model, options, reading, found.unused};
-
-  std::vector<Slot> fused;
-  std::vector<Model::Located> fused_at;
-  bool per_expert = false;
-  for (const Slot& slot : found.slots) {
-    const auto located = locate(context, slot);
-    if (!located && refuse_experts(context, slot)) continue;
-    if (!located) {
-      require_family(context, slot);
-      layout::decode_dense(context, slot);
-    } else if (located->experts == nullptr) {
-      continue;
-    } else if (located->expert >= 0) {
-      layout::decode_per_expert(context, slot, *located);
-      per_expert = true;
-    } else {
-      fused.push_back(slot);
-      fused_at.push_back(*located);
-    }
+  std::vector<layout::Unused> unused;
+  Context context{adapter, model, options, reading, unused};
+  switch (adapter.form) {
+    case AdapterForm::gguf:
+      layout::decode_gguf(context);
+      break;
+    case AdapterForm::mlx:
+      layout::read_mlx(context);
+      break;
+    case AdapterForm::peft:
+      read_peft(context);
   }
-  check_asked_layout(context, per_expert, !fused.empty());
-  if (per_expert && !fused.empty()) {
-    context.at(fused.front().a)
-        .fail(ErrorCode::LO_LAYOUT, {.problem = "some experts are stacked, others have pairs of their own",
-                                     .expected = "one layout",
-                                     .got = "both"});
-  }
-  reading.layout = per_expert ? Layout::peft_per_expert : layout::layout_of(adapter.config.likely_version().first);
-  layout::decode_fused(context, fused, fused_at);
-  for (const auto& single : found.singles) layout::decode_single(context, single);
-  reading.has_experts = per_expert || !fused.empty();
-  if (per_expert)
-    reading.evidence.insert(reading.evidence.begin(), "every expert and projection has a pair of its own");
+  check_asked_layout(context);
 
-  for (const auto& unused : found.unused) reading.unused.push_back(unused.name + ": " + unused.reason);
-  layout::refuse_unused(found.unused, adapter, options.ignore_unused);
+  for (const auto& tensor : unused) reading.unused.push_back(tensor.name + ": " + tensor.reason);
+  layout::refuse_unused(unused, adapter, options.ignore_unused);
   if (reading.factors.factors.empty() && reading.factors.extras.empty()) {
     const auto tensors = adapter.weights->tensors();
     at(adapter.weights->path())
@@ -206,6 +272,21 @@ Reading read(const Adapter& adapter, const Model& model, const ReadOptions& opti
   sort_factors(reading.factors);
   warn_of_config(context);
   return reading;
+}
+
+std::vector<std::string> module_names(const Adapter& adapter, const std::string& family) {
+  if (adapter.form == AdapterForm::gguf)
+    return layout::gguf_module_names(adapter, layout::gguf_names_of(adapter, family));
+  if (adapter.form == AdapterForm::mlx) return layout::mlx_module_names(adapter);
+  const auto tensors = adapter.weights->tensors();
+  std::set<std::string_view> paths;
+  for (const TensorInfo& tensor : tensors) {
+    const layout::Key key = layout::parse_key(tensor.name);
+    const bool stacked = key.kind == layout::KeyKind::lora_a && tensor.shape.size() == 3 &&
+                         layout::stacked_projection(model::leaf(key.module)) != Projection::none;
+    paths.insert(stacked ? model::parent(key.module) : key.module);
+  }
+  return {paths.begin(), paths.end()};
 }
 
 std::string left_out(const Reading& reading) {

@@ -121,7 +121,7 @@ bool is_past_last(const Model& model, const Experts& experts, std::int64_t exper
 
 std::optional<Model::Located> Model::locate(std::string_view module_path) const {
   if (!index) return std::nullopt;
-  const auto match = find_place(index->places, module_path);
+  const auto match = model::find_adapter_place(*index, module_path);
   const Experts* found = match ? experts_of(*this, *match) : nullptr;
   if (found == nullptr) return std::nullopt;
   const Index::Place& place = *match->place;

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <string_view>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "base/float_formats.h"
+#include "gguf/ggml_type.h"
 #include "peft/error.h"
 #include "plan/update_targets.h"
 #include "plan/view_check.h"
@@ -114,7 +117,7 @@ void check_merge(const TensorScope& scope, const Merge& merge) {
 class TensorCheck {
  public:
   TensorCheck(const Plan& plan, const PlannedFile& file, const PlannedTensor& tensor)
-      : scope_(plan, file, tensor), tensor_(tensor) {}
+      : scope_(plan, file, tensor), file_(file), tensor_(tensor) {}
 
   void run() const {
     scope_.require(info(tensor_.dtype).bits > 0, "a planned tensor has no known dtype");
@@ -123,10 +126,12 @@ class TensorCheck {
     for (const Block& block : tensor_.blocks) {
       check_block(block);
       check_source(block);
-      covered = add(covered, block.source.rows * block.source.cols);
+      if (!block.members.empty()) check_members(block);
+      covered = add(covered, multiply(block.num_members(), block.source.rows * block.source.cols));
     }
     scope_.require(covered <= tensor_.rows * tensor_.cols, "blocks of a planned tensor overlap");
     if (tensor_.merge) check_merge(scope_, *tensor_.merge);
+    if (tensor_.packing != Packing::none) check_packing();
   }
 
  private:
@@ -142,8 +147,17 @@ class TensorCheck {
                    "rows and columns of a planned tensor are not its shape", "[{}, {}]", tensor_.rows, tensor_.cols);
   }
 
-  // The last dimension, or the last ones together.
+  void check_packing() const {
+    scope_.require(file_.gguf != nullptr && tensor_.dtype == Dtype::f32 && !tensor_.merge,
+                   "only F32 tensors of GGUF files are packed", "{}", info(tensor_.dtype).name);
+    scope_.require(gguf::fills_blocks(gguf::GgmlType::q8_0, tensor_.shape) &&
+                       tensor_.cols % static_cast<std::int64_t>(gguf::kQ8Elements) == 0,
+                   "rows of a packed tensor do not fill blocks", "{} columns", tensor_.cols);
+  }
+
+  // The last dimension, whole multiples of it, or the last ones together.
   bool has_columns(std::int64_t cols) const {
+    if (!tensor_.shape.empty() && tensor_.shape.back() > 0 && cols % tensor_.shape.back() == 0) return true;
     std::int64_t product = 1;
     for (auto size = tensor_.shape.rbegin(); size != tensor_.shape.rend(); ++size) {
       product = multiply(product, *size);
@@ -156,13 +170,37 @@ class TensorCheck {
   void check_block(const Block& block) const {
     const View& view = block.source;
     scope_.require(view.rows > 0 && view.cols > 0, "a block is empty", "[{}, {}]", view.rows, view.cols);
-    const std::int64_t row_end = add(block.row, view.rows);
-    const std::int64_t last_col = add(block.col, multiply(view.cols - 1, block.col_step));
+    const std::int64_t last = block.num_members() - 1;
+    const std::int64_t row_end = add(add(block.row, view.rows), multiply(last, block.row_shift));
+    const std::int64_t last_col =
+        add(add(block.col, multiply(view.cols - 1, block.col_step)), multiply(last, block.col_shift));
     scope_.require(block.row >= 0 && row_end != kNone && row_end <= tensor_.rows && block.col >= 0 &&
-                       block.col_step >= 1 && last_col != kNone && last_col < tensor_.cols,
+                       block.col_step >= 1 && block.row_shift >= 0 && block.col_shift >= 0 && last_col != kNone &&
+                       last_col < tensor_.cols,
                    "a block leaves its planned tensor", "[{}, {}] at row {}, column {} step {}", view.rows, view.cols,
                    block.row, block.col, block.col_step);
     scope_.require(std::isfinite(block.scale), "a block's scale is not finite", "{}", block.scale);
+  }
+
+  // Members lie apart, in rows, side by side or interleaved. Their sources have one dtype.
+  void check_members(const Block& block) const {
+    const View& view = block.source;
+    const std::int64_t width = add(multiply(view.cols - 1, block.col_step), 1);
+    const bool interleaved = block.col_shift >= 1 && multiply(block.num_members(), block.col_shift) <= block.col_step;
+    scope_.require(block.row_shift >= view.rows || block.col_shift >= width || interleaved,
+                   "members of a block overlap", "{} of [{}, {}], {} rows and {} columns apart", block.num_members(),
+                   view.rows, view.cols, block.row_shift, block.col_shift);
+    scope_.require(!block.scales && !tensor_.merge, "a quantised or merged block has members");
+    const Dtype dtype = scope_.source_of(view, "a block's source").dtype;
+    bool has_source = false;
+    block.for_each_member([&](const Block& member) {
+      const TensorInfo& source = scope_.source_of(member.source, "a block's member");
+      scope_.require(source.dtype == dtype, "members of a block have different dtypes", "{}", source.dtype_name);
+      scope_.check_view(member.source, "a block's member");
+      if (!std::exchange(has_source, true))
+        scope_.require(member.source == view, "a block's source is not its first member");
+    });
+    scope_.require(has_source, "all members of a block are zeros");
   }
 
   void check_source(const Block& block) const {
@@ -188,8 +226,33 @@ class TensorCheck {
   }
 
   const TensorScope scope_;
+  const PlannedFile& file_;
   const PlannedTensor& tensor_;
 };
+
+// Whether two views are the same but for their offset.
+bool are_alike(const View& a, View b) {
+  b.offset = a.offset;
+  return a == b;
+}
+
+void check_column_groups(const Plan& plan, const PlannedFile& file) {
+  std::map<std::int32_t, const PlannedTensor*> first_of;
+  for (const PlannedTensor& tensor : file.tensors) {
+    if (tensor.column_group == PlannedTensor::kNoGroup) continue;
+    const TensorScope scope(plan, file, tensor);
+    scope.require(tensor.blocks.size() == 1 && tensor.blocks[0].members.empty() && !tensor.blocks[0].scales &&
+                      !tensor.merge && tensor.packing == Packing::none && info(tensor.dtype).bits % 8 == 0,
+                  "a tensor of a column group is not one block of one view");
+    const Block& block = tensor.blocks[0];
+    scope.require(block.source.rows == tensor.rows && block.source.cols == tensor.cols,
+                  "a tensor of a column group is not one view whole");
+    const PlannedTensor& first = *first_of.try_emplace(tensor.column_group, &tensor).first->second;
+    scope.require(are_alike(first.blocks[0].source, block.source) && first.blocks[0].scale == block.scale &&
+                      first.dtype == tensor.dtype,
+                  "tensors of a column group are not alike", "{} and {}", first.name, tensor.name);
+  }
+}
 
 void check_names(const PlannedFile& file) {
   std::vector<std::string_view> names;
@@ -205,9 +268,19 @@ void check_names(const PlannedFile& file) {
 }  // namespace
 
 void check(const Plan& plan) {
+  if (plan.single_file && (plan.files.size() != 1 || !plan.texts.empty() || !plan.copies.empty()))
+    throw Error(ErrorCode::INTERNAL, {.problem = "an output of one file has other files beside it"});
   for (const PlannedFile& file : plan.files) {
     check_names(file);
-    for (const PlannedTensor& tensor : file.tensors) TensorCheck(plan, file, tensor).run();
+    for (const PlannedTensor& tensor : file.tensors) {
+      TensorCheck(plan, file, tensor).run();
+      if (!file.gguf || gguf::ggml_type_of(tensor.dtype)) continue;
+      throw Error(ErrorCode::INTERNAL, {.file = file.name,
+                                        .tensor = tensor.name,
+                                        .problem = "GGUF has no such element type",
+                                        .got = std::string(info(tensor.dtype).name)});
+    }
+    check_column_groups(plan, file);
   }
 }
 

@@ -93,6 +93,79 @@ TEST_F(CheckTest, RefusesViewsThatLeaveTheirSource) {
   }
 }
 
+// Rows 0 and 1 of the source take turns with zeros, and its rows 2 and 3.
+TEST_F(CheckTest, RefusesMembersThatDoNotHoldTogether) {
+  f().rows = 2, f().cols = 12, f().shape = {2, 12};
+  f().blocks[0] = {0, 0, 3, {0, 0, 0, 2, 4, 6, 1}, 1, {}, 0, 1, {{0, 0, 0}, {0, 0, Origin::kZeros}, {0, 0, 12}}};
+  EXPECT_EQ(refused(), "");
+  const std::function<void(Block&)> faults[] = {
+      [](Block& b) { b.members[2].offset = 15; },  // leaves its source
+      [](Block& b) { b.members[2].tensor = 1; },   // of another dtype
+      [](Block& b) { b.members[2].source = 1; },   // no source
+      [](Block& b) { b.members[2].offset = -2; },  // before its source
+      [](Block& b) { b.members[0].offset = 1; },   // not the block's source
+      [](Block& b) {
+        b.members.resize(4, {0, 0, 0});
+      },                                      // leaves its planned tensor
+      [](Block& b) { b.col_step = 2; },       // members overlap
+      [](Block& b) { b.col_shift = 0; },      // the same
+      [](Block& b) { b.col_shift = -1; },     // leaves its planned tensor
+      [](Block& b) { b.col_shift = kHuge; },  // the same
+      [](Block& b) { b.row_shift = kHuge; },  // the same
+      [](Block& b) {
+        b.members.assign(3, {0, 0, Origin::kZeros});
+      }  // nothing but zeros
+  };
+  const Block good = f().blocks[0];
+  for (const auto& fault : faults) {
+    f().blocks[0] = good;
+    fault(f().blocks[0]);
+    EXPECT_EQ(refused(), "f") << &fault - faults;
+  }
+  f().blocks[0] = good;
+  f().blocks.push_back({0, 1, 3, {0, 0, 0, 2, 4, 6, 1}, 1});
+  EXPECT_EQ(refused(), "f") << "the zeros belong to the block";
+  f().blocks.pop_back();
+  f().merge = Merge{};
+  EXPECT_EQ(refused(), "f");
+}
+
+TEST_F(CheckTest, AcceptsMembersInRowsAndSideBySide) {
+  f().blocks[0] = {0, 0, 1, {0, 0, 0, 1, 6, 6, 1}, 1, {}, 1, 0, {{0, 0, 18}, {0, 0, 12}, {0, 0, 6}, {0, 0, 0}}};
+  f().blocks[0].source.offset = 18;
+  EXPECT_EQ(refused(), "");
+  f().blocks[0] = {0, 0, 1, {0, 0, 3, 4, 3, 6, 1}, 1, {}, 0, 3, {{0, 0, 3}, {0, 0, 0}}};
+  EXPECT_EQ(refused(), "");
+}
+
+// Columns 0, 2, 4 and 1, 3, 5 of a source.
+TEST_F(CheckTest, RefusesColumnGroupsWhoseTensorsAreNotAlike) {
+  PlannedTensor odd{"odd", Dtype::bf16, {4, 3}, 4, 3, {{0, 0, 1, {0, 0, 1, 4, 3, 6, 2}, 1}}};
+  odd.column_group = 5;
+  f() = odd;
+  f().name = "f";
+  f().blocks[0].source.offset = 0;
+  plan_.files[0].tensors.push_back(odd);
+  EXPECT_EQ(refused(), "");
+  const std::function<void(PlannedTensor&)> faults[] = {
+      [](PlannedTensor& t) { t.dtype = Dtype::f32; },
+      [](PlannedTensor& t) { t.blocks[0].scale = 2; },
+      [](PlannedTensor& t) { t.blocks[0].source.row_stride = 3; },
+      [](PlannedTensor& t) { t.blocks[0].source.col_stride = 1; },
+      [](PlannedTensor& t) { t.blocks.clear(); },
+      [](PlannedTensor& t) { t.merge = Merge{}; },
+      [](PlannedTensor& t) { t.blocks[0].source.rows = 3; },
+      [](PlannedTensor& t) {
+        t.blocks = {{0, 0, 1, {0, 0, 0, 4, 1, 6, 2}, 1}, {0, 1, 1, {0, 0, 0, 4, 2, 6, 2}, 1}};
+      },
+  };
+  for (const auto& fault : faults) {
+    plan_.files[0].tensors.back() = odd;
+    fault(plan_.files[0].tensors.back());
+    EXPECT_EQ(refused(), "odd") << &fault - faults;
+  }
+}
+
 TEST_F(CheckTest, AcceptsAViewThatRunsBackwards) {
   f().blocks[0].source = {0, 0, 23, 4, 6, -6, -1};
   EXPECT_EQ(refused(), "");
@@ -120,7 +193,8 @@ TEST_F(CheckTest, RefusesShapesThatAreNotRowsByColumns) {
   EXPECT_EQ(with_shape({0, 4}, 0, 4), "");
   EXPECT_EQ(with_shape({2, 3, 4}, 2, 12), "");  // a kernel: all but the first dimension
   EXPECT_EQ(with_shape({2, 3, 4}, 1, 24), "");
-  EXPECT_EQ(with_shape({2, 3, 4}, 3, 8), "f");
+  EXPECT_EQ(with_shape({2, 3, 4}, 3, 8), "");  // two rows that follow each other, taken together
+  EXPECT_EQ(with_shape({2, 3, 4}, 8, 3), "f");
   EXPECT_EQ(with_shape({2, 3, 4}, 4, 6), "f");
   EXPECT_EQ(with_shape({4, 6}, 4, 5), "f");
   EXPECT_EQ(with_shape({-4, -6}, 4, 6), "f");

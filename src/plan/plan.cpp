@@ -7,6 +7,8 @@
 #include <iterator>
 #include <ostream>
 
+#include "gguf/file_layout.h"
+#include "gguf/ggml_type.h"
 #include "peft/error.h"
 #include "safetensors/writing/file_layout.h"
 
@@ -76,7 +78,24 @@ std::string file_line(const PlannedFile& file) {
                      size_text(layout_file(file).file_bytes()));
 }
 
+FileLayout layout_gguf_file(const PlannedFile& file) {
+  std::vector<gguf::NewGgufTensor> tensors;
+  tensors.reserve(file.tensors.size());
+  for (const PlannedTensor& tensor : file.tensors) {
+    const auto type = tensor.packing == Packing::q8_0 ? gguf::GgmlType::q8_0
+                                                      : gguf::ggml_type_of(tensor.dtype).value_or(gguf::GgmlType::f32);
+    tensors.push_back({tensor.name, type, tensor.shape});
+  }
+  return gguf::layout_gguf(tensors, file.gguf->values);
+}
+
 }  // namespace
+
+std::uint64_t PlannedTensor::bytes() const {
+  const auto elements = static_cast<std::uint64_t>(rows * cols);
+  if (packing == Packing::q8_0) return elements / gguf::kQ8Elements * gguf::kQ8Bytes;
+  return elements * static_cast<std::uint64_t>(info(dtype).bits) / 8;
+}
 
 PlannedTensor copy_of(const TensorInfo& tensor, std::uint32_t index, std::string name, Dtype dtype) {
   std::int64_t rows = 1;
@@ -91,10 +110,42 @@ PlannedTensor copy_of(const TensorInfo& tensor, std::uint32_t index, std::string
 }
 
 FileLayout layout_file(const PlannedFile& file) {
+  if (file.gguf) return layout_gguf_file(file);
   std::vector<TensorInfo> tensors;
   tensors.reserve(file.tensors.size());
   for (const PlannedTensor& tensor : file.tensors) tensors.push_back({tensor.name, tensor.dtype, {}, tensor.shape});
   return file_layout_for(tensors, file.metadata);
+}
+
+std::uint64_t bytes_read(const Plan& plan) {
+  std::vector<std::vector<bool>> is_read;
+  for (const auto& source : plan.sources) is_read.emplace_back(source->tensors().size());
+  std::uint64_t bytes = 0;
+  for (const PlannedFile& file : plan.files) {
+    for (const PlannedTensor& tensor : file.tensors) {
+      for_each_source(tensor, [&](const View& view) {
+        if (is_read[view.source][view.tensor]) return;
+        is_read[view.source][view.tensor] = true;
+        bytes += plan.sources[view.source]->tensors()[view.tensor].bytes();
+      });
+    }
+  }
+  return bytes;
+}
+
+std::vector<FileLayout> set_cost(Plan& plan) {
+  std::vector<FileLayout> layouts;
+  plan.bytes_in = bytes_read(plan);
+  plan.bytes_out = 0;
+  plan.peak_memory = kMaxStagingBytes;
+  for (const PlannedFile& file : plan.files) {
+    layouts.push_back(layout_file(file));
+    plan.bytes_out += layouts.back().file_bytes();
+    plan.peak_memory += layouts.back().head.size();
+  }
+  for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
+  for (const auto& source : plan.sources) plan.peak_memory += source->data_offset();
+  return layouts;
 }
 
 void append(Plan& plan, Plan part, const std::string& folder) {
@@ -119,6 +170,7 @@ void append(Plan& plan, Plan part, const std::string& folder) {
   plan.bytes_in += part.bytes_in;
   plan.bytes_out += part.bytes_out;
   plan.peak_memory = std::max(plan.peak_memory, part.peak_memory);
+  plan.single_file = plan.single_file || part.single_file;
 }
 
 std::string_view name(Exactness exactness) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <sstream>
 
 namespace peft {
@@ -85,6 +86,8 @@ Plan small_plan(Exactness exactness) {
   plan.sources.resize(2);
   PlannedTensor tensor{.name = "t", .shape = {1, 1}, .rows = 1, .cols = 1, .blocks = {}};
   tensor.blocks.push_back(Block{.source = View{.source = 1}, .scales = Scales{.grid = View{.source = 0}}});
+  tensor.blocks.push_back(
+      Block{.source = View{.source = 1}, .members = {{0, 0, Origin::kZeros}, {1, 3, 5}, {0, 4, 6}}});
   Update whole, bias;
   whole.a = View{.source = 1};
   whole.b = View{.source = 1, .rows = 1};
@@ -114,6 +117,9 @@ TEST(AppendPlan, PartsGoToTheirFoldersAndKeepTheirSources) {
   EXPECT_EQ(whole.files[0].tensors[0].blocks[0].source.source, 1u);
   EXPECT_EQ(whole.files[1].tensors[0].blocks[0].source.source, 3u);
   EXPECT_EQ(whole.files[1].tensors[0].blocks[0].scales->grid.source, 2u);
+  EXPECT_EQ(whole.files[1].tensors[0].blocks[1].source.source, 3u);
+  EXPECT_EQ(whole.files[1].tensors[0].blocks[1].members,
+            (std::vector<Origin>{{0, 0, Origin::kZeros}, {3, 3, 5}, {2, 4, 6}}));
   const std::vector<Update>& updates = whole.files[1].tensors[0].merge->updates;
   EXPECT_EQ(updates[0].a.source, 3u);
   EXPECT_EQ(updates[0].b.source, 3u);
@@ -128,6 +134,56 @@ TEST(AppendPlan, PartsGoToTheirFoldersAndKeepTheirSources) {
   EXPECT_EQ(whole.bytes_in, 20u);
   EXPECT_EQ(whole.bytes_out, 40u);
   EXPECT_EQ(whole.peak_memory, 7u);
+}
+
+// Tensors "a" BF16 [2, 3], "b" BF16 [2, 3] and "c" F32 [1].
+class CostTest : public testing::Test {
+ protected:
+  CostTest() {
+    const FileLayout layout = layout_file(
+        std::vector<NewTensor>{{"a", Dtype::bf16, {2, 3}}, {"b", Dtype::bf16, {2, 3}}, {"c", Dtype::f32, {1}}});
+    image_.resize(layout.file_bytes());
+    std::memcpy(image_.data(), layout.head.data(), layout.head.size());
+    header_bytes_ = layout.head.size();
+    plan_.sources = {TensorFile::parse(image_, "source"), TensorFile::parse(image_, "other")};
+    plan_.texts.emplace_back("adapter_config.json", "{\"r\": 8}");
+  }
+  View view(std::uint32_t source, const char* name) const {
+    const TensorFile& file = *plan_.sources[source];
+    return {source, static_cast<std::uint32_t>(file.find(name) - file.tensors().data()), 0, 1, 1, 1, 1};
+  }
+
+  std::vector<std::byte> image_;
+  std::uint64_t header_bytes_ = 0;
+  Plan plan_;
+};
+
+TEST_F(CostTest, counts_each_source_tensor_once) {
+  PlannedTensor tensor{.name = "t", .dtype = Dtype::bf16, .shape = {2, 5}, .rows = 2, .cols = 5};
+  tensor.blocks = {Block{.source = view(0, "a")}, Block{.source = view(0, "a")}};
+  plan_.files = {{.name = "f", .tensors = {tensor}}};
+  EXPECT_EQ(bytes_read(plan_), 12u);
+  const View b = view(0, "b");
+  plan_.files[0].tensors[0].blocks.push_back(Block{.source = view(0, "a")});
+  plan_.files[0].tensors[0].blocks.back().members = {{0, view(0, "a").tensor, 0}, {0, b.tensor, 0}};
+  EXPECT_EQ(bytes_read(plan_), 24u) << "members";
+  Update update;
+  update.a = view(1, "c");
+  plan_.files[0].tensors[0].merge = Merge{.updates = {update}};
+  EXPECT_EQ(bytes_read(plan_), 28u) << "a factor; this b has no rows and is not read";
+}
+
+TEST_F(CostTest, is_what_will_be_written_and_held) {
+  PlannedTensor tensor{.name = "t", .dtype = Dtype::bf16, .shape = {2, 3}, .rows = 2, .cols = 3};
+  tensor.blocks = {Block{.source = view(1, "b")}};
+  plan_.files = {{.name = "f", .tensors = {tensor}}, {.name = "g", .tensors = {}}};
+  plan_.bytes_in = plan_.bytes_out = plan_.peak_memory = 7;
+  const std::vector<FileLayout> layouts = set_cost(plan_);
+  ASSERT_EQ(layouts.size(), 2u);
+  EXPECT_EQ(layouts[0].data_bytes, 12u);
+  EXPECT_EQ(plan_.bytes_in, 12u);
+  EXPECT_EQ(plan_.bytes_out, layouts[0].head.size() + 12 + layouts[1].head.size() + 8);
+  EXPECT_EQ(plan_.peak_memory, kMaxStagingBytes + layouts[0].head.size() + layouts[1].head.size() + 2 * header_bytes_);
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ class TensorScope {
                                       .got = fmt::format(got, values...)});
   }
 
-  // The same of a view: `what` names it, `problem` goes on with the sentence.
+  // The same of a view: `what` names it, `problem` continues the sentence.
   template <class... Values>
   void require_of(std::string_view what, bool holds, std::string_view problem,
                   fmt::format_string<const Values&...> got = "", const Values&... values) const {

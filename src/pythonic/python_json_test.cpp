@@ -8,19 +8,15 @@
 
 #include "peft/error.h"
 #include "pythonic/unicode.h"
+#include "support/error_of.h"
 
 namespace peft::pythonic {
 namespace {
 
 Error error_of(std::string_view text) {
-  try {
-    parse_json(text, "config.json");
-  } catch (const Error& error) {
-    EXPECT_EQ(error.detail().file, "config.json");
-    return error;
-  }
-  ADD_FAILURE() << "accepted: " << text.substr(0, 80);
-  return Error(ErrorCode::INTERNAL, {});
+  Error error = testing::error_of([&] { parse_json(text, "config.json"); });
+  EXPECT_EQ(error.detail().file, "config.json") << text.substr(0, 80);
+  return error;
 }
 
 TEST(PythonJson, WritesAsJsonDumps) {

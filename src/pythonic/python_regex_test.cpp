@@ -9,19 +9,12 @@
 #include <thread>
 
 #include "peft/error.h"
+#include "support/error_of.h"
 
 namespace peft {
 namespace {
 
-Error error_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error;
-  }
-  ADD_FAILURE() << "no error";
-  return Error(ErrorCode::INTERNAL, {});
-}
+using testing::error_of;
 
 TEST(PythonRegex, AnErrorNamesPatternPositionAndPlace) {
   const Error error = error_of([] { PythonRegex("a(b", "target_modules"); });

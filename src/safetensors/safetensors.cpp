@@ -19,12 +19,6 @@
 #include "safetensors/reading/shard_index.h"
 
 namespace peft {
-
-// Owns what tensors_ points to.
-struct TensorFile::Index {
-  safetensors::Header header;
-};
-
 namespace {
 
 namespace fs = std::filesystem;
@@ -122,6 +116,7 @@ constexpr std::size_t kFirstBytes = 512;  // enough to tell other formats by
 // The part that mapped files and files in memory share: reading the header.
 class HeaderedFile : public TensorFile {
  protected:
+  explicit HeaderedFile(std::string path) { path_ = std::move(path); }
   HeaderedFile(std::string path, std::uint64_t size) {
     path_ = std::move(path);
     file_size_ = size;
@@ -144,7 +139,6 @@ class HeaderedFile : public TensorFile {
     }
   }
 
- private:
   void adopt(Header header) {
     tensors_ = header.tensors;
     metadata_ = std::move(header.metadata);
@@ -170,9 +164,7 @@ class MappedFile final : public HeaderedFile {
   }
   void check_unchanged() const override {
     require_unchanged(path_, identity_);
-    if (!mapping_->damaged()) return;
-    at(path_).fail(ErrorCode::IO_CHANGED, {.problem = "a part of the file could not be read",
-                                           .hint = "the file shrank for a time, or its disk or network failed"});
+    mapping_->require_undamaged(path_);
   }
 
  private:
@@ -195,10 +187,25 @@ class MemoryFile final : public HeaderedFile {
   void check_unchanged() const override {}
 };
 
+// Tensors that others hold. The byte ranges count from the lowest address.
+class MemoryTensors final : public HeaderedFile {
+ public:
+  MemoryTensors(std::span<const TensorInMemory> tensors, const std::string& path, const OpenOptions& options)
+      : HeaderedFile(path) {
+    for (const TensorInMemory& tensor : tensors) {
+      if (tensor.data != nullptr && (data_ == nullptr || tensor.data < data_)) data_ = tensor.data;
+    }
+    adopt(describe_memory(tensors, data_, FileFacts{.path = path, .part = "list"}, options));
+    for (const TensorInfo& tensor : tensors_) file_size_ += tensor.bytes();
+  }
+
+  void prefetch(std::uint64_t, std::uint64_t) const override {}
+  void release(std::uint64_t, std::uint64_t) const override {}
+  void check_unchanged() const override {}
+};
+
 // ---- A folder of shards
 
-constexpr const char* kSingle = "model.safetensors";
-constexpr const char* kIndex = "model.safetensors.index.json";
 constexpr const char* kPickles[] = {"pytorch_model.bin", "pytorch_model.bin.index.json"};
 constexpr std::size_t kMaxListed = 10;  // names in one message
 
@@ -243,19 +250,19 @@ void require_present(const Folder& folder, const ShardIndex& index, std::span<co
              .hint = "the download is incomplete: fetch the missing files"});
 }
 
-[[noreturn]] void refuse_no_weights(const Folder& folder) {
+[[noreturn]] void refuse_no_weights(const Folder& folder, const std::string& single, const std::string& index) {
   for (const char* name : kPickles) {
     if (!folder.has(name)) continue;
     at(folder.path_of(name))
         .fail(ErrorCode::E_PICKLE,
-              {.problem = "a pickle can run code when it is loaded, so it is never opened",
-               .expected = fmt::format("{} or {}", kSingle, kIndex),
+              {.problem = "weights of a model that are pickles are not read",
+               .expected = fmt::format("{} or {}", single, index),
                .hint = "load the model with transformers and save it again: save_pretrained writes safetensors"});
   }
   at(folder.path())
       .fail(ErrorCode::IO_OPEN, {.problem = "the folder has no weights",
-                                 .expected = fmt::format("{} or {}", kSingle, kIndex),
-                                 .hint = missing_file_hint(folder.path_of(kSingle))});
+                                 .expected = fmt::format("{} or {}", single, index),
+                                 .hint = missing_file_hint(folder.path_of(single))});
 }
 
 std::string file_name(const std::string& path) { return fs::path(path).filename().string(); }
@@ -345,6 +352,11 @@ std::shared_ptr<const TensorFile> TensorFile::parse(std::span<const std::byte> i
   return std::make_shared<const MemoryFile>(image, path, options);
 }
 
+std::shared_ptr<const TensorFile> TensorFile::of(std::span<const TensorInMemory> tensors, const std::string& path,
+                                                 const OpenOptions& options) {
+  return std::make_shared<const MemoryTensors>(tensors, path, options);
+}
+
 const TensorInfo* TensorFile::find(std::string_view name) const {
   const std::uint32_t number = index_->header.names.find(name);
   return number == NameIndex::kNone ? nullptr : &tensors_[number];
@@ -354,20 +366,21 @@ std::span<const std::byte> TensorFile::bytes(const TensorInfo& tensor) const {
   return {data_ + tensor.begin, tensor.bytes()};
 }
 
-Checkpoint Checkpoint::open(const std::string& path, const OpenOptions& options) {
+Checkpoint Checkpoint::open(const std::string& path, const OpenOptions& options, const std::string& stem) {
+  const std::string single = stem + ".safetensors", index_name = single + ".index.json";
   const Folder folder(path);
   Checkpoint checkpoint;
-  if (!folder.has(kIndex)) {
-    if (!folder.has(kSingle)) refuse_no_weights(folder);
-    checkpoint.files_.push_back(TensorFile::open(folder.path_of(kSingle), options));
+  if (!folder.has(index_name)) {
+    if (!folder.has(single)) refuse_no_weights(folder, single, index_name);
+    checkpoint.files_.push_back(TensorFile::open(folder.path_of(single), options));
     checkpoint.tensors_ = all_entries(checkpoint.files_);
     return checkpoint;
   }
-  const ShardIndex index = read_shard_index(folder.path_of(kIndex));
+  const ShardIndex index = read_shard_index(folder.path_of(index_name));
   const std::vector<std::string> shards = index.shards();
   checkpoint.notes_ = index.notes;
-  if (folder.has(kSingle) && std::find(shards.begin(), shards.end(), kSingle) == shards.end()) {
-    checkpoint.notes_.push_back(fmt::format("{} is ignored, because {} is there, too", kSingle, kIndex));
+  if (folder.has(single) && std::find(shards.begin(), shards.end(), single) == shards.end()) {
+    checkpoint.notes_.push_back(fmt::format("{} is ignored, because {} is there, too", single, index_name));
   }
   require_present(folder, index, shards);
   for (const std::string& shard : shards) {

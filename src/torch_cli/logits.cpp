@@ -46,18 +46,18 @@ void move_into_place(const std::string& from, const std::string& to, bool overwr
   const int error = errno;
   calls.unlink(from.c_str());
   if (error == EEXIST) at(to).fail(ErrorCode::OUT_EXISTS, kExists);
-  throw Error(ErrorCode::IO_WRITE, {.file = to, .problem = fmt::format("cannot be written: {}", std::strerror(error))});
+  peft::at(to).fail(ErrorCode::IO_WRITE, {.problem = fmt::format("cannot be written: {}", std::strerror(error))});
 }
 
 // Called before the work: throws OUT_EXISTS if the file exists and may not be replaced.
 void require_free(const std::string& path, bool overwrite) {
   const fs::file_status status = fs::symlink_status(path);
   if (fs::is_directory(status))
-    throw Error(ErrorCode::IO_KIND, {.file = path, .problem = "a folder, where a file is to be written"});
+    peft::at(path).fail(ErrorCode::IO_KIND, {.problem = "a folder, where a file is to be written"});
   if (fs::exists(status) && !overwrite) at(path).fail(ErrorCode::OUT_EXISTS, kExists);
   const fs::path folder = fs::absolute(path).parent_path();
   if (!fs::is_directory(folder))
-    throw Error(ErrorCode::IO_WRITE, {.file = path, .problem = "the folder it is to stand in does not exist"});
+    peft::at(path).fail(ErrorCode::IO_WRITE, {.problem = "the folder it is to stand in does not exist"});
 }
 
 // `tensor` as F32 under `name`: written beside `path`, synced, renamed.

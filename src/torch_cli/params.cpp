@@ -16,7 +16,7 @@
 #include "cli/output/table.h"
 #include "cli/runtime/runtime.h"
 #include "peft/adapter.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 #include "torch_cli/running_model.h"
 
 namespace peft::torch_cli {

@@ -11,7 +11,7 @@
 #include "peft/error.h"
 #include "peft/nn/model.h"
 #include "peft/nn/peft_model.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 #include "peft/train/batches.h"
 #include "tokenizer/text_rows.h"
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "peft/targets.h"
+#include "peft/model.h"
 
 namespace peft::train {
 

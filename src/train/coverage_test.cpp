@@ -15,7 +15,9 @@ using testing::HasSubstr;
 struct TinyModel {
   TinyModel() {
     form.per_expert = {{Projection::gate, "gate_proj"}, {Projection::up, "up_proj"}, {Projection::down, "down_proj"}};
-    form.v5 = {{"", "gate_up_proj", {Projection::gate, Projection::up}}, {"", "down_proj", {Projection::down}}};
+    form.v5.resize(2);
+    form.v5[0].name = "gate_up_proj", form.v5[0].projections = {Projection::gate, Projection::up};
+    form.v5[1].name = "down_proj", form.v5[1].projections = {Projection::down};
     for (const std::int64_t layer : {0, 1}) {
       Experts experts;
       experts.form = &form, experts.num_experts = 3, experts.layer = layer;

@@ -3,31 +3,29 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
 #include <set>
+#include <unordered_map>
 
 #include "base/text.h"
 #include "config/peft_rules.h"
+#include "gguf/gguf_file.h"
 #include "layout/encode/encode.h"
+#include "layout/encode/stack.h"
 #include "layout/encode/write_config.h"
 #include "layout/forms.h"
 #include "layout/keys.h"
 #include "model/path.h"
 #include "model/trees/build_tree.h"
 #include "peft/error.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 #include "peft/verbs.h"
 
 namespace peft {
 
-bool verbs::is_named_like_projection(std::string_view module) {
-  constexpr std::string_view kNames[] = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"};
-  return std::ranges::find(kNames, model::leaf(module)) != std::end(kNames);
-}
-
 namespace {
 
-constexpr std::string_view kWeights = "adapter_model.safetensors";
 constexpr std::string_view kConfig = "adapter_config.json";
 
 // Every tensor that the reading uses, byte for byte.
@@ -52,10 +50,10 @@ std::vector<PlannedTensor> copies(const Input& input) {
 // Warns of dense modules that PEFT's own migration takes for experts.
 void warn_of_namesakes(const layout::Encoded& encoded, const Model& model, Layout to,
                        std::vector<std::string>& warnings) {
-  if (to == Layout::peft_per_expert || model.peft_config.empty()) return;
+  if (!layout::is_fused(to) || model.peft_config.empty()) return;
   for (const auto& target : encoded.targets) {
     if (target.parameter) continue;
-    if (!verbs::is_named_like_projection(target.name)) continue;
+    if (!config::is_named_like_projection(target.name)) continue;
     warnings.push_back(fmt::format(
         "{} is named as an expert's projection: PEFT up to 0.21.2 rewrites such targets while loading, even in a "
         "right config, and drops their LoRA without a word (peft issue 3711)",
@@ -72,23 +70,17 @@ void put_in_order(std::vector<PlannedTensor>& tensors, const std::vector<std::si
   tensors = std::move(ordered);
 }
 
+// What stands beside an adapter has no place in an output of one file.
+void warn_of_side_files(const Input& input, std::vector<std::string>& warnings) {
+  const auto& names = input.adapter.side_files;
+  if (!names.empty()) warnings.push_back("the output is one file: " + list_text(names) + " not copied");
+}
+
 void finish(Plan& plan, const Input& input) {
   plan.sources = {input.adapter.weights};
-  std::vector<bool> read(input.adapter.weights->tensors().size());
-  for (PlannedFile& file : plan.files) {
-    for (const PlannedTensor& tensor : file.tensors) {
-      for (const Block& block : tensor.blocks) read[block.source.tensor] = true;
-    }
-    const FileLayout layout = layout_file(file);
-    put_in_order(file.tensors, layout.order);
-    plan.bytes_out += layout.file_bytes();
-    plan.peak_memory += layout.head.size();
-  }
-  for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
-  for (std::size_t i = 0; i < read.size(); ++i) {
-    if (read[i]) plan.bytes_in += input.adapter.weights->tensors()[i].bytes();
-  }
-  plan.peak_memory += input.adapter.weights->data_offset() + (std::uint64_t{32} << 20);
+  const std::vector<FileLayout> layouts = set_cost(plan);
+  for (std::size_t i = 0; i < layouts.size(); ++i) put_in_order(plan.files[i].tensors, layouts[i].order);
+  if (plan.single_file) return warn_of_side_files(input, plan.warnings);
   for (auto& copy : side_file_paths(input.adapter)) plan.copies.push_back(std::move(copy));
 }
 
@@ -98,11 +90,23 @@ bool same_names(const Input& input, const layout::Encoded& encoded) {
                      [&](const PlannedTensor& tensor) { return input.adapter.weights->find(tensor.name) != nullptr; });
 }
 
+// Whether every tensor has the shape that this layout has today. MLX-LM's older files have not.
+bool same_shapes(const Input& input, const layout::Encoded& encoded) {
+  return std::ranges::all_of(encoded.tensors, [&](const PlannedTensor& tensor) {
+    const TensorInfo* own = input.adapter.weights->find(tensor.name);
+    return own != nullptr && std::ranges::equal(own->shape, tensor.shape);
+  });
+}
+
 bool keeps_everything(const Input& input, const layout::Encoded& encoded, const ConvertOptions& options) {
+  if (options.to == Layout::gguf || input.adapter.form != info(options.to).form) return false;
   if (options.dtype || options.block_diagonal) return false;
-  if (input.reading.has_experts) return options.to == input.reading.layout && same_names(input, encoded);
+  if (encoded.uniform && !same_shapes(input, encoded)) return false;
+  const bool own_names = encoded.uniform.has_value() || input.reading.layout == Layout::tinker;
+  if (input.reading.has_experts || own_names) return options.to == input.reading.layout && same_names(input, encoded);
   // Dense modules can stay as they are where none of them is named or owned differently in the target. What a pattern
-  // or PEFT's defaults select depends on the modules of the generation, so such configs of MoE models are written out.
+  // or PEFT's defaults select depends on the modules of the generation, so such configs of MoE models are written
+  // out.
   const AdapterConfig& config = input.adapter.config;
   const bool plain_list = std::holds_alternative<std::vector<std::string>>(config.target_modules) &&
                           !config.layers_to_transform && std::holds_alternative<std::monostate>(config.exclude_modules);
@@ -265,8 +269,6 @@ class ShapeOnlyFactors {
   std::uint32_t next_ = 0;
 };
 
-bool is_fused(Layout layout) { return layout != Layout::peft_per_expert; }
-
 AdapterConfig write_converted(const AdapterConfig& config, const Model& model, Generation from,
                               const ResolvedTargets& resolved, const layout::EncodeOptions& options,
                               std::vector<std::string>& warnings) {
@@ -275,10 +277,11 @@ AdapterConfig write_converted(const AdapterConfig& config, const Model& model, G
   const Factors factors = shape_only.take();
   layout::Encoded encoded = layout::encode(factors, model, nullptr, options);
   for (const std::string& module : resolved.modules_to_save) {
-    const bool turn = from == Generation::v4 && is_fused(options.to);
-    encoded.saved_modules.push_back(turn                   ? model.rename(module, Generation::v4, Generation::v5)
-                                    : is_fused(options.to) ? module
-                                                           : model.rename(module, Generation::v5, Generation::v4));
+    const bool turn = from == Generation::v4 && layout::is_fused(options.to);
+    encoded.saved_modules.push_back(turn ? model.rename(module, Generation::v4, Generation::v5)
+                                    : layout::is_fused(options.to)
+                                        ? module
+                                        : model.rename(module, Generation::v5, Generation::v4));
   }
   return layout::write_config(config, encoded, model, options.to, warnings);
 }
@@ -297,8 +300,8 @@ bool may_name_v4_only(const AdapterConfig& config, const ModuleTree& tree, const
   });
 }
 
-// What v4 targets on `tree` name, when that includes experts or routers; nothing when they name neither, or nothing at
-// all.
+// What v4 targets on `tree` name, when that includes experts or routers; nothing when they name neither, or nothing
+// at all.
 std::optional<ResolvedTargets> targets_among_experts(const AdapterConfig& config, const ModuleTree& tree,
                                                      const Model& model) {
   ResolvedTargets resolved;
@@ -353,41 +356,126 @@ void require_whole(const std::vector<Target>& targets, const Model& model) {
   }
 }
 
+std::int64_t largest_rank(const layout::Encoded& encoded) {
+  std::int64_t rank = encoded.uniform ? encoded.uniform->rank : 0;
+  for (const auto& target : encoded.targets) rank = std::max(rank, target.rank);
+  return rank;
+}
+
+// The scale that most targets have, one that is not 0 before one that is.
+double common_scale(const std::vector<layout::TargetEntry>& targets) {
+  std::map<double, std::size_t> counts;
+  for (const auto& target : targets) ++counts[target.scale];
+  const auto most =
+      std::ranges::max_element(counts, {}, [](const auto& entry) { return std::pair(entry.first != 0, entry.second); });
+  return most == counts.end() ? 1 : most->first;
+}
+
+// Pads a pair to `rank` and multiplies its B by `gain`. What no block of a planned tensor covers is zero.
+void even_pair(PlannedTensor& a, PlannedTensor& b, std::int64_t rank, double gain) {
+  if (a.shape.size() == 2 && b.shape.size() == 2) {
+    a.shape[0] = a.rows = rank;
+    b.shape[1] = b.cols = rank;
+  } else if (a.shape[0] != rank) {
+    at({}, a.name)
+        .fail(ErrorCode::LO_NO_FORM, {.problem = "the rank of a convolution's pair cannot be padded",
+                                      .expected = "one rank for the whole file",
+                                      .hint = "peft resize --rank makes the ranks equal"});
+  }
+  for (Block& block : b.blocks) block.scale *= gain;
+  a.column_group = b.column_group = PlannedTensor::kNoGroup;  // its tensors may differ now
+}
+
+// Gives all pairs one scale or one rank, and the config the plain rule alpha / r. Returns whether anything changed.
+// Layouts with one rank and one scale a file do so by themselves.
+bool even_out(layout::Encoded& encoded, AdapterConfig& config, Layout to, const verbs::Suiting& suiting) {
+  if (to != Layout::peft_per_expert || (!suiting.one_scale && !suiting.one_rank)) return false;
+  const std::int64_t rank = largest_rank(encoded);
+  const double scale = common_scale(encoded.targets);
+  std::unordered_map<std::string_view, PlannedTensor*> by_name;
+  for (PlannedTensor& tensor : encoded.tensors) by_name.emplace(tensor.name, &tensor);
+  std::size_t padded = 0, folded = 0;
+  for (layout::TargetEntry& target : encoded.targets) {
+    std::string key = std::string(layout::kPrefix) + target.name;
+    if (target.parameter && key.ends_with(".weight")) key.resize(key.size() - 7);
+    const bool embedding = by_name.contains(key + ".lora_embedding_A");
+    const auto a = by_name.find(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"));
+    const auto b = by_name.find(key + (embedding ? ".lora_embedding_B" : ".lora_B.weight"));
+    if (a == by_name.end() || b == by_name.end()) continue;
+    const std::int64_t new_rank = suiting.one_rank ? rank : target.rank;
+    const double gain = suiting.one_scale && target.scale != scale ? target.scale / scale : 1;
+    padded += new_rank != target.rank ? 1 : 0;
+    folded += gain != 1 ? 1 : 0;
+    even_pair(*a->second, *b->second, new_rank, gain);
+    encoded.exactness = std::max(encoded.exactness, layout::exactness_of_gain(gain));
+    target.rank = new_rank;
+    if (suiting.one_scale) target.scale = scale;
+  }
+  if (padded + folded != 0) encoded.exactness = std::max(encoded.exactness, Exactness::value_exact);
+  if (padded != 0) encoded.steps.push_back(fmt::format("{} pairs padded with zeros to rank {}", padded, rank));
+  if (folded != 0)
+    encoded.steps.push_back(
+        fmt::format("scales of {} pairs folded into lora_B, the scale of all is {}", folded, scale));
+  const bool plain = config.use_rslora || !config.alpha_pattern.empty() || !config.rank_pattern.empty();
+  if (suiting.one_scale) config.use_rslora = false;
+  return padded + folded != 0 || plain;
+}
+
+void require_gguf_options(const ConvertOptions& options) {
+  if (options.to == Layout::gguf) return;
+  const std::string_view flag = options.q8_0 ? "--dtype Q8_0" : !options.gguf_base.empty() ? "--gguf-base" : "";
+  if (flag.empty()) return;
+  throw Error(ErrorCode::USAGE, {.problem = std::string(flag) + " is for --to gguf",
+                                 .got = "--to " + std::string(info(options.to).name)});
+}
+
 }  // namespace
 
-Plan plan_convert(const Input& input, const ConvertOptions& options) {
+namespace verbs {
+
+SuitedPlan plan_suited(const Input& input, const ConvertOptions& options, const Suiting& suiting) {
   require_usable(input.adapter.config, Verb::convert);
   require_known_experts(input);
   Plan plan;
   plan.warnings = input.reading.factors.warnings;
   if (std::string text = left_out(input.reading); !text.empty()) plan.warnings.push_back(std::move(text));
-  const layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal};
+  layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal, options.q8_0};
+  encode_options.all_projections = suiting.all_projections, encode_options.spelling = suiting.spelling;
+  require_gguf_options(options);
+  if (!options.gguf_base.empty())
+    encode_options.gguf_base = gguf::GgufFile::open(options.gguf_base, options.input.open);
   layout::Encoded encoded =
       layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
-  if (keeps_everything(input, encoded, options)) {
-    plan.files.push_back({std::string(kWeights), copies(input)});
-    plan.texts.emplace_back(kConfig, input.adapter.config.dump());
+  AdapterConfig source = input.adapter.config;
+  const bool evened = even_out(encoded, source, options.to, suiting);
+  const std::int64_t rank = largest_rank(encoded);
+  if (!evened && keeps_everything(input, encoded, options)) {
+    plan.files.push_back({std::string(info(options.to).weights_file), copies(input)});
+    if (input.adapter.form == AdapterForm::peft && input.reading.layout != Layout::tinker)
+      plan.texts.emplace_back(kConfig, input.adapter.config.dump());
+    else
+      plan.copies.emplace_back(kConfig, (std::filesystem::path(input.adapter.folder) / kConfig).string());
     plan.steps.push_back(input.reading.has_experts
                              ? "already in this layout: copied as it is (bit-exact)"
                              : "nothing in this adapter differs between the layouts: copied as it is (bit-exact)");
     finish(plan, input);
-    return plan;
+    return {std::move(plan), rank};
   }
   if (input.model.num_experts_assumed) {
     plan.warnings.push_back(
         "the number of experts is taken from the file (highest index + 1); --base or --num-experts would confirm it");
   }
   warn_of_namesakes(encoded, input.model, options.to, plan.warnings);
-  const AdapterConfig config =
-      layout::write_config(input.adapter.config, encoded, input.model, options.to, plan.warnings);
   warn_of_coarse_rounding(encoded, options, plan.warnings);
-  plan.exactness = encoded.exactness;
-  plan.steps = std::move(encoded.steps);
-  plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
-  plan.files.push_back({std::string(kWeights), std::move(encoded.tensors)});
-  plan.texts.emplace_back(kConfig, config.dump());
+  layout::add_adapter_files(plan, std::move(encoded), source, input.model, options.to);
   finish(plan, input);
-  return plan;
+  return {std::move(plan), rank};
+}
+
+}  // namespace verbs
+
+Plan plan_convert(const Input& input, const ConvertOptions& options) {
+  return verbs::plan_suited(input, options, {}).plan;
 }
 
 std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, const Model& model,
@@ -416,6 +504,11 @@ std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, con
 }
 
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options) {
+  if (!layout::is_peft(options.to)) {
+    throw Error(ErrorCode::USAGE, {.problem = "a config of PEFT has no form in the layout without its weights",
+                                   .expected = "--to with a layout of PEFT's, or the whole adapter",
+                                   .got = std::string(info(options.to).name)});
+  }
   const AdapterConfig config = AdapterConfig::read(path);
   require_usable(config, Verb::convert);
   const Model model = describe({resolve_path(options.input.base),

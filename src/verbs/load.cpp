@@ -4,20 +4,13 @@
 #include <array>
 #include <exception>
 #include <functional>
-#include <set>
 
 #include "base/system.h"
-#include "layout/keys.h"
+#include "layout/gguf/decode.h"
+#include "peft/layout.h"
 
 namespace peft {
 namespace {
-
-// Module paths of the file. Without a base model they show where its layers are.
-std::vector<std::string> module_paths(const Adapter& adapter) {
-  std::set<std::string_view> paths;
-  for (const TensorInfo& tensor : adapter.weights->tensors()) paths.insert(layout::parse_key(tensor.name).module);
-  return {paths.begin(), paths.end()};
-}
 
 Adapter open_adapter(const std::string& path, const InputOptions& options) {
   return open(path, {options.adapter_name, options.open});
@@ -26,7 +19,9 @@ Adapter open_adapter(const std::string& path, const InputOptions& options) {
 // The model as the adapter's own names and those of `options.further_names` show it.
 Model describe_with_names(const Adapter& adapter, const InputOptions& options, const std::string& base) {
   DescribeOptions describe_options{base, options.family, options.families_file, options.num_experts, {}};
-  auto& names = describe_options.names = module_paths(adapter);
+  auto& names = describe_options.names = module_names(adapter, options.family);
+  if (adapter.form == AdapterForm::gguf && options.family.empty() && base.empty())
+    describe_options.family = layout::gguf_names_of(adapter, {}).types.front();
   names.insert(names.end(), options.further_names.begin(), options.further_names.end());
   return describe(describe_options);
 }
@@ -47,18 +42,30 @@ void run_both(int threads, const std::function<void()>& first, const std::functi
   }
 }
 
+void read_factors(Input& input, const InputOptions& options) {
+  input.adapter.weights = layout::with_rows_in_order(input.adapter, input.model);
+  input.reading = read(input.adapter, input.model, options.read);
+}
+
 Input read_without_base(Adapter adapter, const InputOptions& options) {
   Input input;
   input.adapter = std::move(adapter);
   input.model = describe_with_names(input.adapter, options, {});
-  input.reading = read(input.adapter, input.model, options.read);
+  read_factors(input, options);
+  return input;
+}
+
+Input read_with_base(Input input, const InputOptions& options, const std::string& base) {
+  // A config of a type that the table lacks shows no modules: the adapter's names have to serve.
+  if (!input.model.v4 && !input.model.v5) input.model = describe_with_names(input.adapter, options, base);
+  read_factors(input, options);
   return input;
 }
 
 }  // namespace
 
 std::vector<std::string> module_names(const std::string& path, const InputOptions& options) {
-  return module_paths(open_adapter(path, options));
+  return module_names(open_adapter(path, options), options.family);
 }
 
 Input load(const std::string& path, const InputOptions& options) {
@@ -71,10 +78,16 @@ Input load(const std::string& path, const InputOptions& options) {
         base = resolve_path(options.base);
         input.model = describe({base, options.family, options.families_file, options.num_experts, {}});
       });
-  // A config of a type that the table lacks shows no modules: the adapter's names have to serve.
-  if (!input.model.v4 && !input.model.v5) input.model = describe_with_names(input.adapter, options, base);
-  input.reading = read(input.adapter, input.model, options.read);
-  return input;
+  return read_with_base(std::move(input), options, base);
+}
+
+Input load(Adapter adapter, const InputOptions& options) {
+  if (options.base.empty()) return read_without_base(std::move(adapter), options);
+  Input input;
+  input.adapter = std::move(adapter);
+  const std::string base = resolve_path(options.base);
+  input.model = describe({base, options.family, options.families_file, options.num_experts, {}});
+  return read_with_base(std::move(input), options, base);
 }
 
 namespace verbs {
@@ -89,7 +102,7 @@ std::vector<Input> load_together(std::span<const AdapterToLoad> adapters) {
   std::vector<std::vector<std::string>> names;
   for (const AdapterToLoad& adapter : adapters) {
     opened.push_back(open_adapter(adapter.path, adapter.options));
-    names.push_back(module_paths(opened.back()));
+    names.push_back(module_names(opened.back(), adapter.options.family));
   }
   for (std::size_t i = 0; i < adapters.size(); ++i) {
     InputOptions options = adapters[i].options;

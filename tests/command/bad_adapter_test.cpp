@@ -203,7 +203,7 @@ const std::vector<Row>& rows() {
        "pickle",
        [](Bad& b) {
          b.files["adapter_model.safetensors"] = "-";
-         b.files["adapter_model.bin"] = "PK";
+         b.files["adapter_model.bin"] = "\x80\x02}.";
        },
        ErrorCode::E_PICKLE,
        {"adapter_model.bin"}},
@@ -308,7 +308,9 @@ class Sandbox {
 };
 
 void convert(const Sandbox& box, const Bad& bad) {
-  ConvertOptions options{bad.input, *parse_layout(bad.to), std::nullopt, false};
+  ConvertOptions options;
+  options.input = bad.input;
+  options.to = *parse_layout(bad.to);
   options.input.base = (box / "base").string();
   const Input input = load((box / "adapter").string(), options.input);
   execute(plan_convert(input, options), (box / bad.out).string(), {.threads = 1, .sync = false});

@@ -226,6 +226,39 @@ TEST_F(Cli, inspect_says_what_the_file_is) {
   EXPECT_EQ(report["error"], "");
 }
 
+TEST_F(Cli, doctor_gives_a_verdict_an_exit_code_and_the_command_that_mends) {
+  const std::string fused = (kGolden / "consumers/mixtral/fused/adapter").string();
+  const std::string base = (kGolden / "models/consumer-mixtral").string();
+  Result result = peft({"doctor", fused, "--base", base});
+  EXPECT_EQ(result.exit_code, 0) << "without --for: " << result.err;
+  EXPECT_THAT(result.out, HasSubstr("SGLang"));
+  result = peft({"doctor", fused, "--for", "peft", "--base", base});
+  EXPECT_EQ(result.exit_code, 0) << result.out;
+  result = peft({"doctor", fused, "--for", "vllm@0.33", "--base", base, "--json"});
+  EXPECT_EQ(result.exit_code, 1);
+  const json engine = result.parsed()["engines"][0];
+  EXPECT_EQ(engine["answer"], "silently wrong");
+  EXPECT_EQ(engine["mend"], "peft convert " + fused + " --for vllm@0.33 --base " + base + " --out " + fused + "-vllm");
+  EXPECT_EQ(peft({"doctor", in("nothing"), "--for", "vllm"}).exit_code, 2) << "a bad input";
+  EXPECT_EQ(peft({"doctor", fused, "--for", "gcc"}).exit_code, 2);
+  const Result mended = peft({"convert", fused, "--for", "vllm", "--base", base, "--out", in("ok")});
+  ASSERT_EQ(mended.exit_code, 0) << mended.err;
+  EXPECT_THAT(mended.out,
+              HasSubstr("vllm serve " + base + " --enable-lora --max-lora-rank 8 --lora-modules lora=" + in("ok")));
+  EXPECT_EQ(peft({"doctor", in("ok"), "--for", "vllm", "--base", base}).exit_code, 0);
+  EXPECT_EQ(peft({"verify", fused, in("ok"), "--base", base}).exit_code, 0);
+  EXPECT_EQ(peft({"convert", fused, "--base", base, "--out", in("no")}).exit_code, 2) << "neither --to nor --for";
+}
+
+TEST_F(Cli, engines_are_listed_and_readme_has_their_table) {
+  EXPECT_THAT(peft({"engines"}).out, HasSubstr("vllm"));
+  const json engines = peft({"engines", "llama.cpp", "--json"}).parsed()["engines"];
+  ASSERT_EQ(engines.size(), 1u);
+  EXPECT_GT(engines[0]["rules"].size(), 5u);
+  EXPECT_THAT(read_text(fs::path(PEFT_SOURCE_DIR) / "README.md"), HasSubstr(peft({"docs", "readme"}).out))
+      << "make docs brings it up to date";
+}
+
 TEST_F(Cli, targets_lists_modules) {
   const Result result = peft({"targets", kV4, "--base", kModel, "--generation", "v4", "--json"});
   ASSERT_EQ(result.exit_code, 0) << result.out;
@@ -237,7 +270,7 @@ TEST_F(Cli, targets_lists_modules) {
 
 TEST_F(Cli, tables_are_json_too) {
   const json layouts = peft({"layouts", "--json"}).parsed()["layouts"];
-  EXPECT_EQ(layouts.size(), 5u);
+  EXPECT_EQ(layouts.size(), 8u);
   EXPECT_EQ(layouts[0]["name"], "peft-per-expert");
   const json families = peft({"families", "--json"}).parsed()["families"];
   EXPECT_TRUE(
@@ -295,8 +328,9 @@ TEST_F(Cli, the_manual_names_all_flags) {
                                  std::sregex_token_iterator());
   };
   std::set<std::string> known{"--version"};
-  for (const std::string verb : {"inspect", "targets", "convert", "verify", "merge", "combine", "resize", "extract",
-                                 "logits", "generate", "params", "train", "layouts", "families", "completion"}) {
+  for (const std::string verb :
+       {"inspect", "doctor", "targets", "convert", "verify", "merge", "combine", "resize", "extract", "logits",
+        "generate", "params", "train", "engines", "layouts", "families", "completion"}) {
     EXPECT_THAT(manual, HasSubstr("peft " + verb));
     const Result help = peft({verb, "--help"});
     EXPECT_EQ(help.exit_code, 0);
@@ -453,10 +487,11 @@ TEST_F(Cli, folders_that_are_not_quite_adapters_are_named_and_their_config_is_sh
   const std::vector<NotQuite> kinds = {
       {"config", "IO_OPEN", {"a config and no weights"}},
       {"pointer", "NOT_ST", {"Git LFS pointer", "git lfs pull"}, true, {{"adapter_model.safetensors", pointer}}},
-      {"pickle", "E_PICKLE", {"adapter_model.bin"}, true, {{"adapter_model.bin", "PK"}}},
-      {"sharded", "IO_KIND", {"sharded"}, true, {{"adapter_model.safetensors.index.json", "{}"}}},
+      {"pickle", "E_PICKLE", {"adapter_model.bin"}, true, {{"adapter_model.bin", "\x80\x02}."}}},
+      {"archive", "PK_ARCHIVE", {"adapter_model.bin"}, true, {{"adapter_model.bin", "PK"}}},
+      {"sharded", "IX_FORM", {"index.json"}, true, {{"adapter_model.safetensors.index.json", "{}"}}},
       {"mlx",
-       "IO_KIND",
+       "CF_FORM",
        {"MLX-LM"},
        false,
        {{"adapters.safetensors", "x"}, {"adapter_config.json", R"({"fine_tune_type": "lora"})"}}},

@@ -8,8 +8,8 @@
 #include "config/peft_keys.h"
 #include "peft/error.h"
 #include "peft/execute.h"
-#include "peft/low_rank.h"
-#include "peft/targets.h"
+#include "peft/model.h"
+#include "peft/verbs.h"
 #include "support/golden.h"
 #include "support/telling_values.h"
 

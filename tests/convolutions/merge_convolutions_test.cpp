@@ -7,8 +7,7 @@
 #include <map>
 
 #include "peft/execute.h"
-#include "peft/merge.h"
-#include "peft/verify_merged.h"
+#include "peft/verbs.h"
 #include "support/judge.h"
 #include "support/model_writer.h"
 #include "test_paths.h"

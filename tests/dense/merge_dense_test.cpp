@@ -6,7 +6,6 @@
 #include <cmath>
 
 #include "peft/execute.h"
-#include "peft/merge.h"
 #include "peft/verbs.h"
 #include "support/model_writer.h"
 #include "test_paths.h"

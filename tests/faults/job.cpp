@@ -14,7 +14,8 @@
 #include <new>
 #include <random>
 
-#include "peft/reference.h"
+#include "peft/execute.h"
+#include "plan/members.h"
 
 namespace peft::faults {
 namespace {
@@ -56,7 +57,9 @@ PlannedTensor planned(int kind, std::string name, const View& view) {
                        {view.rows - view.rows / 2, 0, 1, view.row_range(0, view.rows / 2), 1}};
       break;
     default:
-      for (std::int64_t c = 0; c < 4; ++c) tensor.blocks.push_back({0, c, 4, view.col_range(c * 8, 8), 1});
+      std::vector<plan::MemberView> columns;
+      for (std::int64_t c = 0; c < 4; ++c) columns.push_back({view.col_range(c * 8, 8), 1, Dtype::bf16});
+      plan::append_members(tensor.blocks, {.col_step = 4, .col_shift = 1}, columns);
       break;
   }
   return tensor;

@@ -11,10 +11,8 @@
 
 #include "peft/error.h"
 #include "peft/execute.h"
-#include "peft/low_rank.h"
-#include "peft/merge.h"
-#include "peft/targets.h"
-#include "peft/verify_merged.h"
+#include "peft/model.h"
+#include "peft/verbs.h"
 #include "support/model_writer.h"
 #include "test_paths.h"
 

@@ -45,9 +45,6 @@ struct Skip {
   const char* why;
 };
 constexpr Skip kSkipped[] = {
-    {"consumers/llama_cpp/", "GGUF files: not a layout that peft reads"},
-    {"consumers/mlx_lm/", "MLX-LM adapters: not a layout that peft reads"},
-    {"consumers/tinker/", "Tinker's 3-D files: not a layout that peft reads"},
     {"consumers/vllm/", "what vLLM loads: no adapter of its own"},
     {"config/resolve/loftq_missing", "PEFT fails because a Python package is missing"},
 #ifndef PEFT_HAVE_TOKENIZERS

@@ -263,6 +263,15 @@ RC_GTEST_PROP(Roundtrip, FusedThroughEveryLayoutAndBack, ()) {
     compare_factors(want.factors, factors_of(input));
     for (const LayoutInfo& layout : layouts()) {
       const std::string there = folder / std::string(layout.name), back = there + "-back";
+      if (is_program_layout(layout.layout)) {
+        const auto exactness = check_program_tour(input, options, layout.layout, want.factors, there);
+        if (!exactness || !gives_bytes_back(layout.layout, *exactness)) continue;
+        const Input again = load_as(there, options.input, layout.layout);
+        if (!same_scales(want.factors, factors_of(again))) continue;
+        convert(again, options, own, back);
+        compare_bytes(*weights_in(folder / "v5"), *weights_in(back));
+        continue;
+      }
       const Plan plan = convert(input, options, layout.layout, there);
       require(plan.exactness <= Exactness::value_exact, "a conversion that rounds");
       const OracleAdapter got = read_oracle(there, facts, how(layout.layout, facts));
@@ -270,6 +279,39 @@ RC_GTEST_PROP(Roundtrip, FusedThroughEveryLayoutAndBack, ()) {
       compare_factors(want.factors, got.factors);
       convert(load_as(there, options.input, layout.layout), options, own, back);
       compare_bytes(*weights_in(folder / "v5"), *weights_in(back));
+    }
+  });
+}
+
+// Between the files of any two programs: the function stays, and the bytes where nothing was rounded or padded.
+RC_GTEST_PROP(Roundtrip, BetweenAnyTwoPrograms, ()) {
+  Dice dice;
+  const Random random = random_per_expert(dice);
+  RC_PRE(!random.tensors.empty());
+  const TemporaryFolder folder;
+  write_model(folder.path() / "base", random.model);
+  write_adapter(folder.path() / "v4", random.tensors, random.dtype, random.config);
+  hold([&] {
+    ConvertOptions options;
+    options.input.base = folder / "base";
+    const Input input = load(folder / "v4", options.input);
+    const OracleFactors want = read_oracle(folder.path() / "v4", facts_for(random.model)).factors;
+    for (const LayoutInfo& first : layouts()) {
+      const std::string there = folder / std::string(first.name);
+      const auto exactness = check_program_tour(input, options, first.layout, want, there);
+      if (!exactness || *exactness == Exactness::rounded) continue;
+      const Input middle = load_as(there, options.input, first.layout);
+      const OracleFactors kept = factors_of(middle);
+      for (const LayoutInfo& second : layouts()) {
+        const std::string further = there + "-" + std::string(second.name);
+        const auto onward = check_program_tour(middle, options, second.layout, kept, further);
+        if (!onward || *onward != Exactness::bit_exact) continue;
+        const Input last = load_as(further, options.input, second.layout);
+        const Plan back = convert(last, options, first.layout, further + "-back");
+        if (back.exactness != Exactness::bit_exact) continue;
+        compare_bytes(*middle.adapter.weights,
+                      *load_as(further + "-back", options.input, first.layout).adapter.weights);
+      }
     }
   });
 }

@@ -21,7 +21,8 @@ class RouterAlone : public ::testing::TestWithParam<Router> {};
 
 Json convert_to(Layout to, const std::filesystem::path& from, const std::filesystem::path& out,
                 const std::string& base) {
-  ConvertOptions options{{}, to, std::nullopt, false};
+  ConvertOptions options;
+  options.to = to;
   options.input.base = base;
   execute(plan_convert(load(from, options.input), options), out, {.threads = 1, .sync = false});
   return read_json(out / "adapter_config.json");

@@ -1,6 +1,4 @@
 // Combining, resizing: against the real PEFT, against weighted sums, and as properties of random adapters.
-#include "peft/low_rank.h"
-
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
@@ -14,7 +12,7 @@
 
 #include "peft/error.h"
 #include "peft/execute.h"
-#include "peft/reference.h"
+#include "peft/verbs.h"
 #include "support/golden.h"
 #include "support/matrix.h"
 #include "support/model_writer.h"
@@ -194,7 +192,8 @@ void expect_sum(std::uint64_t seed, CombineType type, std::optional<Layout> to, 
   CombineOptions options;
   options.input.base = base;
   if (second != Layout::peft_per_expert) {  // the second adapter in another layout
-    ConvertOptions convert{options.input, second, std::nullopt, false};
+    ConvertOptions convert;
+    convert.input = options.input, convert.to = second;
     materialize(plan_convert(load(made[1].path, options.input), convert), folder.path() / "b5");
     made[1].path = folder / "b5";
   }
@@ -219,7 +218,8 @@ RC_GTEST_PROP(Combine, cat_and_linear_are_the_weighted_sum_whatever_the_layouts,
   const auto type = *rc::gen::element(CombineType::cat, CombineType::linear);
   const auto to = *rc::gen::element(std::optional<Layout>(), std::optional(Layout::peft_per_expert),
                                     std::optional(Layout::peft_fused));
-  const auto second = *rc::gen::element(Layout::peft_per_expert, Layout::peft_fused, Layout::unsloth_grouped);
+  const auto second = *rc::gen::element(Layout::peft_per_expert, Layout::peft_fused, Layout::unsloth_grouped,
+                                        Layout::tinker, Layout::mlx);
   expect_sum(seed, type, to, second);
 }
 

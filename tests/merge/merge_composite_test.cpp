@@ -4,8 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "peft/execute.h"
-#include "peft/merge.h"
-#include "peft/verify_merged.h"
+#include "peft/verbs.h"
 #include "support/judge.h"
 #include "support/model_writer.h"
 

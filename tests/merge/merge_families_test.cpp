@@ -7,7 +7,7 @@
 #include <set>
 
 #include "peft/error.h"
-#include "peft/merge.h"
+#include "peft/verbs.h"
 #include "support/family_models.h"
 #include "support/judge.h"
 #include "support/model_writer.h"
@@ -182,11 +182,11 @@ std::map<std::string, std::string> all_layouts(const FamilyKind& kind, const Log
         continue;
       }
       convert(input, options, layout.layout, folder / std::string(layout.name));
-      const Input converted = load(folder / std::string(layout.name), options.input);
+      const Input converted = load_as(folder / std::string(layout.name), options.input, layout.layout);
       const bool per_expert_file = converted.reading.layout == Layout::peft_per_expert;
       EXPECT_EQ(per_expert_file, layout.layout == Layout::peft_per_expert)
           << combination << ": written in another layout than the one asked for";
-      layouts_at[std::string(layout.name)] = folder / std::string(layout.name);
+      layouts_at[std::string(layout.name)] = path_of(folder / std::string(layout.name), layout.layout);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::LO_NO_FORM) throw;
       tally.absent["the layout cannot hold the family's experts"].push_back(combination);

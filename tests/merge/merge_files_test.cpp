@@ -9,7 +9,7 @@
 #include <set>
 
 #include "peft/execute.h"
-#include "peft/verify_merged.h"
+#include "peft/verbs.h"
 #include "support/judge.h"
 #include "support/program.h"
 #include "support/tiny_moe.h"

@@ -7,9 +7,7 @@
 #include <algorithm>
 
 #include "peft/execute.h"
-#include "peft/low_rank.h"
-#include "peft/merge.h"
-#include "peft/verify_merged.h"
+#include "peft/verbs.h"
 #include "support/judge.h"
 #include "support/model_writer.h"
 

@@ -1,6 +1,4 @@
 // peft verify --merged on models merged by PEFT and by us, as they are and broken on purpose; and extraction from them.
-#include "peft/verify_merged.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -11,7 +9,7 @@
 #include "execute/values/element.h"
 #include "peft/error.h"
 #include "peft/execute.h"
-#include "peft/low_rank.h"
+#include "peft/verbs.h"
 #include "peft/weights.h"
 #include "support/golden.h"
 

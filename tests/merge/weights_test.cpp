@@ -8,7 +8,6 @@
 
 #include "peft/error.h"
 #include "peft/execute.h"
-#include "peft/reference.h"
 #include "support/golden.h"
 #include "support/matrix.h"
 

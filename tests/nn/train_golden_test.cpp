@@ -98,7 +98,9 @@ void Training::run_through(bool checkpointing) {
     for (std::size_t m = 0; m < micro.size(); ++m)
       EXPECT_NEAR(result.micro_losses[m], micro[m], tolerance("loss")) << i << " " << m;
     EXPECT_EQ(result.aux_loss.has_value(), steps[i].contains("aux_loss"));
-    if (result.aux_loss) EXPECT_NEAR(*result.aux_loss, steps[i]["aux_loss"].get<double>(), 1e-5) << i;
+    if (result.aux_loss) {
+      EXPECT_NEAR(*result.aux_loss, steps[i]["aux_loss"].get<double>(), 1e-5) << i;
+    }
     if (i == 0 && fs::exists(folder_ / "expected/after_step0.safetensors"))
       expect_tensors(*lora, "expected/after_step0.safetensors");
   }

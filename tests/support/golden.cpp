@@ -9,7 +9,6 @@
 #include <stdexcept>
 
 #include "peft/execute.h"
-#include "peft/reference.h"
 
 namespace peft::testing {
 namespace fs = std::filesystem;

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "peft/targets.h"
+#include "peft/model.h"
 #include "support/golden_checks.h"
 #include "support/judge.h"
 

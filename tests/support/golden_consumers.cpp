@@ -1,6 +1,7 @@
 #include <regex>
 
 #include "support/golden_checks.h"
+#include "support/golden_truth.h"
 #include "support/judge.h"
 
 namespace peft::testing {
@@ -11,12 +12,19 @@ std::shared_ptr<const TensorFile> open_weights(const fs::path& folder) {
   return TensorFile::open((folder / "adapter_model.safetensors").string());
 }
 
-// "mixtral" of consumers/mixtral/fused and of consumers/unsloth/mixtral/rank-major.
-std::string family_of(const Case& c) { return c.folder.parent_path().filename().string(); }
 bool is_unsloth(const Case& c) { return c.id.starts_with("consumers/unsloth/"); }
 bool is_unmarked(const Case& c) { return c.id.ends_with("-unmarked"); }
 
-// truth-*.safetensors in the oracle's terms; `scale` and `ranks` are the case's, by role.
+// A site without its numbers: "model.layers.N.mlp.experts.N.gate".
+std::string role_of(const std::string& site) {
+  static const std::regex number(R"(\d+)");
+  return std::regex_replace(site, number, "N");
+}
+
+}  // namespace
+
+std::string family_of(const Case& c) { return c.folder.parent_path().filename().string(); }
+
 OracleFactors read_truth(const Case& c, const fs::path& root, const std::string& layers_prefix) {
   static const std::regex name(R"(layers\.(\d+)\.(experts\.(\d+)\.(gate|up|down)|([a-z_]+))\.A)");
   const fs::path path =
@@ -50,13 +58,6 @@ OracleFactors read_truth(const Case& c, const fs::path& root, const std::string&
   return truth;
 }
 
-// A site without its numbers: "model.layers.N.mlp.experts.N.gate".
-std::string role_of(const std::string& site) {
-  static const std::regex number(R"(\d+)");
-  return std::regex_replace(site, number, "N");
-}
-
-// The truth holds every role; a file only some of them. Those it has, it has everywhere.
 OracleFactors restricted(const OracleFactors& truth, const OracleFactors& got) {
   std::set<std::string> roles;
   for (const auto& [site, factor] : got) roles.insert(role_of(site));
@@ -66,12 +67,20 @@ OracleFactors restricted(const OracleFactors& truth, const OracleFactors& got) {
   return kept;
 }
 
+std::string layers_prefix_of(const OracleFactors& factors) {
+  require(!factors.empty(), "expected LoRA factors, got none");
+  const std::string& site = factors.begin()->first;
+  return site.substr(0, site.find("layers.") + 7);
+}
+
 InputOptions options_for(const Case& c, const fs::path& root) {
   InputOptions options;
   options.base = (root / "models" / c.json.at("model").get<std::string>()).string();
   if (is_unmarked(c)) options.read.b_packing = BPacking::grouped_by_expert;
   return options;
 }
+
+namespace {
 
 // A marked grouped file is known by its marker; an unmarked one cannot be told from rank-major, and is read so
 // (as every PEFT does) or refused, until --b-packing decides.
@@ -131,16 +140,78 @@ void check_siblings(const Case& c, const fs::path& root, const Input& input, con
   }
 }
 
+// ---- LoRA files for llama.cpp: right.gguf was made from the truth and runs right; converter.gguf is what llama.cpp's
+// own converter makes of the PEFT adapter.
+
+// The case of the PEFT adapter that the files were made of.
+Case peft_case(const Case& c, const fs::path& root) {
+  const fs::path folder = root / "consumers" / c.json.at("peft_adapter").get<std::string>();
+  return {"consumers/" + c.json.at("peft_adapter").get<std::string>(), folder, read_json(folder / "case.json")};
+}
+
+// Files with one alpha for all have the truth's own bytes; the others have some scales folded into B.
+bool is_folded(const Case& c) { return c.id.ends_with("-rslora") || c.id.ends_with("-alphapat"); }
+
+void check_right(const Case& c, const OracleFactors& truth, const OracleFactors& got) {
+  for (const auto& [site, factor] : truth) require(got.contains(site), site + ": expected a factor, got none");
+  if (is_folded(c))
+    compare_deltas(truth, got, rounding(Dtype::f32));
+  else
+    compare_factors(truth, got);
+}
+
+void check_gguf(const Case& c, const fs::path& root) {
+  const Case peft = peft_case(c, root);
+  ConvertOptions options;
+  options.input = options_for(peft, root);
+  const std::string right = (c.folder / "right.gguf").string(), converted = (c.folder / "converter.gguf").string();
+  const Input input = load(right, options.input);
+  require(input.reading.layout == Layout::gguf, "right.gguf was not recognised");
+  const OracleFactors read = factors_of(input);
+  const OracleFactors truth = restricted(read_truth(peft, root, layers_prefix_of(read)), read);
+  check_right(c, truth, read);
+  // The converter takes one alpha for all: files whose scales differ are wrong, and not ours to be right about.
+  if (fs::exists(converted) && !is_folded(c)) check_right(c, truth, factors_of(load(converted, options.input)));
+
+  const Input ours = load((peft.folder / "adapter").string(), options.input);
+  for (const std::string& base : {std::string(), (c.folder.parent_path() / "base.gguf").string()}) {
+    TemporaryFolder folder;
+    options.gguf_base = base;
+    convert(ours, options, Layout::gguf, folder.path().string());
+    check_right(c, truth, factors_of(load(folder / "adapter.gguf", options.input)));
+    if (!is_folded(c))
+      require(read_file(folder / "adapter.gguf") == read_file(right), "PEFT to gguf: other bytes than right.gguf");
+  }
+  options.gguf_base.clear();
+  for (const LayoutInfo& target : layouts()) {
+    TemporaryFolder there, back;
+    const bool has_form =
+        target.layout != Layout::peft_per_expert || family_of(c) == "mixtral" || family_of(c) == "qwen3_moe";
+    if (target.layout == Layout::gguf || !has_form) continue;
+    const Plan plan = convert(input, options, target.layout, there.path().string());
+    const Input again = load_as(there.path().string(), options.input, target.layout);
+    if (plan.exactness == Exactness::rounded) {  // one scale a file: the others are folded into B
+      compare_deltas(truth, factors_of(again), rounding(Dtype::f32));
+      continue;
+    }
+    check_right(c, truth, factors_of(again));
+    convert(again, options, Layout::gguf, back.path().string());
+    require(read_file(back / "adapter.gguf") == read_file(right),
+            fmt::format("gguf to {} and back: other bytes", target.name));
+  }
+}
+
 }  // namespace
 
 void check_consumer(const Case& c, const fs::path& root) {
+  if (c.id.starts_with("consumers/llama_cpp/")) return check_gguf(c, root);
+  if (c.id.starts_with("consumers/mlx_lm/")) return check_mlx(c, root);
+  if (c.id.starts_with("consumers/tinker/")) return check_tinker(c, root);
   ConvertOptions options;
   options.input = options_for(c, root);
   const Input input = load((c.folder / "adapter").string(), options.input);
   const OracleFactors factors = factors_of(input);
-  require(!factors.empty(), "expected LoRA factors, got none");
-  const std::string layer = factors.begin()->first.substr(0, factors.begin()->first.find("layers.") + 7);
-  const OracleFactors truth = restricted(read_truth(c, root, layer), factors);
+  const OracleFactors truth = restricted(read_truth(c, root, layers_prefix_of(factors)), factors);
   compare_factors(truth, factors);
   for (const auto& [site, factor] : truth) require(factors.contains(site), site + ": expected a factor, got none");
   if (is_unsloth(c)) check_packing(c, input, options.input, truth);

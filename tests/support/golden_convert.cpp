@@ -93,6 +93,7 @@ class ConvertCase {
     check_against_right();
     check_same_function(fused_);
     check_way_back(fused_, Layout::peft_fused);
+    for (const Layout layout : {Layout::gguf, Layout::tinker, Layout::mlx}) check_program(layout);
     for (const Layout layout : {Layout::peft_fused_0_18, Layout::peft_fused_0_19_0, Layout::unsloth_grouped}) {
       try {
         check_tour(layout);
@@ -181,6 +182,16 @@ class ConvertCase {
       }
       require(!same, fmt::format("verify: expected PEFT {}'s wrong answer to differ, got the same function", version));
     }
+  }
+
+  // Another program's files, and from there to peft-fused: the bytes of the direct way.
+  void check_program(Layout layout) {
+    const TemporaryFolder there;
+    const auto exactness = check_program_tour(input_, options_, layout, want_.factors, there.path().string());
+    if (!exactness || !gives_bytes_back(layout, *exactness)) return;
+    const fs::path fused = folder_ / (std::string(info(layout).name) + "-to-fused");
+    convert(load_as(there.path().string(), options_.input, layout), options_, Layout::peft_fused, fused.string());
+    compare_bytes(*weights_in(fused_), *weights_in(fused));
   }
 
   void check_tour(Layout layout) {

@@ -1,8 +1,8 @@
 #include <algorithm>
 #include <set>
 
-#include "peft/merge.h"
-#include "peft/reference.h"
+#include "peft/execute.h"
+#include "peft/verbs.h"
 #include "peft/weights.h"
 #include "support/golden_checks.h"
 #include "support/judge.h"

@@ -45,7 +45,16 @@ class NativeCase {
     compare_factors(oracle.factors, factors);
     check_ranks_and_scales(oracle);
     check_warnings(input);
-    for (const LayoutInfo& layout : layouts()) check_tour(input, oracle, layout);
+    for (const LayoutInfo& layout : layouts()) {
+      if (!is_program_layout(layout.layout)) {
+        check_tour(input, oracle, layout);
+        continue;
+      }
+      const TemporaryFolder there;
+      ConvertOptions options = options_;
+      options.input.adapter_name.clear();  // what is written is one adapter
+      check_program_tour(input, options, layout.layout, oracle.factors, there.path().string());
+    }
   }
 
  private:

@@ -3,9 +3,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "peft/low_rank.h"
-#include "peft/reference.h"
-#include "peft/verify_merged.h"
+#include "peft/execute.h"
+#include "peft/verbs.h"
 #include "peft/weights.h"
 #include "support/golden_checks.h"
 #include "support/judge.h"

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <set>
 
-#include "peft/targets.h"
+#include "peft/model.h"
 #include "support/golden_checks.h"
 #include "support/judge.h"
 

@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "peft/targets.h"
+#include "peft/model.h"
 
 namespace peft::testing {
 namespace {
@@ -171,7 +171,12 @@ void compare_resolved(const Resolved& want, const Resolved& got) {
   for (const auto& [name, target] : got) require(want.contains(name), name + ": a target that was not expected");
 }
 
+std::string path_of(const std::string& folder, Layout layout) {
+  return layout == Layout::gguf ? folder + "/adapter.gguf" : folder;
+}
+
 Input load_as(const std::string& folder, const InputOptions& options, Layout layout) {
+  if (layout == Layout::gguf) return load(path_of(folder, layout), options);
   try {
     return load(folder, options);
   } catch (const Error& error) {
@@ -187,6 +192,31 @@ Plan convert(const Input& input, ConvertOptions options, Layout to, const std::s
   Plan plan = plan_convert(input, options);
   materialize(plan, folder);
   return plan;
+}
+
+bool is_program_layout(Layout layout) {
+  return layout == Layout::gguf || layout == Layout::tinker || layout == Layout::mlx;
+}
+
+std::optional<Exactness> check_program_tour(const Input& input, const ConvertOptions& options, Layout to,
+                                            const OracleFactors& want, const std::string& folder) {
+  Plan plan;
+  try {
+    plan = convert(input, options, to, folder);
+  } catch (const Error& error) {
+    // The program has no such model or no such tensor, or what is needed of the model is not known.
+    if (error.code() == ErrorCode::LO_NO_FORM || error.code() == ErrorCode::MD_NEEDED) return std::nullopt;
+    throw;
+  }
+  const Input there = load_as(folder, options.input, to);
+  require(there.reading.layout == to || !there.reading.has_experts, "another layout was read");
+  const Dtype dtype = there.adapter.weights->tensors().front().dtype;
+  compare_deltas(want, factors_of(there), plan.exactness <= Exactness::value_exact ? kExact : rounding(dtype));
+  return plan.exactness;
+}
+
+bool gives_bytes_back(Layout layout, Exactness exactness) {
+  return exactness == Exactness::bit_exact || (layout == Layout::gguf && exactness == Exactness::value_exact);
 }
 
 }  // namespace peft::testing

@@ -52,6 +52,16 @@ void compare_resolved(const Resolved& want, const Resolved& got);
 
 // Loads what was written in `layout`: as a user would, and with --from where the file alone is ambiguous.
 Input load_as(const std::string& folder, const InputOptions& options, Layout layout);
+// What was written in `layout` to the folder: the folder, or the file in it.
+std::string path_of(const std::string& folder, Layout layout);
+// Layouts of other programs than PEFT and Unsloth.
+bool is_program_layout(Layout layout);
+// As that program's files, read again: the same function. nullopt where they have no such form.
+std::optional<Exactness> check_program_tour(const Input& input, const ConvertOptions& options, Layout to,
+                                            const OracleFactors& want, const std::string& folder);
+// Whether the way back gives the bytes of the original: no value was rounded, and ranks that were padded with zeros are
+// found again (gguf).
+bool gives_bytes_back(Layout layout, Exactness exactness);
 // Plans, and writes the result to `folder`.
 Plan convert(const Input& input, ConvertOptions options, Layout to, const std::string& folder);
 

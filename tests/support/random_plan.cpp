@@ -9,6 +9,7 @@
 
 #include "execute/values/element.h"
 #include "plan/check.h"
+#include "plan/members.h"
 
 namespace peft::execution {
 
@@ -83,31 +84,55 @@ View new_source(PlanBuilder& b, const Change& change, std::int64_t rows, std::in
   return b.source(change.from, rows, cols, change.from == change.to && change.scale == 1);
 }
 
+// Members as one block, or each as a block of its own.
+std::vector<Block> blocks_of(PlanBuilder& b, const plan::MemberGrid& grid,
+                             const std::vector<plan::MemberView>& members) {
+  std::vector<Block> blocks;
+  if (b.chance(80)) {
+    plan::append_members(blocks, grid, members);
+    return blocks;
+  }
+  for (std::size_t m = 0; m < members.size(); ++m) {
+    plan::MemberGrid place = grid;
+    place.row += static_cast<std::int64_t>(m) * grid.row_shift;
+    place.col += static_cast<std::int64_t>(m) * grid.col_shift;
+    plan::append_members(blocks, place, std::span(members).subspan(m, 1));
+  }
+  return blocks;
+}
+
+// A member with the scale of `change`; now and then with another scale, or missing.
+plan::MemberView member(PlanBuilder& b, const Change& change, bool irregular, const View& view) {
+  if (irregular && b.chance(30)) return {};
+  return {view, irregular && change.scale != 1 && b.chance(10) ? 2 * change.scale : change.scale, change.from};
+}
+
 // lora_A of experts stacked: row e * r + k. Some are missing. `transposed`: the sources are lora_B [in, r].
 void stack(PlanBuilder& b, const std::string& prefix, std::int64_t size, const Change& change, bool transposed) {
   const auto [experts, rank, in] = sizes(b, size);
-  const bool missing = b.chance(30);
-  std::vector<Block> blocks;
+  const bool irregular = b.chance(30);
+  std::vector<plan::MemberView> members;
   for (std::int64_t e = 0; e < experts; ++e) {
-    if (missing && b.chance(30)) continue;
     const View view = transposed ? new_source(b, change, in, rank).transposed() : new_source(b, change, rank, in);
-    blocks.push_back({e * rank, 0, 1, view, change.scale});
+    members.push_back(member(b, change, irregular, view));
   }
-  b.output(prefix + ".stack", change.to, experts * rank, in).blocks = blocks;
+  b.output(prefix + ".stack", change.to, experts * rank, in).blocks = blocks_of(b, {.row_shift = rank}, members);
 }
 
 // lora_B of experts fused: column k * E + e. `halves` 2: gate above up, block-diagonal, twice the rank.
 void fuse(PlanBuilder& b, const std::string& prefix, std::int64_t size, const Change& change, int halves,
           bool transposed) {
   const auto [experts, rank, out] = sizes(b, size);
-  const bool missing = b.chance(30);
+  const bool irregular = b.chance(30);
   std::vector<Block> blocks;
   for (int half = 0; half < halves; ++half) {
+    std::vector<plan::MemberView> members;
     for (std::int64_t e = 0; e < experts; ++e) {
-      if (missing && b.chance(30)) continue;
       const View view = transposed ? new_source(b, change, rank, out).transposed() : new_source(b, change, out, rank);
-      blocks.push_back({half * out, half * rank * experts + e, experts, view, change.scale});
+      members.push_back(member(b, change, irregular, view));
     }
+    for (Block& block : blocks_of(b, {half * out, half * rank * experts, experts, 0, 1}, members))
+      blocks.push_back(std::move(block));
   }
   b.output(prefix + ".fused", change.to, halves * out, halves * rank * experts).blocks = blocks;
 }
@@ -118,14 +143,17 @@ void unfuse(PlanBuilder& b, const std::string& prefix, std::int64_t size, const 
   const auto [experts, rank, half] = sizes(b, size);
   const View fused = new_source(b, change, 2 * half, 2 * rank * experts);
   const int rows = static_cast<int>(b.pick(0, 2));
+  const std::int32_t group = b.chance(80) ? b.new_column_group() : PlannedTensor::kNoGroup;
   for (std::int64_t e = 0; e < experts; ++e) {
     for (int up = 0; up < 2; ++up) {
       const View columns = fused.col_range(up * rank * experts + e, rank, experts);
       const View view = rows == 0   ? columns
                         : rows == 1 ? columns.row_range(up * half, half)
                                     : columns.row_range(up, half, 2);
-      b.output(expert_name(prefix, e, up ? "up.lora_B" : "gate.lora_B"), change.to, view.rows, view.cols).blocks = {
-          {0, 0, 1, view, change.scale}};
+      PlannedTensor& lora_b =
+          b.output(expert_name(prefix, e, up ? "up.lora_B" : "gate.lora_B"), change.to, view.rows, view.cols);
+      lora_b.blocks = {{0, 0, 1, view, change.scale}};
+      lora_b.column_group = group;
       if (b.chance(20)) {  // something between them in the file
         const View other = new_source(b, change, 1, b.pick(1, size));
         b.output(expert_name(prefix, e, up ? "up.lora_A" : "gate.lora_A"), change.to, 1, other.cols).blocks = {
@@ -140,9 +168,11 @@ void unfuse_reversed(PlanBuilder& b, const std::string& prefix, std::int64_t siz
   const auto [experts, rank, width] = sizes(b, size);
   const View fused_b = new_source(b, change, width, rank * experts),
              fused_a = new_source(b, change, rank * experts, width);
+  const std::int32_t group = b.chance(80) ? b.new_column_group() : PlannedTensor::kNoGroup;
   for (std::int64_t e = 0; e < experts; ++e) {
-    b.output(expert_name(prefix, e, "lora_A"), change.to, rank, width).blocks = {
-        {0, 0, 1, fused_b.col_range(e, rank, experts).transposed(), change.scale}};
+    PlannedTensor& lora_a = b.output(expert_name(prefix, e, "lora_A"), change.to, rank, width);
+    lora_a.blocks = {{0, 0, 1, fused_b.col_range(e, rank, experts).transposed(), change.scale}};
+    lora_a.column_group = group;
     b.output(expert_name(prefix, e, "lora_B"), change.to, width, rank).blocks = {
         {0, 0, 1, fused_a.row_range(e * rank, rank).transposed(), change.scale}};
   }
@@ -152,16 +182,25 @@ void unfuse_reversed(PlanBuilder& b, const std::string& prefix, std::int64_t siz
 void regroup(PlanBuilder& b, const std::string& prefix, std::int64_t size, const Change& change) {
   const auto [experts, rank, out] = sizes(b, size);
   const View fused = new_source(b, change, out, rank * experts);
-  std::vector<Block> blocks;
+  std::vector<plan::MemberView> members;
   const bool to_grouped = b.chance(50);
   for (std::int64_t e = 0; e < experts; ++e) {
-    if (to_grouped) {
-      blocks.push_back({0, e * rank, 1, fused.col_range(e, rank, experts), change.scale});
-    } else {
-      blocks.push_back({0, e, experts, fused.col_range(e * rank, rank), change.scale});
-    }
+    const View view = to_grouped ? fused.col_range(e, rank, experts) : fused.col_range(e * rank, rank);
+    members.push_back({view, change.scale, change.from});
   }
-  b.output(prefix + ".regrouped", change.to, out, experts * rank).blocks = blocks;
+  b.output(prefix + ".regrouped", change.to, out, experts * rank).blocks =
+      to_grouped ? blocks_of(b, {.col_shift = rank}, members)
+                 : blocks_of(b, {.col_step = experts, .col_shift = 1}, members);
+}
+
+// lora_A [r, in] of experts as columns e * r + k: transposed, side by side.
+void side_by_side(PlanBuilder& b, const std::string& prefix, std::int64_t size, const Change& change) {
+  const auto [experts, rank, in] = sizes(b, size);
+  const bool irregular = b.chance(30);
+  std::vector<plan::MemberView> members;
+  for (std::int64_t e = 0; e < experts; ++e)
+    members.push_back(member(b, change, irregular, new_source(b, change, rank, in).transposed()));
+  b.output(prefix + ".side_by_side", change.to, in, experts * rank).blocks = blocks_of(b, {.col_shift = rank}, members);
 }
 
 // Whole tensors of any dtype, of any size down to nothing, and zeros that come from no source.
@@ -222,6 +261,7 @@ constexpr AddShape kShapes[] = {
     unfuse,
     unfuse_reversed,
     regroup,
+    side_by_side,
     whole,
     scattered,
 };

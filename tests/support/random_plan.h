@@ -36,6 +36,7 @@ class PlanBuilder {
   // The same with these numbers, row after row.
   View values(Dtype dtype, std::int64_t rows, std::int64_t cols, const std::vector<double>& numbers);
   PlannedTensor& output(const std::string& name, Dtype dtype, std::int64_t rows, std::int64_t cols);
+  std::int32_t new_column_group() { return num_groups_++; }
 
   Plan make(const std::string& path = "source.safetensors");
   const std::vector<std::byte>& image() const { return image_; }  // the source file; must outlive the plan
@@ -45,6 +46,7 @@ class PlanBuilder {
   std::string header_;
   std::vector<std::byte> data_, image_;
   std::uint32_t num_sources_ = 0;
+  std::int32_t num_groups_ = 0;
   PlannedFile file_;
 };
 

@@ -90,7 +90,7 @@ class TestFolder {
 
  private:
   static std::string make_name() {
-    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
+    const auto* test = ::testing::UnitTest::GetInstance()->current_test_info();
     static int number = 0;
     return std::string("peft-") + test->test_suite_name() + "-" + test->name() + "-" + std::to_string(::getpid()) +
            "-" + std::to_string(number++);

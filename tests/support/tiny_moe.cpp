@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "peft/execute.h"
-#include "peft/verify_merged.h"
+#include "peft/verbs.h"
 #include "support/model_writer.h"
 
 namespace peft::testing {

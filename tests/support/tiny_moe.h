@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "peft/merge.h"
+#include "peft/verbs.h"
 #include "support/model_writer.h"
 
 namespace peft::testing {

@@ -5,9 +5,10 @@
 
 Each folder has the files that a user has, and expect.json: what every verb has to say. [exit code, words that its output contains].
 """
-import io
 import json
+import os
 import pathlib
+import pickle
 import shutil
 import struct
 import zipfile
@@ -34,6 +35,47 @@ def write(path, names, header, data):
     text = json.dumps(out).encode()
     text += b" " * (-len(text) % 8)
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def turned(path, header, data):
+    """lora_a and lora_b of MLX-LM: the transposed matrices."""
+    out, body = {}, b""
+    for name in sorted(n for n in header if "lora_" in n):
+        (rows, cols), (begin, end) = header[name]["shape"], header[name]["data_offsets"]
+        size = (end - begin) // (rows * cols)
+        at = lambda i, j: data[begin + (i * cols + j) * size:][:size]
+        key = name.removeprefix("base_model.model.").removesuffix(".weight").replace("lora_A", "lora_a").replace("lora_B", "lora_b")
+        out[key] = {"dtype": header[name]["dtype"], "shape": [cols, rows], "data_offsets": [len(body), len(body) + end - begin]}
+        body += b"".join(at(i, j) for j in range(cols) for i in range(rows))
+    text = json.dumps(out).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+class Call:
+    def __reduce__(self):
+        return (os.system, ("echo a pickle has run code",))
+
+
+def archive(path, entries):
+    with zipfile.ZipFile(path, "w") as zipped:
+        for name, data in entries.items():
+            zipped.writestr(zipfile.ZipInfo(name), data)
+
+
+def state_dict(path, header, data):
+    """What torch.save makes of the LoRA tensors (tests/pickle has files of torch itself)."""
+    text = lambda t: b"X" + struct.pack("<I", len(t)) + t.encode()
+    number = lambda n: b"J" + struct.pack("<i", n)
+    entries, body = {"archive/data.pkl": b"", "archive/byteorder": b"little"}, b"\x80\x02}("
+    for i, name in enumerate(sorted(n for n in header if "lora_" in n)):
+        (rows, cols), (begin, end) = header[name]["shape"], header[name]["data_offsets"]
+        assert header[name]["dtype"] == "F32"
+        entries[f"archive/data/{i}"] = data[begin:end]
+        storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(str(i)) + text("cpu") + number(rows * cols) + b"tQ"
+        body += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(0)
+        body += number(rows) + number(cols) + b"\x86" + number(cols) + number(1) + b"\x86\x89ccollections\nOrderedDict\n)RtR"
+    entries["archive/data.pkl"] = body + b"u."
+    archive(path, entries)
 
 
 def lora_only(folder):
@@ -74,13 +116,14 @@ def main():
                                         right, inspect=(0, ["original_module"]), convert=(0, ["original_module"]), targets=(2, ["--base"]),
                                         merge=(2, ["--base"])))
 
-    folder = new("pickle-only", "only adapter_model.bin", llama, (1, ["E_PICKLE", "adapter_model.bin", "safe_serialization"]),
+    folder = new("pickle-only", "only adapter_model.bin, as torch.save writes it", llama, right)
+    (folder / "adapter_config.json").write_text(config())
+    state_dict(folder / "adapter_model.bin", *read(HEADS / "llama-seq-cls" / "adapter_model.safetensors"))
+
+    folder = new("pickle-that-runs-code", "adapter_model.bin with a call of os.system", llama, (1, ["E_PICKLE", "posix.system", "safetensors"]),
                  inspect=(1, ["q_proj", "E_PICKLE"]), targets=right)
     (folder / "adapter_config.json").write_text(config())
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as zipped:
-        zipped.writestr(zipfile.ZipInfo("archive/data.pkl"), b"\x80\x02}.")
-    (folder / "adapter_model.bin").write_bytes(archive.getvalue())
+    archive(folder / "adapter_model.bin", {"archive/data.pkl": pickle.dumps({"x": Call()}, protocol=2)})
 
     folder = new("lfs-pointer", "a clone without Git LFS: the weights are a pointer", llama, (1, ["Git LFS pointer", "git lfs pull"]),
                  inspect=(1, ["q_proj", "Git LFS pointer"]), targets=right)
@@ -109,10 +152,12 @@ def main():
         (folder / f"checkpoint-{step}" / "adapter_config.json").write_text(config())
         lora_only(folder / f"checkpoint-{step}")
 
-    folder = new("mlx", "an adapter of MLX-LM", llama, (1, ["MLX-LM"]), targets=(1, ["mlx-lm"]))
-    (folder / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 2, "scale": 20.0}}))
+    folder = new("mlx", "an adapter of MLX-LM", llama, right, inspect=(0, ["mlx"]), targets=(1, ["mlx-lm"]))
     header, data = read(HEADS / "llama-seq-cls" / "adapter_model.safetensors")
-    write(folder / "adapters.safetensors", sorted(n for n in header if "lora_" in n), header, data)
+    rank = json.loads(config())["r"]
+    (folder / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "lora", "num_layers": 2,
+                                                            "lora_parameters": {"rank": rank, "scale": 20.0, "dropout": 0.0}}))
+    turned(folder / "adapters.safetensors", header, data)
 
     folder = new("peft-0.3", "a config of 2023, before patterns and versions", llama, right)
     old = {key: "absent" for key in json.loads(config()) if key not in ("base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode",
@@ -131,7 +176,7 @@ def main():
     lora_only(folder)
     shutil.copyfile(HEADS / "llama" / "config.json", folder / "config.json")
 
-    folder = new("sharded", "an adapter in two files and an index", llama, (1, ["sharded"]), inspect=(1, ["q_proj", "sharded"]), targets=right)
+    folder = new("sharded", "an adapter in two files and an index", llama, right)
     (folder / "adapter_config.json").write_text(config())
     names = sorted(n for n in header if "lora_" in n)
     files = [f"adapter_model-0000{i + 1}-of-00002.safetensors" for i in range(2)]

@@ -117,7 +117,7 @@ struct GenerateOptions {
   double top_p = 1;
   std::uint64_t seed = 0;
   std::vector<std::int64_t> eos_token_ids{};   // end of a sequence; empty: none
-  std::optional<std::int64_t> pad_token_id{};  // what a finished sequence goes on with; default: the first end token
+  std::optional<std::int64_t> pad_token_id{};  // what fills a finished sequence; default: the first end token
   // Called after each step with one token for each sequence (a finished one gives padding). false: stop.
   std::function<bool(const std::vector<std::int64_t>& tokens)> on_tokens{};
   std::function<void(const at::Tensor& logits)> on_logits{};  // [sequences, vocabulary] of each step

@@ -7,6 +7,7 @@
 #include <new>
 
 #include "cli/output/output.h"
+#include "plan/members.h"
 
 namespace peft::cli {
 
@@ -32,7 +33,7 @@ Json plan_json(const Plan& plan) {
       tensors.push_back({{"name", tensor.name},
                          {"dtype", info(tensor.dtype).name},
                          {"shape", tensor.shape},
-                         {"blocks", tensor.blocks.size()}});
+                         {"blocks", plan::count_views(tensor)}});
     }
     std::sort(tensors.begin(), tensors.end(), [](const Json& a, const Json& b) { return a["name"] < b["name"]; });
     files.push_back({{"name", file.name}, {"tensors", tensors}});
@@ -60,10 +61,10 @@ Json sorted(std::vector<std::string> texts) {
 
 namespace {
 
-int exit_code_of(const Error& error, bool is_verify) {
+int exit_code_of(const Error& error, bool one_is_an_answer) {
   const int code = info(error.code()).exit_code;
   const bool is_input = code == 1 || (code == 3 && error.code() != ErrorCode::IO_WRITE);
-  return is_verify && is_input ? 2 : code;
+  return one_is_an_answer && is_input ? 2 : code;
 }
 
 }  // namespace
@@ -82,14 +83,14 @@ Error current_error() {
   }
 }
 
-int report(const Error& error, bool json, bool is_verify) {
+int report(const Error& error, bool json, bool one_is_an_answer) {
   if (json) {
     print_json({{"error", error_json(error)}});
     finish_output();
   } else {
     write_error(error);
   }
-  return exit_code_of(error, is_verify);
+  return exit_code_of(error, one_is_an_answer);
 }
 
 }  // namespace peft::cli

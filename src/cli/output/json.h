@@ -25,7 +25,8 @@ void write_error(const Error& error);
 // The exception that is being handled, as an Error. One of the standard library means that memory is gone, or a bug.
 Error current_error();
 
-// Prints the error and gives the exit code. 1 says "different" in verify, so that there a bad input is 2.
-int report(const Error& error, bool json, bool is_verify);
+// Prints the error and gives the exit code. 1 says "different" in verify and "not right" in doctor, so
+// that there a bad input is 2.
+int report(const Error& error, bool json, bool one_is_an_answer);
 
 }  // namespace peft::cli

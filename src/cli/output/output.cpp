@@ -60,7 +60,7 @@ int terminal_width() {
 void finish_output() {
   if (std::fflush(stdout) != 0 && stdout_error == 0) stdout_error = errno;
   if (stdout_error == 0 || stdout_error == EPIPE) return;
-  throw Error(ErrorCode::IO_WRITE, {.file = "<stdout>", .problem = std::strerror(stdout_error)});
+  peft::at("<stdout>").fail(ErrorCode::IO_WRITE, {.problem = std::strerror(stdout_error)});
 }
 
 std::string human_bytes(std::uint64_t bytes) {

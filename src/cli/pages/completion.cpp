@@ -7,7 +7,7 @@
 
 #include "cli/flags.h"
 #include "cli/output/output.h"
-#include "peft/low_rank.h"
+#include "engines/engine.h"
 #include "peft/model.h"
 
 namespace peft::cli {
@@ -126,6 +126,7 @@ std::string fish(const std::vector<VerbInfo>& verbs) {
 
 std::vector<std::string> choices_of(const std::string& flag) {
   if (flag == "--to" || flag == "--from") return layout_names();
+  if (flag == "--for") return engines::engine_names();
   if (flag == "--dtype") return float_dtype_names();
   if (flag == "--orientation") return {"out-in", "in-out"};
   if (flag == "--b-packing") return {"rank-major", "grouped-by-expert"};
@@ -166,6 +167,7 @@ std::vector<VerbInfo> describe_verbs(const CLI::App& app) {
       }
     }
     if (info.name == "completion") info.choices = kShells;
+    if (info.name == "engines") info.choices = engines::engine_names();
     if (info.name == "layouts" || info.name == "families") info.choices = {"--json"};  // they take no argument
     verbs.push_back(std::move(info));
   }

@@ -3,7 +3,9 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 
+#include "cli/engines/engine_pages.h"
 #include "cli/flags.h"
 #include "cli/output/json.h"
 #include "cli/output/output.h"
@@ -16,7 +18,8 @@
 namespace peft::cli {
 namespace {
 
-const std::vector<std::string> kPages = {"errors", "layouts", "families", "config_fields"};
+const std::vector<std::string> kPages = {"errors", "layouts", "families", "config_fields", "engines", "readme"};
+constexpr std::string_view kEngines = "engines/";  // and the name of one
 
 constexpr std::string_view kGenerated =
     "<!-- Made by `peft docs`; change the table in the code, then `make docs`. -->\n\n";
@@ -175,13 +178,20 @@ void add_families(CLI::App& app, FamiliesCommand& command) {
 
 void add_docs(CLI::App& app, DocsCommand& command) {
   auto& verb = *app.add_subcommand("docs", "Print a page of docs/ that is made from the program's tables");
-  verb.add_option("page", command.page, "errors, layouts, families or config_fields")
-      ->required()
-      ->check(quiet(CLI::IsMember(kPages)));
+  verb.add_option("page", command.page, "errors, layouts, families, config_fields, engines, engines/NAME or readme")
+      ->required();
   verb.group("");  // for `make docs`, not for users
 }
 
 int run(const DocsCommand& command) {
+  if (command.page.starts_with(kEngines)) {
+    write_out(engine_page(*engines::choose(command.page.substr(kEngines.size())).engine));
+    return 0;
+  }
+  if (std::find(kPages.begin(), kPages.end(), command.page) == kPages.end())
+    throw Error(ErrorCode::USAGE, {.problem = "there is no such page", .got = command.page});
+  if (command.page == "engines") write_out(engines_page());
+  if (command.page == "readme") write_out(readme_tables());
   if (command.page == "errors") write_out(errors_page());
   if (command.page == "layouts") write_out(layouts_page());
   if (command.page == "families") write_out(families_page());

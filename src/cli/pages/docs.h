@@ -18,7 +18,7 @@ struct FamiliesCommand {
 };
 // A Markdown page; `make docs` writes them to docs/.
 struct DocsCommand {
-  std::string page;  // errors, layouts, families, config_fields
+  std::string page;  // errors, layouts, families, config_fields, engines, engines/NAME, readme
 };
 void add_layouts(CLI::App& app, LayoutsCommand& command);
 void add_families(CLI::App& app, FamiliesCommand& command);

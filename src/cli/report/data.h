@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "peft/execute.h"
-#include "peft/merge.h"
+#include "peft/verbs.h"
 
 namespace peft::cli {
 

@@ -249,9 +249,8 @@ void check_report(const std::string& path) {
   std::error_code none;
   const fs::path folder = file.has_parent_path() ? file.parent_path() : fs::path(".");
   if (fs::is_directory(folder, none) && !fs::is_directory(file, none)) return;
-  throw Error(
-      ErrorCode::IO_WRITE,
-      {.file = path, .problem = "the report cannot be written there", .expected = "a file in a folder that exists"});
+  at(path).fail(ErrorCode::IO_WRITE,
+                {.problem = "the report cannot be written there", .expected = "a file in a folder that exists"});
 }
 
 void write_report(const ReportFacts& facts, const MergePlan& merge, const ExecuteReport& done) {

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "peft/execute.h"
-#include "peft/merge.h"
+#include "peft/verbs.h"
 
 namespace peft::cli {
 

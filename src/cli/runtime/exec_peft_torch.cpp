@@ -53,14 +53,13 @@ void exec_peft_torch(const std::vector<std::string>& command_line) {
     for (const auto& argument : command_line) argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
     execv(program.c_str(), argv.data());
-    throw Error(ErrorCode::RT_PROGRAM,
-                {.file = program, .problem = fmt::format("cannot be started: {}", std::strerror(errno))});
+    at(program).fail(ErrorCode::RT_PROGRAM, {.problem = fmt::format("cannot be started: {}", std::strerror(errno))});
   }
-  throw Error(ErrorCode::RT_PROGRAM,
-              {.file = places.empty() ? kProgram : places.front(),
-               .problem = "peft-torch, the part of peft that runs models, is not there",
-               .expected = "beside peft, in ../libexec/peft, in PATH, or where PEFT_TORCH says",
-               .hint = "build it with `make build`, or with cmake -DPEFT_WITH_TORCH=ON (docs/building.md)"});
+  at(places.empty() ? kProgram : places.front())
+      .fail(ErrorCode::RT_PROGRAM,
+            {.problem = "peft-torch, the part of peft that runs models, is not there",
+             .expected = "beside peft, in ../libexec/peft, in PATH, or where PEFT_TORCH says",
+             .hint = "build it with `make build`, or with cmake -DPEFT_WITH_TORCH=ON (docs/building.md)"});
 }
 
 int run(const LogitsCommand& command) { exec_peft_torch(command.model.command_line); }

@@ -13,8 +13,10 @@
 #include "cli/output/output.h"
 #include "cli/output/progress.h"
 #include "cli/output/table.h"
+#include "engines/engine.h"
 #include "peft/error.h"
 #include "peft/plan.h"
+#include "peft/verbs.h"
 
 namespace peft::cli {
 namespace {
@@ -22,17 +24,20 @@ namespace {
 constexpr const char* kConvertExamples = R"(Examples:
   peft convert my-lora --to peft-fused --out my-lora-v5
   peft convert my-lora --to peft-fused --out my-lora-v5 --base Qwen3-30B-A3B
+  peft convert my-lora --for vllm --out my-lora-vllm --base Qwen3-30B-A3B
   peft convert my-lora --to peft-fused --dry-run               what would be written
+  peft convert my-lora --to gguf --out my-lora.gguf --base Mixtral-8x7B
   peft convert runs/a runs/b --to peft-per-expert --out v4     v4/a and v4/b, and a table
   peft convert my-lora --to peft-fused --config-only --base Qwen3-30B-A3B
   peft convert old --from peft-fused-0.18 --orientation in-out --to peft-fused --out new
 
-DIR appears complete and checked, or not at all; the input is never modified.)";
+What is written appears complete and checked, or not at all; the input is never modified.)";
 
 namespace fs = std::filesystem;
 
 // What a file without experts is: there is no layout to tell.
 inline constexpr std::string_view kDense = "dense";
+inline constexpr std::string_view kQ8 = "Q8_0";  // no dtype: a packing of GGUF files
 
 struct Conversion {
   std::string path = {}, out = {};
@@ -40,6 +45,9 @@ struct Conversion {
   std::vector<std::string> adapters = {};  // names inside the folder
   std::size_t tensors_in = 0, tensors_out = 0;
   std::vector<std::string> notes = {};   // what is unusual about the input
+  std::string to = {};                   // the layout written
+  std::string engine = {};               // with --for: "vllm 0.33", and how it runs
+  std::vector<std::string> run = {};     // with --for: lines to start it with
   std::vector<std::string> unused = {};  // tensors that --ignore-unused left out, and why
   Plan plan = {};
   std::optional<ExecuteReport> done = {};  // absent: only planned
@@ -54,6 +62,14 @@ std::string base_name(const std::string& path) {
   return folder.filename().string();
 }
 
+// Whether an output is one file, and not a folder.
+bool writes_a_file(const ConvertCommand& command) {
+  const std::string_view gguf = info(Layout::gguf).name;
+  if (command.engine.empty()) return command.to == gguf;
+  const auto& forms = engines::choose(command.engine).engine->forms;
+  return std::ranges::any_of(forms, [&](const engines::Form& form) { return form.layout == gguf; });
+}
+
 std::vector<std::string> output_folders(const ConvertCommand& command) {
   if (command.paths.size() == 1) return {command.out};
   std::vector<std::string> folders;
@@ -65,7 +81,8 @@ std::vector<std::string> output_folders(const ConvertCommand& command) {
                                      .got = name,
                                      .hint = "convert them one at a time"});
     }
-    folders.push_back(command.out.empty() ? std::string() : (fs::path(command.out) / name).string());
+    const std::string file = name + (writes_a_file(command) ? ".gguf" : "");
+    folders.push_back(command.out.empty() ? std::string() : (fs::path(command.out) / file).string());
   }
   return folders;
 }
@@ -86,6 +103,19 @@ std::vector<std::pair<std::string, std::string>> choose_adapters(const std::stri
   return chosen;
 }
 
+// The plan of one adapter, for a layout or for an engine.
+Plan plan_one(const ConvertCommand& command, const Input& input, const ConvertOptions& options,
+              const std::string& folder, Conversion& conversion) {
+  if (command.engine.empty()) return plan_convert(input, options);
+  const std::string out = folder.empty() ? conversion.out : (fs::path(conversion.out) / folder).string();
+  EngineConversion made = plan_convert_for(input, options, command.engine, out);
+  conversion.to = made.layout;
+  conversion.engine = made.engine + " " + made.version + (made.mode.empty() ? "" : ", " + made.mode);
+  if (!made.why.empty()) conversion.notes.push_back(made.layout + ": " + made.why);
+  for (std::string& line : made.run) conversion.run.push_back(std::move(line));
+  return std::move(made.plan);
+}
+
 // Reads and plans all adapters of `path` that the command asks for. Nothing is written.
 Conversion plan_conversion(const ConvertCommand& command, const std::string& path, const std::string& out) {
   Conversion conversion{.path = path, .out = out};
@@ -93,11 +123,20 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
   options.input = command.input.options();
   options.input.read.verb = Verb::convert;
   options.input.read.threads = command.execute.threads;
-  options.to = parse_layout_flag("--to", command.to);
-  options.dtype = parse_optional_dtype("--dtype", command.dtype);
+  if (command.engine.empty()) options.to = parse_layout_flag("--to", command.to);
+  options.q8_0 = command.dtype == kQ8;
+  if (!options.q8_0) options.dtype = parse_optional_dtype("--dtype", command.dtype);
+  options.gguf_base = command.gguf_base;
   options.block_diagonal = command.block_diagonal;
+  conversion.to = command.to;
 
-  for (const auto& [name, folder] : choose_adapters(path, options.input.adapter_name)) {
+  const auto adapters = choose_adapters(path, options.input.adapter_name);
+  if (writes_a_file(command) && adapters.size() > 1) {
+    throw Error(ErrorCode::USAGE, {.file = path,
+                                   .problem = "the folder holds several adapters, and a GGUF file holds one",
+                                   .hint = "choose one with --adapter-name"});
+  }
+  for (const auto& [name, folder] : adapters) {
     options.input.adapter_name = name;
     const Input input = load(path, options.input);
     const std::string layout(input.reading.has_experts ? info(input.reading.layout).name : kDense);
@@ -110,25 +149,39 @@ Conversion plan_conversion(const ConvertCommand& command, const std::string& pat
     }
     for (const auto& text : input.reading.unused)
       conversion.unused.push_back(folder.empty() ? text : folder + ": " + text);
-    append(conversion.plan, plan_convert(input, options), folder);
+    append(conversion.plan, plan_one(command, input, options, folder, conversion), folder);
   }
   for (const auto& file : conversion.plan.files) conversion.tensors_out += file.tensors.size();
   return conversion;
 }
 
-// Carries the plan out.
-void execute_conversion(const ConvertCommand& command, Conversion& conversion) {
-  conversion.done = execute_shown(conversion.plan, conversion.out, command.execute, command.quiet);
+// With a progress line and Ctrl-C caught.
+Executor shown(const ConvertCommand& command) {
+  return [quiet = command.quiet](const Plan& plan, const std::string& out, ExecuteOptions options) {
+    return execute_shown(plan, out, std::move(options), quiet);
+  };
+}
+
+Conversion convert_one(const ConvertCommand& command, const std::string& path, const std::string& out,
+                       const Executor& execute) {
+  Conversion conversion = plan_conversion(command, path, out);
+  if (!command.dry_run) conversion.done = execute(conversion.plan, conversion.out, command.execute);
+  return conversion;
 }
 
 Json to_json(const ConvertCommand& command, const Conversion& conversion) {
   if (conversion.error) {
-    return {{"adapter", conversion.path}, {"to", command.to}, {"error", error_json(*conversion.error)}};
+    return {{"adapter", conversion.path},
+            {"to", command.to},
+            {"for", command.engine},
+            {"error", error_json(*conversion.error)}};
   }
   Json json = {{"adapter", conversion.path},
                {"adapter_names", sorted(conversion.adapters)},
                {"from", conversion.from},
-               {"to", command.to},
+               {"to", conversion.to},
+               {"for", conversion.engine},
+               {"run", conversion.run},
                {"tensors_in", conversion.tensors_in},
                {"tensors_out", conversion.tensors_out},
                {"exactness", name(conversion.plan.exactness)},
@@ -146,25 +199,34 @@ Json to_json(const ConvertCommand& command, const Conversion& conversion) {
   return json;
 }
 
+// How the engine is started with what was written.
+void print_run(const Conversion& conversion) {
+  if (conversion.run.empty()) return;
+  write_out("for " + conversion.engine + ":\n");
+  for (const auto& line : conversion.run) write_out("  " + printable(line, 4096) + "\n");
+}
+
 void print_one(const ConvertCommand& command, const Conversion& conversion) {
   write_notes(conversion.notes);
   if (!conversion.done) {
     std::ostringstream text;
     text << conversion.plan;
     write_out(text.str());
+    print_run(conversion);
     return;
   }
   write_warnings(conversion.plan.warnings);
   const ExecuteReport& report = *conversion.done;
-  const std::string what =
-      conversion.from == kDense ? "dense LoRA, the same in every PEFT layout" : conversion.from + " -> " + command.to;
+  const std::string what = conversion.from == kDense ? "dense LoRA, the same in every PEFT layout"
+                                                     : conversion.from + " -> " + conversion.to;
   write_out(fmt::format("{}: {} tensors -> {}, {} in {} ({}), {}\n", what, conversion.tensors_in,
                         conversion.tensors_out, human_bytes(report.bytes_out), human_seconds(report.seconds),
                         name(conversion.plan.exactness), checks_text(command.execute)));
   write_out(printable(conversion.out, 4096) + "\n");
+  print_run(conversion);
 }
 
-void print_table(const ConvertCommand& command, const std::vector<Conversion>& conversions) {
+void print_table(const std::vector<Conversion>& conversions) {
   for (const auto& conversion : conversions) {
     for (const auto& note : conversion.notes) {
       write_err("note: " + printable(conversion.path, 200) + ": " + printable(note, 1000) + "\n");
@@ -176,11 +238,11 @@ void print_table(const ConvertCommand& command, const std::vector<Conversion>& c
       {{"adapter"}, {"from"}, {"to"}, {"tensors", Align::right}, {"bytes", Align::right}, {"exactness"}, {"result"}});
   for (const auto& conversion : conversions) {
     if (conversion.error) {
-      table.add({conversion.path, conversion.from, command.to, "", "", "",
+      table.add({conversion.path, conversion.from, conversion.to, "", "", "",
                  "failed: " + std::string(info(conversion.error->code()).name)});
       continue;
     }
-    table.add({conversion.path, conversion.from, command.to, std::to_string(conversion.tensors_out),
+    table.add({conversion.path, conversion.from, conversion.to, std::to_string(conversion.tensors_out),
                human_bytes(conversion.plan.bytes_out), std::string(name(conversion.plan.exactness)),
                conversion.done ? conversion.out : "planned"});
   }
@@ -194,8 +256,7 @@ class SharedFolder {
     std::error_code error;
     made_ = !path.empty() && fs::create_directory(path, error);
     if (!path.empty() && !fs::is_directory(path, error)) {
-      throw Error(ErrorCode::IO_WRITE,
-                  {.file = path, .problem = "cannot be made or is no folder", .got = error.message()});
+      at(path).fail(ErrorCode::IO_WRITE, {.problem = "cannot be made or is no folder", .got = error.message()});
     }
   }
   ~SharedFolder() {
@@ -217,8 +278,7 @@ int convert_many(const ConvertCommand& command, const std::vector<std::string>& 
   for (std::size_t i = 0; i < folders.size(); ++i) {
     Conversion conversion{.path = command.paths[i], .out = folders[i]};
     try {
-      conversion = plan_conversion(command, command.paths[i], folders[i]);
-      if (!command.dry_run) execute_conversion(command, conversion);
+      conversion = convert_one(command, command.paths[i], folders[i], shown(command));
     } catch (const Error& error) {
       conversion.error = error;
       if (exit_code == 0) exit_code = info(error.code()).exit_code;
@@ -233,12 +293,21 @@ int convert_many(const ConvertCommand& command, const std::vector<std::string>& 
     for (const auto& conversion : conversions) json.push_back(to_json(command, conversion));
     print_json({{"conversions", json}});
   } else {
-    print_table(command, conversions);
+    print_table(conversions);
   }
   return exit_code;
 }
 
-int convert_config_only(const ConvertCommand& command) {
+void require_one_target(const ConvertCommand& command) {
+  if (command.to.empty() != command.engine.empty()) return;
+  throw Error(ErrorCode::USAGE, {.problem = "one of --to LAYOUT and --for ENGINE is needed",
+                                 .got = command.to.empty() ? "neither" : "both",
+                                 .hint = "peft layouts, peft engines"});
+}
+
+ConfigConversion convert_config_only(const ConvertCommand& command) {
+  if (!command.engine.empty())
+    throw Error(ErrorCode::USAGE, {.problem = "--config-only takes --to, not --for", .got = command.engine});
   if (command.paths.size() != 1) {
     throw Error(ErrorCode::USAGE,
                 {.problem = "--config-only takes one config", .got = std::to_string(command.paths.size())});
@@ -246,17 +315,26 @@ int convert_config_only(const ConvertCommand& command) {
   ConvertOptions options;
   options.input = command.input.options();
   options.to = parse_layout_flag("--to", command.to);
-  const ConfigConversion conversion = convert_config(command.paths[0], options);
+  ConfigConversion conversion = convert_config(command.paths[0], options);
   if (!command.out.empty() && !command.dry_run) {
     Plan plan;
     plan.texts.emplace_back("adapter_config.json", conversion.after);
     plan.bytes_out = conversion.after.size();
     execute(plan, command.out, command.execute);
   }
+  return conversion;
+}
+
+Json to_json(const ConvertCommand& command, const ConfigConversion& conversion) {
+  return {{"config", pythonic::parse_json(conversion.after, "adapter_config.json")},
+          {"out", command.out},
+          {"warnings", conversion.warnings}};
+}
+
+int print_config_only(const ConvertCommand& command) {
+  const ConfigConversion conversion = convert_config_only(command);
   if (command.json) {
-    print_json({{"config", pythonic::parse_json(conversion.after, "adapter_config.json")},
-                {"out", command.out},
-                {"warnings", conversion.warnings}});
+    print_json(to_json(command, conversion));
     return 0;
   }
   const std::string changes = diff(conversion.before, conversion.after);
@@ -274,14 +352,20 @@ void add_convert(CLI::App& app, ConvertCommand& command) {
       ->required()
       ->type_name("ADAPTER");
   verb.add_option("--to", command.to, "The layout to write: " + CLI::detail::join(layout_names(), ", "))
-      ->required()
       ->type_name("LAYOUT");
-  verb.add_option("--out", command.out, "The folder to write; of several adapters, each gets DIR/NAME")
+  verb.add_option("--for", command.engine,
+                  "The engine to write for, in place of --to, with a version if need be: vllm@0.33 (peft engines)")
+      ->type_name("ENGINE");
+  verb.add_option("--out", command.out, "The folder to write (gguf: the file); of several adapters, each gets DIR/NAME")
       ->type_name("DIR");
-  verb.add_option("--dtype", command.dtype, "Cast the factors: " + CLI::detail::join(float_dtype_names(), ", "))
+  verb.add_option("--dtype", command.dtype,
+                  "Cast the factors: " + CLI::detail::join(float_dtype_names(), ", ") + "; gguf: also Q8_0")
       ->type_name("T");
   verb.add_flag("--block-diagonal", command.block_diagonal,
                 "Keep gate and up apart (rank 2r) even where they share lora_A");
+  verb.add_option("--gguf-base", command.gguf_base,
+                  "gguf: the model's GGUF file; the adapter gets its tensor names, and its shapes are checked")
+      ->type_name("FILE");
   verb.add_flag("--dry-run", command.dry_run, "Print the plan; write nothing");
   verb.add_flag("--config-only", command.config_only,
                 "Convert adapter_config.json alone: print a diff, write it to --out");
@@ -291,15 +375,25 @@ void add_convert(CLI::App& app, ConvertCommand& command) {
   verb.footer(kConvertExamples);
 }
 
-int run(const ConvertCommand& command) {
-  if (command.config_only) return convert_config_only(command);
+Json result(const ConvertCommand& command, const Executor& execute) {
+  require_one_target(command);
+  if (command.config_only) return to_json(command, convert_config_only(command));
   require_out(command.out, command.dry_run);
-  parse_layout_flag("--to", command.to);  // a wrong value is an error of the command line, not of each path
+  return to_json(command, convert_one(command, command.paths.at(0), command.out, execute));
+}
+
+int run(const ConvertCommand& command) {
+  require_one_target(command);
+  if (command.config_only) return print_config_only(command);
+  require_out(command.out, command.dry_run);
+  if (command.engine.empty())
+    parse_layout_flag("--to", command.to);
+  else
+    engines::choose(command.engine);  // a wrong value is an error of the command line, not of each path
   const auto folders = output_folders(command);
   if (folders.size() > 1) return convert_many(command, folders);
 
-  Conversion conversion = plan_conversion(command, command.paths[0], folders[0]);
-  if (!command.dry_run) execute_conversion(command, conversion);
+  const Conversion conversion = convert_one(command, command.paths[0], folders[0], shown(command));
   if (command.json) {
     print_json(to_json(command, conversion));
   } else {

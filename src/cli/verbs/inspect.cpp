@@ -20,46 +20,6 @@ constexpr const char* kInspectExamples = R"(Examples:
 
 Exit code 1 when the file cannot be decoded.)";
 
-Json to_json(const InspectReport& report) {
-  Json tensors = Json::array(), ranks = Json::array(), consumers = Json::array();
-  for (const auto& row : report.tensors) {
-    tensors.push_back({{"key", row.key}, {"shape", row.shape}, {"meaning", row.meaning}, {"count", row.count}});
-  }
-  for (const auto& row : report.ranks) {
-    ranks.push_back({{"site", row.site},
-                     {"rank", row.rank},
-                     {"alpha", number(row.alpha)},
-                     {"scale", number(row.scale)},
-                     {"count", row.count}});
-  }
-  for (const auto& row : report.consumers) {
-    consumers.push_back({{"name", row.name}, {"verdict", row.verdict}, {"why", row.why}});
-  }
-  Json config = Json::object();
-  for (const auto& [key, value] : report.config) config[key] = Json::parse(value, nullptr, false);
-  return {{"path", report.path},
-          {"config", config},
-          {"producer", report.producer},
-          {"layout", report.layout},
-          {"family", report.family},
-          {"model_type", report.model_type},
-          {"dtype", report.dtype},
-          {"evidence", report.evidence},
-          {"tensors", tensors},
-          {"num_tensors", report.num_tensors},
-          {"num_layers", report.num_layers},
-          {"num_experts", report.num_experts},
-          {"bytes", report.bytes},
-          {"parameters", report.parameters},
-          {"ranks", ranks},
-          {"orientation", report.orientation},
-          {"b_packing", report.b_packing},
-          {"anomalies", report.anomalies},
-          {"warnings", report.warnings},
-          {"consumers", consumers},
-          {"error", report.error}};
-}
-
 void heading(std::string_view text) { write_out("\n" + bold(text, STDOUT_FILENO) + "\n"); }
 
 void facts(const InspectReport& report) {
@@ -139,6 +99,46 @@ void print(const InspectReport& report) {
 }
 
 }  // namespace
+
+Json to_json(const InspectReport& report) {
+  Json tensors = Json::array(), ranks = Json::array(), consumers = Json::array();
+  for (const auto& row : report.tensors) {
+    tensors.push_back({{"key", row.key}, {"shape", row.shape}, {"meaning", row.meaning}, {"count", row.count}});
+  }
+  for (const auto& row : report.ranks) {
+    ranks.push_back({{"site", row.site},
+                     {"rank", row.rank},
+                     {"alpha", number(row.alpha)},
+                     {"scale", number(row.scale)},
+                     {"count", row.count}});
+  }
+  for (const auto& row : report.consumers) {
+    consumers.push_back({{"name", row.name}, {"verdict", row.verdict}, {"why", row.why}});
+  }
+  Json config = Json::object();
+  for (const auto& [key, value] : report.config) config[key] = Json::parse(value, nullptr, false);
+  return {{"path", report.path},
+          {"config", config},
+          {"producer", report.producer},
+          {"layout", report.layout},
+          {"family", report.family},
+          {"model_type", report.model_type},
+          {"dtype", report.dtype},
+          {"evidence", report.evidence},
+          {"tensors", tensors},
+          {"num_tensors", report.num_tensors},
+          {"num_layers", report.num_layers},
+          {"num_experts", report.num_experts},
+          {"bytes", report.bytes},
+          {"parameters", report.parameters},
+          {"ranks", ranks},
+          {"orientation", report.orientation},
+          {"b_packing", report.b_packing},
+          {"anomalies", report.anomalies},
+          {"warnings", report.warnings},
+          {"consumers", consumers},
+          {"error", report.error}};
+}
 
 void add_inspect(CLI::App& app, InspectCommand& command) {
   auto& verb =

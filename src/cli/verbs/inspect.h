@@ -4,6 +4,7 @@
 #include <string>
 
 #include "cli/flags.h"
+#include "cli/output/json.h"
 
 namespace peft::cli {
 
@@ -13,6 +14,7 @@ struct InspectCommand {
   bool json = false;
 };
 void add_inspect(CLI::App& app, InspectCommand& command);
-int run(const InspectCommand& command);  // 1 where the file cannot be decoded
+int run(const InspectCommand& command);     // 1 where the file cannot be decoded
+Json to_json(const InspectReport& report);  // what --json prints
 
 }  // namespace peft::cli

@@ -13,7 +13,7 @@
 #include "cli/output/progress.h"
 #include "cli/output/table.h"
 #include "peft/error.h"
-#include "peft/low_rank.h"
+#include "peft/verbs.h"
 
 namespace peft::cli {
 namespace {
@@ -125,26 +125,47 @@ void add_result_flags(CLI::App& verb, ResultFlags& flags, const std::string& to)
   add_json(verb, flags.json);
 }
 
-// Writes the plan unless it is a dry run, and prints `title`, sizes, errors; or JSON that begins with `head`.
-int finish(const ResultFlags& flags, LowRankResult result, const std::string& title, Json head) {
-  std::optional<ExecuteReport> done;
-  if (!flags.dry_run) done = execute_shown(result.plan, flags.out, flags.execute, flags.quiet);
+// An adapter that is computed and not yet written.
+struct Computed {
+  const ResultFlags& flags;
+  LowRankResult result;
+  std::string title;  // of the text
+  Json head;          // what the JSON begins with
+};
+
+// Writes the plan, unless it is a dry run.
+std::optional<ExecuteReport> write(const Computed& computed, const Executor& execute) {
+  const ResultFlags& flags = computed.flags;
+  if (flags.dry_run) return std::nullopt;
+  return execute(computed.result.plan, flags.out, flags.execute);
+}
+
+Json to_json(const Computed& computed, const std::optional<ExecuteReport>& done) {
+  Json json = to_json(computed.result, computed.head);
+  if (done) {
+    json["out"] = computed.flags.out;
+    json["bytes_out"] = done->bytes_out;
+    json["seconds"] = done->seconds;
+  } else {
+    json["plan"] = plan_json(computed.result.plan);
+  }
+  return json;
+}
+
+// Writes and prints.
+int finish(const Computed& computed) {
+  const ResultFlags& flags = computed.flags;
+  const auto done = write(computed, [&](const Plan& plan, const std::string& out, ExecuteOptions options) {
+    return execute_shown(plan, out, std::move(options), flags.quiet);
+  });
   if (flags.json) {
-    Json json = to_json(result, std::move(head));
-    if (done) {
-      json["out"] = flags.out;
-      json["bytes_out"] = done->bytes_out;
-      json["seconds"] = done->seconds;
-    } else {
-      json["plan"] = plan_json(result.plan);
-    }
-    print_json(json);
+    print_json(to_json(computed, done));
     return 0;
   }
-  print(flags, result, title, done);
+  print(flags, computed.result, computed.title, done);
   if (!done) {
     std::ostringstream text;
-    text << result.plan;
+    text << computed.result.plan;
     write_out(text.str());
   }
   return 0;
@@ -214,7 +235,9 @@ void add_extract(CLI::App& app, ExtractCommand& command) {
   verb.footer(kExtractExamples);
 }
 
-int run(const CombineCommand& command) {
+namespace {
+
+Computed compute(const CombineCommand& command) {
   require_out(command.result.out, command.result.dry_run);
   std::vector<WeightedAdapter> adapters;
   Json list = Json::array();
@@ -232,12 +255,13 @@ int run(const CombineCommand& command) {
   options.majority_by_count = command.majority_sign_method == "frequency";
   options.seed = command.seed;
   options.threads = command.result.execute.threads;
-  return finish(command.result, plan_combine(adapters, options),
-                fmt::format("{} of {} adapters", command.type, adapters.size()),
-                {{"type", command.type}, {"adapters", list}});
+  return {command.result,
+          plan_combine(adapters, options),
+          fmt::format("{} of {} adapters", command.type, adapters.size()),
+          {{"type", command.type}, {"adapters", list}}};
 }
 
-int run(const ResizeCommand& command) {
+Computed compute(const ResizeCommand& command) {
   require_out(command.result.out, command.result.dry_run);
   ResizeOptions options;
   options.input = command.input.options();
@@ -245,11 +269,13 @@ int run(const ResizeCommand& command) {
   options.to = parse_optional_layout("--to", command.result.to);
   options.dtype = parse_optional_dtype("--dtype", command.result.dtype);
   options.threads = command.result.execute.threads;
-  return finish(command.result, plan_resize(command.adapter, options), fmt::format("resized to rank {}", command.rank),
-                {{"adapter", command.adapter}, {"rank", command.rank}});
+  return {command.result,
+          plan_resize(command.adapter, options),
+          fmt::format("resized to rank {}", command.rank),
+          {{"adapter", command.adapter}, {"rank", command.rank}}};
 }
 
-int run(const ExtractCommand& command) {
+Computed compute(const ExtractCommand& command) {
   require_out(command.result.out, command.result.dry_run);
   ExtractOptions options;
   options.base = command.base;
@@ -263,8 +289,26 @@ int run(const ExtractCommand& command) {
   options.ignore_unused = command.ignore_unused;
   options.open = command.open;
   options.threads = command.result.execute.threads;
-  return finish(command.result, plan_extract(options), fmt::format("extracted, rank {} at most", command.rank),
-                {{"base", command.base}, {"finetuned", command.finetuned}, {"rank", command.rank}});
+  return {command.result,
+          plan_extract(options),
+          fmt::format("extracted, rank {} at most", command.rank),
+          {{"base", command.base}, {"finetuned", command.finetuned}, {"rank", command.rank}}};
 }
+
+template <class Verb>
+Json result_of(const Verb& command, const Executor& execute) {
+  const Computed computed = compute(command);
+  return to_json(computed, write(computed, execute));
+}
+
+}  // namespace
+
+int run(const CombineCommand& command) { return finish(compute(command)); }
+int run(const ResizeCommand& command) { return finish(compute(command)); }
+int run(const ExtractCommand& command) { return finish(compute(command)); }
+
+Json result(const CombineCommand& command, const Executor& execute) { return result_of(command, execute); }
+Json result(const ResizeCommand& command, const Executor& execute) { return result_of(command, execute); }
+Json result(const ExtractCommand& command, const Executor& execute) { return result_of(command, execute); }
 
 }  // namespace peft::cli

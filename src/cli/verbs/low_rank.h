@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cli/flags.h"
+#include "cli/output/json.h"
 
 namespace peft::cli {
 
@@ -46,5 +47,9 @@ void add_extract(CLI::App& app, ExtractCommand& command);
 int run(const CombineCommand& command);
 int run(const ResizeCommand& command);
 int run(const ExtractCommand& command);
+// What --json prints.
+Json result(const CombineCommand& command, const Executor& execute);
+Json result(const ResizeCommand& command, const Executor& execute);
+Json result(const ExtractCommand& command, const Executor& execute);
 
 }  // namespace peft::cli

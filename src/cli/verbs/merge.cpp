@@ -261,9 +261,14 @@ ReportFacts report_facts(const MergeCommand& command) {
   return facts;
 }
 
-}  // namespace
+struct Merged {
+  MergeCommand command;
+  MergePlan merge;
+  std::optional<ExecuteReport> done;  // absent: a dry run
+};
 
-int run(const MergeCommand& given) {
+// Plans, and unless it is a dry run, writes the model and the page.
+Merged carry_out(const MergeCommand& given, const Executor& execute) {
   MergeCommand command = given;
   command.base = given.input.base;
   require_out(command.out, command.dry_run);
@@ -272,22 +277,34 @@ int run(const MergeCommand& given) {
     check_report(command.report);
   }
   const ExecuteOptions resolved = execute_options(command);  // a wrong --part is said before the base is read
-  const MergePlan merge = plan_merge(merge_options(command));
-  if (command.dry_run) {
-    if (command.json)
-      print_json(to_json(command, merge, nullptr));
-    else
-      print_dry_run(merge);
-    return 0;
-  }
+  Merged merged{std::move(command), {}, {}};
+  merged.merge = plan_merge(merge_options(merged.command));
+  if (given.dry_run) return merged;
   ExecuteOptions options = resolved;
-  options.want_norms = command.json || !command.report.empty();
-  const ExecuteReport report = execute_shown(merge.plan, command.out, options, command.quiet, true);
-  if (!command.report.empty()) write_report(report_facts(command), merge, report);
+  options.want_norms = given.json || !given.report.empty();
+  merged.done = execute(merged.merge.plan, given.out, options);
+  if (!given.report.empty()) write_report(report_facts(merged.command), merged.merge, *merged.done);
+  return merged;
+}
+
+Json to_json(const Merged& merged) {
+  return to_json(merged.command, merged.merge, merged.done ? &*merged.done : nullptr);
+}
+
+}  // namespace
+
+Json result(const MergeCommand& command, const Executor& execute) { return to_json(carry_out(command, execute)); }
+
+int run(const MergeCommand& command) {
+  const Merged merged = carry_out(command, [&](const Plan& plan, const std::string& out, ExecuteOptions options) {
+    return execute_shown(plan, out, std::move(options), command.quiet, true);
+  });
   if (command.json)
-    print_json(to_json(command, merge, &report));
+    print_json(to_json(merged));
+  else if (!merged.done)
+    print_dry_run(merged.merge);
   else
-    print_done(command, merge, report);
+    print_done(merged.command, merged.merge, *merged.done);
   return 0;
 }
 

@@ -5,7 +5,8 @@
 #include <vector>
 
 #include "cli/flags.h"
-#include "peft/merge.h"
+#include "cli/output/json.h"
+#include "peft/verbs.h"
 
 namespace peft::cli {
 
@@ -20,5 +21,7 @@ struct MergeCommand {
 };
 void add_merge(CLI::App& app, MergeCommand& command);
 int run(const MergeCommand& command);
+// What --json prints.
+Json result(const MergeCommand& command, const Executor& execute);
 
 }  // namespace peft::cli

@@ -12,7 +12,7 @@
 #include "cli/output/output.h"
 #include "cli/output/table.h"
 #include "peft/adapter.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 
 namespace peft::cli {
 namespace {
@@ -46,12 +46,12 @@ Generation choose_generation(const Model& model, const AdapterConfig& config, co
   if (command.generation == "v4") generation = Generation::v4;
   if (command.generation == "v5") generation = Generation::v5;
   if (!model.tree(generation)) {
-    throw Error(ErrorCode::MD_NEEDED,
-                {.file = command.base,
-                 .problem = fmt::format("the modules of this model in transformers {} are not known",
-                                        generation == Generation::v4 ? "4" : "5"),
-                 .got = model.model_type,
-                 .hint = "--base takes a model folder, its config.json, or a module-tree file"});
+    at(command.base)
+        .fail(ErrorCode::MD_NEEDED,
+              {.problem = fmt::format("the modules of this model in transformers {} are not known",
+                                      generation == Generation::v4 ? "4" : "5"),
+               .got = model.model_type,
+               .hint = "--base takes a model folder, its config.json, or a module-tree file"});
   }
   return generation;
 }
@@ -131,13 +131,26 @@ void add_targets(CLI::App& app, TargetsCommand& command) {
   verb.footer(kTargetsExamples);
 }
 
-int run(const TargetsCommand& command) {
+namespace {
+
+std::pair<ResolvedTargets, Generation> resolve(const TargetsCommand& command) {
   const auto as_of = parse_version(command.as_of);
   const AdapterConfig config = AdapterConfig::read(resolve_path(command.path));
   require_usable(config, Verb::targets);
   const Model model = describe({.base = resolve_path(command.base), .families_file = command.families_file});
   const Generation generation = choose_generation(model, config, command);
-  const ResolvedTargets resolved = resolve_targets(config, *model.tree(generation), model, generation, as_of);
+  return {resolve_targets(config, *model.tree(generation), model, generation, as_of), generation};
+}
+
+}  // namespace
+
+Json result(const TargetsCommand& command) {
+  const auto [resolved, generation] = resolve(command);
+  return to_json(resolved, generation);
+}
+
+int run(const TargetsCommand& command) {
+  const auto [resolved, generation] = resolve(command);
   if (command.json) {
     print_json(to_json(resolved, generation));
     return 0;

@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include "cli/output/json.h"
+
 namespace CLI {
 class App;
 }
@@ -17,5 +19,6 @@ struct TargetsCommand {
 };
 void add_targets(CLI::App& app, TargetsCommand& command);
 int run(const TargetsCommand& command);
+Json result(const TargetsCommand& command);  // what --json prints
 
 }  // namespace peft::cli

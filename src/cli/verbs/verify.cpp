@@ -12,7 +12,7 @@
 #include "cli/output/output.h"
 #include "cli/output/table.h"
 #include "peft/error.h"
-#include "peft/verify_merged.h"
+#include "peft/verbs.h"
 
 namespace peft::cli {
 namespace {
@@ -157,7 +157,7 @@ constexpr const char* kVerifyExamples = R"(Examples:
 
 Exit codes: 0 same function (or merged as it should be), 1 different, 2 an input is bad.)";
 
-int run_merged(const VerifyCommand& command) {
+VerifyMergedReport verify_merged(const VerifyCommand& command) {
   VerifyMergedOptions options;
   options.merged = command.merged;
   options.merge.base = command.input.base;
@@ -165,7 +165,20 @@ int run_merged(const VerifyCommand& command) {
   for (const auto& text : command.adapters) options.merge.adapters.push_back(parse_weighted_adapter(text));
   options.merge.base_is_residual = command.base_is_residual;
   options.threads = command.threads;
-  const VerifyMergedReport report = verify_merged(options);
+  return peft::verify_merged(options);
+}
+
+VerifyReport verify(const VerifyCommand& command) {
+  VerifyOptions options;
+  options.a = command.input.options(0);
+  options.b = command.input.options(1);
+  options.tolerance_rounded = command.tolerance == "rounded";
+  options.threads = command.threads;
+  return peft::verify(command.adapters[0], command.adapters[1], options);
+}
+
+template <class Report>
+int show(const VerifyCommand& command, const Report& report) {
   if (command.json) {
     print_json(to_json(report));
   } else {
@@ -193,19 +206,12 @@ void VerifyCommand::require_adapters() const {
 }
 
 int run(const VerifyCommand& command) {
-  if (!command.merged.empty()) return run_merged(command);
-  VerifyOptions options;
-  options.a = command.input.options(0);
-  options.b = command.input.options(1);
-  options.tolerance_rounded = command.tolerance == "rounded";
-  options.threads = command.threads;
-  const VerifyReport report = verify(command.adapters[0], command.adapters[1], options);
-  if (command.json) {
-    print_json(to_json(report));
-  } else {
-    print(report);
-  }
-  return report.same ? 0 : 1;
+  return command.merged.empty() ? show(command, verify(command)) : show(command, verify_merged(command));
+}
+
+Json result(const VerifyCommand& command) {
+  command.require_adapters();
+  return command.merged.empty() ? to_json(verify(command)) : to_json(verify_merged(command));
 }
 
 void add_verify(CLI::App& app, VerifyCommand& command) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cli/flags.h"
+#include "cli/output/json.h"
 
 namespace peft::cli {
 
@@ -20,6 +21,7 @@ struct VerifyCommand {
   void require_adapters() const;
 };
 void add_verify(CLI::App& app, VerifyCommand& command);
-int run(const VerifyCommand& command);  // 0 the same, 1 different
+int run(const VerifyCommand& command);      // 0 the same, 1 different
+Json result(const VerifyCommand& command);  // what --json prints
 
 }  // namespace peft::cli

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <tuple>
 
 #include "execute/kernels/transpose.h"
 #include "execute/values/element.h"
@@ -15,31 +14,6 @@ constexpr std::size_t kMinMembers = 8;
 // Elements of each member per round: the source rows of a round stay in the second-level cache while
 // several groups of members are taken from them.
 constexpr std::int64_t kRound = 1024;
-
-using Key =
-    std::tuple<std::uint32_t, std::uint32_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, Dtype, double>;
-
-// Whole tensors whose elements are apart in the source along rows and along columns.
-bool is_candidate(const PlannedTensor& tensor) {
-  if (tensor.blocks.size() != 1 || info(tensor.dtype).bits % 8 != 0 || tensor.merge) return false;
-  const Block& block = tensor.blocks.front();
-  const View& view = block.source;
-  return !block.scales && view.rows == tensor.rows && view.cols == tensor.cols &&
-         (block.col_step == 1 || view.cols == 1) && (view.cols == 1 || view.col_stride > 1) &&
-         (view.rows == 1 || view.row_stride > 1) && view.rows * view.cols > 1;
-}
-
-Key key_of(const PlannedTensor& tensor) {
-  const View& view = tensor.blocks.front().source;
-  return {view.source,
-          view.tensor,
-          view.rows,
-          view.cols,
-          view.rows == 1 ? 0 : view.row_stride,
-          view.cols == 1 ? 0 : view.col_stride,
-          tensor.dtype,
-          tensor.blocks.front().scale};
-}
 
 ColumnGroup group_of_tensor(const Plan& plan, const PlannedTensor& tensor) {
   const Block& block = tensor.blocks.front();
@@ -59,15 +33,15 @@ ColumnGroup group_of_tensor(const Plan& plan, const PlannedTensor& tensor) {
 
 }  // namespace
 
-ColumnGroups find_column_groups(const Plan& plan, const PlannedFile& file) {
+ColumnGroups column_groups_of(const Plan& plan, const PlannedFile& file) {
   ColumnGroups result;
   result.group_of_tensor.assign(file.tensors.size(), ColumnGroups::kNone);
   result.first.assign(file.tensors.size(), 0);
-  std::map<Key, std::vector<std::size_t>> groups;
+  std::map<std::int32_t, std::vector<std::size_t>> groups;
   for (std::size_t t = 0; t < file.tensors.size(); ++t) {
-    if (is_candidate(file.tensors[t])) groups[key_of(file.tensors[t])].push_back(t);
+    if (file.tensors[t].column_group != PlannedTensor::kNoGroup) groups[file.tensors[t].column_group].push_back(t);
   }
-  for (auto& [key, members] : groups) {
+  for (auto& [number, members] : groups) {
     if (members.size() < kMinMembers) continue;
     const auto offset = [&](std::size_t t) { return file.tensors[t].blocks.front().source.offset; };
     std::sort(members.begin(), members.end(),

@@ -30,7 +30,8 @@ struct ColumnGroups {
   std::vector<std::size_t> group_of_tensor;  // for each planned tensor of the file, or kNone
   std::vector<std::int64_t> first;           // for each planned tensor that is a member
 };
-ColumnGroups find_column_groups(const Plan& plan, const PlannedFile& file);
+// The column groups that the plan names, but for those that are too small to gain from it.
+ColumnGroups column_groups_of(const Plan& plan, const PlannedFile& file);
 
 // Where the elements [begin, end) of a member go, counted row by row.
 struct Destination {

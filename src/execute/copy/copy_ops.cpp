@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
 #include <optional>
-#include <tuple>
 #include <utility>
 
 #include "execute/values/element.h"
@@ -40,132 +38,64 @@ Op op_of(const Plan& plan, const PlannedTensor& tensor, const Block& block) {
   return op;
 }
 
-// Blocks that may become columns of one interleave have equal keys.
-using Key = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, Dtype, double>;
+// Whether the columns of the source are contiguous: each one is then a member of an interleave.
+bool is_contiguous_downwards(const Op& op) { return op.row_stride == element_size(op.dtype) && op.rows > 1; }
 
-// A candidate: its columns start at `col`; for group > 1 they are col, col + step, ...
-struct Candidate {
-  std::int64_t col = 0;
-  Member member;
-  Op op;  // the operation if no group forms
-};
+// The operation for a block of one view.
+Op single_op(const Plan& plan, const PlannedTensor& tensor, const Block& block, bool wide) {
+  Op op = op_of(plan, tensor, block);
+  if (op.kind == Op::Kind::decode) return op;
+  const std::int64_t size = element_size(op.dtype);
+  const bool contiguous = op.col_stride == size && op.col_step == 1;
+  const bool whole = contiguous && op.row_stride == op.cols * size && op.cols == tensor.cols;
+  if (!wide && !whole && op.col_step == 1 && is_contiguous_downwards(op)) {
+    op.kind = Op::Kind::interleave;
+    op.width = op.cols;
+    op.members = {{op.data, op.cols, op.col_stride}};
+  } else {
+    op.kind = contiguous ? Op::Kind::copy : Op::Kind::strided;
+  }
+  return op;
+}
+
+// All members of a block as one interleave, where they fill its columns; nullopt where each is an operation of its own.
+std::optional<Op> joined_op(const Plan& plan, const PlannedTensor& tensor, const Block& block) {
+  Op op = op_of(plan, tensor, block);
+  const std::int64_t members = block.num_members(), cols = op.cols;
+  const bool side_by_side = op.col_step == 1 && block.col_shift == cols;
+  const bool in_turn = block.col_shift == 1 && (cols == 1 || op.col_step == members);
+  const bool downwards = is_contiguous_downwards(op), across = op.col_stride == element_size(op.dtype);
+  if (block.row_shift != 0 || !(downwards ? side_by_side || in_turn : across && in_turn)) return std::nullopt;
+  // Zeros would become -0.
+  const auto is_zeros = [](const Origin& origin) { return origin.is_zeros(); };
+  if (std::signbit(op.scale) && std::ranges::any_of(block.members, is_zeros)) return std::nullopt;
+  op.kind = Op::Kind::interleave;
+  op.group = downwards ? 1 : cols;
+  op.cols = members * cols;
+  op.width = op.cols / op.group;
+  op.col_step = 1;
+  const auto add = [&](const Origin& origin, std::int64_t first_col, std::int64_t count) {
+    if (origin.is_zeros()) return op.members.push_back({nullptr, count, 0});
+    const View view{origin.source, origin.tensor, origin.offset};
+    op.members.push_back({first_byte(plan, view) + first_col * op.col_stride, count, op.col_stride});
+  };
+  const bool one_by_one = downwards && !side_by_side;  // column k of all members, then column k + 1
+  for (std::int64_t k = 0; k < (one_by_one ? cols : 1); ++k) {
+    for (const Origin& origin : block.members) add(origin, k, downwards && side_by_side ? cols : 1);
+  }
+  return op;
+}
+
+void add_ops(const Plan& plan, const PlannedTensor& tensor, const Block& block, bool wide, std::vector<Op>& ops) {
+  if (!wide && !block.members.empty()) {
+    if (auto op = joined_op(plan, tensor, block)) return ops.push_back(std::move(*op));
+  }
+  block.for_each_member([&](const Block& member) { ops.push_back(single_op(plan, tensor, member, wide)); });
+}
 
 bool overlap(std::int64_t a, std::int64_t a_size, std::int64_t b, std::int64_t b_size) {
   return a < b + b_size && b < a + a_size;
 }
-
-class Grouping {
- public:
-  Grouping(const PlannedTensor& tensor, bool wide) : tensor_(tensor), wide_(wide) {}
-
-  void add(Op op) {
-    if (op.kind == Op::Kind::decode) return result_.push_back(std::move(op));
-    const std::int64_t size = element_size(op.dtype);
-    const bool contiguous = op.col_stride == size && op.col_step == 1;
-    const bool whole = contiguous && op.row_stride == op.cols * size && op.cols == tensor_.cols;
-    if (!wide_ && !whole && op.row_stride == size && op.rows > 1) {  // contiguous downwards: each column is a member
-      add_columns(op);
-    } else if (contiguous) {
-      op.kind = Op::Kind::copy;
-      result_.push_back(std::move(op));
-    } else if (!wide_ && op.col_stride == size && op.col_step > 1) {
-      const Key key{op.row, op.rows, op.cols, op.col_step, op.row_stride, op.dtype, op.scale};
-      fused_[key].push_back({op.col, {op.data, 1, 0}, op});
-    } else {
-      op.kind = Op::Kind::strided;
-      result_.push_back(std::move(op));
-    }
-  }
-
-  std::vector<Op> finish() {
-    for (auto& [key, candidates] : columns_) join_columns(key, candidates);
-    for (auto& [key, candidates] : fused_) join_fused(key, candidates);
-    return std::move(result_);
-  }
-
- private:
-  void add_columns(const Op& op) {
-    const Key key{op.row, op.rows, 1, 1, op.row_stride, op.dtype, op.scale};
-    auto& columns = columns_[key];
-    if (op.col_step == 1) {
-      columns.push_back({op.col, {op.data, op.cols, op.col_stride}, op});
-      return;
-    }
-    for (std::int64_t j = 0; j < op.cols; ++j) {
-      columns.push_back({op.col + j * op.col_step, {op.data + j * op.col_stride, 1, 0}, op});
-    }
-  }
-
-  // Columns that lie side by side become one interleave.
-  void join_columns(const Key& key, std::vector<Candidate>& candidates) {
-    std::sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.col < b.col; });
-    for (std::size_t i = 0; i < candidates.size();) {
-      Op op = interleave(key, candidates[i].col);
-      for (; i < candidates.size() && candidates[i].col == op.col + op.width; ++i) {
-        op.width += candidates[i].member.count;
-        op.members.push_back(candidates[i].member);
-      }
-      op.cols = op.width;
-      result_.push_back(std::move(op));
-    }
-  }
-
-  // Blocks whose columns are k * step + e for all k < group: experts of a fused lora_B.
-  void join_fused(const Key& key, std::vector<Candidate>& candidates) {
-    std::sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.col < b.col; });
-    const std::int64_t group = std::get<2>(key), step = std::get<3>(key), cols = group * step;
-    for (std::size_t i = 0; i < candidates.size();) {
-      const std::int64_t first = candidates[i].col;
-      // Missing experts: the first one present need not be number 0.
-      const std::int64_t start = std::max<std::int64_t>(0, std::min(first / cols * cols, tensor_.cols - cols));
-      Op op = interleave(key, start);
-      op.width = step;
-      op.cols = cols;
-      op.members.assign(static_cast<std::size_t>(step), Member{});
-      std::size_t end = i;
-      for (; end < candidates.size() && candidates[end].col < start + step; ++end) {
-        op.members[static_cast<std::size_t>(candidates[end].col - start)] = candidates[end].member;
-      }
-      const bool complete = end - i == static_cast<std::size_t>(step);
-      const bool fits =
-          end > i && start + cols <= tensor_.cols && (complete || (!std::signbit(op.scale) && alone(op, end - i)));
-      if (fits) {
-        result_.push_back(std::move(op));
-      } else {
-        end = std::max(end, i + 1);
-        for (std::size_t k = i; k < end; ++k) {
-          candidates[k].op.kind = Op::Kind::strided;
-          result_.push_back(std::move(candidates[k].op));
-        }
-      }
-      i = end;
-    }
-  }
-
-  // An interleave with missing members writes zeros, so nothing else may write into its rectangle. Nor may its scale
-  // be negative, which would turn the zeros into -0.
-  bool alone(const Op& op, std::size_t members) const {
-    std::size_t inside = 0;
-    for (const Block& block : tensor_.blocks) {
-      const std::int64_t span = (block.source.cols - 1) * block.col_step + 1;
-      if (overlap(op.row, op.rows, block.row, block.source.rows) && overlap(op.col, op.cols, block.col, span)) ++inside;
-    }
-    return inside == members;
-  }
-
-  static Op interleave(const Key& key, std::int64_t col) {
-    Op op;
-    op.kind = Op::Kind::interleave;
-    std::tie(op.row, op.rows, op.group, std::ignore, op.row_stride, op.dtype, op.scale) = key;
-    op.col = col;
-    return op;
-  }
-
-  const PlannedTensor& tensor_;
-  bool wide_;
-  std::vector<Op> result_;
-  std::map<Key, std::vector<Candidate>> columns_, fused_;
-};
 
 // The rectangles that no dense operation covers: for each band of rows between two edges, the columns between
 // operations.
@@ -204,13 +134,8 @@ std::vector<Rectangle> gaps(const PlannedTensor& tensor, const std::vector<Op>& 
 Dtype rendered_dtype(const PlannedTensor& tensor) { return tensor.merge ? tensor.merge->base_dtype : tensor.dtype; }
 
 TensorOps make_ops(const Plan& plan, const PlannedTensor& tensor, bool wide) {
-  Grouping grouping(tensor, wide);
-  for (const Block& block : tensor.blocks) grouping.add(op_of(plan, tensor, block));
   TensorOps result;
-  result.ops = grouping.finish();
-  for (Op& op : result.ops) {
-    if (op.kind == Op::Kind::interleave) op.convert = op.dtype != rendered_dtype(tensor) || op.scale != 1;
-  }
+  for (const Block& block : tensor.blocks) add_ops(plan, tensor, block, wide, result.ops);
   result.zeros = gaps(tensor, result.ops);
   return result;
 }

@@ -75,11 +75,8 @@ void copy_rows(const Op& op, const Rectangle& part, const Target& target) {
 void point_at_members(const Op& op, std::int64_t offset, std::vector<const std::byte*>& rows) {
   rows.clear();
   for (const Member& member : op.members) {
-    if (member.data == nullptr) {
-      rows.push_back(kZeros.data());
-      continue;
-    }
-    for (std::int64_t k = 0; k < member.count; ++k) rows.push_back(member.data + k * member.step + offset);
+    for (std::int64_t k = 0; k < member.count; ++k)
+      rows.push_back(member.data == nullptr ? kZeros.data() : member.data + k * member.step + offset);
   }
 }
 

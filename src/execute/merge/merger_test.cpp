@@ -11,7 +11,7 @@
 #include "execute/run/unit_renderer.h"
 #include "execute/values/element.h"
 #include "peft/error.h"
-#include "peft/reference.h"
+#include "peft/execute.h"
 #include "support/every_target.h"
 #include "support/random_merge.h"
 

@@ -7,6 +7,7 @@
 #include <bit>
 #include <type_traits>
 
+#include "gguf/value.h"
 #include "peft/version.h"
 #include "safetensors/reading/input_file.h"
 
@@ -55,9 +56,13 @@ class Writer {
     const auto& [kind, grid, width, cell_rows, cell_cols] = scales;
     add_all(kind, grid, width, cell_rows, cell_cols);
   }
+  void add(const Origin& origin) {
+    const auto& [source, tensor, offset] = origin;
+    add_all(source, tensor, offset);
+  }
   void add(const Block& block) {
-    const auto& [row, col, col_step, source, scale, scales] = block;
-    add_all(row, col, col_step, source, scale, scales);
+    const auto& [row, col, col_step, source, scale, scales, row_shift, col_shift, members] = block;
+    add_all(row, col, col_step, source, scale, scales, row_shift, col_shift, members);
   }
   void add(const Update& update) {
     const auto& [target, a, b, scale, magnitude, delta_is_rounded, adapter] = update;
@@ -67,13 +72,18 @@ class Writer {
     const auto& [mode, base_dtype, updates] = merge;
     add_all(mode, base_dtype, updates);
   }
+  void add(const gguf::Value& value) {
+    const auto& [type, bytes, element, count] = value;
+    add_all(type, bytes, element, count);
+  }
   void add(const PlannedTensor& planned) {
-    const auto& [name, dtype, shape, rows, cols, blocks, merge, must_be_finite] = planned;
-    add_all(name, dtype, shape, rows, cols, blocks, merge, must_be_finite);
+    const auto& [name, dtype, shape, rows, cols, blocks, merge, must_be_finite, packing, column_group] = planned;
+    add_all(name, dtype, shape, rows, cols, blocks, merge, must_be_finite, packing, column_group);
   }
   void add(const PlannedFile& file) {
-    const auto& [name, tensors, metadata] = file;
-    add_all(name, tensors, metadata);
+    const auto& [name, tensors, metadata, gguf] = file;
+    add_all(name, tensors, metadata, gguf != nullptr);
+    if (gguf) add(gguf->values);
   }
   void add(const TensorInfo& tensor) {
     const auto& [name, dtype, dtype_name, shape, begin, end] = tensor;
@@ -87,10 +97,11 @@ class Writer {
     file.check_unchanged();
   }
   void add(const Plan& plan) {
-    const auto& [sources, files, texts, copies, exactness, steps, warnings, bytes_in, bytes_out, peak_memory] = plan;
+    const auto& [sources, files, texts, copies, exactness, steps, warnings, bytes_in, bytes_out, peak_memory,
+                 single_file] = plan;
     add(sources.size());
     for (const auto& source : sources) add(*source);
-    add_all(files, texts, copies.size());
+    add_all(files, texts, copies.size(), single_file);
     for (const auto& [name, path] : copies) add(name);
   }
   template <class... Values>

@@ -30,9 +30,15 @@ TEST(Fingerprint, ChangesWithEverythingThatMatters) {
       [&](Plan& p) { tensor(p).dtype = Dtype::f16; },
       [&](Plan& p) { tensor(p).shape = {32}; },
       [&](Plan& p) { tensor(p).must_be_finite = true; },
+      [&](Plan& p) { tensor(p).column_group = 3; },
       [&](Plan& p) { tensor(p).blocks[0].source = b; },
       [&](Plan& p) { tensor(p).blocks[0].scale = 0.5; },
       [&](Plan& p) { tensor(p).blocks[0].col_step = 2; },
+      [&](Plan& p) { tensor(p).blocks[0].row_shift = 2; },
+      [&](Plan& p) { tensor(p).blocks[0].col_shift = 2; },
+      [&](Plan& p) {
+        tensor(p).blocks[0].members = {{0, 0, 8}};
+      },
       [&](Plan& p) { tensor(p).blocks[0].scales->cell_rows = 2; },
       [&](Plan& p) { tensor(p).blocks[0].scales.reset(); },
       [&](Plan& p) { tensor(p).blocks.clear(); },

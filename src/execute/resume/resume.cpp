@@ -105,6 +105,8 @@ bool is_published(const Plan& plan, const std::string& out, const std::string& f
   if (journaled.empty()) return false;
   std::vector<std::size_t> all(plan.files.size());
   std::iota(all.begin(), all.end(), std::size_t{0});
+  // The one file of an output that is no folder has the output's name.
+  if (plan.single_file) return false;
   const auto finished = find_finished(plan, all, path, journaled, options);
   if (std::find(finished.begin(), finished.end(), std::nullopt) != finished.end()) return false;
   if (!has_side_files(plan, path)) return false;

@@ -39,20 +39,22 @@ class Readers {
   void for_each_range(const TensorSlice& slice, const Visit& visit) {
     open(slice.tensor);
     const PlannedTensor& tensor = work_.tensor(slice.tensor);
-    const std::uint64_t bits = static_cast<std::uint64_t>(info(tensor.dtype).bits),
-                        row_bits = static_cast<std::uint64_t>(tensor.cols) * bits;
-    const auto row = static_cast<std::int64_t>(slice.begin * 8 / row_bits);
-    const auto row_end = static_cast<std::int64_t>((slice.end * 8 + row_bits - 1) / row_bits);
+    // Of dtypes below a byte a tensor is copied whole.
+    const bool below_byte = info(tensor.dtype).bits < 8;
+    const Rectangle area = below_byte ? Rectangle{0, tensor.rows, 0, tensor.cols} : area_of(work_, slice);
+    const std::int64_t row = area.row, row_end = area.row + area.rows;
     const auto visit_view = [&](const View& view, std::int64_t begin, std::int64_t end, bool packed = false) {
       const auto [first, last] = bytes_of(*work_.plan, view, begin, end, packed);
       visit(view.source, first, last);
     };
     blocks_.find(row, row_end, [&](std::size_t b) {
-      const Block& block = tensor.blocks[b];
-      visit_view(block.source, std::max(row, block.row) - block.row,
-                 std::min(row_end, block.row + block.source.rows) - block.row,
-                 block.scales && block.scales->kind == Scales::Kind::mxfp4);
-      if (block.scales) visit_view(block.scales->grid, 0, block.scales->grid.rows);
+      tensor.blocks[b].for_each_member([&](const Block& block) {
+        const std::int64_t begin = std::max(row, block.row), end = std::min(row_end, block.row_end());
+        if (begin >= end) return;
+        visit_view(block.source, begin - block.row, end - block.row,
+                   block.scales && block.scales->kind == Scales::Kind::mxfp4);
+        if (block.scales) visit_view(block.scales->grid, 0, block.scales->grid.rows);
+      });
     });
     merges_.by_row.find(row, row_end, [&](std::size_t p) {
       for (const std::uint32_t u : merges_.matrices[p].updates) {
@@ -71,7 +73,7 @@ class Readers {
     const PlannedTensor& tensor = work_.tensor(t);
     blocks_ = plan::RowIndex(
         tensor.blocks.size(), [&](std::size_t b) { return tensor.blocks[b].row; },
-        [&](std::size_t b) { return tensor.blocks[b].row + tensor.blocks[b].source.rows; });
+        [&](std::size_t b) { return tensor.blocks[b].row_end(); });
     merges_ = tensor.merge ? plan::TargetIndex(tensor) : plan::TargetIndex();
   }
 
@@ -90,6 +92,8 @@ PageSchedule::PageSchedule(const FileWork& work) : plan_(*work.plan) {
     const auto unit = static_cast<std::uint32_t>(u);
     for_each_slice(work, work.units[u], [&](const TensorSlice& slice) {
       readers.for_each_range(slice, [&](std::uint32_t source, std::uint64_t begin, std::uint64_t end) {
+        // Tensors in memory lie anywhere, also beyond the size of all of them; they have no pages to map.
+        if (end > data_bytes(*plan_.sources[source])) return;
         if (first[source].empty()) {  // a file uses few of a large model's shards
           first[source].assign(static_cast<std::size_t>(data_bytes(*plan_.sources[source]) / kWindow + 1), kNever);
           last[source] = first[source];

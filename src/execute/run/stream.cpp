@@ -122,6 +122,25 @@ Digests write_units(const FileWork& work, NewFile& file, UnitRenderers& renderer
   return digests;
 }
 
+void render_units(const FileWork& work, std::span<std::byte> data, UnitRenderers& renderers, Monitor& monitor) {
+  const PageSchedule touch(work);
+  const auto ahead = static_cast<std::size_t>(renderers.threads());
+  parallel_for(work.units.size(), renderers.threads(), [&](std::size_t u, int worker) {
+    monitor.check();
+    if (u < ahead) touch.prefetch(u);
+    touch.prefetch(u + ahead);
+    for (const FileExtent& extent : renderers.of(worker).make(work, work.units[u])) {
+      std::byte* to = data.data() + extent.offset;
+      for (const iovec& part : extent.parts) {
+        std::memcpy(to, part.iov_base, part.iov_len);
+        to += part.iov_len;
+      }
+    }
+    touch.release(u);
+    monitor.add(bytes_of(work, work.units[u]));
+  });
+}
+
 Digests digests_in(const FileWork& work, const ReadAt& file, UnitRenderers& renderers, Monitor& monitor) {
   std::vector<std::vector<std::byte>> buffers(static_cast<std::size_t>(renderers.threads()));
   Digests digests(work.units.size());

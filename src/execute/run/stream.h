@@ -54,6 +54,9 @@ using Digests = std::vector<std::uint64_t>;
 // Writes the header and all units. The digests are empty unless they are wanted.
 Digests write_units(const FileWork& work, NewFile& file, UnitRenderers& renderers, Monitor& monitor, bool want_digests);
 
+// Renders all units into `data`, which has the size of the data section.
+void render_units(const FileWork& work, std::span<std::byte> data, UnitRenderers& renderers, Monitor& monitor);
+
 // The digests of a file on disk, and whether it begins with the right header.
 using ReadAt = std::function<void(std::uint64_t offset, std::span<std::byte> bytes)>;
 Digests digests_in(const FileWork& work, const ReadAt& file, UnitRenderers& renderers, Monitor& monitor);

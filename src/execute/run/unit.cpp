@@ -9,6 +9,7 @@
 
 #include "execute/merge/inputs/gathered_factors.h"
 #include "execute/values/element.h"
+#include "gguf/ggml_type.h"
 #include "plan/update_targets.h"
 
 namespace peft::execution {
@@ -25,8 +26,8 @@ constexpr std::int64_t kGroupBytes = 512;
 constexpr std::int64_t kTileBytes = std::int64_t{4} << 20, kTileMemberBytes = std::int64_t{32} * 1024;
 
 bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t bytes, std::uint64_t shortest) {
-  if (tensor.merge) return false;
-  std::int64_t row = 0;
+  if (tensor.merge || tensor.packing != Packing::none) return false;
+  std::int64_t row = 0, parts = 0;
   for (const Block& block : tensor.blocks) {
     const View& view = block.source;
     const bool contiguous =
@@ -35,10 +36,14 @@ bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t byte
         (block.col_step != 1 && view.cols != 1)) {
       return false;
     }
+    const auto is_zeros = [](const Origin& origin) { return origin.is_zeros(); };
+    if (!block.members.empty() && (block.row_shift != view.rows || std::ranges::any_of(block.members, is_zeros)))
+      return false;
     if (plan.sources[view.source]->tensors()[view.tensor].dtype != tensor.dtype) return false;
-    row += view.rows;
+    row = block.row_end();
+    parts += block.num_members();
   }
-  return row == tensor.rows && (tensor.blocks.size() == 1 || bytes >= tensor.blocks.size() * shortest);
+  return row == tensor.rows && (parts == 1 || bytes >= static_cast<std::uint64_t>(parts) * shortest);
 }
 
 // Bytes that a tensor needs in the staging buffer.
@@ -139,9 +144,9 @@ class Cutter {
   // Units end where blocks of the file end. Short rows are cut there and rendered twice. Long rows stay whole. Rows
   // longer than a block are cut between elements.
   void cut_tensor(std::size_t t) {
-    const std::uint64_t size = std::max<std::uint64_t>(
-                            1, static_cast<std::uint64_t>(info(work_.tensor(t).dtype).bits) / 8),
-                        row = static_cast<std::uint64_t>(work_.tensor(t).cols) * size, block = work_.sizes.block;
+    const std::uint64_t size = work_.grain_bytes(t),
+                        row = static_cast<std::uint64_t>(work_.tensor(t).cols / work_.grain_elements(t)) * size,
+                        block = work_.sizes.block;
     const bool direct = work_.byte_source[t] == ByteSource::direct, wide = !direct && work_.is_wide(t),
                keeps_rows = !direct && !wide && row > block / kShortRows;
     const std::uint64_t step = keeps_rows ? row : size;
@@ -160,7 +165,7 @@ class Cutter {
 
   void extend(std::size_t t, std::uint64_t begin, std::uint64_t bytes) {
     if (unit_.begin == unit_.end) unit_.begin = unit_.end = work_.layout.begin[t] + begin;
-    unit_.end += bytes;
+    unit_.end = work_.layout.begin[t] + begin + bytes;  // with the padding since the tensor before
     ++slices_;
   }
 
@@ -201,9 +206,8 @@ class Cutter {
 }  // namespace
 
 CutSizes cut_sizes(int workers) {
-  constexpr std::uint64_t kAllStaging = std::uint64_t{48} << 20;
   CutSizes sizes;
-  sizes.staging = std::min(sizes.staging, kAllStaging / static_cast<std::uint64_t>(workers));
+  sizes.staging = std::min(sizes.staging, kMaxStagingBytes / static_cast<std::uint64_t>(workers));
   return sizes;
 }
 
@@ -211,12 +215,17 @@ std::uint64_t staging_size(std::uint64_t bytes) {
   return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine + kCacheLine;
 }
 
-std::uint64_t FileWork::bytes_of(std::size_t t) const {
-  return static_cast<std::uint64_t>(tensor(t).rows * tensor(t).cols) *
-         static_cast<std::uint64_t>(info(tensor(t).dtype).bits) / 8;
+std::uint64_t FileWork::grain_bytes(std::size_t t) const {
+  if (tensor(t).packing == Packing::q8_0) return gguf::kQ8Bytes;
+  return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(info(tensor(t).dtype).bits) / 8);
+}
+
+std::int64_t FileWork::grain_elements(std::size_t t) const {
+  return tensor(t).packing == Packing::q8_0 ? static_cast<std::int64_t>(gguf::kQ8Elements) : 1;
 }
 
 bool FileWork::is_wide(std::size_t t) const {
+  if (tensor(t).packing != Packing::none) return false;
   const auto bits = static_cast<std::uint64_t>(info(tensor(t).dtype).bits);
   return static_cast<std::uint64_t>(tensor(t).cols) * bits / 8 > sizes.block;
 }
@@ -233,13 +242,15 @@ FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& si
   work.file = &file;
   work.sizes = sizes;
   work.layout = std::move(layout);
-  work.column_groups = find_column_groups(plan, file);
+  work.column_groups = column_groups_of(plan, file);
   work.byte_source.assign(file.tensors.size(), ByteSource::rendered);
   for (std::size_t t = 0; t < file.tensors.size(); ++t) {
     if (work.column_groups.group_of_tensor[t] != ColumnGroups::kNone) {
       work.byte_source[t] = ByteSource::member;
     } else if (is_direct(plan, file.tensors[t], work.bytes_of(t), sizes.direct_run)) {
       work.byte_source[t] = ByteSource::direct;
+    } else if (file.tensors[t].packing != Packing::none) {
+      work.byte_source[t] = ByteSource::packed;
     } else if (file.tensors[t].merge) {
       work.byte_source[t] = ByteSource::merged;
     }
@@ -278,9 +289,10 @@ void for_each_slice(const FileWork& work, const Unit& unit, const std::function<
 
 Rectangle area_of(const FileWork& work, const TensorSlice& slice) {
   const PlannedTensor& tensor = work.tensor(slice.tensor);
-  const std::int64_t size = element_size(tensor.dtype);
-  const auto first = static_cast<std::int64_t>(slice.begin) / size, last = static_cast<std::int64_t>(slice.end) / size,
-             row = first / tensor.cols;
+  const auto size = static_cast<std::int64_t>(work.grain_bytes(slice.tensor)),
+             count = work.grain_elements(slice.tensor);
+  const auto first = static_cast<std::int64_t>(slice.begin) / size * count,
+             last = static_cast<std::int64_t>(slice.end) / size * count, row = first / tensor.cols;
   if (work.is_wide(slice.tensor)) return {row, 1, first % tensor.cols, last - first};
   return {row, (last + tensor.cols - 1) / tensor.cols - row, 0, tensor.cols};
 }

@@ -20,7 +20,7 @@ struct CutSizes {
   std::uint64_t block = NewFile::kBlock;
   std::uint64_t direct_run = 2048;  // shorter stretches of a source are cheaper to copy than to write directly
 };
-// Keeps the staging of all workers below 48 MiB.
+// Keeps the staging of all workers below kMaxStagingBytes.
 inline constexpr int kMaxWorkers = 24;
 CutSizes cut_sizes(int workers);
 
@@ -28,7 +28,8 @@ CutSizes cut_sizes(int workers);
 // the same sets of the cache.
 std::uint64_t staging_size(std::uint64_t bytes);
 
-// A range of the file; or, of a column group that is too large to be staged whole, some elements of some members.
+// A range of the file, the padding between its tensors included; or, of a column group that is too large to be staged
+// whole, some elements of some members.
 struct Unit {
   std::uint64_t begin = 0, end = 0;  // bytes of the data section
   std::size_t group = ColumnGroups::kNone;
@@ -41,6 +42,7 @@ enum class ByteSource : std::uint8_t {
   direct,    // written from the mapped source without a copy
   member,    // rendered together with its column group
   rendered,  // rendered row by row
+  packed,    // rendered row by row in F32, then quantised
   merged,    // rendered row by row, with updates added
 };
 
@@ -55,7 +57,10 @@ struct FileWork {
   std::vector<Unit> units;
 
   const PlannedTensor& tensor(std::size_t t) const { return file->tensors[t]; }
-  std::uint64_t bytes_of(std::size_t t) const;
+  std::uint64_t bytes_of(std::size_t t) const { return tensor(t).bytes(); }
+  // What cannot be cut: an element, or a block of elements of a packed tensor.
+  std::uint64_t grain_bytes(std::size_t t) const;
+  std::int64_t grain_elements(std::size_t t) const;
   bool is_wide(std::size_t t) const;  // a row is larger than a unit; rows are cut between columns
 };
 FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& sizes, FileLayout layout);

@@ -10,7 +10,6 @@
 #include "execute/run/stream.h"
 #include "execute/run/unit.h"
 #include "peft/execute.h"
-#include "peft/reference.h"
 #include "support/random_plan.h"
 
 namespace peft::execution {

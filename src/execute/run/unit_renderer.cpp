@@ -3,17 +3,21 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <new>
 #include <string>
 
 #include "execute/values/element.h"
 #include "execute/values/nonfinite.h"
+#include "gguf/ggml_type.h"
+#include "gguf/header.h"
 #include "peft/error.h"
 
 namespace peft::execution {
 namespace {
 
 constexpr std::uint64_t kCacheLine = 64;
+constexpr std::int64_t kPackedElements = 1 << 14;  // that are rendered before they are quantised
 
 [[noreturn]] void overflow(const FileWork& work, std::size_t t) {
   const PlannedTensor& tensor = work.tensor(t);
@@ -37,6 +41,7 @@ UnitRenderer::UnitRenderer(std::uint64_t bytes, MergeStores& stores) : size_(byt
 
 std::span<const FileExtent> UnitRenderer::make(const FileWork& work, const Unit& unit) {
   used_ = num_extents_ = 0;
+  fills_gaps_ = unit.group == ColumnGroups::kNone;
   waiting_.clear();
   made_.clear();
   for_each_slice(work, unit, [&](const TensorSlice& slice) {
@@ -45,6 +50,8 @@ std::span<const FileExtent> UnitRenderer::make(const FileWork& work, const Unit&
         return append_direct(work, slice);
       case ByteSource::member:
         return waiting_.push_back({slice, append_staged(work, slice, slice)});
+      case ByteSource::packed:
+        return pack_slice(work, slice);
       case ByteSource::rendered:
       case ByteSource::merged:
         return render_slice(work, slice);
@@ -76,7 +83,8 @@ std::byte* UnitRenderer::allocate(std::uint64_t bytes, std::uint64_t phase) {
 // Joins parts that follow each other in the file and in memory.
 void UnitRenderer::append(const FileWork& work, std::size_t t, std::uint64_t offset, const std::byte* data,
                           std::uint64_t bytes) {
-  if (work.tensor(t).must_be_finite) made_.push_back({t, data, bytes});
+  if (work.tensor(t).must_be_finite && work.tensor(t).packing == Packing::none) made_.push_back({t, data, bytes});
+  if (fills_gaps_ && num_extents_ != 0 && end_ != offset) append_zeros(offset - end_);
   if (num_extents_ == 0 || end_ != offset) {
     if (num_extents_ == extents_.size()) extents_.emplace_back();
     extents_[num_extents_].offset = offset;
@@ -92,25 +100,34 @@ void UnitRenderer::append(const FileWork& work, std::size_t t, std::uint64_t off
   }
 }
 
+// The padding between two tensors of a unit. It is written and hashed with them.
+void UnitRenderer::append_zeros(std::uint64_t bytes) {
+  static std::array<std::byte, gguf::kMaxAlignment> zeros{};
+  end_ += bytes;
+  for (; bytes > 0; bytes -= std::min<std::uint64_t>(bytes, zeros.size()))
+    extents_[num_extents_ - 1].parts.push_back({zeros.data(), std::min<std::uint64_t>(bytes, zeros.size())});
+}
+
 // Appends the source's own bytes, block after block.
 void UnitRenderer::append_direct(const FileWork& work, const TensorSlice& slice) {
   const PlannedTensor& tensor = work.tensor(slice.tensor);
   const std::uint64_t offset = work.layout.begin[slice.tensor];
-  if (tensor.blocks.size() == 1) {
+  if (tensor.blocks.size() == 1 && tensor.blocks[0].members.empty()) {
     return append(work, slice.tensor, offset + slice.begin,
                   first_byte(*work.plan, tensor.blocks[0].source) + slice.begin, slice.bytes());
   }
   const std::uint64_t row_bytes = static_cast<std::uint64_t>(tensor.cols * element_size(tensor.dtype));
-  const auto begin_of = [&](const Block& block) { return static_cast<std::uint64_t>(block.row) * row_bytes; };
-  const auto end_of = [&](const Block& block) {
-    return static_cast<std::uint64_t>(block.row + block.source.rows) * row_bytes;
-  };
+  const auto byte_of = [&](std::int64_t row) { return static_cast<std::uint64_t>(row) * row_bytes; };
   auto block = std::partition_point(tensor.blocks.begin(), tensor.blocks.end(),
-                                    [&](const Block& b) { return end_of(b) <= slice.begin; });
-  for (; block != tensor.blocks.end() && begin_of(*block) < slice.end; ++block) {
-    const std::uint64_t begin = std::max(slice.begin, begin_of(*block)), end = std::min(slice.end, end_of(*block));
-    append(work, slice.tensor, offset + begin, first_byte(*work.plan, block->source) + (begin - begin_of(*block)),
-           end - begin);
+                                    [&](const Block& b) { return byte_of(b.row_end()) <= slice.begin; });
+  for (; block != tensor.blocks.end() && byte_of(block->row) < slice.end; ++block) {
+    block->for_each_member([&](const Block& member) {
+      const std::uint64_t first = byte_of(member.row), begin = std::max(slice.begin, first),
+                          end = std::min(slice.end, byte_of(member.row_end()));
+      if (begin < end)
+        append(work, slice.tensor, offset + begin, first_byte(*work.plan, member.source) + (begin - first),
+               end - begin);
+    });
   }
 }
 
@@ -145,6 +162,27 @@ void UnitRenderer::render_slice(const FileWork& work, const TensorSlice& slice) 
                                   static_cast<std::uint64_t>(begin + area.rows * area.cols * size)});
   if (tensor.merge) return merger_.render(*work.plan, tensor, work.is_wide(slice.tensor), area, out);
   if (!render(ops_of(work, slice.tensor), tensor.dtype, area, out, scratch_)) overflow(work, slice.tensor);
+}
+
+// Renders some rows at a time in F32 and quantises them.
+void UnitRenderer::pack_slice(const FileWork& work, const TensorSlice& slice) {
+  const PlannedTensor& tensor = work.tensor(slice.tensor);
+  Rectangle area = area_of(work, slice);
+  const std::uint64_t row_bytes =
+      static_cast<std::uint64_t>(tensor.cols / work.grain_elements(slice.tensor)) * work.grain_bytes(slice.tensor);
+  const std::uint64_t begin = static_cast<std::uint64_t>(area.row) * row_bytes;
+  std::byte* out =
+      append_staged(work, slice, {slice.tensor, begin, begin + static_cast<std::uint64_t>(area.rows) * row_bytes});
+  const std::int64_t end = area.row + area.rows, step = std::max<std::int64_t>(1, kPackedElements / tensor.cols);
+  for (; area.row < end; area.row += step, out += static_cast<std::uint64_t>(area.rows) * row_bytes) {
+    area.rows = std::min(step, end - area.row);
+    unpacked_.resize(static_cast<std::size_t>(area.rows * tensor.cols));
+    auto* values = reinterpret_cast<std::byte*>(unpacked_.data());
+    if (!render(ops_of(work, slice.tensor), tensor.dtype, area, values, scratch_)) overflow(work, slice.tensor);
+    if (tensor.must_be_finite && !all_finite(std::as_bytes(std::span(unpacked_)), tensor.dtype))
+      throw_nonfinite(*work.plan, tensor);
+    if (!gguf::quantise_q8_0(unpacked_, out)) overflow(work, slice.tensor);
+  }
 }
 
 void UnitRenderer::render_column_group(const FileWork& work, std::span<Waiting> waiting) {

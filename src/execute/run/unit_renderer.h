@@ -39,9 +39,11 @@ class UnitRenderer {
   std::byte* allocate(std::uint64_t bytes, std::uint64_t phase);
   void append(const FileWork& work, std::size_t tensor, std::uint64_t offset, const std::byte* data,
               std::uint64_t bytes);
+  void append_zeros(std::uint64_t bytes);
   void append_direct(const FileWork& work, const TensorSlice& slice);
   std::byte* append_staged(const FileWork& work, const TensorSlice& slice, const TensorSlice& made);
   void render_slice(const FileWork& work, const TensorSlice& slice);
+  void pack_slice(const FileWork& work, const TensorSlice& slice);
   void render_column_group(const FileWork& work, std::span<Waiting> waiting);
   const TensorOps& ops_of(const FileWork& work, std::size_t tensor);
 
@@ -54,7 +56,8 @@ class UnitRenderer {
   std::vector<FileExtent> extents_;
   std::size_t num_extents_ = 0;
   std::uint64_t end_ = 0;  // of the last extent, in the file
-  struct Made {            // bytes that are checked for NaN and infinity once they are rendered
+  bool fills_gaps_ = false;
+  struct Made {  // bytes that are checked for NaN and infinity once they are rendered
     std::size_t tensor;
     const std::byte* data;
     std::uint64_t bytes;
@@ -63,6 +66,7 @@ class UnitRenderer {
   std::vector<Waiting> waiting_;
   std::vector<Destination> destinations_;
   Scratch scratch_;
+  std::vector<float> unpacked_;  // rows of a packed tensor before they are quantised
   Merger merger_;
   // Operations of the last tensor. The next unit often continues it.
   std::uint64_t ops_work_ = 0;

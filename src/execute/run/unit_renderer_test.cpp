@@ -10,7 +10,7 @@
 
 #include "peft/error.h"
 #include "peft/execute.h"
-#include "peft/reference.h"
+#include "plan/members.h"
 #include "support/random_plan.h"
 
 namespace peft::execution {
@@ -105,8 +105,9 @@ TEST(UnitRenderer, MakesWideRowsBetweenMembers) {
   PlanBuilder builder(1);
   const View fused = builder.source(Dtype::bf16, kRank, kIn * kExperts, true);
   for (std::int64_t e = 0; e < kExperts; ++e) {
-    builder.output(fmt::format("experts.{}.lora_A", e), Dtype::bf16, kRank, kIn).blocks = {
-        {0, 0, 1, fused.col_range(e, kIn, kExperts), 1}};
+    PlannedTensor& lora_a = builder.output(fmt::format("experts.{}.lora_A", e), Dtype::bf16, kRank, kIn);
+    lora_a.blocks = {{0, 0, 1, fused.col_range(e, kIn, kExperts), 1}};
+    lora_a.column_group = 0;
     const View turned = builder.source(Dtype::bf16, kRank, kOut, true);
     builder.output(fmt::format("experts.{}.lora_B", e), Dtype::bf16, kOut, kRank).blocks = {
         {0, 0, 1, turned.transposed(), 1}};
@@ -123,8 +124,9 @@ TEST(UnitRenderer, MakesWideRowsBetweenMembers) {
 Plan fused_plan(PlanBuilder& builder, std::int64_t experts, std::int64_t rank, std::int64_t out) {
   const View fused = builder.source(Dtype::bf16, out, rank * experts, true);
   for (std::int64_t e = 0; e < experts; ++e) {
-    builder.output(fmt::format("{}.lora_B", e), Dtype::bf16, out, rank).blocks = {
-        {0, 0, 1, fused.col_range(e, rank, experts), 1}};
+    PlannedTensor& lora_b = builder.output(fmt::format("{}.lora_B", e), Dtype::bf16, out, rank);
+    lora_b.blocks = {{0, 0, 1, fused.col_range(e, rank, experts), 1}};
+    lora_b.column_group = 0;
   }
   return builder.make();
 }
@@ -133,10 +135,11 @@ Plan fused_plan(PlanBuilder& builder, std::int64_t experts, std::int64_t rank, s
 TEST(UnitRenderer, BeginsARoundInTheMiddleOfARow) {
   constexpr std::int64_t kExperts = 9, kRank = 3, kOut = 1500;
   PlanBuilder fuse(1), unfuse(1);
-  std::vector<Block> blocks;
+  std::vector<plan::MemberView> members;
   for (std::int64_t e = 0; e < kExperts; ++e)
-    blocks.push_back({0, e, kExperts, fuse.source(Dtype::bf16, kOut, kRank, true), 1});
-  fuse.output("lora_B", Dtype::bf16, kOut, kExperts * kRank).blocks = blocks;
+    members.push_back({fuse.source(Dtype::bf16, kOut, kRank, true), 1, Dtype::bf16});
+  plan::append_members(fuse.output("lora_B", Dtype::bf16, kOut, kExperts * kRank).blocks,
+                       {.col_step = kExperts, .col_shift = 1}, members);
   for (const Plan& plan : {fuse.make(), fused_plan(unfuse, kExperts, kRank, kOut)}) {
     bool once = true;
     const bool same = image_of(make_work(plan, plan.files[0]), once) == execute_in_memory(plan)[0];
@@ -167,11 +170,12 @@ TEST(MakeWork, CutsAFamilyThatIsTooLargeIntoMembersSideBySide) {
 
 TEST(MakeWork, WritesStackedRowsFromTheSource) {
   PlanBuilder builder(1);
-  PlannedTensor& tensor = builder.output("stack", Dtype::bf16, 64, 1024);
-  for (std::int64_t e = 0; e < 8; ++e)
-    tensor.blocks.push_back({e * 8, 0, 1, builder.source(Dtype::bf16, 8, 1024, true), 1});
+  std::vector<plan::MemberView> members;
+  for (std::int64_t e = 0; e < 8; ++e) members.push_back({builder.source(Dtype::bf16, 8, 1024, true), 1, Dtype::bf16});
+  plan::append_members(builder.output("stack", Dtype::bf16, 64, 1024).blocks, {.row_shift = 8}, members);
   const Plan plan = builder.make();
   const FileWork work = make_work(plan, plan.files[0]);
+  EXPECT_EQ(plan.files[0].tensors[0].blocks.size(), 1u);
   EXPECT_EQ(work.byte_source[0], ByteSource::direct);
   MergeStores stores;
   UnitRenderer renderer(work.sizes.staging, stores);
@@ -243,11 +247,14 @@ TEST(UnitRenderer, MergedBytesLieAsTheFileDoes) {
 TEST(UnitRenderer, NamesTheTensorWhoseValueOverflows) {
   for (const bool member : {false, true}) {
     PlanBuilder builder(3);
-    const View source = builder.source(Dtype::f32, 16, 16, false);
+    std::vector<double> numbers(16 * 16, 1);
+    numbers[member ? 5 * 16 + 7 : 7 * 16 + 5] = 1e9;
+    const View source = builder.values(Dtype::f32, 16, 16, numbers);
     for (std::int64_t e = 0; e < 16; ++e) {
       const View view = member ? source.col_range(e, 1) : source.row_range(e, 1);
-      builder.output(fmt::format("tensor.{:02}", e), Dtype::f16, view.rows, view.cols).blocks = {
-          {0, 0, 1, view, e == 7 ? 1e9 : 1.0}};
+      PlannedTensor& tensor = builder.output(fmt::format("tensor.{:02}", e), Dtype::f16, view.rows, view.cols);
+      tensor.blocks = {{0, 0, 1, view, 1}};
+      if (member) tensor.column_group = 0;
     }
     const Plan plan = builder.make();
     const FileWork work = make_work(plan, plan.files[0]);

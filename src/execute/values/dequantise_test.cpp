@@ -12,7 +12,6 @@
 #include "base/float_formats.h"
 #include "execute/values/element.h"
 #include "peft/execute.h"
-#include "peft/reference.h"
 #include "plan/check.h"
 #include "support/random_plan.h"
 #include "test_paths.h"

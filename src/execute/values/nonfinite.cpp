@@ -105,39 +105,49 @@ bool all_finite(std::span<const std::byte> bytes, Dtype dtype) {
   return HWY_DYNAMIC_DISPATCH(all_finite_of)(bytes.data(), bytes.size(), dtype);
 }
 
+namespace {
+
+// Throws if the tensor that the block is a view of holds values that are not finite.
+void check_source(const Plan& plan, const PlannedTensor& tensor, const Block& block) {
+  const TensorFile& file = *plan.sources[block.source.source];
+  const TensorInfo& source = file.tensors()[block.source.tensor];
+  if (block.scales) {
+    throw Error(ErrorCode::NUM_NONFINITE,
+                {.file = file.path(),
+                 .tensor = std::string(source.name),
+                 .problem = fmt::format("a dequantised value is no number that {} can hold", info(tensor.dtype).name),
+                 .expected = "finite products of codes and scales",
+                 .hint = "is the base model damaged?"});
+  }
+  const auto bytes = file.bytes(source);
+  if (all_finite(bytes, source.dtype)) return;
+  const Format format = format_of(source.dtype);
+  std::uint64_t nan = 0, positive = 0, negative = 0, first = ~std::uint64_t{0};
+  for (std::uint64_t i = 0; i < bytes.size() / format.size; ++i) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, bytes.data() + i * format.size, format.size);
+    const std::uint64_t magnitude = word & ~format.sign;
+    if (magnitude < format.exponent) continue;
+    first = std::min(first, i);
+    ++(magnitude > format.exponent ? nan : (word & format.sign) != 0 ? negative : positive);
+  }
+  throw Error(ErrorCode::NUM_NONFINITE,
+              {.file = file.path(),
+               .tensor = std::string(source.name),
+               .problem = "the tensor holds values that are no numbers",
+               .expected = "finite values",
+               .got = fmt::format("{} NaN, {} +Inf, {} -Inf, the first at element {}", nan, positive, negative, first),
+               .hint = "the training of this adapter probably diverged"});
+}
+
+}  // namespace
+
 void throw_nonfinite(const Plan& plan, const PlannedTensor& tensor) {
   std::set<std::pair<std::uint32_t, std::uint32_t>> seen;
   for (const Block& block : tensor.blocks) {
-    if (!seen.insert({block.source.source, block.source.tensor}).second) continue;
-    const TensorFile& file = *plan.sources[block.source.source];
-    const TensorInfo& source = file.tensors()[block.source.tensor];
-    if (block.scales) {
-      throw Error(ErrorCode::NUM_NONFINITE,
-                  {.file = file.path(),
-                   .tensor = std::string(source.name),
-                   .problem = fmt::format("a dequantised value is no number that {} can hold", info(tensor.dtype).name),
-                   .expected = "finite products of codes and scales",
-                   .hint = "is the base model damaged?"});
-    }
-    const auto bytes = file.bytes(source);
-    if (all_finite(bytes, source.dtype)) continue;
-    const Format format = format_of(source.dtype);
-    std::uint64_t nan = 0, positive = 0, negative = 0, first = ~std::uint64_t{0};
-    for (std::uint64_t i = 0; i < bytes.size() / format.size; ++i) {
-      std::uint64_t word = 0;
-      std::memcpy(&word, bytes.data() + i * format.size, format.size);
-      const std::uint64_t magnitude = word & ~format.sign;
-      if (magnitude < format.exponent) continue;
-      first = std::min(first, i);
-      ++(magnitude > format.exponent ? nan : (word & format.sign) != 0 ? negative : positive);
-    }
-    throw Error(ErrorCode::NUM_NONFINITE, {.file = file.path(),
-                                           .tensor = std::string(source.name),
-                                           .problem = "the tensor holds values that are no numbers",
-                                           .expected = "finite values",
-                                           .got = fmt::format("{} NaN, {} +Inf, {} -Inf, the first at element {}", nan,
-                                                              positive, negative, first),
-                                           .hint = "the training of this adapter probably diverged"});
+    block.for_each_member([&](const Block& member) {
+      if (seen.insert({member.source.source, member.source.tensor}).second) check_source(plan, tensor, member);
+    });
   }
   throw Error(ErrorCode::NUM_NONFINITE, {.tensor = tensor.name, .problem = "a value became infinite"});
 }

@@ -87,6 +87,17 @@ class Rows {
   std::uint64_t mask_;
 };
 
+// Rows with a value in column `first` or every second one after it.
+std::vector<bool> nonzero_in_turn(const StoredMatrix& matrix, std::int64_t first) {
+  std::vector<bool> used(static_cast<std::size_t>(matrix.rows), false);
+  const Rows rows(matrix);
+  for (std::int64_t row = 0; row < matrix.rows; ++row) {
+    for (std::int64_t col = first; col < matrix.cols && !used[static_cast<std::size_t>(row)]; col += 2)
+      used[static_cast<std::size_t>(row)] = rows.nonzero(row, col, col + 1);
+  }
+  return used;
+}
+
 StoredMatrix matrix(const Context& context, std::uint32_t tensor) {
   const TensorInfo& info = context.tensor(tensor);
   return {context.adapter.weights->bytes(info), info.dtype, info.shape[0], info.shape[1]};
@@ -102,6 +113,16 @@ class Use {
   std::vector<bool> out(std::int64_t first, std::int64_t last) const {
     return form_.orientation == Orientation::natural ? by_component(nonzero_columns(b_, first, last))
                                                      : nonzero_rows(a_, first, last);
+  }
+  // The same of the rows of gate, or of up, where the two alternate: rows 0, 2, ... or 1, 3, ...
+  std::vector<bool> out_alternating(bool up) const {
+    if (form_.orientation == Orientation::reversed) return nonzero_in_turn(a_, up ? 1 : 0);
+    // Two rows that follow each other, seen as one, have gate in their first half.
+    StoredMatrix pairs = b_;
+    pairs.rows /= 2, pairs.cols *= 2;
+    const std::vector<bool> both = nonzero_columns(pairs, 0, pairs.rows);
+    const auto begin = both.begin() + (up ? b_.cols : 0);
+    return by_component({begin, begin + b_.cols});
   }
   // Components with a value in the natural A.
   std::vector<bool> in() const {
@@ -177,12 +198,11 @@ std::vector<bool> nonzero_rows(const StoredMatrix& matrix, std::int64_t first_co
 Components find_components(const Context& context, const FusedSlot& slot, const FusedForm& form) {
   const Use use(context, slot, form);
   const std::int64_t width = use.out_width();
-  // Gate and up are told apart where they are rows of their own; an interleaved parameter has no per-expert form.
-  const bool two = slot.parameter->projections.size() == 2 && !slot.parameter->interleaved;
+  const bool two = slot.parameter->projections.size() == 2, alternate = two && slot.parameter->interleaved;
   Components result;
   result.parts = std::max<std::size_t>(1, slot.parameter->projections.size());
-  const std::vector<bool> first = use.out(0, two ? width / 2 : width);
-  const std::vector<bool> second = two ? use.out(width / 2, width) : first;
+  const std::vector<bool> first = alternate ? use.out_alternating(false) : use.out(0, two ? width / 2 : width);
+  const std::vector<bool> second = alternate ? use.out_alternating(true) : two ? use.out(width / 2, width) : first;
   std::int64_t split = -1;
   if (two) split = split_at(first, second, slot.rank);
   result.block_diagonal = split >= 0;

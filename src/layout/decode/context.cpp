@@ -15,7 +15,15 @@ View whole(std::uint32_t index, const TensorInfo& tensor) {
   return {0, index, 0, rows, cols, cols, 1};
 }
 
-void check_dtype(const Context& context, std::uint32_t index) {
+}  // namespace
+
+void Context::leave_out(const Slot& slot, ErrorCode code, const std::string& reason) {
+  for (const std::uint32_t part : {slot.a, slot.b, slot.b_bias, slot.magnitude}) {
+    if (part != kNoTensor) unused.push_back({std::string(tensor(part).name), code, reason});
+  }
+}
+
+void require_readable(const Context& context, std::uint32_t index) {
   switch (context.tensor(index).dtype) {
     case Dtype::f64:
     case Dtype::f32:
@@ -31,14 +39,6 @@ void check_dtype(const Context& context, std::uint32_t index) {
   }
 }
 
-}  // namespace
-
-void Context::leave_out(const Slot& slot, ErrorCode code, const std::string& reason) {
-  for (const std::uint32_t part : {slot.a, slot.b, slot.b_bias, slot.magnitude}) {
-    if (part != kNoTensor) unused.push_back({std::string(tensor(part).name), code, reason});
-  }
-}
-
 Scale scale_of(const Context& context, std::uint32_t a, std::int64_t rank, const std::string& name) {
   const std::int64_t stated = context.adapter.config.rank_for(name);
   if (stated != rank) {
@@ -51,8 +51,8 @@ Scale scale_of(const Context& context, std::uint32_t a, std::int64_t rank, const
 }
 
 Pair pair_of(const Context& context, const Slot& slot) {
-  check_dtype(context, slot.a);
-  check_dtype(context, slot.b);
+  require_readable(context, slot.a);
+  require_readable(context, slot.b);
   const TensorInfo& a = context.tensor(slot.a);
   const TensorInfo& b = context.tensor(slot.b);
   Pair pair{whole(slot.a, a), whole(slot.b, b)};

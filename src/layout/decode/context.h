@@ -27,6 +27,9 @@ struct Context {
   void leave_out(const Slot& slot, ErrorCode code, const std::string& reason);
 };
 
+// Throws ST_DTYPE for a tensor whose dtype factors cannot have.
+void require_readable(const Context& context, std::uint32_t index);
+
 // Rank and scale of a slot. The rank is that of the tensor; the config must have the same rank for `name`.
 struct Scale {
   std::int64_t rank = 0;

@@ -149,34 +149,47 @@ bool is_repeated(Context& context, const Key& key, const Unwrapped& module, cons
   return true;
 }
 
-}  // namespace
-
-void decode_dense(Context& context, const Slot& slot) {
+// Leaves out a pair on a module that the model does not have.
+bool is_absent(Context& context, const Slot& slot) {
   const std::string module(slot.module);
   const auto in_v4 = context.model.has(Generation::v4, module), in_v5 = context.model.has(Generation::v5, module);
-  const bool v4 = in_v4.value_or(false) || !in_v4, v5 = in_v5.value_or(false) || !in_v5;
-  const bool absent = (in_v4 || in_v5) && !in_v4.value_or(false) && !in_v5.value_or(false);
-  if (absent || (!v4 && !v5)) {
-    context.leave_out(slot, ErrorCode::LO_TARGET, "the model has no module " + module);
-    return;
-  }
-  const Pair pair = pair_of(context, slot);
-  const auto& targets = context.adapter.config.target_parameters;
-  const bool parameter = targets && config::is_named_by(module + ".weight", *targets);
-  const Scale scale = scale_of(context, slot.a, pair.rank, parameter ? module + ".weight" : module);
-  check_weight_shape(context, slot, pair, in_v5.value_or(false) ? Generation::v5 : Generation::v4);
+  const bool v4 = in_v4.value_or(!in_v5), v5 = in_v5.value_or(!in_v4);
+  if (v4 || v5) return false;
+  context.leave_out(slot, ErrorCode::LO_TARGET, "the model has no module " + module);
+  return true;
+}
+
+void add_known_dense(Context& context, const Slot& slot, const Pair& pair, double scale) {
+  const std::string module(slot.module);
+  const bool in_v5 = context.model.has(Generation::v5, module).value_or(false);
+  check_weight_shape(context, slot, pair, in_v5 ? Generation::v5 : Generation::v4);
   Factor factor;
   factor.site.module = context.model.rename(module, Generation::v4, Generation::v5);
   factor.kind = slot.embedding ? FactorKind::embedding : FactorKind::linear;
   factor.out = pair.out, factor.in = pair.in, factor.rank = pair.rank;
-  factor.scale = scale.scale;
+  factor.scale = scale;
   factor.a = pair.a, factor.b = pair.b;
   add_extras(context, slot, factor.site);
   context.reading.factors.factors.push_back(std::move(factor));
 }
 
-void decode_per_expert(Context& context, const Slot& slot, const Model::Located& located) {
+}  // namespace
+
+void decode_dense(Context& context, const Slot& slot) {
+  if (is_absent(context, slot)) return;
   const Pair pair = pair_of(context, slot);
+  const std::string module(slot.module);
+  const auto& targets = context.adapter.config.target_parameters;
+  const bool parameter = targets && config::is_named_by(module + ".weight", *targets);
+  const Scale scale = scale_of(context, slot.a, pair.rank, parameter ? module + ".weight" : module);
+  add_known_dense(context, slot, pair, scale.scale);
+}
+
+void add_dense(Context& context, const Slot& slot, const Pair& pair, double scale) {
+  if (!is_absent(context, slot)) add_known_dense(context, slot, pair, scale);
+}
+
+void add_expert(Context& context, const Slot& slot, const Model::Located& located, const Pair& pair, double scale) {
   const Experts& experts = *located.experts;
   const bool down = located.projection == Projection::down;
   const std::int64_t in = down ? experts.intermediate : experts.hidden;
@@ -192,10 +205,15 @@ void decode_per_expert(Context& context, const Slot& slot, const Model::Located&
   Factor factor;
   factor.site = {experts_module(experts), "", located.expert, located.projection};
   factor.out = pair.out, factor.in = pair.in, factor.rank = pair.rank;
-  factor.scale = scale_of(context, slot.a, pair.rank, std::string(slot.module)).scale;
+  factor.scale = scale;
   factor.a = pair.a, factor.b = pair.b;
   add_extras(context, slot, factor.site);
   context.reading.factors.factors.push_back(std::move(factor));
+}
+
+void decode_per_expert(Context& context, const Slot& slot, const Model::Located& located) {
+  const Pair pair = pair_of(context, slot);
+  add_expert(context, slot, located, pair, scale_of(context, slot.a, pair.rank, std::string(slot.module)).scale);
 }
 
 void decode_fused(Context& context, const std::vector<Slot>& slots, const std::vector<Model::Located>& located) {

@@ -59,7 +59,7 @@ void check_pair(const Slot& slot, const Adapter& adapter, bool ignore_unused, Sl
           .fail(ErrorCode::LO_PAIR, {.problem = "this tensor stands alone",
                                      .expected = missing,
                                      .got = "no such tensor",
-                                     .hint = "a damaged or partial file; --ignore-unused goes on without it"});
+                                     .hint = "a damaged or partial file; --ignore-unused leaves out it"});
     }
     slots.unused.push_back({name, ErrorCode::LO_PAIR, "its partner " + missing + " is missing"});
   }
@@ -164,7 +164,7 @@ void refuse_unused(const std::vector<Unused>& unused, const Adapter& adapter, bo
       .fail(first.code,
             {.problem = std::to_string(unused.size()) + (unused.size() == 1 ? " tensor belongs" : " tensors belong") +
                         " to nothing (" + first.reason + "): " + list_text(names, kListed),
-             .hint = "is this the right base model? --ignore-unused goes on without them"});
+             .hint = "is this the right base model? --ignore-unused leaves out them"});
 }
 
 }  // namespace peft::layout

@@ -7,59 +7,136 @@
 #include <cmath>
 #include <map>
 #include <span>
+#include <tuple>
 #include <unordered_map>
 
 #include "layout/encode/stack.h"
 #include "layout/forms.h"
+#include "layout/gguf/encode.h"
 #include "layout/keys.h"
+#include "layout/mlx/write.h"
+#include "layout/stacked.h"
+#include "model/families/index.h"
 #include "peft/error.h"
+#include "plan/members.h"
 
 namespace peft::layout {
 namespace {
 
-bool is_widening(Dtype from, Dtype to) {
-  if (to == Dtype::f64) return true;
-  return to == Dtype::f32 && from != Dtype::f64;
-}
-
-// Puts the natural blocks of one expert into the two tensors of a fused pair, in the orientation of the layout.
+// Puts the factors of a stack into the two tensors of a fused pair, in the orientation of the layout. All experts of a
+// projection are the members of one block, as far as their scales are equal.
 class Placer {
  public:
-  Placer(const Stack& stack, Orientation orientation, BPacking packing)
-      : stack_(stack), natural_(orientation == Orientation::natural), rank_major_(packing == BPacking::rank_major) {}
+  // `alternate`: the rows of the natural B are those of gate and up in turn.
+  Placer(const Stack& stack, const TensorFile* file, Orientation orientation, BPacking packing, bool alternate)
+      : stack_(stack),
+        file_(file),
+        natural_(orientation == Orientation::natural),
+        rank_major_(packing == BPacking::rank_major),
+        alternate_(alternate) {}
 
-  // `rank_at`: first of the fused components this block fills. `out_at`: first row of the natural B.
-  void put_a(std::int64_t expert, std::int64_t rank_at, const View& view) {
-    if (natural_)
-      stacked.push_back({expert * stack_.rank + rank_at, 0, 1, view, 1.0});
-    else
-      columns.push_back({0, column(expert, rank_at), step(), view.transposed(), 1.0});
-  }
-  void put_b(std::int64_t expert, std::int64_t rank_at, std::int64_t out_at, const View& view, double scale) {
-    if (natural_)
-      columns.push_back({out_at, column(expert, rank_at), step(), view, scale});
-    else
-      stacked.push_back({expert * stack_.rank + rank_at, out_at, 1, view.transposed(), scale});
-  }
+  void place(const ExpertsForm::Fused& parameter);
+  std::int64_t components() const { return stack_.experts * stack_.rank; }
+  // How many rows of the columns tensor are one row of its planned matrix: two where rows alternate.
+  std::int64_t rows_at_once() const { return alternate_ && natural_ ? 2 : 1; }
   std::int64_t stacked_width() const { return natural_ ? stack_.dims.in : stack_.dims.out; }
   std::int64_t columns_height() const { return natural_ ? stack_.dims.out : stack_.dims.in; }
 
   std::vector<Block> stacked, columns;  // of lora_A and lora_B
 
  private:
-  std::int64_t column(std::int64_t expert, std::int64_t rank_at) const {
-    return rank_major_ ? rank_at * stack_.experts + expert : expert * stack_.rank + rank_at;
+  using Members = std::vector<plan::MemberView>;
+
+  void place_shared(const ExpertsForm::Fused& parameter);
+  // `rank_at`: first of the fused components that the members fill. `part`: gate or up, whose rows of the natural B
+  // these are.
+  void put_a(std::int64_t rank_at, Members members) {
+    natural_ ? put_rows(rank_at, 0, 1, members) : put_columns(rank_at, 0, 0, transposed(std::move(members)));
   }
-  std::int64_t step() const { return rank_major_ ? stack_.experts : 1; }
+  void put_b(std::int64_t rank_at, std::size_t part, Members members) {
+    std::int64_t out_at = 0;
+    for (std::size_t p = 0; p < part && !alternate_; ++p) out_at += stack_.out[p];
+    const std::int64_t turn = alternate_ ? static_cast<std::int64_t>(part) : 0;
+    if (natural_)
+      put_columns(rank_at, out_at, turn * components(), members);
+    else
+      put_rows(rank_at, out_at + turn, alternate_ ? 2 : 1, transposed(std::move(members)));
+  }
+  void put_rows(std::int64_t rank_at, std::int64_t col, std::int64_t col_step, const Members& members) {
+    plan::append_members(stacked, {.row = rank_at, .col = col, .col_step = col_step, .row_shift = stack_.rank},
+                         members);
+  }
+  void put_columns(std::int64_t rank_at, std::int64_t row, std::int64_t col, const Members& members) {
+    const plan::MemberGrid by_rank{
+        .row = row, .col = col + rank_at * stack_.experts, .col_step = stack_.experts, .col_shift = 1};
+    const plan::MemberGrid by_expert{.row = row, .col = col + rank_at, .col_shift = stack_.rank};
+    plan::append_members(columns, rank_major_ ? by_rank : by_expert, members);
+  }
+  static Members transposed(Members members) {
+    for (plan::MemberView& member : members) member.view = member.view.transposed();
+    return members;
+  }
+
+  plan::MemberView member(const View& view, double scale) const {
+    return {view, scale, file_ == nullptr ? Dtype::f32 : file_->tensors()[view.tensor].dtype};
+  }
+  plan::MemberView a_of(const Factor* factor) const {
+    return factor == nullptr ? plan::MemberView{} : member(factor->a, 1);
+  }
+  plan::MemberView b_of(const Factor* factor) const {
+    return factor == nullptr ? plan::MemberView{} : member(factor->b, folded_gain(*factor, stack_.scale));
+  }
+  Members all_a(std::size_t part) const {
+    Members members;
+    for (const Factor* factor : stack_.parts[part]) members.push_back(a_of(factor));
+    return members;
+  }
+  Members all_b(std::size_t part) const {
+    Members members;
+    for (const Factor* factor : stack_.parts[part]) members.push_back(b_of(factor));
+    return members;
+  }
 
   const Stack& stack_;
-  bool natural_, rank_major_;
+  const TensorFile* file_;
+  bool natural_, rank_major_, alternate_;
 };
 
-bool is_power_of_two(double ratio) {
-  int exponent = 0;
-  return std::frexp(std::abs(ratio), &exponent) == 0.5;
+// Gate and up share A. Their B become the rows of one, as one view where they lie like that in the file.
+void Placer::place_shared(const ExpertsForm::Fused& parameter) {
+  put_a(0, all_a(0));
+  if (alternate_ || !all_join(stack_, parameter.interleaved)) {
+    put_b(0, 0, all_b(0));
+    put_b(0, 1, all_b(1));
+    return;
+  }
+  Members members = all_b(0);
+  for (std::size_t e = 0; e < members.size(); ++e) {
+    const Factor *gate = stack_.parts[0][e], *up = stack_.parts[1][e];
+    if (gate != nullptr) members[e].view = *joined_b(*gate, *up, parameter.interleaved);
+  }
+  put_b(0, 0, std::move(members));
 }
+
+void Placer::place(const ExpertsForm::Fused& parameter) {
+  if (stack_.shared_a) return place_shared(parameter);
+  // Stacked rows of gate and up take turns. In the order of their rows they can be written as they lie in the file.
+  const bool even = std::ranges::all_of(stack_.ranks, [&](auto rank) { return rank == stack_.ranks.front(); });
+  if (natural_ && even) {
+    Members members;
+    for (std::size_t e = 0; e < stack_.parts.front().size(); ++e)
+      for (const auto& part : stack_.parts) members.push_back(a_of(part[e]));
+    plan::append_members(stacked, {.row_shift = stack_.ranks.front()}, members);
+  }
+  std::int64_t rank_at = 0;
+  for (std::size_t p = 0; p < stack_.parts.size(); ++p) {
+    if (!(natural_ && even)) put_a(rank_at, all_a(p));
+    put_b(rank_at, p, all_b(p));
+    rank_at += stack_.ranks[p];
+  }
+}
+// Whether the view is a tensor as it lies in the file.
+bool is_in_order(const View& view) { return view.col_stride == 1 && view.row_stride == view.cols && view.offset == 0; }
 
 Exactness exactness_of(const Stack& stack) {
   Exactness worst = Exactness::bit_exact;
@@ -67,7 +144,7 @@ Exactness exactness_of(const Stack& stack) {
   for (const Factor* factor : all_of(stack)) {
     ++count;
     const double gain = folded_gain(*factor, stack.scale);
-    if (gain != 1) worst = std::max(worst, is_power_of_two(gain) ? Exactness::value_exact : Exactness::rounded);
+    worst = std::max(worst, exactness_of_gain(gain));
     if (factor->rank != stack.rank) worst = std::max(worst, Exactness::value_exact);
   }
   if (count != stack.parts.size() * static_cast<std::size_t>(stack.experts))
@@ -75,37 +152,9 @@ Exactness exactness_of(const Stack& stack) {
   return worst;
 }
 
-// The narrowest dtype that holds all values of both.
-Dtype wider(Dtype a, Dtype b) {
-  if (a == b) return a;
-  return a == Dtype::f64 || b == Dtype::f64 ? Dtype::f64 : Dtype::f32;
-}
-
-void place(const Stack& stack, const ExpertsForm::Fused& parameter, Placer& placer) {
-  for (std::int64_t e = 0; e < stack.experts; ++e) {
-    const auto at = static_cast<std::size_t>(e);
-    if (stack.shared_a) {
-      const Factor *gate = stack.parts[0][at], *up = stack.parts[1][at];
-      if (gate == nullptr) continue;
-      placer.put_a(e, 0, gate->a);
-      if (const auto joined = joined_b(*gate, *up, parameter.interleaved)) {
-        placer.put_b(e, 0, 0, *joined, folded_gain(*gate, stack.scale));
-      } else {
-        placer.put_b(e, 0, 0, gate->b, folded_gain(*gate, stack.scale));
-        placer.put_b(e, 0, gate->out, up->b, folded_gain(*up, stack.scale));
-      }
-      continue;
-    }
-    std::int64_t rank_at = 0, out_at = 0;
-    for (std::size_t p = 0; p < stack.parts.size(); ++p) {
-      if (const Factor* factor = stack.parts[p][at]) {
-        placer.put_a(e, rank_at, factor->a);
-        placer.put_b(e, rank_at, out_at, factor->b, folded_gain(*factor, stack.scale));
-      }
-      rank_at += stack.ranks[p];
-      out_at += stack.out[p];
-    }
-  }
+// Whether gate and up alternate in the target, and do not lie so in the file: then each is placed on its own.
+bool rows_alternate(const Stack& stack, const ExpertsForm::Fused& parameter) {
+  return parameter.interleaved && stack.parts.size() == 2 && !(stack.shared_a && all_join(stack, true));
 }
 
 std::string describe_step(const ExpertsForm::Fused& parameter, const Stack& stack, Exactness exactness) {
@@ -148,6 +197,10 @@ class Encoder {
                               std::int64_t experts, Group group);
   std::int64_t count_experts(const Experts& experts, Group group) const;
   void measure(Stack& stack) const;
+  void add_missing(const Experts& experts, Group group);
+  void add_zeros(const std::string& key, std::int64_t components, Dims natural, Orientation orientation, Dtype dtype);
+  void zero_parameter(const Experts& experts, const std::string& key, const std::string& name,
+                      const ExpertsForm::Fused& parameter, std::int64_t count, Group group);
   void add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack);
 
   std::string dense_name(const std::string& v5_module) const {
@@ -155,7 +208,8 @@ class Encoder {
   }
   Dtype dtype_of(const View& view) const;
   void add_matrix(std::string name, const View& view);  // a view as a tensor of its own
-  void add_whole(std::string name, const View& view);   // the tensor the view is of, in its own shape
+  std::int32_t column_group_of(const View& view);
+  void add_whole(std::string name, const View& view);  // the tensor the view is of, in its own shape
   void add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes);
   void add_target(std::string name, bool parameter, std::int64_t rank, double scale) {
     result_.targets.push_back({std::move(name), parameter, rank, scale});
@@ -172,6 +226,8 @@ class Encoder {
   std::unordered_map<std::string, const Experts*> experts_;
   std::unordered_map<std::string, std::int64_t> counts_;
   std::map<std::string, int> steps_;  // what was done, how often
+  // Number of each column group. Its views have the same source tensor, shape and strides.
+  std::map<std::tuple<std::uint32_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>, std::int32_t> groups_;
   Encoded result_;
 };
 
@@ -231,28 +287,32 @@ Dtype Encoder::dtype_of(const View& view) const {
   return file_ == nullptr ? Dtype::f32 : file_->tensors()[view.tensor].dtype;
 }
 
+// Experts whose elements take turns in a fused tensor form a group.
+std::int32_t Encoder::column_group_of(const View& view) {
+  const bool take_turns = (view.cols == 1 || view.col_stride > 1) && (view.rows == 1 || view.row_stride > 1);
+  if (!take_turns || view.rows * view.cols == 1) return PlannedTensor::kNoGroup;
+  const auto number = static_cast<std::int32_t>(groups_.size());
+  return groups_.try_emplace({view.tensor, view.rows, view.cols, view.row_stride, view.col_stride}, number)
+      .first->second;
+}
+
 void Encoder::add_matrix(std::string name, const View& view) {
   const Dtype dtype = dtype_of(view);
-  add_tensor({std::move(name),
-              options_.dtype.value_or(dtype),
-              {view.rows, view.cols},
-              view.rows,
-              view.cols,
-              {{0, 0, 1, view, 1.0}}},
-             std::array{dtype});
+  PlannedTensor tensor{std::move(name), options_.dtype.value_or(dtype), {view.rows, view.cols}, view.rows,
+                       view.cols,       {{0, 0, 1, view, 1.0}}};
+  tensor.column_group = column_group_of(view);
+  add_tensor(std::move(tensor), std::array{dtype});
 }
 
 void Encoder::add_whole(std::string name, const View& view) {
   if (file_ == nullptr) return;
   const TensorInfo& info = file_->tensors()[view.tensor];
+  if (!is_in_order(view)) return add_matrix(std::move(name), view);
   add_tensor(copy_of(info, view.tensor, std::move(name), options_.dtype.value_or(info.dtype)), std::array{info.dtype});
 }
 
 void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes) {
-  for (const Dtype from : source_dtypes) {
-    if (from == tensor.dtype) continue;
-    note(is_widening(from, tensor.dtype) ? Exactness::value_exact : Exactness::rounded);
-  }
+  for (const Dtype from : source_dtypes) note(exactness_of_cast(from, tensor.dtype));
   tensor.must_be_finite = true;
   if (file_ != nullptr) result_.tensors.push_back(std::move(tensor));
 }
@@ -302,8 +362,7 @@ void Encoder::extra(const Extra& extra) {
 }
 
 void Encoder::per_expert(const Experts& experts, Group group) {
-  const ExpertsForm& form = *experts.form;
-  if (form.per_expert.empty()) {
+  if (model::expert_module(model_, experts, options_.spelling, 0, Projection::down).empty()) {
     no_form(group.front().site.module,
             fmt::format("{} has no per-expert modules in any transformers version: its experts are one parameter",
                         model_.model_type),
@@ -314,20 +373,69 @@ void Encoder::per_expert(const Experts& experts, Group group) {
       no_form(describe(factor.site), "a parameter that is not gate, up or down has no per-expert form",
               "keep the fused layout");
     }
-    const std::string name = experts.per_expert_module(factor.site.expert, factor.site.projection);
+    const std::string name =
+        model::expert_module(model_, experts, options_.spelling, factor.site.expert, factor.site.projection);
     add_matrix(std::string(kPrefix) + name + ".lora_A.weight", factor.a);
     add_matrix(std::string(kPrefix) + name + ".lora_B.weight", factor.b);
     add_target(name, false, factor.rank, factor.scale);
   }
   step(fmt::format("layer of experts as one pair per expert and projection (bit-exact)"));
+  if (options_.all_projections) add_missing(experts, group);
+}
+
+// Natural widths of a projection's matrix, where another projection of the same experts is at hand.
+Dims widths_of(const Factor& known, Projection wanted) {
+  const bool same = (known.site.projection == Projection::down) == (wanted == Projection::down);
+  return same ? Dims{known.out, known.in} : Dims{known.in, known.out};
+}
+
+void Encoder::add_zeros(const std::string& key, std::int64_t components, Dims natural, Orientation orientation,
+                        Dtype dtype) {
+  const bool reversed = orientation == Orientation::reversed;
+  const std::int64_t in = reversed ? natural.out : natural.in, out = reversed ? natural.in : natural.out;
+  add_tensor({key + ".lora_A.weight", dtype, {components, in}, components, in}, {});
+  add_tensor({key + ".lora_B.weight", dtype, {out, components}, out, components}, {});
+  note(Exactness::value_exact);
+}
+
+// Pairs of zeros for the projections of experts that have none.
+void Encoder::add_missing(const Experts& experts, Group group) {
+  std::map<std::pair<std::int64_t, Projection>, const Factor*> present;
+  for (const Factor& factor : group) present[{factor.site.expert, factor.site.projection}] = &factor;
+  const Factor& first = group.front();
+  const std::int64_t count = count_experts(experts, group);
+  std::size_t added = 0;
+  for (std::int64_t e = 0; e < count; ++e) {
+    for (const Projection projection : {Projection::gate, Projection::up, Projection::down}) {
+      const std::string name = model::expert_module(model_, experts, options_.spelling, e, projection);
+      if (name.empty() || present.contains({e, projection})) continue;
+      add_zeros(std::string(kPrefix) + name, first.rank, widths_of(first, projection), Orientation::natural,
+                options_.dtype.value_or(dtype_of(first.a)));
+      add_target(name, false, first.rank, first.scale);
+      ++added;
+    }
+  }
+  if (added != 0) step(fmt::format("{} pairs of zeros for projections of experts without LoRA (value-exact)", added));
+}
+
+void Encoder::zero_parameter(const Experts& experts, const std::string& key, const std::string& name,
+                             const ExpertsForm::Fused& parameter, std::int64_t count, Group group) {
+  const auto known = std::ranges::find_if(group, [](const Factor& f) { return f.site.expert >= 0; });
+  if (known == group.end()) return;
+  Dims natural = natural_dims(experts, parameter);
+  if (natural.in == 0 || natural.out == 0) {
+    natural = widths_of(*known, parameter.projections.front());
+    natural.out *= static_cast<std::int64_t>(parameter.projections.size());
+  }
+  add_zeros(key, count * known->rank, natural, orientation_of(options_.to, parameter),
+            options_.dtype.value_or(dtype_of(known->a)));
+  add_target(name, true, known->rank, known->scale);
+  step(fmt::format("pair of zeros for {}, which has no LoRA (value-exact)", parameter.name));
 }
 
 std::int64_t Encoder::count_experts(const Experts& experts, Group group) const {
-  std::int64_t count = experts.num_experts;
-  if (const auto at = counts_.find(group.front().site.module); at != counts_.end()) count = std::max(count, at->second);
-  if (count != 0 && !model_.num_experts_assumed) return count;
-  for (const Factor& factor : group) count = std::max(count, factor.site.expert + 1);
-  return count;
+  const auto at = counts_.find(group.front().site.module);
+  return expert_count(experts.num_experts, model_.num_experts_assumed, at == counts_.end() ? 0 : at->second, group);
 }
 
 // Ranks, widths and the one scale of a fused pair.
@@ -354,8 +462,9 @@ void Encoder::measure(Stack& stack) const {
 }
 
 void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack) {
-  Placer placer(stack, orientation_of(options_.to, parameter), packing_of(options_.to));
-  place(stack, parameter, placer);
+  Placer placer(stack, file_, orientation_of(options_.to, parameter), packing_of(options_.to),
+                rows_alternate(stack, parameter));
+  placer.place(parameter);
   std::vector<Dtype> dtypes;
   for (const Factor* factor : all_of(stack)) {
     for (const View* view : {&factor->a, &factor->b}) {
@@ -370,7 +479,13 @@ void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parame
   const std::int64_t width = placer.stacked_width(), height = placer.columns_height();
   add_tensor({key + ".lora_A.weight", dtype, {components, width}, components, width, std::move(placer.stacked)},
              dtypes);
-  add_tensor({key + ".lora_B.weight", dtype, {height, components}, height, components, std::move(placer.columns)},
+  const std::int64_t fold = placer.rows_at_once();
+  add_tensor({key + ".lora_B.weight",
+              dtype,
+              {height, components},
+              height / fold,
+              components * fold,
+              std::move(placer.columns)},
              dtypes);
   const Exactness exactness = exactness_of(stack);
   note(exactness);
@@ -395,14 +510,6 @@ std::size_t Encoder::fused_parameter(const std::string& module, const std::strin
   const std::size_t found = all_of(stack).size();
   if (found == 0) return 0;
   measure(stack);
-  if (parameter.interleaved && stack.parts.size() == 2 && file_ != nullptr) {
-    if (!stack.shared_a)
-      no_form(module, "gate and up of this family alternate row by row, and the factors do not share A",
-              "keep the layout of the file");
-    if (!all_join(stack, true))
-      no_form(module, "gate and up of this family alternate row by row, and do not lie so in the file",
-              "keep the layout of the file");
-  }
   add_stack(key, parameter, stack);
   add_target(name, true, stack.rank, stack.scale);
   return found;
@@ -422,7 +529,10 @@ void Encoder::fused(const Experts& experts, Group group) {
     for (int i = 0; i < depth[module]; ++i) key += ".base_layer";
     const std::size_t found = fused_parameter(module, key, *parameter, count, group);
     used += found;
-    if (found != 0) ++depth[module];
+    const bool of_experts = parameter->dims.size() == 3 && !parameter->projections.empty();
+    const bool zeros = found == 0 && options_.all_projections && of_experts;
+    if (zeros) zero_parameter(experts, key, module + "." + parameter->name, *parameter, count, group);
+    if (found != 0 || zeros) ++depth[module];
   }
   if (used != group.size()) {
     no_form(group.front().site.module, "some factors have no place in the family's fused parameters",
@@ -433,7 +543,16 @@ void Encoder::fused(const Experts& experts, Group group) {
 }  // namespace
 
 Encoded encode(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options) {
-  return Encoder(factors, model, file, options).run();
+  switch (options.to) {
+    case Layout::gguf:
+      return encode_gguf(factors, model, file, options);
+    case Layout::tinker:
+      return encode_stacked(factors, model, file, options);
+    case Layout::mlx:
+      return encode_mlx(factors, model, file, options);
+    default:
+      return Encoder(factors, model, file, options).run();
+  }
 }
 
 }  // namespace peft::layout

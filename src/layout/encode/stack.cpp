@@ -1,6 +1,7 @@
 #include "layout/encode/stack.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -38,6 +39,31 @@ double common_scale(const std::vector<const Factor*>& factors) {
 }
 
 double folded_gain(const Factor& factor, double common) { return factor.scale == common ? 1 : factor.scale / common; }
+
+std::int64_t expert_count(std::int64_t known, bool assumed, std::int64_t counted, std::span<const Factor> group) {
+  std::int64_t count = std::max(known, counted);
+  if (count != 0 && !assumed) return count;
+  for (const Factor& factor : group) count = std::max(count, factor.site.expert + 1);
+  return count;
+}
+
+Exactness exactness_of_gain(double gain) {
+  if (gain == 1) return Exactness::bit_exact;
+  int exponent = 0;
+  return std::frexp(std::abs(gain), &exponent) == 0.5 ? Exactness::value_exact : Exactness::rounded;
+}
+
+Exactness exactness_of_cast(Dtype from, Dtype to) {
+  if (from == to) return Exactness::bit_exact;
+  const bool from_f8 = from == Dtype::f8_e4m3 || from == Dtype::f8_e5m2;
+  const bool widens = to == Dtype::f64 || (to == Dtype::f32 && from != Dtype::f64) || (to == Dtype::f16 && from_f8);
+  return widens ? Exactness::value_exact : Exactness::rounded;
+}
+
+Dtype wider(Dtype a, Dtype b) {
+  if (a == b) return a;
+  return a == Dtype::f64 || b == Dtype::f64 ? Dtype::f64 : Dtype::f32;
+}
 
 // Gate and up of every expert have the same A: then one A serves both and the rank need not double.
 bool shares_a(const TensorFile* file, const Stack& stack) {

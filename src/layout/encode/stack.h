@@ -8,6 +8,7 @@
 
 #include "layout/forms.h"
 #include "peft/adapter.h"
+#include "peft/plan.h"
 
 namespace peft::layout {
 
@@ -31,6 +32,15 @@ std::vector<const Factor*> all_of(const Stack& stack);
 double common_scale(const std::vector<const Factor*>& factors);
 // The factor by which B is multiplied where the scale is `common`.
 double folded_gain(const Factor& factor, double common);
+
+// How many experts a layer has: as the model says, or as many as the file shows (`counted`) when that is more. Where
+// neither is sure, the highest index and one.
+std::int64_t expert_count(std::int64_t known, bool assumed, std::int64_t counted, std::span<const Factor> group);
+
+// What it means for values to be multiplied, and to get another dtype.
+Exactness exactness_of_gain(double gain);
+Exactness exactness_of_cast(Dtype from, Dtype to);
+Dtype wider(Dtype a, Dtype b);  // the narrowest dtype that holds all values of both
 
 // Whether two views of one file have the same bytes, element by element.
 bool same_values(const TensorFile& file, const View& x, const View& y);

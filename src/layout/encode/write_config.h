@@ -1,17 +1,22 @@
-// The adapter_config.json that belongs to encoded factors.
+// The files of an adapter in a layout: the adapter_config.json that belongs to encoded factors, beside their weights.
 #pragma once
 
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "layout/encode/encode.h"
+#include "layout/encode/encoded.h"
 #include "peft/config.h"
+#include "peft/plan.h"
 
 namespace peft::layout {
 
-// `source` with targets, ranks, alphas and generation replaced so that PEFT builds exactly the wrappers of `encoded`.
-// Everything else is kept. `warnings` gets what could not be kept.
+// Adds the weights file and the config that belongs to it, under the names that the layout's program looks for, and the
+// encoder's steps and warnings. `source` is the config of the adapter that was read.
+void add_adapter_files(Plan& plan, Encoded encoded, const AdapterConfig& source, const Model& model, Layout to);
+
+// Of PEFT's layouts: `source` with targets, ranks, alphas and generation replaced so that PEFT builds exactly the
+// wrappers of `encoded`. Everything else is kept. `warnings` gets what could not be kept.
 AdapterConfig write_config(const AdapterConfig& source, const Encoded& encoded, const Model& model, Layout to,
                            std::vector<std::string>& warnings);
 

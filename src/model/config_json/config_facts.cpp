@@ -162,6 +162,12 @@ std::optional<bool> ConfigFacts::has_experts(const Table& table, const std::vect
 
 std::int64_t ConfigFacts::vocab_size() const { return integer("text_config", {"vocab_size"}).value_or(0); }
 
+std::int64_t ConfigFacts::num_heads() const { return integer("text_config", kHeadKeys).value_or(0); }
+
+std::int64_t ConfigFacts::num_kv_heads() const {
+  return integer("text_config", {"num_key_value_heads", "num_kv_heads"}).value_or(num_heads());
+}
+
 std::optional<bool> ConfigFacts::tie_word_embeddings() const {
   for (const Json* json : {&config_, &section("text_config")}) {
     const auto found = json->find("tie_word_embeddings");

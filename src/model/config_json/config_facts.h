@@ -46,6 +46,9 @@ class ConfigFacts {
                                   std::int64_t layer) const;
 
   std::int64_t vocab_size() const;
+  // Attention heads that queries have, and that keys and values have; 0: the config does not say.
+  std::int64_t num_heads() const;
+  std::int64_t num_kv_heads() const;
   std::optional<bool> tie_word_embeddings() const;
   // weight_block_size of the quantization_config.
   std::optional<std::array<std::int64_t, 2>> fp8_cell() const;

@@ -201,6 +201,7 @@ void finish(Draft& draft, const DescribeOptions& options) {
     }
   }
   result.vocab_size = draft.facts.vocab_size();
+  result.num_heads = draft.facts.num_heads(), result.num_kv_heads = draft.facts.num_kv_heads();
   const auto& tree = result.v5 ? result.v5 : result.v4;
   if (result.vocab_size == 0 && tree && !tree->input_embedding.empty()) {
     const Module* embedding = tree->find(tree->input_embedding);

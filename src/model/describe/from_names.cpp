@@ -85,7 +85,7 @@ Candidate try_family(const std::shared_ptr<const Table>& table, const std::strin
 void use_names(Draft& draft, const std::vector<std::string>& names, std::int64_t num_experts) {
   std::map<std::pair<std::int64_t, std::size_t>, std::int64_t> highest;  // layer, kind -> highest index + 1
   for (const std::string& module : names) {
-    const auto match = find_place(draft.index->places, module);
+    const auto match = find_adapter_place(*draft.index, module);
     if (!match || !match->layer.plain || match->layer.value >= kMaxLayers) continue;
     std::int64_t& count = highest[{match->layer.value, match->place->kind}];
     const bool indexed = match->place->path.has_expert() && match->expert.plain && match->expert.value < kMaxExperts;

@@ -12,7 +12,7 @@
 
 namespace peft::model {
 
-extern const std::string_view kFamiliesJson;  // data/families.json, embedded by cmake/embed_families.cmake
+extern const std::string_view kFamiliesJson;  // data/families.json, embedded by cmake/embed_tables.cmake
 
 namespace {
 
@@ -147,6 +147,19 @@ std::shared_ptr<const DenseFamily> read_dense(const std::string& name, const Jso
   return family;
 }
 
+std::vector<Spelling> read_spellings(const Json& json) {
+  std::vector<Spelling> spellings;
+  for (const auto& [program, row] : json.items()) {
+    Spelling spelling{program, row.at("experts").get<std::string>(), {}};
+    for (const Projection projection : {Projection::gate, Projection::up, Projection::down}) {
+      const auto module = row.find(std::string(name(projection)));
+      if (module != row.end()) spelling.modules.push_back({projection, module->get<std::string>()});
+    }
+    spellings.push_back(std::move(spelling));
+  }
+  return spellings;
+}
+
 // The parts of the table that are made of all rows together.
 void derive_lookups(Table& table) {
   std::set<std::string> rules;
@@ -203,6 +216,7 @@ void read_rows(const Json& json, Shared& shared, Table& table, std::string& key_
   }
   for (const Json& pair : section("same_prefixes"))
     table.same_prefixes.emplace_back(pair.at(0).get<std::string>(), pair.at(1).get<std::string>());
+  for (const auto& [type, rows] : section("spellings").items()) table.spellings[key_read = type] = read_spellings(rows);
   for (const auto& [type, row] : section("runtime").items()) table.runtime[type] = row;
   derive_lookups(table);
 }

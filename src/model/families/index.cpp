@@ -48,6 +48,19 @@ void add_places(Index& index, const Kind& kind, std::size_t number, Generation s
   add_place(index, {PathTemplate(path), number, Projection::none, nullptr, std::nullopt, spelling});
 }
 
+// Names of other programs for the first kind of experts of the family.
+void add_foreign_names(Index& index, const Family& family) {
+  const auto rows = index.table->spellings.find(family.model_type);
+  if (rows == index.table->spellings.end() || family.kinds.empty()) return;
+  for (const Spelling& row : rows->second) {
+    for (const ExpertsForm::PerExpert& module : row.modules) {
+      const PathTemplate path(row.experts + ".{expert}." + module.name);
+      index.foreign_names.push_back({row.program, 0, module.projection, path});
+      index.foreign_places[path.key()].push_back({path, 0, module.projection, nullptr, std::nullopt, Generation::v4});
+    }
+  }
+}
+
 void add_known(Index::KnownMap& map, Index::KnownModule module) {
   auto& list = map[module.path.key()];
   const auto same = std::find_if(list.begin(), list.end(), [&](const Index::KnownModule& other) {
@@ -118,6 +131,22 @@ std::optional<PlaceMatch> find_place(const Model::Index::PlaceMap& places, std::
   return std::nullopt;
 }
 
+std::optional<PlaceMatch> find_adapter_place(const Model::Index& index, std::string_view path) {
+  const auto match = find_place(index.places, path);
+  return match ? match : find_place(index.foreign_places, path);
+}
+
+std::string expert_module(const Model& model, const Experts& experts, std::string_view program, std::int64_t expert,
+                          Projection projection) {
+  if (program.empty()) return experts.per_expert_module(expert, projection);
+  if (!model.index || !model.index->family) return {};
+  for (const Index::ForeignName& row : model.index->foreign_names) {
+    const bool own = &model.index->family->kinds[row.kind].form == experts.form;
+    if (own && row.program == program && row.projection == projection) return row.path.fill(experts.layer, expert);
+  }
+  return {};
+}
+
 std::shared_ptr<Model::Index> make_index(std::shared_ptr<const Table> table, std::shared_ptr<const Family> family) {
   auto index = std::make_shared<Index>();
   index->table = std::move(table);
@@ -128,6 +157,7 @@ std::shared_ptr<Model::Index> make_index(std::shared_ptr<const Table> table, std
     add_places(*index, row.kinds[i], i, Generation::v4);
     add_places(*index, row.kinds[i], i, Generation::v5);
   }
+  add_foreign_names(*index, row);
   for (const Renaming& renaming : row.renamings) {
     const PathTemplate v4(renaming.v4), v5(renaming.v5);
     index->to_v5.try_emplace(v4.key(), v4, v5);

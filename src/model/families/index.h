@@ -43,6 +43,14 @@ struct Model::Index {
   std::shared_ptr<const model::Family> family;
   std::shared_ptr<const model::DenseFamily> dense;
   PlaceMap places;
+  PlaceMap foreign_places;  // single experts as other programs name them: in adapters alone, never in models
+  struct ForeignName {
+    std::string program;
+    std::size_t kind;
+    Projection projection;
+    PathTemplate path;
+  };
+  std::vector<ForeignName> foreign_names;
   RenameMap to_v5, to_v4;
   KnownMap known_v4, known_v5;
   std::vector<std::unordered_map<std::int64_t, std::size_t>> layers;  // per kind: layer -> place in Model::experts
@@ -66,6 +74,14 @@ struct PlaceMatch {
 };
 // The place that a path fits, in any layer; nullopt: none.
 std::optional<PlaceMatch> find_place(const Model::Index::PlaceMap& places, std::string_view path);
+
+// The same for a path of an adapter: names of other programs count too.
+std::optional<PlaceMatch> find_adapter_place(const Model::Index& index, std::string_view path);
+
+// The module of one projection of one expert, as transformers names it ("") or as a program does that has names of its
+// own; "" where there is none.
+std::string expert_module(const Model& model, const Experts& experts, std::string_view program, std::int64_t expert,
+                          Projection projection);
 
 // Further names of a module, by the rows "same_prefixes" of the table. A checkpoint of the bare model lacks the prefix
 // of a model with a head ("bert."), and composites have their parts in another place since transformers 4.52. The

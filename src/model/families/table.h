@@ -117,6 +117,13 @@ struct ModuleRule {
   std::vector<std::string> rules;
 };
 
+// Names that a program gives to single experts of a type, and transformers does not.
+struct Spelling {
+  std::string program;  // "vllm"
+  std::string experts;  // template: "model.layers.{layer}.moe.experts"
+  std::vector<ExpertsForm::PerExpert> modules;
+};
+
 struct Table {
   std::map<std::string, std::shared_ptr<const Family>, std::less<>> families;
   std::map<std::string, std::shared_ptr<const DenseFamily>, std::less<>> dense;
@@ -126,9 +133,10 @@ struct Table {
   std::vector<std::string> layer_rules;  // every rule about layers with experts, for configs with another family's keys
   std::set<std::string, std::less<>>
       replaced;  // types whose rows are from --families: module_trees.json does not describe them
-  std::vector<std::pair<std::string, std::string>> same_prefixes;  // prefixes that stand for the same module
-  std::map<std::string, std::string, std::less<>> part_of;         // a type without classes of its own -> its composite
-  Json runtime = Json::object();                                   // by type: what runtime_table.h reads
+  std::vector<std::pair<std::string, std::string>> same_prefixes;       // prefixes that stand for the same module
+  std::map<std::string, std::vector<Spelling>, std::less<>> spellings;  // by type
+  std::map<std::string, std::string, std::less<>> part_of;  // a type without classes of its own -> its composite
+  Json runtime = Json::object();                            // by type: what runtime_table.h reads
 };
 
 }  // namespace peft::model

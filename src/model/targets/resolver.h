@@ -8,7 +8,7 @@
 
 #include "model/targets/block_diagonal.h"
 #include "model/targets/names.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 
 namespace peft::model {
 

@@ -1,8 +1,7 @@
-#include "peft/targets.h"
-
 #include <fmt/format.h>
 
 #include "model/targets/resolver.h"
+#include "peft/model.h"
 
 namespace peft {
 namespace {

@@ -1,5 +1,3 @@
-#include "peft/targets.h"
-
 #include <gtest/gtest.h>
 
 #include <map>
@@ -7,6 +5,7 @@
 #include "model/targets/matcher.h"
 #include "model/targets/names.h"
 #include "peft/error.h"
+#include "peft/model.h"
 #include "support/model_files.h"
 
 namespace peft {

@@ -12,7 +12,7 @@
 
 namespace peft::model {
 
-extern const std::string_view kModuleTreesJson;  // data/module_trees.json, embedded by cmake/embed_families.cmake
+extern const std::string_view kModuleTreesJson;  // data/module_trees.json, embedded by cmake/embed_tables.cmake
 
 namespace {
 

@@ -42,15 +42,15 @@ void add(Tensor& sum, const Tensor& part) { sum = sum.defined() ? sum + part : p
 class FrozenHeadLoss : public torch::autograd::Function<FrozenHeadLoss> {
  public:
   static std::vector<Tensor> forward(torch::autograd::AutogradContext* context, const Tensor& hidden,
-                                     const Tensor& weight, const Tensor& bias, const Tensor& next, double divisor,
-                                     bool needs_gradient) {
+                                     const Linear* head, const Tensor& next, double divisor, bool needs_gradient) {
+    const Tensor& weight = head->weight;
     Sums sums;
     Tensor gradient = needs_gradient ? at::empty_like(hidden) : Tensor();
     const std::int64_t step = rows_at_once(weight.size(0));
     for (std::int64_t first = 0; first < hidden.size(0); first += step) {
       const std::int64_t rows = std::min(step, hidden.size(0) - first);
       const Tensor x = hidden.narrow(0, first, rows), wanted = next.narrow(0, first, rows);
-      Tensor log_p = log_probabilities(at::linear(x, weight, bias));
+      Tensor log_p = log_probabilities(at::linear(x, weight, head->bias));
       const Sums part = sums_of(log_p, wanted);
       add(sums.loss, part.loss), add(sums.correct, part.correct), add(sums.entropy, part.entropy);
       if (!needs_gradient) continue;
@@ -68,7 +68,7 @@ class FrozenHeadLoss : public torch::autograd::Function<FrozenHeadLoss> {
 
   static std::vector<Tensor> backward(torch::autograd::AutogradContext* context, std::vector<Tensor> gradients) {
     const Tensor saved = context->get_saved_variables()[0];
-    return {saved * gradients[0].to(saved.scalar_type()), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    return {saved * gradients[0].to(saved.scalar_type()), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -147,7 +147,7 @@ void add_loss(const Pass& pass, const Tensor& hidden, const Tensor& next, double
     return add_trained_head(pass, hidden, next, by, output);
   }
   const bool needs_gradient = gradients && hidden.requires_grad();
-  const std::vector<Tensor> parts = FrozenHeadLoss::apply(hidden, head.weight, head.bias, next, by, needs_gradient);
+  const std::vector<Tensor> parts = FrozenHeadLoss::apply(hidden, &head, next, by, needs_gradient);
   output.loss = parts[0], output.correct = parts[1], output.entropy = parts[2];
 }
 

@@ -247,9 +247,8 @@ ForwardOutput run(const CausalLM::Impl& model, const ForwardInput& input, const 
 
 void check_options(const GenerateOptions& options) {
   const auto fail = [](const char* what, const char* expected, double got) {
-    throw Error(
-        ErrorCode::USAGE,
-        {.tensor = what, .problem = "an option that cannot be", .expected = expected, .got = std::to_string(got)});
+    peft::at({}, what).fail(ErrorCode::USAGE,
+                            {.problem = "an option that cannot be", .expected = expected, .got = std::to_string(got)});
   };
   if (options.max_new_tokens < 1) fail("max_new_tokens", "at least 1", static_cast<double>(options.max_new_tokens));
   if (!(options.temperature >= 0) || std::isinf(options.temperature))

@@ -13,7 +13,7 @@
 #include "nn/lora/sites/site.h"
 #include "nn/model/network.h"
 #include "peft/error.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 #include "peft/verbs.h"
 
 namespace peft::nn {
@@ -39,8 +39,8 @@ AdapterConfig checked(const LoraConfig& config) {
 void check_unknown(const AdapterConfig& config, bool from_file, std::vector<std::string>& warnings) {
   for (const std::string& key : config.unknown) {
     if (!from_file) {
-      throw Error(ErrorCode::CF_UNSUP,
-                  {.tensor = key, .problem = "LoraConfig of PEFT has no such field", .hint = "is the name misspelt?"});
+      peft::at({}, key).fail(ErrorCode::CF_UNSUP,
+                             {.problem = "LoraConfig of PEFT has no such field", .hint = "is the name misspelt?"});
     }
     warnings.push_back(fmt::format("unknown config key {}: kept as it is; PEFT ignores it", printable(key)));
   }
@@ -58,10 +58,10 @@ void require_one_bias(const PeftModel::Impl& impl, const AdapterConfig& config) 
   const bool other = std::any_of(impl.entries.begin(), impl.entries.end(),
                                  [](const AdapterEntry& e) { return e.config.bias != "none"; });
   if (impl.entries.empty() || (config.bias == "none" && !other)) return;
-  throw Error(ErrorCode::CF_VALUE, {.tensor = "bias",
-                                    .problem = "only one adapter of a model can train biases",
-                                    .expected = "\"none\" in all adapters when there are several",
-                                    .got = config.bias});
+  peft::at({}, "bias")
+      .fail(ErrorCode::CF_VALUE, {.problem = "only one adapter of a model can train biases",
+                                  .expected = "\"none\" in all adapters when there are several",
+                                  .got = config.bias});
 }
 
 SiteFactors new_factors(const Site& site, const Target& target, const AdapterConfig& config) {
@@ -74,9 +74,9 @@ SiteFactors new_factors(const Site& site, const Target& target, const AdapterCon
   factors.dropout = config.lora_dropout;
   if (config.lora_bias && !site.by_parameter) {
     if (site.kind == SiteKind::embedding) {
-      throw Error(ErrorCode::CF_UNSUP, {.tensor = site.target(),
-                                        .problem = "lora_bias does not exist for an Embedding",
-                                        .hint = "take it out of target_modules"});
+      peft::at({}, site.target())
+          .fail(ErrorCode::CF_UNSUP,
+                {.problem = "lora_bias does not exist for an Embedding", .hint = "take it out of target_modules"});
     }
     factors.bias = at::empty({site.out()}, options);
   }
@@ -145,20 +145,18 @@ std::map<std::string, TokenIds> wanted_rows(const PeftModel::Impl& impl, const A
       found = true;
     }
     if (found) continue;
-    throw Error(ErrorCode::CF_TARGET, {.tensor = "trainable_token_indices",
-                                       .problem = "no module of the base has this name",
-                                       .expected = "the name of an embedding",
-                                       .got = name});
+    peft::at({}, "trainable_token_indices")
+        .fail(ErrorCode::CF_TARGET,
+              {.problem = "no module of the base has this name", .expected = "the name of an embedding", .got = name});
   }
   return wanted;
 }
 
 void check_ids(const std::string& module, const TokenIds& ids, std::int64_t vocabulary) {
   const auto refuse = [&](const char* problem, const std::string& got) {
-    throw Error(ErrorCode::CF_VALUE, {.tensor = "trainable_token_indices",
-                                      .problem = problem + (" of " + module),
-                                      .expected = fmt::format("0 to {}", vocabulary - 1),
-                                      .got = got});
+    peft::at({}, "trainable_token_indices")
+        .fail(ErrorCode::CF_VALUE,
+              {.problem = problem + (" of " + module), .expected = fmt::format("0 to {}", vocabulary - 1), .got = got});
   };
   if (ids.empty()) refuse("no tokens are named", "an empty list");
   for (const std::int64_t id : ids) {
@@ -188,11 +186,11 @@ void follow_input(PeftModel::Impl& impl, int id) {
 }
 
 [[noreturn]] void not_apart(const std::string& module, const std::string& problem) {
-  throw Error(ErrorCode::CF_TARGET,
-              {.tensor = module,
-               .problem = problem,
-               .expected = "one of the two",
-               .hint = "take it out of target_modules, modules_to_save or trainable_token_indices"});
+  peft::at({}, module)
+      .fail(ErrorCode::CF_TARGET,
+            {.problem = problem,
+             .expected = "one of the two",
+             .hint = "take it out of target_modules, modules_to_save or trainable_token_indices"});
 }
 
 }  // namespace
@@ -200,14 +198,13 @@ void follow_input(PeftModel::Impl& impl, int id) {
 void require_language_model(const AdapterConfig& config) {
   const auto heads = config::task_heads(config);
   if (heads.empty()) return;
-  throw Error(ErrorCode::CF_UNSUP,
-              {.file = config.file,
-               .tensor = "task_type",
-               .problem = fmt::format("the adapter has a head of its own ({}), which a language model has no place for",
-                                      fmt::join(heads, ", ")),
-               .expected = "CAUSAL_LM",
-               .got = *config.task_type,
-               .hint = "run it on its own class with PEFT; peft inspect, convert and merge read it"});
+  peft::at(config.file, "task_type")
+      .fail(ErrorCode::CF_UNSUP,
+            {.problem = fmt::format("the adapter has a head of its own ({}), which a language model has no place for",
+                                    fmt::join(heads, ", ")),
+             .expected = "CAUSAL_LM",
+             .got = *config.task_type,
+             .hint = "run it on its own class with PEFT; peft inspect, convert and merge read it"});
 }
 
 void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config) {

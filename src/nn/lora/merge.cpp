@@ -40,9 +40,9 @@ std::map<int, Tensor> gains_of(Site& site, const std::vector<int>& ids) {
     const SiteFactors* factors = site.find(id);
     if (factors == nullptr || !factors->magnitude.defined() || is_merged(site, id)) continue;
     if (!site.merged.empty() && !before.defined()) {
-      throw Error(ErrorCode::USAGE, {.tensor = site.name(),
-                                     .problem = "DoRA needs the weight as it was before other adapters were merged",
-                                     .hint = "merge them in one call, or with keep_base"});
+      peft::at({}, site.name())
+          .fail(ErrorCode::USAGE, {.problem = "DoRA needs the weight as it was before other adapters were merged",
+                                   .hint = "merge them in one call, or with keep_base"});
     }
     if (!site.merged.empty()) site.weight = &before;
     result[id] = gains(site, *factors).clone();
@@ -56,10 +56,10 @@ void merge_one(PeftModel::Impl& impl, Site& site, int id, const Tensor& gain, co
   if (factors == nullptr || is_merged(site, id)) return;
   const std::string& name = impl.entry_of(id).name;
   if (factors->bias.defined() && site.base_bias == nullptr) {
-    throw Error(ErrorCode::CF_UNSUP, {.tensor = site.name(),
-                                      .problem = "lora_bias cannot be merged: the module has no bias",
-                                      .expected = "a base module with a bias",
-                                      .hint = "run the adapter unmerged"});
+    peft::at({}, site.name())
+        .fail(ErrorCode::CF_UNSUP, {.problem = "lora_bias cannot be merged: the module has no bias",
+                                    .expected = "a base module with a bias",
+                                    .hint = "run the adapter unmerged"});
   }
   const Tensor weight = merged_weight(site, *factors, gain, options.safe_merge);
   const Tensor bias = factors->bias.defined() ? *site.base_bias + factors->bias * factors->stack.scale : Tensor();
@@ -86,10 +86,9 @@ void merge_one(PeftModel::Impl& impl, Site& site, int id, const Tensor& gain, co
 void subtract(Site& site, int id) {
   const SiteFactors& factors = *site.find(id);
   if (factors.magnitude.defined()) {
-    throw Error(ErrorCode::USAGE,
-                {.tensor = site.name(),
-                 .problem = "a DoRA adapter cannot be taken out of the weights without a copy of them",
-                 .hint = "merge with keep_base"});
+    peft::at({}, site.name())
+        .fail(ErrorCode::USAGE, {.problem = "a DoRA adapter cannot be taken out of the weights without a copy of them",
+                                 .hint = "merge with keep_base"});
   }
   site.weight->sub_(delta_weight(site, factors).to(site.weight->scalar_type()));
   if (factors.bias.defined()) site.base_bias->sub_(factors.bias * factors.stack.scale);
@@ -103,9 +102,9 @@ void merge_token_rows(PeftModel::Impl& impl, const MergeOptions& options, const 
       TokenRows::Rows& own = at->second;
       const Tensor values = own.delta.to(rows.weight->scalar_type());
       if (options.safe_merge && !at::isfinite(values).all().item<bool>()) {
-        throw Error(ErrorCode::NUM_NONFINITE, {.tensor = rows.module,
-                                               .problem = "NaN or infinity in the rows of trainable tokens",
-                                               .got = "adapter \"" + impl.entry_of(id).name + "\" seems to be broken"});
+        peft::at({}, rows.module)
+            .fail(ErrorCode::NUM_NONFINITE, {.problem = "NaN or infinity in the rows of trainable tokens",
+                                             .got = "adapter \"" + impl.entry_of(id).name + "\" seems to be broken"});
       }
       own.before = rows.weight->index_select(0, own.ids);
       rows.weight->index_copy_(0, own.ids, values);
@@ -184,11 +183,11 @@ void require_rows_disjoint(const PeftModel::Impl& impl, const std::vector<int>& 
       for (const std::int64_t token : rows.find(id)->tokens) {
         const int first = owner.emplace(token, id).first->second;
         if (first == id) continue;
-        throw Error(ErrorCode::USAGE, {.tensor = rows.module,
-                                       .problem = "several of the adapters have a row for the same token",
-                                       .expected = "each token in one of them",
-                                       .got = fmt::format("token {} in {}", token, names_of(impl, first, id)),
-                                       .hint = "use one of them at a time"});
+        peft::at({}, rows.module)
+            .fail(ErrorCode::USAGE, {.problem = "several of the adapters have a row for the same token",
+                                     .expected = "each token in one of them",
+                                     .got = fmt::format("token {} in {}", token, names_of(impl, first, id)),
+                                     .hint = "use one of them at a time"});
       }
     }
   }

@@ -16,7 +16,7 @@
 #include "nn/lora/status.h"
 #include "nn/model/network.h"
 #include "peft/error.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 
 namespace peft::nn {
 namespace {
@@ -171,10 +171,10 @@ void PeftModel::set_adapter(const std::vector<std::string>& names, bool inferenc
   for (const Overlay& overlay : impl_->overlays) {
     const auto own = std::count_if(ids.begin(), ids.end(), [&](int id) { return overlay.adapters.contains(id); });
     if (own > 1) {
-      throw Error(ErrorCode::USAGE, {.tensor = overlay.module + "." + overlay.parameter,
-                                     .problem = "several of the adapters replace this tensor of the base",
-                                     .expected = "at most one",
-                                     .got = fmt::format("{}", fmt::join(names, ", "))});
+      at({}, overlay.module + "." + overlay.parameter)
+          .fail(ErrorCode::USAGE, {.problem = "several of the adapters replace this tensor of the base",
+                                   .expected = "at most one",
+                                   .got = fmt::format("{}", fmt::join(names, ", "))});
     }
   }
   require_rows_disjoint(*impl_, ids);
@@ -194,9 +194,8 @@ void PeftModel::set_requires_grad(const std::vector<std::string>& names, bool re
 void PeftModel::delete_adapter(const std::string& name) {
   const int id = live().entry(name).id;
   if (impl_->is_merged(id)) {
-    throw Error(ErrorCode::USAGE, {.tensor = name,
-                                   .problem = "the adapter is merged into the weights and cannot be deleted",
-                                   .hint = "unmerge_adapter() first"});
+    at({}, name).fail(ErrorCode::USAGE, {.problem = "the adapter is merged into the weights and cannot be deleted",
+                                         .hint = "unmerge_adapter() first"});
   }
   const auto& acting = impl_->control->active;
   const bool acted = std::find(acting.begin(), acting.end(), id) != acting.end();
@@ -342,9 +341,9 @@ Tensor PeftModel::get_delta_weight(const std::string& parameter, const std::stri
   const auto site = impl_->site_by_name.find(parameter);
   const SiteFactors* factors = site == impl_->site_by_name.end() ? nullptr : site->second->find(id);
   if (factors == nullptr) {
-    throw Error(ErrorCode::LO_TARGET, {.tensor = parameter,
-                                       .problem = "adapter \"" + name + "\" has no LoRA on this parameter",
-                                       .hint = "names are full: model.layers.0.self_attn.q_proj.weight"});
+    at({}, parameter)
+        .fail(ErrorCode::LO_TARGET, {.problem = "adapter \"" + name + "\" has no LoRA on this parameter",
+                                     .hint = "names are full: model.layers.0.self_attn.q_proj.weight"});
   }
   return delta_weight(*site->second, *factors);
 }

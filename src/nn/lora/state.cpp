@@ -78,11 +78,10 @@ AdapterEntry* PeftModel::Impl::find_entry(const std::string& name) {
 
 AdapterEntry& PeftModel::Impl::entry(const std::string& name) {
   if (AdapterEntry* found = find_entry(name)) return *found;
-  throw Error(ErrorCode::USAGE,
-              {.tensor = name,
-               .problem = "there is no adapter of this name",
-               .expected = entries.empty() ? "an adapter that was added" : "one of " + names_of(entries),
-               .got = name});
+  peft::at({}, name).fail(ErrorCode::USAGE,
+                          {.problem = "there is no adapter of this name",
+                           .expected = entries.empty() ? "an adapter that was added" : "one of " + names_of(entries),
+                           .got = name});
 }
 
 const AdapterEntry& PeftModel::Impl::entry_of(int id) const {
@@ -92,12 +91,11 @@ const AdapterEntry& PeftModel::Impl::entry_of(int id) const {
 AdapterEntry& PeftModel::Impl::add_entry(const std::string& name, const AdapterConfig& config) {
   const bool bad = name.empty() || name == base_name || name.find('/') != std::string::npos || name.front() == '.';
   if (bad || find_entry(name) != nullptr) {
-    throw Error(ErrorCode::USAGE,
-                {.tensor = name,
-                 .problem = bad ? "this cannot be the name of an adapter" : "there is an adapter of this name",
-                 .expected = bad ? "a name that can be a folder's" : "a new name",
-                 .got = name,
-                 .hint = bad ? "" : "delete_adapter() first, or choose another name"});
+    peft::at({}, name).fail(ErrorCode::USAGE, {.problem = bad ? "this cannot be the name of an adapter"
+                                                              : "there is an adapter of this name",
+                                               .expected = bad ? "a name that can be a folder's" : "a new name",
+                                               .got = name,
+                                               .hint = bad ? "" : "delete_adapter() first, or choose another name"});
   }
   AdapterEntry added;
   added.id = next_id++;
@@ -128,10 +126,10 @@ Site& PeftModel::Impl::site(const std::string& module, const std::string& parame
   nn::Module* owner = modules.find(module);
   Tensor* weight = owner == nullptr ? nullptr : owner->find(parameter);
   if (weight == nullptr) {
-    throw Error(ErrorCode::LO_TARGET, {.tensor = module + "." + parameter,
-                                       .problem = "the base model has no such module or parameter",
-                                       .expected = "a name of " + base->folder(),
-                                       .hint = "is this the right base model for the adapter?"});
+    peft::at({}, module + "." + parameter)
+        .fail(ErrorCode::LO_TARGET, {.problem = "the base model has no such module or parameter",
+                                     .expected = "a name of " + base->folder(),
+                                     .hint = "is this the right base model for the adapter?"});
   }
   auto made = std::make_unique<Site>();
   made->module = module, made->parameter = parameter, made->by_parameter = by_parameter;
@@ -164,9 +162,9 @@ Overlay& PeftModel::Impl::overlay(const std::string& module, const std::string& 
   nn::Module* owner = base->impl().modules.find(module);
   Tensor* tensor = owner == nullptr ? nullptr : owner->find(parameter);
   if (tensor == nullptr || !tensor->defined()) {
-    throw Error(ErrorCode::LO_TARGET, {.tensor = module + "." + parameter,
-                                       .problem = "the base model has no such tensor",
-                                       .hint = "is this the right base model for the adapter?"});
+    peft::at({}, module + "." + parameter)
+        .fail(ErrorCode::LO_TARGET, {.problem = "the base model has no such tensor",
+                                     .hint = "is this the right base model for the adapter?"});
   }
   Overlay& made = overlays.emplace_back();
   made.kind = kind, made.module = module, made.parameter = parameter, made.original = *tensor;

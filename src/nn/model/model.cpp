@@ -41,18 +41,16 @@ at::ScalarType dtype_of(const std::optional<at::ScalarType>& wanted, const Model
   if (config.dtype.empty()) return at::kFloat;
   for (const DtypePair& pair : kDtypes)
     if (pair.name == config.dtype) return pair.torch;
-  throw Error(ErrorCode::MD_FORM, {.file = config.file,
-                                   .tensor = "dtype",
-                                   .problem = "a dtype that models cannot have here",
-                                   .expected = "float32, bfloat16, float16 or float64",
-                                   .got = config.dtype});
+  peft::at(config.file, "dtype")
+      .fail(ErrorCode::MD_FORM, {.problem = "a dtype that models cannot have here",
+                                 .expected = "float32, bfloat16, float16 or float64",
+                                 .got = config.dtype});
 }
 
 // "meta" (shapes without values) is allowed for init_model only: a loaded model must run.
 at::Device device_of(const std::string& name, bool may_be_meta) {
   const auto refuse = [&](const char* problem) {
-    throw Error(ErrorCode::USAGE,
-                {.tensor = "device", .problem = problem, .expected = "cpu, cuda or cuda:N", .got = name});
+    peft::at({}, "device").fail(ErrorCode::USAGE, {.problem = problem, .expected = "cpu, cuda or cuda:N", .got = name});
   };
   at::Device device = at::kCPU;
   try {
@@ -77,22 +75,20 @@ std::string listed(const std::vector<std::string>& names) {
 
 void check_complete(const std::string& folder, const ModelConfig& config, Loading& loading) {
   if (!loading.missing.empty()) {
-    throw Error(ErrorCode::MD_WEIGHTS,
-                {.file = folder,
-                 .tensor = loading.missing.front(),
-                 .problem = "the checkpoint lacks tensors of the model: " + listed(loading.missing),
-                 .expected = "every parameter of " + config.model_type,
-                 .got = std::to_string(loading.missing.size()) + " missing",
-                 .hint = "do config.json and the weights belong together?"});
+    peft::at(folder, loading.missing.front())
+        .fail(ErrorCode::MD_WEIGHTS,
+              {.problem = "the checkpoint lacks tensors of the model: " + listed(loading.missing),
+               .expected = "every parameter of " + config.model_type,
+               .got = std::to_string(loading.missing.size()) + " missing",
+               .hint = "do config.json and the weights belong together?"});
   }
   if (!loading.unexpected.empty()) {
-    throw Error(ErrorCode::MD_WEIGHTS,
-                {.file = folder,
-                 .tensor = loading.unexpected.front(),
-                 .problem = "the checkpoint has tensors that the model does not have: " + listed(loading.unexpected),
-                 .expected = "only parameters of " + config.model_type,
-                 .got = std::to_string(loading.unexpected.size()) + " unexpected",
-                 .hint = "do config.json and the weights belong together?"});
+    peft::at(folder, loading.unexpected.front())
+        .fail(ErrorCode::MD_WEIGHTS,
+              {.problem = "the checkpoint has tensors that the model does not have: " + listed(loading.unexpected),
+               .expected = "only parameters of " + config.model_type,
+               .got = std::to_string(loading.unexpected.size()) + " unexpected",
+               .hint = "do config.json and the weights belong together?"});
   }
 }
 

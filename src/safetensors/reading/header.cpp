@@ -138,6 +138,12 @@ std::span<const std::int64_t> store_shape(std::span<const std::int64_t> shape, E
   return recent;
 }
 
+[[noreturn]] void refuse_rank(std::string_view tensor, std::size_t rank, const EntryContext& context) {
+  context.at(tensor).fail(ErrorCode::ST_LIMIT, {.problem = "the tensor has too many dimensions",
+                                                .expected = fmt::format("at most {}", kMaxRank),
+                                                .got = fmt::format("{}", rank)});
+}
+
 std::span<const std::int64_t> parse_shape(dom::element value, std::string_view tensor, EntryContext& context) {
   if (!value.is_array())
     context.at(tensor).fail(ErrorCode::ST_FIELD,
@@ -154,11 +160,7 @@ std::span<const std::int64_t> parse_shape(dom::element value, std::string_view t
     if (rank < kMaxRank) shape[rank] = static_cast<std::int64_t>(std::uint64_t(dimension));
     ++rank;
   }
-  if (rank > kMaxRank) {
-    context.at(tensor).fail(ErrorCode::ST_LIMIT, {.problem = "the tensor has too many dimensions",
-                                                  .expected = fmt::format("at most {}", kMaxRank),
-                                                  .got = fmt::format("{}", rank)});
-  }
+  if (rank > kMaxRank) refuse_rank(tensor, rank, context);
   return store_shape(std::span(shape).first(rank), context);
 }
 
@@ -355,7 +357,7 @@ void limit_values(std::string_view json, const FileFacts& file, const OpenOption
                                            .hint = "--max-tensors raises the limit"});
 }
 
-void refuse_name(std::string_view name, const FileFacts& file) {
+[[noreturn]] void refuse_name(std::string_view name, const FileFacts& file) {
   if (name.empty()) at(file.path).fail(ErrorCode::ST_NAME, {.problem = "a tensor has an empty name"});
   at(file.path, std::string(name))
       .fail(ErrorCode::ST_NAME, {.problem = "the tensor's name is too long",
@@ -407,17 +409,25 @@ std::uint64_t count_fields(dom::object fields) {
   return count;
 }
 
+void limit_tensors(std::uint64_t count, const FileFacts& file, const OpenOptions& options) {
+  if (count <= options.max_tensors) return;
+  at(file.path).fail(ErrorCode::ST_LIMIT, {.problem = "the file has too many tensors",
+                                           .expected = fmt::format("at most {}", options.max_tensors),
+                                           .got = fmt::format("{}", count),
+                                           .hint = "--max-tensors raises the limit"});
+}
+
+TensorInfo* allocate_tensors(std::uint64_t count, std::pmr::memory_resource& memory) {
+  return static_cast<TensorInfo*>(
+      memory.allocate(std::max<std::uint64_t>(count, 1) * sizeof(TensorInfo), alignof(TensorInfo)));
+}
+
 void add_tensors(dom::object fields, Header& header, const FileFacts& file, const OpenOptions& options) {
   const std::uint64_t count = count_fields(fields);
-  if (count > options.max_tensors && count - 1 > options.max_tensors) {  // one field may be the metadata
-    at(file.path).fail(ErrorCode::ST_LIMIT, {.problem = "the file has too many tensors",
-                                             .expected = fmt::format("at most {}", options.max_tensors),
-                                             .got = fmt::format("{}", count),
-                                             .hint = "--max-tensors raises the limit"});
-  }
+  if (count > options.max_tensors && count - 1 > options.max_tensors)  // one field may be the metadata
+    limit_tensors(count, file, options);
   EntryContext context{.file = file, .memory = *header.memory};
-  auto* tensors = static_cast<TensorInfo*>(
-      header.memory->allocate(std::max<std::uint64_t>(count, 1) * sizeof(TensorInfo), alignof(TensorInfo)));
+  TensorInfo* tensors = allocate_tensors(count, *header.memory);
   std::size_t used = 0;
   bool has_metadata = false;
   for (const auto [key, value] : fields) {
@@ -535,6 +545,34 @@ Header parse_header(std::string_view json, const FileFacts& file, const OpenOpti
   if (json.front() != '{') header.notes.emplace_back("white space precedes the header's JSON");
   if (data_offset % 8 != 0)
     header.notes.push_back(fmt::format("the data begins at byte {}, not at a multiple of 8", data_offset));
+  return header;
+}
+
+Header describe_memory(std::span<const TensorInMemory> tensors, const std::byte* origin, const FileFacts& file,
+                       const OpenOptions& options) {
+  limit_tensors(tensors.size(), file, options);
+  Header header;
+  header.memory =
+      std::make_unique<std::pmr::monotonic_buffer_resource>(tensors.size() * 256 + 1024, &HugePageResource::get());
+  EntryContext context{.file = file, .memory = *header.memory};
+  TensorInfo* entries = allocate_tensors(tensors.size(), *header.memory);
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const TensorInMemory& given = tensors[i];
+    if (given.name.empty() || given.name.size() > kMaxName) refuse_name(given.name, file);
+    if (given.shape.size() > kMaxRank) refuse_rank(given.name, given.shape.size(), context);
+    TensorInfo& tensor = *new (entries + i) TensorInfo;
+    tensor.name = copy_text(given.name, *header.memory);
+    tensor.dtype = given.dtype;
+    tensor.dtype_name = info(given.dtype).name;
+    tensor.shape = store_shape(given.shape, context);
+    tensor.begin = given.data == nullptr ? 0 : static_cast<std::uint64_t>(given.data - origin);
+    tensor.end = tensor.begin + tensor_size(tensor.shape, info(tensor.dtype).bits).bytes;
+    check_size(tensor, context);
+  }
+  header.tensors = {entries, tensors.size()};
+  sort_by_offset({entries, tensors.size()});
+  header.names = NameIndex(header.tensors, *header.memory);
+  refuse_duplicate(header, file);
   return header;
 }
 

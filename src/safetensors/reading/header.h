@@ -61,4 +61,18 @@ std::uint64_t header_length(std::string_view start, const FileFacts& file);
 // json_padding() readable bytes must follow `json`, and `json` must not change while this runs.
 Header parse_header(std::string_view json, const FileFacts& file, const OpenOptions& options);
 
+// What the header of a file with these tensors would say. Byte ranges count from `origin`, the lowest address of a
+// tensor; tensors may share bytes, and bytes between them are nobody's.
+Header describe_memory(std::span<const TensorInMemory> tensors, const std::byte* origin, const FileFacts& file,
+                       const OpenOptions& options);
+
 }  // namespace peft::safetensors
+
+namespace peft {
+
+// Owns what tensors_ points to.
+struct TensorFile::Index {
+  safetensors::Header header;
+};
+
+}  // namespace peft

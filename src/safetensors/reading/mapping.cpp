@@ -131,6 +131,12 @@ Mapping::~Mapping() {
 
 bool Mapping::damaged() const { return slot_->damaged.load(std::memory_order_acquire); }
 
+void Mapping::require_undamaged(const std::string& path) const {
+  if (!damaged()) return;
+  at(path).fail(ErrorCode::IO_CHANGED, {.problem = "a part of the file could not be read",
+                                        .hint = "the file shrank for a time, or its disk or network failed"});
+}
+
 // Touches each stretch that the kernel maps at once. MADV_POPULATE_READ would take twice the time, because it looks at
 // every page again.
 void Mapping::prefetch(std::uint64_t begin, std::uint64_t end) const {

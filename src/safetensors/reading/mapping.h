@@ -21,6 +21,7 @@ class Mapping {
   const std::byte* data() const { return data_; }
   std::size_t size() const { return size_; }
   bool damaged() const;
+  void require_undamaged(const std::string& path) const;  // throws IO_CHANGED
 
   // Hints for the byte range [begin, end), which is cut to the mapping. They never fail.
   void prefetch(std::uint64_t begin, std::uint64_t end) const;  // all pages that the range touches

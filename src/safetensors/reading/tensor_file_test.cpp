@@ -46,6 +46,47 @@ TEST(TensorFile, OpenReadsWhatParseReads) {
   file->check_unchanged();
 }
 
+std::vector<TensorInMemory> three_tensors(std::span<const std::byte> memory) {
+  return {{"b", Dtype::f32, {2, 3}, memory.data() + 64},
+          {"a", Dtype::bf16, {5}, memory.data()},
+          {"empty", Dtype::f64, {0, 4}, nullptr}};
+}
+
+TEST(TensorFile, ReadsTensorsWhereTheyLieInMemory) {
+  std::vector<std::byte> memory(128);
+  for (std::size_t i = 0; i < memory.size(); ++i) memory[i] = static_cast<std::byte>(i);
+  const auto file = TensorFile::of(three_tensors(memory), "tensors");
+  ASSERT_EQ(file->tensors().size(), 3u);
+  const TensorInfo& b = *file->find("b");
+  EXPECT_EQ(file->bytes(b).data(), memory.data() + 64);
+  EXPECT_EQ(b.bytes(), 24u);
+  EXPECT_EQ(b.dtype_name, "F32");
+  EXPECT_TRUE(std::ranges::equal(b.shape, std::vector<std::int64_t>{2, 3}));
+  EXPECT_EQ(file->bytes(*file->find("a")).data(), memory.data());
+  EXPECT_EQ(file->find("empty")->bytes(), 0u);
+  EXPECT_EQ(file->find("c"), nullptr);
+  EXPECT_EQ(file->file_size(), 34u);
+  file->check_unchanged();
+}
+
+TEST(TensorFile, RefusesInMemoryWhatAFileMayNotHold) {
+  const std::vector<std::byte> memory(128);
+  const auto code_of = [&](TensorInMemory tensor) {
+    std::vector<TensorInMemory> tensors = three_tensors(memory);
+    tensors.push_back(std::move(tensor));
+    const auto error = error_of([&] { TensorFile::of(tensors, "tensors", {.max_tensors = 4}); });
+    return error ? std::string(info(error->code()).name) : std::string();
+  };
+  EXPECT_EQ(code_of({"c", Dtype::f32, {1}, memory.data()}), "");  // bytes of another tensor: fine
+  EXPECT_EQ(code_of({"a", Dtype::f32, {1}, memory.data()}), "ST_DUP");
+  EXPECT_EQ(code_of({"", Dtype::f32, {1}, memory.data()}), "ST_NAME");
+  EXPECT_EQ(code_of({"c", Dtype::f4, {3}, memory.data()}), "ST_BITS");
+  EXPECT_EQ(code_of({"c", Dtype::f32, {INT64_MAX, 4}, memory.data()}), "ST_OVERFLOW");
+  EXPECT_EQ(code_of({"c", Dtype::f32, std::vector<std::int64_t>(17, 1), memory.data()}), "ST_LIMIT");
+  expect_error(error_of([&] { TensorFile::of(three_tensors(memory), "tensors", {.max_tensors = 2}); }),
+               ErrorCode::ST_LIMIT, {"tensors", "at most 2"});
+}
+
 TEST(TensorFile, AFileThatShrinksReadsZerosAndIsReported) {
   const TestFolder folder;
   const std::string path = folder.write("x.safetensors", large_image());

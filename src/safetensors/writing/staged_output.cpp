@@ -32,7 +32,7 @@ bool flags_unsupported(int error) { return error == EINVAL || error == ENOSYS ||
 [[noreturn]] void fail_renaming(const std::string& out, int error) {
   if (error != EEXIST && error != ENOTEMPTY && error != ENOTDIR) fail_writing(out, "rename", error);
   at(out).fail(ErrorCode::OUT_EXISTS, {.problem = "the output has appeared while it was written",
-                                       .hint = "choose another folder; is another program writing it?"});
+                                       .hint = "choose another name; is another program writing it?"});
 }
 
 void require_content(const NewFile& file, std::uint64_t offset, std::span<const std::byte> expected) {
@@ -55,7 +55,7 @@ bool stays_inside(const std::string& name) {
 StagedOutput::StagedOutput(const std::string& out_folder, Options options, const std::vector<std::string>& input_paths)
     : out_(output_path(out_folder)), options_(std::move(options)) {
   require_no_alias(out_, input_paths);
-  require_free(out_, options_.overwrite);
+  require_free(out_, options_.overwrite, options_.single_file);
   require_space(parent_of(out_), options_.expected_bytes);
   staging_.emplace(out_, options_.claim, options_.overwrite, options_.part);
   if (!options_.keep || !options_.sync) return;
@@ -150,26 +150,30 @@ void StagedOutput::commit() {
   tidy_up(how);
 }
 
+std::string StagedOutput::made() const {
+  return options_.single_file ? finished_path(files_.front().name) : staging_->files();
+}
+
 StagedOutput::Published StagedOutput::publish() {
   if (is_present(out_) && !is_empty_folder(out_)) return replace_old();
   // An empty folder is replaced by rename itself; anything else that has appeared meanwhile makes it fail.
   const bool empty = is_present(out_);
-  if (rename_path(staging_->files(), out_, empty ? 0 : RENAME_NOREPLACE)) {
+  if (rename_path(made(), out_, empty ? 0 : RENAME_NOREPLACE)) {
     return empty ? Published::in_place_of_empty : Published::fresh;
   }
-  if (!empty && flags_unsupported(errno) && rename_path(staging_->files(), out_, 0)) return Published::fresh;
+  if (!empty && flags_unsupported(errno) && rename_path(made(), out_, 0)) return Published::fresh;
   fail_renaming(out_, errno);
 }
 
 StagedOutput::Published StagedOutput::replace_old() {
-  require_free(out_, options_.overwrite);  // as it is now
+  require_free(out_, options_.overwrite, options_.single_file);  // as it is now
   struct stat old {};
-  if (::stat(out_.c_str(), &old) == 0) ::chmod(staging_->files().c_str(), old.st_mode & 07777);  // its permissions stay
-  if (rename_path(staging_->files(), out_, RENAME_EXCHANGE)) return Published::exchanged;
+  if (::stat(out_.c_str(), &old) == 0) ::chmod(made().c_str(), old.st_mode & 07777);  // its permissions stay
+  if (rename_path(made(), out_, RENAME_EXCHANGE)) return Published::exchanged;
   if (!flags_unsupported(errno)) fail_renaming(out_, errno);
   if (is_present(aside())) fail_renaming(aside(), EEXIST);
   if (!rename_path(out_, aside(), 0)) fail_renaming(out_, errno);
-  if (rename_path(staging_->files(), out_, 0)) return Published::moved_aside;
+  if (rename_path(made(), out_, 0)) return Published::moved_aside;
   const int error = errno;
   if (rename_path(aside(), out_, 0)) fail_renaming(out_, error);
   at(out_).fail(ErrorCode::IO_WRITE, {.problem = "the old output was moved aside and could not be moved back",
@@ -179,10 +183,10 @@ StagedOutput::Published StagedOutput::replace_old() {
 
 void StagedOutput::unpublish(Published how) noexcept {
   if (how == Published::exchanged) {
-    rename_path(out_, staging_->files(), RENAME_EXCHANGE);
+    rename_path(out_, made(), RENAME_EXCHANGE);
     return;
   }
-  rename_path(out_, staging_->files(), 0);
+  rename_path(out_, made(), 0);
   if (how == Published::moved_aside) rename_path(aside(), out_, 0);
   if (how == Published::in_place_of_empty) SystemCalls::get().mkdir(out_.c_str(), 0777);
 }
@@ -190,12 +194,12 @@ void StagedOutput::unpublish(Published how) noexcept {
 void StagedOutput::tidy_up(Published how) {
   const bool removed = staging_->remove();  // an exchanged folder is in it now
   if (!removed && how == Published::exchanged) {
-    warnings_.push_back("the folder that was replaced could not be removed: " + staging_->files());
+    warnings_.push_back("what was replaced could not be removed: " + staging_->files());
   } else if (!removed) {
     warnings_.push_back("this could not be removed: " + staging_->path());
   }
   if (how == Published::moved_aside && !remove_tree(aside()))
-    warnings_.push_back("the folder that was replaced could not be removed: " + aside());
+    warnings_.push_back("what was replaced could not be removed: " + aside());
 }
 
 }  // namespace peft

@@ -1,4 +1,4 @@
-// A folder of output files that appears complete or not at all.
+// A folder of output files, or one output file, that appears complete or not at all.
 //
 // Everything is written to OUT.partial-peft beside OUT (staging_folder.h), synced, and renamed in one step. If
 // anything fails before that, OUT does not change. The staging folder is then removed, or kept with its complete files
@@ -22,9 +22,10 @@ namespace peft {
 class StagedOutput {
  public:
   struct Options {
-    bool overwrite = false;            // replace an existing folder, in one step
+    bool overwrite = false;            // replace an existing folder or file, in one step
     bool sync = true;                  // flush files and folders to the disk
     bool readback = false;             // of texts and side files: OUT_READBACK. Tensor files are read back by execute
+    bool single_file = false;          // OUT is the one file that is added, not a folder
     std::uint64_t expected_bytes = 0;  // of all files: OUT_SPACE at once if they cannot fit
     safetensors::Claim claim = safetensors::Claim::fresh;
     bool keep = false;   // complete files stay in the staging folder until the output is there
@@ -68,6 +69,7 @@ class StagedOutput {
   void unpublish(Published how) noexcept;
   void tidy_up(Published how);
   std::string aside() const { return out_ + ".old-peft"; }
+  std::string made() const;  // what becomes OUT: the folder of finished files, or the finished file
 
   std::string out_;
   Options options_;

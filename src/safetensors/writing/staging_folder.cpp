@@ -134,7 +134,20 @@ void require_no_alias(const std::string& out, const std::vector<std::string>& in
   }
 }
 
-void require_free(const std::string& out, bool overwrite) {
+namespace {
+
+void require_free_file(const std::string& out, bool overwrite) {
+  std::error_code error;
+  if (!is_present(out) || (overwrite && fs::is_regular_file(out, error))) return;
+  const bool folder = fs::is_directory(out, error);
+  refuse_existing(out, "no such file", folder ? "a folder" : "a file",
+                  folder ? "name a file with --out" : "choose another name, or --overwrite");
+}
+
+}  // namespace
+
+void require_free(const std::string& out, bool overwrite, bool single_file) {
+  if (single_file) return require_free_file(out, overwrite);
   if (!is_present(out) || is_empty_folder(out)) return;
   std::error_code error;
   if (!fs::is_directory(out, error)) {
@@ -233,7 +246,7 @@ void StagingFolder::claim(const std::string& out, Claim wanted, bool may_discard
   if (made) return;
   if (!may_discard && !journal_paths(path_).empty()) {
     at(path_).fail(ErrorCode::OUT_EXISTS, {.problem = "an earlier run has left an unfinished output",
-                                           .hint = "--resume goes on with it, --overwrite starts over"});
+                                           .hint = "--resume continues it, --overwrite starts over"});
   }
   if (!empty_folder(path_)) refuse_locked(out, path_);
 }

@@ -68,8 +68,9 @@ std::string output_path(const std::string& out);
 // OUT_ALIAS when writing `out` would replace an input, the folder of one, or a file that is also an input.
 void require_no_alias(const std::string& out, const std::vector<std::string>& inputs);
 
-// OUT_EXISTS unless there is nothing, an empty folder, or (overwrite) a folder other than the current one.
-void require_free(const std::string& out, bool overwrite);
+// OUT_EXISTS unless there is nothing, an empty folder, or (overwrite) a folder other than the current one. Of a single
+// file: unless there is nothing, or (overwrite) a file.
+void require_free(const std::string& out, bool overwrite, bool single_file = false);
 
 // OUT_SPACE when the file system of the folder `parent` has less than `bytes` free.
 void require_space(const std::string& parent, std::uint64_t bytes);

@@ -13,13 +13,15 @@
 #include "base/text.h"
 #include "config/adapter_fields.h"
 #include "config/peft_keys.h"
+#include "engines/judge.h"
+#include "engines/read_facts.h"
 #include "layout/decode/decode.h"
 #include "layout/encode/write_config.h"
+#include "layout/forms.h"
 #include "layout/keys.h"
 #include "peft/error.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 #include "peft/verbs.h"
-#include "verbs/inspect/consumers.h"
 
 namespace peft::verbs {
 namespace {
@@ -60,10 +62,11 @@ class Meanings {
     if (at->second.extra != nullptr) return extra_meaning(*at->second.extra);
     const Factor& factor = *at->second.factor;
     const TensorInfo& tensor = input_.adapter.weights->tensors()[index];
+    if (!layout::is_peft(input_.reading.layout)) return other_meaning(factor, index);
     const bool stored_a = layout::parse_key(tensor.name).kind == layout::KeyKind::lora_a ||
                           layout::parse_key(tensor.name).kind == layout::KeyKind::embedding_a;
     const Experts* experts = factor.site.expert >= 0 ? find(factor.site.module) : nullptr;
-    const bool stacked = factor.site.expert >= 0 && input_.reading.layout != Layout::peft_per_expert;
+    const bool stacked = factor.site.expert >= 0 && layout::is_fused(input_.reading.layout);
     if (!stacked || tensor.shape.size() != 2) {
       return stored_a ? fmt::format("[rank {}, in {}]", factor.rank, width_name(factor.in, experts))
                       : fmt::format("[out {}, rank {}]", width_name(factor.out, experts), factor.rank);
@@ -84,6 +87,27 @@ class Meanings {
   }
 
  private:
+  // Of the forms of other programs: the view of the factor shows which axis is what.
+  std::string other_meaning(const Factor& factor, std::uint32_t index) const {
+    const TensorInfo& tensor = input_.adapter.weights->tensors()[index];
+    const bool is_a = factor.a.tensor == index;
+    const View& view = is_a ? factor.a : factor.b;
+    const Experts* experts = factor.site.expert >= 0 ? find(factor.site.module) : nullptr;
+    const bool turned = view.row_stride == 1 && view.col_stride != 1;
+    const std::size_t last = tensor.shape.size() - 1;
+    const bool rank_last = is_a == turned;
+    const std::string rank = fmt::format("rank {}", tensor.shape[rank_last ? last : last - 1]);
+    const bool tokens = is_a && factor.kind == FactorKind::embedding;
+    const std::string width = fmt::format("{} {}",
+                                          tokens ? "tokens"
+                                          : is_a ? "in"
+                                                 : "out",
+                                          width_name(is_a ? factor.in : factor.out, experts));
+    const std::string stack = tensor.shape.size() < 3     ? ""
+                              : tensor.shape.front() == 1 ? "all experts, "
+                                                          : fmt::format("experts {}, ", tensor.shape.front());
+    return rank_last ? fmt::format("[{}{}, {}]", stack, width, rank) : fmt::format("[{}{}, {}]", stack, rank, width);
+  }
   std::string unused_meaning(std::uint32_t index) const {
     switch (layout::unwrap(layout::parse_key(input_.adapter.weights->tensors()[index].name).module).part) {
       case layout::WrapperPart::original:
@@ -233,7 +257,10 @@ std::vector<std::string> value_anomalies(const Adapter& adapter, const Factors& 
   for (const auto& [index, count] : counts) {
     const std::string name(adapter.weights->tensors()[index].name);
     const auto kind = layout::parse_key(name).kind;
-    if (kind == layout::KeyKind::lora_b || kind == layout::KeyKind::embedding_a) {
+    const bool second = adapter.form != AdapterForm::peft
+                            ? name.ends_with(".lora_b")
+                            : kind == layout::KeyKind::lora_b || kind == layout::KeyKind::embedding_a;
+    if (second) {
       ++pairs;
       zero += count.all_zero ? 1 : 0;
     }
@@ -249,12 +276,31 @@ std::vector<std::string> value_anomalies(const Adapter& adapter, const Factors& 
   return anomalies;
 }
 
+std::vector<InspectReport::Consumer> consumers_of(const engines::AdapterFacts& facts) {
+  std::vector<InspectReport::Consumer> consumers;
+  for (const engines::Engine& engine : engines::engines()) {
+    for (const engines::Profile& profile : engine.profiles) {
+      if (!profile.shown) continue;
+      const engines::Answer answer = engines::judge(engine, profile, facts);
+      const engines::Judgement* decisive = answer.decisive();
+      consumers.push_back(
+          {profile.title, std::string(name(answer.outcome)), decisive == nullptr ? std::string() : decisive->why});
+    }
+  }
+  return consumers;
+}
+
 }  // namespace peft::verbs
 
 namespace peft {
 namespace {
 
-std::string producer(const AdapterConfig& config) {
+// Configs of other programs do not say which PEFT wrote them; their layout names the program.
+std::string producer(const AdapterConfig& config, AdapterForm form) {
+  if (form != AdapterForm::peft) {
+    const auto row = std::ranges::find(layouts(), form, &LayoutInfo::form);
+    return row == layouts().end() ? std::string() : std::string(row->written_by);
+  }
   const auto [version, evidence] = config.likely_version();
   std::string text = fmt::format("PEFT {}.{}.{} ({})", version.major, version.minor, version.patch, evidence);
   if (!config.lora_B_layout.empty())
@@ -293,7 +339,7 @@ bool is_refused_by(Verb verb, const AdapterConfig& config) {
 void check_config(const Input& input, InspectReport& report) {
   const AdapterConfig& config = input.adapter.config;
   if (is_refused_by(Verb::targets, config)) return;  // its targets are not known
-  const bool fused = input.reading.layout != Layout::peft_per_expert;
+  const bool fused = layout::is_fused(input.reading.layout);
   const Generation g = input.reading.has_experts && !fused ? Generation::v4 : Generation::v5;
   const auto& tree = input.model.tree(g) ? input.model.tree(g)
                                          : input.model.tree(g == Generation::v4 ? Generation::v5 : Generation::v4);
@@ -326,7 +372,6 @@ void check_config(const Input& input, InspectReport& report) {
 
 void fill_decoded(const Input& input, InspectReport& report) {
   const Reading& reading = input.reading;
-  const bool fused = reading.has_experts && reading.layout != Layout::peft_per_expert;
   report.layout =
       reading.has_experts ? std::string(info(reading.layout).name) : "dense (no experts; the same in every layout)";
   report.evidence = reading.evidence;
@@ -346,7 +391,7 @@ void fill_decoded(const Input& input, InspectReport& report) {
     report.num_experts = std::max(report.num_experts, count.count);
   for (const Experts& experts : input.model.experts)
     report.num_experts = std::max(report.num_experts, experts.num_experts);
-  if (fused) {
+  if (reading.has_experts && layout::is_fused(reading.layout)) {
     bool reversed = false;
     for (const Factor& factor : reading.factors.factors) {
       if (factor.site.expert >= 0)
@@ -360,16 +405,16 @@ void fill_decoded(const Input& input, InspectReport& report) {
   report.ranks = verbs::describe_ranks(input);
   for (auto& sentence : verbs::value_anomalies(input.adapter, reading.factors))
     report.anomalies.push_back(std::move(sentence));
-  report.consumers = verbs::consumer_verdicts(verbs::consumer_facts(input));
+  report.consumers = verbs::consumers_of(engines::facts_of(input.adapter, input.model, reading));
 }
 
-void fill_config(const AdapterConfig& config, InspectReport& report) {
+void fill_config(const AdapterConfig& config, AdapterForm form, InspectReport& report) {
   constexpr std::string_view kShown[] = {
       "peft_type",      "task_type",    "base_model_name_or_path", "r",
       "lora_alpha",     "rank_pattern", "alpha_pattern",           "use_rslora",
       "use_dora",       "bias",         "target_modules",          "target_parameters",
       "modules_to_save"};
-  report.producer = producer(config);
+  report.producer = producer(config, form);
   const pythonic::Json object = config::object_of(config);
   for (const std::string_view key : kShown) {
     const auto found = object.find(std::string(key));
@@ -389,7 +434,7 @@ InspectReport config_alone(const std::string& path, const InputOptions& options,
   const bool whole = options.adapter_name.empty() || options.adapter_name == "default";
   try {
     const AdapterConfig config = AdapterConfig::read((whole ? root : root / options.adapter_name).string());
-    fill_config(config, report);
+    fill_config(config, AdapterForm::peft, report);
     list_refusals(config, report);
   } catch (const Error&) {
     throw error;
@@ -397,29 +442,19 @@ InspectReport config_alone(const std::string& path, const InputOptions& options,
   return report;
 }
 
-}  // namespace
+InputOptions lenient(InputOptions options) {
+  options.read.verb = Verb::inspect;
+  options.read.ignore_unused = true;
+  return options;
+}
 
-InspectReport inspect(const std::string& path, const InputOptions& options) {
-  Input input;
+// `error`: why the adapter could not be decoded; "" when it was.
+InspectReport report_of(const Input& input, std::string error) {
   InspectReport report;
-  report.path = path;
-  InputOptions lenient = options;
-  lenient.read.verb = Verb::inspect;
-  lenient.read.ignore_unused = true;
-  bool decoded = true;
-  try {
-    input = load(path, lenient);
-  } catch (const Error& error) {
-    // The file itself must open. What it means may be in doubt: inspect is for such files.
-    try {
-      input.adapter = open(path, {options.adapter_name, options.open});
-    } catch (const Error& unopened) {
-      return config_alone(path, options, unopened);
-    }
-    report.error = error.what();
-    decoded = false;
-  }
-  fill_config(input.adapter.config, report);
+  const bool decoded = error.empty();
+  report.path = input.adapter.root;
+  report.error = std::move(error);
+  fill_config(input.adapter.config, input.adapter.form, report);
   report.model_type = input.model.model_type;
   report.family = input.model.source;
   report.dtype = dtypes_of(*input.adapter.weights);
@@ -438,9 +473,42 @@ InspectReport inspect(const std::string& path, const InputOptions& options) {
     auto unknown = std::move(report.anomalies);
     fill_decoded(input, report);
     report.anomalies.insert(report.anomalies.end(), unknown.begin(), unknown.end());
-    check_config(input, report);
+    if (layout::is_peft(input.reading.layout)) check_config(input, report);
   }
   return report;
+}
+
+}  // namespace
+
+InspectReport inspect(const std::string& path, const InputOptions& options) {
+  Input input;
+  std::string failure;
+  try {
+    input = load(path, lenient(options));
+  } catch (const Error& error) {
+    // The file itself must open. What it means may be in doubt: inspect is for such files.
+    try {
+      input.adapter = open(path, {options.adapter_name, options.open});
+    } catch (const Error& unopened) {
+      return config_alone(path, options, unopened);
+    }
+    failure = error.what();
+  }
+  InspectReport report = report_of(input, std::move(failure));
+  report.path = path;
+  return report;
+}
+
+InspectReport inspect(const Adapter& adapter, const InputOptions& options) {
+  Input input;
+  std::string failure;
+  try {
+    input = load(adapter, lenient(options));
+  } catch (const Error& error) {
+    input.adapter = adapter;
+    failure = error.what();
+  }
+  return report_of(input, std::move(failure));
 }
 
 }  // namespace peft

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <vector>
 
+#include "engines/facts.h"
 #include "peft/verbs.h"
 
 namespace peft::verbs {
@@ -27,5 +28,8 @@ ValueCounts count_values(const TensorFile& file, const TensorInfo& tensor);
 
 // Sentences about the tensors of the factors: pairs whose B is zero, tensors with NaN or infinity.
 std::vector<std::string> value_anomalies(const Adapter& adapter, const Factors& factors);
+
+// What the engines that have a row in the table of `peft inspect` make of an adapter.
+std::vector<InspectReport::Consumer> consumers_of(const engines::AdapterFacts& facts);
 
 }  // namespace peft::verbs

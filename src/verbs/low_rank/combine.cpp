@@ -9,7 +9,7 @@
 
 #include "base/system.h"
 #include "peft/error.h"
-#include "peft/low_rank.h"
+#include "peft/verbs.h"
 #include "verbs/load.h"
 
 namespace peft::verbs {
@@ -59,13 +59,12 @@ void require_one_rank(const InputGroup& group, const std::vector<Term>& terms, s
   for (const Term& term : terms) {
     const std::int64_t rank = term.factors.values.a.cols, first = terms.front().factors.values.a.cols;
     if (rank == first) continue;
-    throw Error(ErrorCode::LO_RANK,
-                {.file = inputs[term.which].adapter.weights->path(),
-                 .tensor = group.group.name(),
-                 .problem = "this type adds lora_A to lora_A element by element, and the ranks differ",
-                 .expected = fmt::format("rank {}, as in the first adapter", first),
-                 .got = fmt::format("rank {}", rank),
-                 .hint = "the same type with _svd, or linear, cat, svd"});
+    peft::at(inputs[term.which].adapter.weights->path(), group.group.name())
+        .fail(ErrorCode::LO_RANK,
+              {.problem = "this type adds lora_A to lora_A element by element, and the ranks differ",
+               .expected = fmt::format("rank {}, as in the first adapter", first),
+               .got = fmt::format("rank {}", rank),
+               .hint = "the same type with _svd, or linear, cat, svd"});
   }
 }
 
@@ -331,9 +330,9 @@ LowRankResult run(std::span<const Input> inputs, const Job& job) {
   }
   verbs::summarise(result);
   if (made.entries.empty()) {
-    throw Error(ErrorCode::LO_NONE, {.file = inputs.front().adapter.folder,
-                                     .problem = "the result is zero everywhere: there is no adapter to write",
-                                     .hint = "look at the weights, and at lora_B (peft inspect)"});
+    peft::at(inputs.front().adapter.folder)
+        .fail(ErrorCode::LO_NONE, {.problem = "the result is zero everywhere: there is no adapter to write",
+                                   .hint = "look at the weights, and at lora_B (peft inspect)"});
   }
   const bool keeps_values = job.rule.on == verbs::CombineRule::On::sum && job.rule.most == 0;
   std::vector<std::string> warnings;

@@ -6,7 +6,7 @@
 #include <span>
 
 #include "low_rank/operators.h"
-#include "peft/low_rank.h"
+#include "peft/verbs.h"
 #include "verbs/low_rank/new_adapter.h"
 
 namespace peft::verbs {

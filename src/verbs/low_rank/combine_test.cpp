@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "peft/error.h"
+#include "support/error_of.h"
 
 namespace peft {
 namespace {
@@ -10,12 +11,7 @@ namespace {
 using On = verbs::CombineRule::On;
 
 ErrorCode code_of(const CombineOptions& options, std::vector<WeightedAdapter> adapters = {{"nowhere"}}) {
-  try {
-    plan_combine(adapters, options);
-  } catch (const Error& error) {
-    return error.code();
-  }
-  return ErrorCode::INTERNAL;
+  return testing::error_of([&] { plan_combine(adapters, options); }).code();
 }
 
 CombineOptions of_type(CombineType type, std::optional<double> density = {}) {

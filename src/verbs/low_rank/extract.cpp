@@ -12,7 +12,7 @@
 #include "model/path.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
-#include "peft/low_rank.h"
+#include "peft/verbs.h"
 #include "peft/weights.h"
 #include "verbs/low_rank/groups.h"
 #include "verbs/low_rank/new_adapter.h"
@@ -42,8 +42,8 @@ void add_columns(Difference& difference, const GroupWeights& weights, std::size_
     for (std::int64_t i = 0; i < before.rows; ++i) {
       const double delta = after.at(i, j) - before.at(i, j), ulp = last_place(precision, after.at(i, j));
       if (!std::isfinite(delta)) {
-        throw Error(ErrorCode::NUM_NONFINITE,
-                    {.tensor = weights.group.name(), .problem = "NaN or infinity in one of the models"});
+        at({}, weights.group.name())
+            .fail(ErrorCode::NUM_NONFINITE, {.problem = "NaN or infinity in one of the models"});
       }
       const std::int64_t row = row0 + i * step;
       difference.values.at(row, first + j) = delta;
@@ -187,11 +187,10 @@ void Extraction::pair_sites() {
       continue;
     }
     if (before->out != after->out || before->in != after->in) {
-      throw Error(ErrorCode::LO_SHAPE, {.file = options_.finetuned,
-                                        .tensor = describe(site),
-                                        .problem = "this matrix has another shape than in the base model",
-                                        .expected = fmt::format("[{}, {}]", before->out, before->in),
-                                        .got = fmt::format("[{}, {}]", after->out, after->in)});
+      at(options_.finetuned, describe(site))
+          .fail(ErrorCode::LO_SHAPE, {.problem = "this matrix has another shape than in the base model",
+                                      .expected = fmt::format("[{}, {}]", before->out, before->in),
+                                      .got = fmt::format("[{}, {}]", after->out, after->in)});
     }
     if (site.expert < 0 && is_saved(site.module)) {
       if (!verbs::same_bytes(base_, *before, finetuned_, *after)) saved_.insert(site.module);
@@ -270,22 +269,20 @@ void Extraction::complain() {
     return;
   }
   if (!unmatched_.empty()) {
-    throw Error(ErrorCode::LO_NO_FORM,
-                {.file = options_.finetuned,
-                 .tensor = unmatched_.front(),
-                 .problem = "the two models do not have the same tensors",
-                 .expected = "the same names and modules, in any form",
-                 .got = fmt::format("{} in one of them only: {}", unmatched_.size(), listed(unmatched_)),
-                 .hint = "--ignore-unused goes on without them"});
+    at(options_.finetuned, unmatched_.front())
+        .fail(ErrorCode::LO_NO_FORM,
+              {.problem = "the two models do not have the same tensors",
+               .expected = "the same names and modules, in any form",
+               .got = fmt::format("{} in one of them only: {}", unmatched_.size(), listed(unmatched_)),
+               .hint = "--ignore-unused leaves out them"});
   }
   if (changed_.empty()) return;
-  throw Error(ErrorCode::LO_NO_FORM,
-              {.file = options_.finetuned,
-               .tensor = changed_.front(),
-               .problem = fmt::format("{} tensors changed that LoRA cannot hold", changed_.size()),
-               .expected = "changes of matrices alone",
-               .got = listed(changed_),
-               .hint = "--modules-to-save NAME carries a module whole; --ignore-unused leaves them out"});
+  at(options_.finetuned, changed_.front())
+      .fail(ErrorCode::LO_NO_FORM,
+            {.problem = fmt::format("{} tensors changed that LoRA cannot hold", changed_.size()),
+             .expected = "changes of matrices alone",
+             .got = listed(changed_),
+             .hint = "--modules-to-save NAME carries a module whole; --ignore-unused leaves them out"});
 }
 
 void Extraction::compute() {
@@ -334,13 +331,11 @@ LowRankResult Extraction::run() {
   compute();
   verbs::summarise(result_);
   if (made_.entries.empty() && made_.carried.empty()) {
-    throw Error(ErrorCode::LO_NONE, {.file = options_.finetuned,
-                                     .problem = "no weight differs from the base model: there is no adapter to write"});
+    at(options_.finetuned)
+        .fail(ErrorCode::LO_NONE, {.problem = "no weight differs from the base model: there is no adapter to write"});
   }
   for (const Experts& experts : model_.experts) {
-    if (experts.num_experts > 0)
-      made_.expert_counts.push_back(
-          {experts_module(experts), experts.num_experts});
+    if (experts.num_experts > 0) made_.expert_counts.push_back({experts_module(experts), experts.num_experts});
   }
   result_.plan = made_.plan(config(), model_, to_);
   result_.plan.exactness = Exactness::lossy;

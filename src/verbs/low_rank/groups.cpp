@@ -23,20 +23,19 @@ using Found = std::map<Site, std::vector<const Factor*>, SiteLess>;  // a factor
 void check_shape(const Input& input, const Factor& factor, const Factor& first) {
   const auto tensors = input.adapter.weights->tensors();
   const TensorInfo &a = tensors[factor.a.tensor], &b = tensors[factor.b.tensor];
-  if (a.shape.size() != 2 || b.shape.size() != 2) {
-    throw Error(ErrorCode::LO_NO_FORM, {.file = input.adapter.weights->path(),
-                                        .tensor = std::string(a.name),
-                                        .problem = "factors of a convolution are not computed with",
-                                        .expected = "lora_A and lora_B with two dimensions",
-                                        .hint = "merge the adapters one after the other instead"});
+  const bool stacked = factor.site.expert >= 0;  // three dimensions in the files of other programs
+  if (!stacked && (a.shape.size() != 2 || b.shape.size() != 2)) {
+    peft::at(input.adapter.weights->path(), std::string(a.name))
+        .fail(ErrorCode::LO_NO_FORM, {.problem = "factors of a convolution are not computed with",
+                                      .expected = "lora_A and lora_B with two dimensions",
+                                      .hint = "merge the adapters one after the other instead"});
   }
   if (factor.out == first.out && factor.in == first.in && factor.kind == first.kind) return;
-  throw Error(ErrorCode::LO_SHAPE, {.file = input.adapter.weights->path(),
-                                    .tensor = describe(factor.site),
-                                    .problem = "this matrix has another shape than in the first adapter",
-                                    .expected = fmt::format("[{}, {}]", first.out, first.in),
-                                    .got = fmt::format("[{}, {}]", factor.out, factor.in),
-                                    .hint = "are both of one base model?"});
+  peft::at(input.adapter.weights->path(), describe(factor.site))
+      .fail(ErrorCode::LO_SHAPE, {.problem = "this matrix has another shape than in the first adapter",
+                                  .expected = fmt::format("[{}, {}]", first.out, first.in),
+                                  .got = fmt::format("[{}, {}]", factor.out, factor.in),
+                                  .hint = "are both of one base model?"});
 }
 
 Found collect(std::span<const Input> inputs) {
@@ -97,7 +96,7 @@ std::string MatrixGroup::name() const {
 }
 
 JoinRule join_rule(const Model& model, Layout to, const Site& site) {
-  if (to == Layout::peft_per_expert || site.expert < 0) return {};
+  if (!layout::is_fused(to) || site.expert < 0) return {};
   const auto experts = std::find_if(model.experts.begin(), model.experts.end(),
                                     [&](const Experts& e) { return experts_module(e) == site.module; });
   if (experts == model.experts.end()) return {};

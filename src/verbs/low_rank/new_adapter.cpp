@@ -30,10 +30,10 @@ std::vector<std::byte> round_to(const low_rank::Dense& m, Dtype dtype, low_rank:
   for (std::int64_t i = 0; i < m.rows; ++i) {
     for (std::int64_t j = 0; j < m.cols; ++j, to += width) {
       if (!execution::store_element(dtype, m.at(i, j), to)) {
-        throw Error(ErrorCode::NUM_OVERFLOW, {.tensor = group.name(),
-                                              .problem = "a value does not fit " + std::string(info(dtype).name),
-                                              .got = fmt::format("{}", m.at(i, j)),
-                                              .hint = "--dtype F32"});
+        peft::at({}, group.name())
+            .fail(ErrorCode::NUM_OVERFLOW, {.problem = "a value does not fit " + std::string(info(dtype).name),
+                                            .got = fmt::format("{}", m.at(i, j)),
+                                            .hint = "--dtype F32"});
       }
       values.at(i, j) = execution::load_element(dtype, to);
     }
@@ -82,16 +82,6 @@ void add_factors(const NewAdapter::Entry& entry, std::uint32_t a, std::uint32_t 
     factor.b = {0, b, group.first_row(i) * rank, group.out[i], rank, group.row_step() * rank, 1};
     factors.push_back(std::move(factor));
   }
-}
-
-void count_bytes(Plan& plan) {
-  for (const PlannedFile& file : plan.files) {
-    const FileLayout layout = layout_file(file);
-    plan.bytes_out += layout.file_bytes();
-    plan.peak_memory += layout.head.size();
-  }
-  for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
-  plan.peak_memory += plan.sources.front()->file_size() + (std::uint64_t{32} << 20);
 }
 
 // Why a kind of tensor cannot be combined; "" where it can.
@@ -167,15 +157,13 @@ Plan NewAdapter::plan(const AdapterConfig& config, const Model& model, Layout to
   }
   Plan plan;
   layout::Encoded encoded = layout::encode(factors, model, file.get(), {to, std::nullopt, false});
+  plan.sources = {file};
   AdapterConfig base = config;
   base.use_rslora = false;  // every scale is 1: alpha is the rank
-  const AdapterConfig written = layout::write_config(base, encoded, model, to, plan.warnings);
-  plan.sources = {file};
-  plan.steps = std::move(encoded.steps);
-  plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
-  plan.files.push_back({"adapter_model.safetensors", std::move(encoded.tensors)});
-  plan.texts.emplace_back("adapter_config.json", written.dump());
-  count_bytes(plan);
+  layout::add_adapter_files(plan, std::move(encoded), base, model, to);
+  set_cost(plan);
+  plan.bytes_in = 0;  // the new factors lie in memory; what was read to make them is counted by the verb
+  plan.peak_memory += file->file_size();
   return plan;
 }
 

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "peft/layout.h"
-#include "peft/low_rank.h"
 #include "peft/model.h"
 #include "peft/plan.h"
 #include "peft/verbs.h"

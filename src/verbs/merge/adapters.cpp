@@ -9,6 +9,7 @@
 #include "adapter/view_math.h"
 #include "base/float_formats.h"
 #include "config/peft_rules.h"
+#include "layout/gguf/decode.h"
 #include "layout/keys.h"
 #include "model/families/disk_names.h"
 #include "model/families/families.h"
@@ -24,14 +25,13 @@ using pythonic::Json;
 void refuse_changed_base(const Adapter& adapter, bool base_is_residual) {
   const std::string& init = adapter.config.init_lora_weights;
   if (!config::changes_base(init) || base_is_residual) return;
-  throw Error(ErrorCode::LO_INIT,
-              {.file = adapter.config.file,
-               .tensor = "init_lora_weights",
-               .problem = "training began by changing the base model, so this adapter belongs to the changed one",
-               .expected = "an adapter of the base as it is",
-               .got = init,
-               .hint = "save the adapter with path_initial_model_for_weight_conversion, or say --base-is-residual when "
-                       "--base is the changed model"});
+  at(adapter.config.file, "init_lora_weights")
+      .fail(ErrorCode::LO_INIT,
+            {.problem = "training began by changing the base model, so this adapter belongs to the changed one",
+             .expected = "an adapter of the base as it is",
+             .got = init,
+             .hint = "save the adapter with path_initial_model_for_weight_conversion, or say --base-is-residual when "
+                     "--base is the changed model"});
 }
 
 Reading read_for(const Adapter& adapter, const Model& model, const MergeOptions& options) {
@@ -149,6 +149,7 @@ std::vector<MergeAdapter> open_adapters(const MergeOptions& options, const Model
   for (const WeightedAdapter& given : options.adapters) {
     MergeAdapter adapter;
     adapter.adapter = open(given.path, {options.input.adapter_name, options.input.open});
+    adapter.adapter.weights = layout::with_rows_in_order(adapter.adapter, model);
     refuse_changed_base(adapter.adapter, options.base_is_residual);
     adapter.reading = read_for(adapter.adapter, model, options);
     adapter.weight = given.weight;
@@ -175,12 +176,12 @@ void refuse_repeats(const std::vector<MergeAdapter>& adapters,
   for (const MergeAdapter& adapter : adapters) {
     const bool twice = !given.insert(adapter.digest).second;
     if (!twice && !held.contains(adapter.digest)) continue;
-    throw Error(ErrorCode::LO_REPEAT,
-                {.file = adapter.adapter.folder,
-                 .problem = twice ? "the same adapter is given twice"
-                                  : "the base already holds this adapter: merged again it would count twice",
-                 .got = adapter.digest,
-                 .hint = "--allow-repeat adds it all the same"});
+    at(adapter.adapter.folder)
+        .fail(ErrorCode::LO_REPEAT,
+              {.problem = twice ? "the same adapter is given twice"
+                                : "the base already holds this adapter: merged again it would count twice",
+               .got = adapter.digest,
+               .hint = "--allow-repeat adds it all the same"});
   }
 }
 

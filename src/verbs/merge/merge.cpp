@@ -1,5 +1,3 @@
-#include "peft/merge.h"
-
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -12,6 +10,7 @@
 
 #include "base/system.h"
 #include "peft/error.h"
+#include "peft/verbs.h"
 #include "peft/weights.h"
 #include "plan/check.h"
 #include "verbs/merge/adapters.h"
@@ -45,10 +44,9 @@ Checkpoint open_base(const std::string& folder, const OpenOptions& options) {
   std::error_code error;
   if (!std::filesystem::is_directory(folder, error)) {
     const bool exists = std::filesystem::exists(folder, error);
-    throw Error(exists ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
-                {.file = folder,
-                 .problem = exists ? "the base is not a folder" : "there is no such folder",
-                 .expected = "a model folder with config.json and *.safetensors"});
+    peft::at(folder).fail(exists ? ErrorCode::IO_KIND : ErrorCode::IO_OPEN,
+                          {.problem = exists ? "the base is not a folder" : "there is no such folder",
+                           .expected = "a model folder with config.json and *.safetensors"});
   }
   return Checkpoint::open(folder, options);
 }
@@ -80,11 +78,9 @@ std::uint64_t tensor_bytes(const PlannedTensor& tensor) {
          static_cast<std::uint64_t>(info(tensor.dtype).bits) / 8;
 }
 
-// Sizes, and how long it will take: copying at the speed of memory, and two operations for every element and rank.
-void estimate(MergePlan& merge) {
+// How long it will take: copying at the speed of memory, and two operations for every element and rank.
+double estimated_seconds(const Plan& plan) {
   constexpr double kCopySpeed = 1.2e9, kRate = 1.5e10;
-  constexpr std::uint64_t kBuffers = std::uint64_t{48} << 20;
-  Plan& plan = merge.plan;
   double operations = 0;
   for (const PlannedFile& file : plan.files) {
     for (const PlannedTensor& tensor : file.tensors) {
@@ -94,18 +90,8 @@ void estimate(MergePlan& merge) {
                       static_cast<double>(update.a.rows);
       }
     }
-    const FileLayout layout = layout_file(file);
-    plan.bytes_out += layout.file_bytes();
-    plan.peak_memory = std::max<std::uint64_t>(plan.peak_memory, layout.head.size());
   }
-  for (const auto& [name, text] : plan.texts) plan.bytes_out += text.size();
-  for (const auto& source : plan.sources) {
-    plan.bytes_in += source->file_size();
-    plan.peak_memory += source->data_offset();
-  }
-  plan.peak_memory += kBuffers;
-  merge.seconds_estimate =
-      static_cast<double>(plan.bytes_out) / kCopySpeed + operations / kRate / std::max(1, thread_count(0));
+  return static_cast<double>(plan.bytes_out) / kCopySpeed + operations / kRate / std::max(1, thread_count(0));
 }
 
 std::uint64_t quantized_growth(const std::vector<QuantizedTensor>& quantized, const Checkpoint& checkpoint,
@@ -171,10 +157,10 @@ void warn(const std::vector<MergeAdapter>& adapters, MergePlan& merge) {
   }
   if (merge.zero_deltas.empty()) return;
   if (merge.zero_deltas.size() == factors) {
-    throw Error(ErrorCode::LO_NONE, {.file = adapters.front().adapter.folder,
-                                     .problem = "every factor is zero: the merged model would be the base",
-                                     .got = fmt::format("{} zero deltas", factors),
-                                     .hint = "was the adapter trained, and saved after training?"});
+    peft::at(adapters.front().adapter.folder)
+        .fail(ErrorCode::LO_NONE, {.problem = "every factor is zero: the merged model would be the base",
+                                   .got = fmt::format("{} zero deltas", factors),
+                                   .hint = "was the adapter trained, and saved after training?"});
   }
   constexpr std::size_t kShown = 5;
   std::string names;
@@ -269,8 +255,9 @@ MergePlan plan_merge(const MergeOptions& given) {
                     options.keep_quantized ? "" : " (--keep-quantized leaves those that no adapter touches)"));
   }
   merging::write_files(checkpoint, options, tensors.all(), facts, merge);
-  estimate(merge);
   plan::check(merge.plan);
+  set_cost(merge.plan);
+  merge.seconds_estimate = estimated_seconds(merge.plan);
   return merge;
 }
 

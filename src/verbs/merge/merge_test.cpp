@@ -1,21 +1,16 @@
-#include "peft/merge.h"
-
 #include <gtest/gtest.h>
 
 #include <filesystem>
 
 #include "peft/error.h"
+#include "peft/verbs.h"
+#include "support/error_of.h"
 
 namespace peft {
 namespace {
 
 ErrorCode code_of(const MergeOptions& options) {
-  try {
-    plan_merge(options);
-  } catch (const Error& error) {
-    return error.code();
-  }
-  return ErrorCode::INTERNAL;
+  return testing::error_of([&] { plan_merge(options); }).code();
 }
 
 TEST(MergeOptions, sizes_are_read_as_huggingface_hub_reads_them) {

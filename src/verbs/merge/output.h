@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "peft/merge.h"
 #include "peft/plan.h"
+#include "peft/verbs.h"
 #include "peft/weights.h"
 
 namespace peft::merging {

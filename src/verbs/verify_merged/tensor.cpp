@@ -11,7 +11,6 @@
 #include "adapter/view_math.h"
 #include "base/float_formats.h"
 #include "peft/execute.h"
-#include "peft/reference.h"
 #include "verbs/verify/rounding.h"
 
 namespace peft::verbs {

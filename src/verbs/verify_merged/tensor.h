@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "peft/verify_merged.h"
+#include "peft/verbs.h"
 #include "verbs/verify_merged/values.h"
 
 namespace peft::verbs {

@@ -1,5 +1,3 @@
-#include "peft/verify_merged.h"
-
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -8,6 +6,7 @@
 
 #include "base/system.h"
 #include "peft/error.h"
+#include "peft/verbs.h"
 #include "peft/weights.h"
 #include "verbs/verify_merged/tensor.h"
 

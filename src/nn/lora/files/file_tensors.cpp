@@ -38,11 +38,10 @@ at::ScalarType scalar_type(Dtype dtype, const TensorFile& file, std::string_view
   for (const Row& row : kTypes) {
     if (row.file == dtype) return row.torch;
   }
-  throw Error(ErrorCode::ST_DTYPE, {.file = file.path(),
-                                    .tensor = std::string(tensor),
-                                    .problem = "this dtype cannot be computed with",
-                                    .expected = "F64, F32, BF16, F16 or an 8-bit float",
-                                    .got = std::string(info(dtype).name)});
+  peft::at(file.path(), std::string(tensor))
+      .fail(ErrorCode::ST_DTYPE, {.problem = "this dtype cannot be computed with",
+                                  .expected = "F64, F32, BF16, F16 or an 8-bit float",
+                                  .got = std::string(info(dtype).name)});
 }
 
 Dtype file_dtype(at::ScalarType type) {

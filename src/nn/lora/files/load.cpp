@@ -16,9 +16,7 @@
 #include "nn/lora/files/place.h"
 #include "peft/error.h"
 #include "peft/execute.h"
-#include "peft/low_rank.h"
-#include "peft/reference.h"
-#include "peft/targets.h"
+#include "peft/model.h"
 #include "peft/verbs.h"
 
 namespace peft::nn {
@@ -38,13 +36,11 @@ void require_complete(const PeftModel::Impl& impl, const Input& input, const Ada
   if (missing.empty()) return;
   const std::size_t shown = std::min<std::size_t>(3, missing.size());
   const std::vector<std::string> first(missing.begin(), missing.begin() + static_cast<std::ptrdiff_t>(shown));
-  throw Error(ErrorCode::LO_MISSING,
-              {.file = input.adapter.weights->path(),
-               .tensor = missing.front(),
-               .problem = "targets of the config have no tensors in the file",
-               .expected = fmt::format("lora_A and lora_B of {} targets", resolved.targets.size()),
-               .got = fmt::format("{} without: {}", missing.size(), fmt::join(first, ", ")),
-               .hint = "is the file complete, and is this the right base model?"});
+  peft::at(input.adapter.weights->path(), missing.front())
+      .fail(ErrorCode::LO_MISSING, {.problem = "targets of the config have no tensors in the file",
+                                    .expected = fmt::format("lora_A and lora_B of {} targets", resolved.targets.size()),
+                                    .got = fmt::format("{} without: {}", missing.size(), fmt::join(first, ", ")),
+                                    .hint = "is the file complete, and is this the right base model?"});
 }
 
 // The config that save_pretrained will write: converted to PEFT's own layout where that can hold the adapter.
@@ -79,16 +75,15 @@ void check_changed_base(const AdapterConfig& config, ChangedBase choice) {
   const std::string& init = config.init_lora_weights;
   if (!config::changes_base(init) || choice == ChangedBase::is_residual) return;
   if (choice == ChangedBase::subtract && starts_from_weight(init)) return;
-  throw Error(
-      ErrorCode::CF_UNSUP,
-      {.file = config.file,
-       .tensor = "init_lora_weights",
-       .problem = "this initialisation changed the base model, so the factors do not belong to the original one",
-       .expected = "a base that is known to be the changed one (is_residual), or PiSSA and OLoRA to be taken out "
-                   "of this one again (subtract)",
-       .got = init,
-       .hint = "save such adapters with PEFT's path_initial_model_for_weight_conversion, or say that the base is the "
-               "changed one (--base-is-residual)"});
+  peft::at(config.file, "init_lora_weights")
+      .fail(ErrorCode::CF_UNSUP,
+            {.problem = "this initialisation changed the base model, so the factors do not belong to the original one",
+             .expected = "a base that is known to be the changed one (is_residual), or PiSSA and OLoRA to be taken out "
+                         "of this one again (subtract)",
+             .got = init,
+             .hint =
+                 "save such adapters with PEFT's path_initial_model_for_weight_conversion, or say that the base is the "
+                 "changed one (--base-is-residual)"});
 }
 
 // Presents an adapter of the model as if it had been opened from PEFT's own file.
@@ -112,8 +107,8 @@ std::unique_ptr<MemoryFile> file_of(const PeftModel::Impl& impl, const AdapterEn
 
 CombineOptions core_options(const WeightedOptions& options) {
   const auto refuse = [](const std::string& key, const std::string& expected, const std::string& got) {
-    throw Error(ErrorCode::USAGE,
-                {.tensor = key, .problem = "this is not a way to combine", .expected = expected, .got = got});
+    peft::at({}, key).fail(ErrorCode::USAGE,
+                           {.problem = "this is not a way to combine", .expected = expected, .got = got});
   };
   CombineOptions result;
   const auto type = parse_combine_type(options.combination_type);
@@ -140,10 +135,10 @@ CombineOptions core_options(const WeightedOptions& options) {
 void check_weights(const std::vector<std::string>& names, const std::vector<double>& weights) {
   const bool finite = std::all_of(weights.begin(), weights.end(), [](double w) { return std::isfinite(w); });
   if (!names.empty() && names.size() == weights.size() && finite) return;
-  throw Error(ErrorCode::USAGE, {.tensor = "weights",
-                                 .problem = "one finite weight for each adapter is needed",
-                                 .expected = fmt::format("{} weights, at least one", names.size()),
-                                 .got = std::to_string(weights.size())});
+  peft::at({}, "weights")
+      .fail(ErrorCode::USAGE, {.problem = "one finite weight for each adapter is needed",
+                               .expected = fmt::format("{} weights, at least one", names.size()),
+                               .got = std::to_string(weights.size())});
 }
 
 }  // namespace

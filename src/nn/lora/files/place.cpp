@@ -12,6 +12,7 @@
 #include "adapter/view_math.h"
 #include "config/peft_rules.h"
 #include "layout/encode/stack.h"
+#include "layout/forms.h"
 #include "nn/lora/files/file_tensors.h"
 #include "nn/model/network.h"
 #include "peft/error.h"
@@ -149,11 +150,10 @@ class Placer {
   void dense(const Factor& factor) {
     const std::string& module = factor.site.module;
     if (impl_.base->impl().modules.find(module) == nullptr) {
-      throw Error(ErrorCode::LO_TARGET, {.file = file_.path(),
-                                         .tensor = module,
-                                         .problem = "the base model has no such module",
-                                         .expected = "a module of " + impl_.base->folder(),
-                                         .hint = "is this the right base model for the adapter?"});
+      peft::at(file_.path(), module)
+          .fail(ErrorCode::LO_TARGET, {.problem = "the base model has no such module",
+                                       .expected = "a module of " + impl_.base->folder(),
+                                       .hint = "is this the right base model for the adapter?"});
     }
     matrix(impl_.site(module, "weight", is_by_parameter(module)), factor);
   }
@@ -162,10 +162,9 @@ class Placer {
     for (const peft::Experts& e : impl_.model.experts) {
       if (e.v5_module == module) return e;
     }
-    throw Error(ErrorCode::LO_TARGET, {.file = file_.path(),
-                                       .tensor = module,
-                                       .problem = "the base model has no experts here",
-                                       .hint = "is this the right base model for the adapter?"});
+    peft::at(file_.path(), module)
+        .fail(ErrorCode::LO_TARGET, {.problem = "the base model has no experts here",
+                                     .hint = "is this the right base model for the adapter?"});
   }
 
   void experts(std::span<const Factor> group) {
@@ -186,15 +185,14 @@ class Placer {
       if (found == 0) continue;
       used += found;
       Site& site = impl_.site(module, parameter.name, true);
-      const bool fused = input_.reading.layout != Layout::peft_per_expert;
+      const bool fused = layout::is_fused(input_.reading.layout);
       site.adapters[id_] = stack_pairs(file_, site, parameter, pairs, fused);
       site.adapters[id_].dropout = dropout();
     }
     if (used == group.size()) return;
-    throw Error(ErrorCode::LO_TARGET, {.file = file_.path(),
-                                       .tensor = group.front().site.module,
-                                       .problem = "some factors have no place in the base model's experts",
-                                       .hint = "is this the right base model for the adapter?"});
+    peft::at(file_.path(), group.front().site.module)
+        .fail(ErrorCode::LO_TARGET, {.problem = "some factors have no place in the base model's experts",
+                                     .hint = "is this the right base model for the adapter?"});
   }
 
   // The site of an expert's projection, and the rows of the parameter that are the projection's.
@@ -216,10 +214,8 @@ class Placer {
 
   [[noreturn]] void unplaced(const Extra& extra, const std::string& why) const {
     const TensorInfo& info = file_.tensors()[extra.tensor];
-    throw Error(ErrorCode::LO_UNUSED, {.file = file_.path(),
-                                       .tensor = std::string(info.name),
-                                       .problem = why,
-                                       .hint = "is this the right base model for the adapter?"});
+    peft::at(file_.path(), std::string(info.name))
+        .fail(ErrorCode::LO_UNUSED, {.problem = why, .hint = "is this the right base model for the adapter?"});
   }
 
   void expert_extra(const Extra& extra) {
@@ -271,13 +267,12 @@ class Placer {
         impl_.overlay(extra.site.module, parameter, copy ? Overlay::Kind::saved_module : Overlay::Kind::base_value);
     const Tensor values = read_tensor(file_, extra.tensor).to(overlay.original.options().requires_grad(false));
     if (values.sizes() != overlay.original.sizes()) {
-      throw Error(extra.site.module == impl_.tree.input_embedding ? ErrorCode::LO_VOCAB : ErrorCode::LO_SHAPE,
-                  {.file = file_.path(),
-                   .tensor = std::string(file_.tensors()[extra.tensor].name),
-                   .problem = "the saved tensor has another shape than the base model's",
-                   .expected = fmt::format("{}", fmt::join(overlay.original.sizes(), " x ")),
-                   .got = fmt::format("{}", fmt::join(values.sizes(), " x ")),
-                   .hint = "is this the right base model for the adapter?"});
+      peft::at(file_.path(), std::string(file_.tensors()[extra.tensor].name))
+          .fail(extra.site.module == impl_.tree.input_embedding ? ErrorCode::LO_VOCAB : ErrorCode::LO_SHAPE,
+                {.problem = "the saved tensor has another shape than the base model's",
+                 .expected = fmt::format("{}", fmt::join(overlay.original.sizes(), " x ")),
+                 .got = fmt::format("{}", fmt::join(values.sizes(), " x ")),
+                 .hint = "is this the right base model for the adapter?"});
     }
     overlay.adapters[id_] = values;
     if (extra.suffix != parameter) overlay.suffix[id_] = extra.suffix;
@@ -301,11 +296,10 @@ class Placer {
     for (const TokenRows& rows : impl_.token_rows) {
       const TokenRows::Rows* own = rows.find(id_);
       if (own == nullptr || own->follows || own->given) continue;
-      throw Error(ErrorCode::LO_MISSING, {.file = file_.path(),
-                                          .tensor = rows.module,
-                                          .problem = "trainable_token_indices of the config has no rows in the file",
-                                          .expected = fmt::format("{} rows", own->ids.size(0)),
-                                          .hint = "is the file complete?"});
+      peft::at(file_.path(), rows.module)
+          .fail(ErrorCode::LO_MISSING, {.problem = "trainable_token_indices of the config has no rows in the file",
+                                        .expected = fmt::format("{} rows", own->ids.size(0)),
+                                        .hint = "is the file complete?"});
     }
   }
 

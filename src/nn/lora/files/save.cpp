@@ -13,12 +13,12 @@
 #include "config/peft_rules.h"
 #include "layout/encode/encode.h"
 #include "layout/encode/write_config.h"
+#include "layout/forms.h"
 #include "nn/lora/files/factors.h"
 #include "nn/lora/files/file_tensors.h"
 #include "nn/model/network.h"
 #include "peft/error.h"
 #include "peft/execute.h"
-#include "peft/reference.h"
 #include "pythonic/python_regex.h"
 #include "safetensors/reading/input_file.h"
 #include "safetensors/writing/staged_output.h"
@@ -32,19 +32,18 @@ void require_convertible(const AdapterConfig& config) {
   const std::string& init = config.init_lora_weights;
   // LoftQ also rounded the base, which cannot be taken back.
   if (!config::changes_base(init) || config::lora_init(init) == config::LoraInit::loftq) {
-    throw Error(ErrorCode::CF_UNSUP,
-                {.tensor = kOption,
-                 .problem = "only an adapter whose start was taken out of the base can be converted",
-                 .expected = "init_lora_weights = pissa, pissa_niter_N, olora, corda or lora_ga",
-                 .got = init,
-                 .hint = "save it without"});
+    at({}, kOption)
+        .fail(ErrorCode::CF_UNSUP, {.problem = "only an adapter whose start was taken out of the base can be converted",
+                                    .expected = "init_lora_weights = pissa, pissa_niter_N, olora, corda or lora_ga",
+                                    .got = init,
+                                    .hint = "save it without"});
   }
   if (config.use_rslora && !(config.rank_pattern.empty() && config.alpha_pattern.empty())) {
-    throw Error(ErrorCode::CF_UNSUP, {.tensor = kOption,
-                                      .problem = "rank_pattern and alpha_pattern cannot be doubled under use_rslora",
-                                      .expected = "patterns or use_rslora",
-                                      .got = "both",
-                                      .hint = "PEFT refuses this as well"});
+    at({}, kOption)
+        .fail(ErrorCode::CF_UNSUP, {.problem = "rank_pattern and alpha_pattern cannot be doubled under use_rslora",
+                                    .expected = "patterns or use_rslora",
+                                    .got = "both",
+                                    .hint = "PEFT refuses this as well"});
   }
 }
 
@@ -64,21 +63,19 @@ void double_rank(AdapterConfig& config) {
 at::Tensor start_of(const TensorFile& file, const std::string& name, const at::Tensor& now) {
   const TensorInfo* info = file.find(name);
   if (info == nullptr) {
-    throw Error(ErrorCode::LO_MISSING, {.file = file.path(),
-                                        .tensor = name,
-                                        .problem = "the adapter before training has no such tensor",
-                                        .expected = "the tensors of the adapter that is saved",
-                                        .hint = "is this the adapter's own start?"});
+    at(file.path(), name)
+        .fail(ErrorCode::LO_MISSING, {.problem = "the adapter before training has no such tensor",
+                                      .expected = "the tensors of the adapter that is saved",
+                                      .hint = "is this the adapter's own start?"});
   }
   const at::Tensor start =
       read_tensor(file, static_cast<std::uint32_t>(info - file.tensors().data())).to(now.scalar_type());
   if (start.sizes() == now.sizes()) return start;
-  throw Error(ErrorCode::LO_SHAPE, {.file = file.path(),
-                                    .tensor = name,
-                                    .problem = "the adapter before training has another shape",
-                                    .expected = fmt::format("[{}]", fmt::join(now.sizes(), ", ")),
-                                    .got = fmt::format("[{}]", fmt::join(start.sizes(), ", ")),
-                                    .hint = "is this the adapter's own start?"});
+  at(file.path(), name)
+      .fail(ErrorCode::LO_SHAPE, {.problem = "the adapter before training has another shape",
+                                  .expected = fmt::format("[{}]", fmt::join(now.sizes(), ", ")),
+                                  .got = fmt::format("[{}]", fmt::join(start.sizes(), ", ")),
+                                  .hint = "is this the adapter's own start?"});
 }
 
 // save_pretrained's path_initial_model_for_weight_conversion: turns an adapter whose start was subtracted from the base
@@ -90,11 +87,10 @@ void take_out_start(const std::string& folder, AdapterConfig& config, NamedTenso
   for (auto& [name, tensor] : tensors) {
     const bool a = name.ends_with(".lora_A.weight"), b = name.ends_with(".lora_B.weight");
     if (!a && !b) {
-      throw Error(ErrorCode::CF_UNSUP,
-                  {.tensor = name,
-                   .problem = std::string(kOption) + " converts lora_A and lora_B of Linear layers only",
-                   .expected = "an adapter without DoRA, biases, embeddings and modules_to_save",
-                   .hint = "save it without, and load it with the base that it changed"});
+      at({}, name).fail(ErrorCode::CF_UNSUP,
+                        {.problem = std::string(kOption) + " converts lora_A and lora_B of Linear layers only",
+                         .expected = "an adapter without DoRA, biases, embeddings and modules_to_save",
+                         .hint = "save it without, and load it with the base that it changed"});
     }
     const at::Tensor now = tensor.detach().cpu(), start = start_of(*file, name, now);
     tensor = a ? at::cat({now, start}, 0) : at::cat({now, -start}, 1);
@@ -198,9 +194,15 @@ Prepared prepare(const PeftModel::Impl& impl, const AdapterEntry& entry, const S
     return prepared;
   }
   if (!start.empty()) {
-    throw Error(ErrorCode::USAGE, {.tensor = "path_initial_model_for_weight_conversion",
-                                   .problem = "works in PEFT's own layout only",
-                                   .expected = "peft-fused",
+    at({}, "path_initial_model_for_weight_conversion")
+        .fail(ErrorCode::USAGE, {.problem = "works in PEFT's own layout only",
+                                 .expected = "peft-fused",
+                                 .got = std::string(info(layout).name),
+                                 .hint = "convert the saved adapter afterwards"});
+  }
+  if (!layout::is_peft(layout)) {
+    throw Error(ErrorCode::USAGE, {.problem = "a model saves adapters as PEFT does",
+                                   .expected = "a layout of PEFT's",
                                    .got = std::string(info(layout).name),
                                    .hint = "convert the saved adapter afterwards"});
   }
@@ -221,10 +223,9 @@ Prepared prepare(const PeftModel::Impl& impl, const AdapterEntry& entry, const S
 void require_finite(const NamedTensors& tensors, const std::string& adapter) {
   for (const auto& [name, tensor] : tensors) {
     if (!tensor.is_floating_point() || at::isfinite(tensor).all().item<bool>()) continue;
-    throw Error(ErrorCode::NUM_NONFINITE,
-                {.tensor = name,
-                 .problem = "NaN or infinity in adapter \"" + adapter + "\": nothing is saved",
-                 .hint = "did the training diverge?"});
+    at({}, name).fail(ErrorCode::NUM_NONFINITE,
+                      {.problem = "NaN or infinity in adapter \"" + adapter + "\": nothing is saved",
+                       .hint = "did the training diverge?"});
   }
 }
 
@@ -252,7 +253,7 @@ std::vector<const AdapterEntry*> selected(const PeftModel::Impl& impl, const Sav
   }
   for (const std::string& name : options.selected_adapters) {
     if (std::none_of(entries.begin(), entries.end(), [&](const AdapterEntry* e) { return e->name == name; })) {
-      throw Error(ErrorCode::USAGE, {.tensor = name, .problem = "there is no adapter of this name", .got = name});
+      at({}, name).fail(ErrorCode::USAGE, {.problem = "there is no adapter of this name", .got = name});
     }
   }
   return entries;
@@ -266,11 +267,10 @@ void carry_over(StagedOutput& output, const std::filesystem::path& folder, const
     const std::string name = entry.path().lexically_relative(folder).generic_string();
     if (written.contains(name) || (entry.is_directory() && !entry.is_symlink())) continue;
     if (!entry.is_regular_file()) {
-      throw Error(ErrorCode::OUT_EXISTS,
-                  {.file = entry.path().string(),
-                   .problem = "the folder has something that cannot be kept while it is replaced",
-                   .expected = "files and folders",
-                   .hint = "choose another folder"});
+      at(entry.path().string())
+          .fail(ErrorCode::OUT_EXISTS, {.problem = "the folder has something that cannot be kept while it is replaced",
+                                        .expected = "files and folders",
+                                        .hint = "choose another folder"});
     }
     output.copy_file(name, safetensors::path_inside(folder.string(), name, false));
   }

@@ -127,10 +127,10 @@ void olora(const Tensor& weight, FactorStack& stack) {
 void from_weight(Site& site, FactorStack& stack, const std::string& init, at::Generator& generator) {
   const std::int64_t limit = std::min(stack.in(), stack.out());
   if (stack.rank() > limit) {
-    throw Error(ErrorCode::CF_RANK, {.tensor = site.target(),
-                                     .problem = "the rank is larger than the weight has dimensions",
-                                     .expected = fmt::format("at most {} for init_lora_weights = {}", limit, init),
-                                     .got = std::to_string(stack.rank())});
+    peft::at({}, site.target())
+        .fail(ErrorCode::CF_RANK, {.problem = "the rank is larger than the weight has dimensions",
+                                   .expected = fmt::format("at most {} for init_lora_weights = {}", limit, init),
+                                   .got = std::to_string(stack.rank())});
   }
   const Tensor weight = site.weight->to(at::kFloat);
   if (config::lora_init(init) == LoraInit::olora)
@@ -225,23 +225,21 @@ bool starts_from_weight(const std::string& init) {
 void require_known_init(const AdapterConfig& config) {
   const std::string& init = config.init_lora_weights;
   if (config::pissa_iterations(init).value_or(0) > kMaxIterations) {
-    throw Error(ErrorCode::CF_VALUE, {.file = config.file,
-                                      .tensor = "init_lora_weights",
-                                      .problem = "too many iterations",
-                                      .expected = fmt::format("pissa_niter_N with N from 0 to {}", kMaxIterations),
-                                      .got = init});
+    peft::at(config.file, "init_lora_weights")
+        .fail(ErrorCode::CF_VALUE, {.problem = "too many iterations",
+                                    .expected = fmt::format("pissa_niter_N with N from 0 to {}", kMaxIterations),
+                                    .got = init});
   }
   using enum LoraInit;
   for (const LoraInit known : {standard, random, gaussian, orthogonal, pissa, olora}) {
     if (config::lora_init(init) == known) return;
   }
-  throw Error(ErrorCode::CF_UNSUP,
-              {.file = config.file,
-               .tensor = "init_lora_weights",
-               .problem = "this initialisation is not implemented",
-               .expected = "true, false, gaussian, orthogonal, pissa, pissa_niter_N or olora",
-               .got = init,
-               .hint = "those that look at data (eva, corda, lora_ga) or quantise (loftq) need PEFT itself"});
+  peft::at(config.file, "init_lora_weights")
+      .fail(ErrorCode::CF_UNSUP,
+            {.problem = "this initialisation is not implemented",
+             .expected = "true, false, gaussian, orthogonal, pissa, pissa_niter_N or olora",
+             .got = init,
+             .hint = "those that look at data (eva, corda, lora_ga) or quantise (loftq) need PEFT itself"});
 }
 
 void initialise(Site& site, SiteFactors& factors, const std::string& init, at::Generator& generator) {
@@ -251,11 +249,11 @@ void initialise(Site& site, SiteFactors& factors, const std::string& init, at::G
   const bool dense = site.kind == SiteKind::linear && !site.by_parameter;
   const LoraInit kind = config::lora_init(init).value_or(LoraInit::standard);
   if ((starts_from_weight(init) || kind == LoraInit::orthogonal) && site.by_parameter) {
-    throw Error(ErrorCode::CF_UNSUP,
-                {.tensor = site.target(),
-                 .problem = "init_lora_weights = " + init + " needs a Linear: PEFT fails on parameters",
-                 .expected = "true, false or gaussian where target_parameters are named",
-                 .got = init});
+    peft::at({}, site.target())
+        .fail(ErrorCode::CF_UNSUP,
+              {.problem = "init_lora_weights = " + init + " needs a Linear: PEFT fails on parameters",
+               .expected = "true, false or gaussian where target_parameters are named",
+               .got = init});
   }
   if (kind == LoraInit::random)
     random_both(site, stack, generator);

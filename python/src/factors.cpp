@@ -1,0 +1,118 @@
+// The factors of an adapter on disk: where each lies in the file, and the update it stands for.
+#include <algorithm>
+
+#include "buffer.h"
+#include "cli/flags.h"
+#include "peft/adapter.h"
+#include "peft/error.h"
+#include "peft/verbs.h"
+#include "run.h"
+#include "values.h"
+
+namespace peft::python {
+namespace {
+
+// An open adapter. Its file stays mapped while views of it live.
+class FactorList {
+ public:
+  explicit FactorList(Input input) : input_(std::move(input)) {
+    const TensorFile& file = *input_.adapter.weights;
+    for (const TensorInfo& tensor : file.tensors()) size_ = std::max(size_, tensor.end);
+  }
+
+  std::size_t size() const { return factors().size(); }
+
+  // The data section of the file.
+  nb::object buffer() const {
+    const auto& file = input_.adapter.weights;
+    const std::byte* data = size_ == 0 ? nullptr : file->bytes(file->tensors()[0]).data() - file->tensors()[0].begin;
+    return read_only_buffer({data, size_}, file);
+  }
+
+  // (site, module, parameter, expert, projection, kind, scale, A, B); A and B are (dtype, offset, shape, strides), all
+  // in bytes.
+  nb::tuple at(std::size_t index) const {
+    const Factor& factor = factor_at(index);
+    const Site& site = factor.site;
+    const std::string text = describe(site);
+    return nb::make_tuple(to_python(text), to_python(site.module), to_python(site.parameter), site.expert,
+                          to_python(name(site.projection)),
+                          to_python(factor.kind == FactorKind::embedding ? "embedding" : "linear"), factor.scale,
+                          place(factor.a), place(factor.b));
+  }
+
+  nb::list warnings() const {
+    nb::list list;
+    for (const std::string& text : input_.reading.factors.warnings) list.append(to_python(text));
+    if (const std::string text = left_out(input_.reading); !text.empty()) list.append(to_python(text));
+    return list;
+  }
+
+  nb::str layout() const {
+    return to_python(input_.reading.has_experts ? info(input_.reading.layout).name : std::string_view("dense"));
+  }
+
+  // scale * B * A in float64, row after row.
+  nb::tuple delta(std::size_t index) const {
+    const Factor& factor = factor_at(index);
+    std::shared_ptr<Memory> memory;
+    {
+      const nb::gil_scoped_release unlocked;
+      const std::vector<double> values = to_delta(*input_.adapter.weights, factor);
+      memory = std::make_shared<Memory>(values.size() * sizeof(double));
+      const auto bytes = std::as_bytes(std::span(values));
+      std::copy(bytes.begin(), bytes.end(), memory->bytes().begin());
+    }
+    return nb::make_tuple(buffer_of(std::move(memory)), nb::make_tuple(factor.out, factor.in));
+  }
+
+ private:
+  const std::vector<Factor>& factors() const { return input_.reading.factors.factors; }
+  const Factor& factor_at(std::size_t index) const {
+    if (index >= size()) throw nb::index_error("there is no such factor");
+    return factors()[index];
+  }
+
+  nb::tuple place(const View& view) const {
+    const TensorInfo& tensor = input_.adapter.weights->tensors()[view.tensor];
+    const std::int64_t width = info(tensor.dtype).bits / 8;
+    return nb::make_tuple(to_python(tensor.dtype_name), tensor.begin + static_cast<std::uint64_t>(view.offset * width),
+                          nb::make_tuple(view.rows, view.cols),
+                          nb::make_tuple(view.row_stride * width, view.col_stride * width));
+  }
+
+  Input input_;
+  std::uint64_t size_ = 0;
+};
+
+FactorList read_factors(nb::dict values) {
+  Arguments arguments(std::move(values));
+  std::string path;
+  cli::InputFlags input;
+  int threads = 0;
+  arguments.take("path", path);
+  arguments.take(input);
+  arguments.take("threads", threads, 1, 1024);
+  arguments.finish();
+  return run_for<FactorList>(nb::none(), true, [path, input, threads](RunState&) {
+    InputOptions options = input.options();
+    options.read.verb = Verb::merge;  // fields of the config that make the factors mean something else are refused
+    options.read.threads = threads;
+    return FactorList(load(path, options));
+  });
+}
+
+}  // namespace
+
+void add_factors(nb::module_& module) {
+  nb::class_<FactorList>(module, "FactorList")
+      .def("__len__", &FactorList::size)
+      .def("at", &FactorList::at)
+      .def("buffer", &FactorList::buffer)
+      .def("delta", &FactorList::delta)
+      .def("warnings", &FactorList::warnings)
+      .def("layout", &FactorList::layout);
+  module.def("read_factors", &read_factors);
+}
+
+}  // namespace peft::python

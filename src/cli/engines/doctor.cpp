@@ -1,0 +1,142 @@
+#include "cli/engines/doctor.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+
+#include "cli/engines/engine_pages.h"
+#include "cli/output/json.h"
+#include "cli/output/output.h"
+#include "cli/output/table.h"
+#include "engines/engine.h"
+#include "peft/error.h"
+#include "peft/verbs.h"
+
+namespace peft::cli {
+namespace {
+
+constexpr const char* kDoctorExamples = R"(Examples:
+  peft doctor my-lora                                    a row for every engine
+  peft doctor my-lora --for vllm --base Qwen3-30B-A3B    every kind of module, and the command that mends it
+  peft doctor my-lora --for peft@0.20 --json
+
+Exit codes: 0 all right, or no --for; 1 not right, or not known; 2 an input is bad.)";
+
+Json to_json(const DoctorReport::Engine& engine) {
+  Json parts = Json::array();
+  for (const auto& part : engine.parts) {
+    parts.push_back({{"part", part.part},
+                     {"modules", part.modules},
+                     {"rank", part.rank},
+                     {"example", part.example},
+                     {"verdict", part.verdict},
+                     {"why", part.why},
+                     {"message", part.message},
+                     {"shown_by", part.shown_by},
+                     {"measured", part.measured}});
+  }
+  return {
+      {"engine", engine.name},   {"version", engine.version}, {"mode", engine.mode},         {"title", engine.title},
+      {"answer", engine.answer}, {"right", engine.right},     {"measured", engine.measured}, {"parts", parts},
+      {"run", engine.run},       {"mend", engine.mend}};
+}
+
+Json to_json(const DoctorReport& report) {
+  Json engines = Json::array();
+  for (const auto& engine : report.engines) engines.push_back(to_json(engine));
+  return {{"path", report.path},
+          {"layout", report.layout},
+          {"model_type", report.model_type},
+          {"all_right", report.all_right},
+          {"engines", engines}};
+}
+
+// The part that decides, in a few words.
+std::string reason(const DoctorReport::Engine& engine) {
+  for (const auto& part : engine.parts) {
+    if (part.verdict != "binds") return fmt::format("{}: {}", part.part, part.why);
+  }
+  return {};
+}
+
+void print_rows(const DoctorReport& report) {
+  Table table({{"engine"}, {"answer"}, {"how sure"}, {"why"}});
+  for (const auto& engine : report.engines)
+    table.add({engine.title, engine.answer, engine.measured ? "measured" : "by its source", reason(engine)});
+  write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
+  write_out("\nMore: peft doctor ADAPTER --for ENGINE\n");
+}
+
+void print_engine(const DoctorReport::Engine& engine) {
+  write_out(bold(engine.title, STDOUT_FILENO) + ": " + engine.answer +
+            (engine.measured ? " (measured)\n" : " (by its source, not run)\n"));
+  Table table({{"modules", Align::right}, {"rank", Align::right}, {"what"}, {"verdict"}, {"why"}});
+  for (const auto& part : engine.parts) {
+    std::string why = part.why;
+    if (!part.message.empty()) why += (why.empty() ? "" : ". It says: ") + part.message;
+    table.add({std::to_string(part.modules), part.rank == 0 ? "-" : std::to_string(part.rank), part.part, part.verdict,
+               printable(why, 1000)});
+  }
+  write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
+  if (!engine.run.empty()) write_out("\nTo run it:\n");
+  for (const auto& line : engine.run) write_out("  " + printable(line, 4000) + "\n");
+  if (!engine.mend.empty()) write_out("\nTo mend it:\n  " + printable(engine.mend, 8000) + "\n");
+}
+
+}  // namespace
+
+void add_doctor(CLI::App& app, DoctorCommand& command) {
+  auto& verb = *app.add_subcommand("doctor", "Say whether an adapter will work where it shall run, and what mends it");
+  verb.add_option("adapter", command.path, "The adapter: a folder, or org/name in the local Hugging Face cache")
+      ->required()
+      ->type_name("ADAPTER");
+  verb.add_option("--for", command.engine, "The engine, with a version if need be: vllm, peft@0.20 (peft engines)")
+      ->type_name("ENGINE");
+  add_json(verb, command.json);
+  add_input_flags(verb, command.input, false);
+  verb.footer(kDoctorExamples);
+}
+
+void add_engines(CLI::App& app, EnginesCommand& command) {
+  auto& verb = *app.add_subcommand("engines", "List what is known of the programs that read adapters");
+  verb.add_option("engine", command.engine, "One engine")->type_name("ENGINE");
+  add_json(verb, command.json);
+}
+
+Json result(const DoctorCommand& command) {
+  return to_json(doctor(command.path, {command.input.options(), command.engine}));
+}
+
+int run(const DoctorCommand& command) {
+  const DoctorReport report = doctor(command.path, {command.input.options(), command.engine});
+  if (command.json) {
+    print_json(to_json(report));
+  } else if (command.engine.empty()) {
+    print_rows(report);
+  } else {
+    for (const auto& engine : report.engines) print_engine(engine);
+  }
+  return command.engine.empty() || report.all_right ? 0 : 1;
+}
+
+int run(const EnginesCommand& command) {
+  std::vector<const engines::Engine*> list;
+  if (command.engine.empty()) {
+    for (const auto& engine : engines::engines()) list.push_back(&engine);
+  } else {
+    list.push_back(engines::choose(command.engine).engine);
+  }
+  if (command.json) {
+    Json rows = Json::array();
+    for (const auto* engine : list) rows.push_back(engine_json(*engine));
+    print_json({{"engines", rows}});
+  } else if (command.engine.empty()) {
+    print_engine_table();
+  } else {
+    print_engine_profile(*list.front());
+  }
+  return 0;
+}
+
+}  // namespace peft::cli

@@ -1,0 +1,124 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "engines/fit.h"
+#include "engines/read_facts.h"
+#include "peft/error.h"
+#include "peft/verbs.h"
+
+namespace peft {
+namespace {
+
+using engines::Answer;
+using engines::Outcome;
+
+// The answer of the way of running that reads the file best; the plain way where several do.
+Answer best_answer(const engines::Chosen& chosen, const engines::AdapterFacts& facts) {
+  std::optional<Answer> best;
+  for (const engines::Profile* profile : chosen.profiles) {
+    Answer answer = judge(*chosen.engine, *profile, facts);
+    if (!best || answer.outcome < best->outcome) best = std::move(answer);
+  }
+  return *best;
+}
+
+// A word of a shell's command line.
+std::string quoted(const std::string& text) {
+  const bool plain = !text.empty() && std::ranges::all_of(text, [](unsigned char c) {
+    return std::isalnum(c) != 0 || std::string_view("/._-=@+:,").find(static_cast<char>(c)) != std::string_view::npos;
+  });
+  if (plain) return text;
+  std::string result = "'";
+  for (const char c : text) result += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return result + "'";
+}
+
+bool needs_merge(const Answer& answer) {
+  return std::ranges::any_of(answer.parts, [](const engines::Judgement& part) {
+    return outcome_of(part.verdict) != Outcome::right && part.rule != nullptr && part.rule->way_out == "merge";
+  });
+}
+
+// The command that mends it: another form, a lower rank, or the merged model.
+std::string mend(std::string path, const Input& input, const DoctorOptions& options, const engines::Chosen& chosen,
+                 const engines::AdapterFacts& facts, const Answer& answer) {
+  while (path.size() > 1 && path.ends_with('/')) path.pop_back();
+  const std::string& base = options.input.base;
+  const std::string with_base = base.empty() ? "" : " --base " + quoted(base);
+  const auto other = engines::fit(chosen, facts, input.model);
+  const bool rank = std::ranges::any_of(
+      answer.parts, [](const engines::Judgement& part) { return part.verdict == engines::Verdict::rank_too_large; });
+  if (rank) {
+    return fmt::format("peft resize {}{} --rank {} --out {}", quoted(path), with_base, chosen.engine->ranks.back(),
+                       quoted(fmt::format("{}-r{}", path, chosen.engine->ranks.back())));
+  }
+  const bool converts = other && other->layout && other->answer.outcome == Outcome::right && !needs_merge(answer);
+  if (!converts) {
+    return fmt::format("peft merge --base {} --adapter {} --out {}", base.empty() ? "BASE" : quoted(base), quoted(path),
+                       quoted(path + "-merged"));
+  }
+  const std::string suffix = other->form->layout == "gguf" ? ".gguf" : "-" + chosen.engine->name;
+  return fmt::format("peft convert {} --for {}@{}{} --out {}", quoted(path), chosen.engine->name,
+                     other->profile->version, with_base, quoted(path + suffix));
+}
+
+DoctorReport::Part report_of(const engines::Engine& engine, const engines::Judgement& judgement) {
+  DoctorReport::Part part;
+  part.part = info(judgement.part).text;
+  part.modules = judgement.count.modules, part.rank = judgement.count.rank, part.example = judgement.count.example;
+  part.verdict = name(judgement.verdict), part.why = judgement.why;
+  if (judgement.rule == nullptr) return part;
+  part.message = judgement.rule->message;
+  part.shown_by = judgement.rule->shown_by, part.measured = is_measured(engine, judgement);
+  return part;
+}
+
+DoctorReport::Engine report_of(const std::string& path, const Input& input, const DoctorOptions& options,
+                               const engines::Chosen& chosen, const engines::AdapterFacts& facts) {
+  const Answer answer = best_answer(chosen, facts);
+  DoctorReport::Engine engine{chosen.engine->name,
+                              answer.profile->version,
+                              answer.profile->mode,
+                              answer.profile->title,
+                              std::string(name(answer.outcome)),
+                              {},
+                              {},
+                              {},
+                              {},
+                              {}};
+  engine.right = answer.outcome == Outcome::right, engine.measured = is_measured(answer);
+  for (const engines::Judgement& judgement : answer.parts) engine.parts.push_back(report_of(*chosen.engine, judgement));
+  if (engine.right)
+    engine.run = run_lines(answer, facts, info(input.reading.layout).name, options.input.base, path);
+  else
+    engine.mend = mend(path, input, options, chosen, facts, answer);
+  return engine;
+}
+
+}  // namespace
+
+DoctorReport doctor(const std::string& path, const DoctorOptions& options) {
+  std::vector<engines::Chosen> asked;
+  if (options.engine.empty()) {
+    for (const std::string& name : engines::engine_names()) asked.push_back(engines::choose(name));
+  } else {
+    asked.push_back(engines::choose(options.engine));
+  }
+  InputOptions input_options = options.input;
+  input_options.read.verb = Verb::inspect;
+  const Input input = load(path, input_options);
+  const engines::AdapterFacts facts = engines::facts_of(input.adapter, input.model, input.reading);
+  DoctorReport report{path,
+                      input.reading.has_experts ? std::string(info(input.reading.layout).name) : "dense",
+                      input.model.model_type,
+                      {},
+                      true};
+  for (const engines::Chosen& chosen : asked) {
+    report.engines.push_back(report_of(path, input, options, chosen, facts));
+    report.all_right = report.all_right && report.engines.back().right;
+  }
+  return report;
+}
+
+}  // namespace peft
