@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <optional>
 
@@ -15,6 +16,7 @@
 #include "nn/train/checkpoint.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
+#include "peft/nn/process_group.h"
 #include "peft/nn/trainer.h"
 #include "safetensors/writing/staging_folder.h"
 #include "torch_cli/running_model.h"
@@ -146,21 +148,26 @@ struct Outcome {
   double last_loss = 0, seconds = 0;
 };
 
+using Group = std::shared_ptr<nn::ProcessGroup>;
+
+bool is_first(const Group& group) { return !group || group->rank() == 0; }
+
 class Run {
  public:
-  Run(const cli::TrainCommand& command, const TrainPlan& plan)
+  Run(const cli::TrainCommand& command, const TrainPlan& plan, const Group& group)
       : command_(command),
         plan_(plan),
+        group_(group),
         base_(load_base(command.model)),
         lora_(adapter_on(base_, command, plan)),
-        trainer_(*lora_, command.options) {
+        trainer_(*lora_, command.options, group) {
     warnings = base_->warnings();
     warnings.insert(warnings.end(), lora_->warnings().begin(), lora_->warnings().end());
   }
 
   // Goes on with the newest checkpoint. Nothing is written before this has succeeded.
   void resume() {
-    const std::string newest = nn::newest_checkpoint(command_.out);
+    const std::string newest = newest_checkpoint();
     if (newest.empty()) {
       warnings.push_back(command_.out + " has no complete checkpoint: the run starts from its beginning");
       return;
@@ -169,8 +176,10 @@ class Run {
   }
 
   Outcome train() {
-    if (command_.overwrite && !command_.resume) remove_old_run(command_.out);
-    fs::create_directories(command_.out);
+    if (is_first(group_)) {
+      if (command_.overwrite && !command_.resume) remove_old_run(command_.out);
+      fs::create_directories(command_.out);
+    }
     std::optional<train::MetricsFile> metrics;
     if (!command_.metrics.empty()) {
       metrics.emplace(command_.metrics, command_.resume ? std::optional(trainer_.state().step) : std::nullopt);
@@ -210,8 +219,17 @@ class Run {
   std::vector<std::string> warnings;
 
  private:
+  // That which rank 0 sees.
+  std::string newest_checkpoint() const {
+    std::string newest = is_first(group_) ? nn::newest_checkpoint(command_.out) : std::string();
+    if (!group_) return newest;
+    const nn::ProcessGroup::Bytes bytes = group_->broadcast({newest.begin(), newest.end()});
+    return {bytes.begin(), bytes.end()};
+  }
+
   const cli::TrainCommand& command_;
   const TrainPlan& plan_;
+  Group group_;
   std::shared_ptr<nn::CausalLM> base_;
   std::unique_ptr<nn::PeftModel> lora_;
   nn::Trainer trainer_;
@@ -236,25 +254,38 @@ void report(const cli::TrainCommand& command, const TrainPlan& plan, const Outco
       fmt::format("{} of {} steps, {}: {}\n", outcome.steps, plan.steps, cli::human_seconds(outcome.seconds), where));
 }
 
-}  // namespace
+// What this process of several does. Rank 0 alone writes and tells.
+cli::TrainCommand share_of(cli::TrainCommand command, const Group& group) {
+  if (!group) return command;
+  command.options.world_size = group->size();
+  const char* local_rank = std::getenv("LOCAL_RANK");
+  if (command.model.device == "cuda" && local_rank != nullptr) command.model.device += fmt::format(":{}", local_rank);
+  if (is_first(group)) return command;
+  command.quiet = true, command.tensorboard = false;
+  command.metrics.clear();
+  return command;
+}
 
-int run_train(const cli::TrainCommand& command) {
+int train(const cli::TrainCommand& command, const Group& group) {
+  const bool first = is_first(group);
   refuse_unimplemented(command);
-  require_free_output(command);
-  require_free_metrics(command);
+  if (first) {
+    require_free_output(command);
+    require_free_metrics(command);
+  }
   const TrainPlan plan = plan_training(command);
-  if (!command.model.json && (command.dry_run || !command.quiet)) cli::write_out(text_of(plan));
-  cli::write_warnings(plan.warnings);
+  if (first && !command.model.json && (command.dry_run || !command.quiet)) cli::write_out(text_of(plan));
+  if (first) cli::write_warnings(plan.warnings);
   if (command.dry_run) {
-    if (!command.model.json) return 0;
+    if (!first || !command.model.json) return 0;
     cli::Json json = to_json(plan);
     json["warnings"] = plan.warnings;
     cli::print_json(json);
     return 0;
   }
-  Run run(command, plan);
+  Run run(command, plan, group);
   if (command.resume) run.resume();
-  cli::write_warnings(run.warnings);
+  if (first) cli::write_warnings(run.warnings);
   const Outcome outcome = run.train();
   if (outcome.end == nn::TrainEnd::stopped) {
     throw Error(ErrorCode::INTERRUPTED,
@@ -262,10 +293,23 @@ int run_train(const cli::TrainCommand& command) {
                  .problem = fmt::format("stopped by a signal after step {}, which is saved", outcome.steps),
                  .hint = "--resume goes on"});
   }
+  if (!first) return 0;
   std::vector<std::string> warnings = plan.warnings;
   warnings.insert(warnings.end(), run.warnings.begin(), run.warnings.end());
   report(command, plan, outcome, warnings);
   return 0;
+}
+
+}  // namespace
+
+int run_train(const cli::TrainCommand& command) {
+  const Group group = nn::ProcessGroup::from_environment();
+  try {
+    return train(share_of(command, group), group);
+  } catch (const std::exception& error) {
+    if (group) group->fail(error.what());
+    throw;
+  }
 }
 
 }  // namespace peft::torch_cli

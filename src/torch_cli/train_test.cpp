@@ -1,9 +1,11 @@
 // peft train as a user runs it: golden/train through the command line, going on after a kill, bad input.
+#include <arpa/inet.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -214,7 +216,12 @@ class TrainRuns : public ::testing::Test {
     EXPECT_FALSE(fs::exists(folder_ / "bad"));
     return result.err;
   }
-  pid_t start(const Arguments& given) const {
+  // `variables`: "NAME=value", before those that this test has.
+  pid_t start(const Arguments& given, const Arguments& variables = {}) const {
+    std::vector<char*> environment;
+    for (const auto& variable : variables) environment.push_back(const_cast<char*>(variable.c_str()));
+    for (char** variable = environ; *variable != nullptr; ++variable) environment.push_back(*variable);
+    environment.push_back(nullptr);
     std::vector<char*> argv{const_cast<char*>(PEFT_PROGRAM)};
     for (const auto& argument : given) argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
@@ -223,9 +230,32 @@ class TrainRuns : public ::testing::Test {
     for (const int stream : {1, 2})
       posix_spawn_file_actions_addopen(&actions, stream, "/dev/null", 1 /* O_WRONLY */, 0);
     pid_t pid = -1;
-    EXPECT_EQ(posix_spawn(&pid, PEFT_PROGRAM, &actions, nullptr, argv.data(), environ), 0);
+    EXPECT_EQ(posix_spawn(&pid, PEFT_PROGRAM, &actions, nullptr, argv.data(), environment.data()), 0);
     posix_spawn_file_actions_destroy(&actions);
     return pid;
+  }
+  // Processes that train together, as torchrun starts them. Their exit codes.
+  std::vector<int> run_together(const std::vector<Arguments>& ranks) const {
+    const std::string port = std::to_string(free_port());
+    std::vector<pid_t> processes;
+    for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+      processes.push_back(start(
+          ranks[rank], {"RANK=" + std::to_string(rank), "LOCAL_RANK=" + std::to_string(rank),
+                        "WORLD_SIZE=" + std::to_string(ranks.size()), "MASTER_ADDR=127.0.0.1", "MASTER_PORT=" + port}));
+    }
+    std::vector<int> codes;
+    for (const pid_t process : processes) codes.push_back(exit_code_of(process));
+    return codes;
+  }
+  static int free_port() {
+    const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
+    sockaddr_in address{};
+    address.sin_family = AF_INET, address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof address;
+    EXPECT_EQ(bind(socket, reinterpret_cast<sockaddr*>(&address), size), 0);
+    EXPECT_EQ(getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size), 0);
+    close(socket);
+    return ntohs(address.sin_port);
   }
   static int exit_code_of(pid_t pid) {
     int status = 0;
@@ -282,6 +312,42 @@ TEST_F(TrainRuns, an_interrupt_saves_and_ends_with_5) {
   again.emplace_back("--resume");
   ASSERT_EQ(peft(again).exit_code, 0);
   EXPECT_EQ(adapter("cut"), adapter("whole"));
+}
+
+// Three micro batches are a step of the one process; the two have two each, so that the last round has a rank without
+// one. Evaluations and what --resume goes on with are shared, too.
+TEST_F(TrainRuns, processes_give_the_bytes_of_one_with_their_micro_batches) {
+  const Arguments eval = {"--eval-data", data_, "--eval-steps", "4"};
+  const auto with = [&](const std::string& out, const Arguments& more) {
+    Arguments all = eval;
+    all.insert(all.end(), more.begin(), more.end());
+    return arguments(out, all);
+  };
+  const auto one = peft(with("one", {"--gradient-accumulation-steps", "4"}));
+  ASSERT_EQ(one.exit_code, 0) << one.err;
+  const Arguments stopped = with("two", {"--gradient-accumulation-steps", "2", "--stop-after-steps", "5"});
+  ASSERT_EQ(run_together({stopped, stopped}), (std::vector<int>{0, 0}));
+  const Arguments on = with("two", {"--gradient-accumulation-steps", "2", "--resume"});
+  ASSERT_EQ(run_together({on, on}), (std::vector<int>{0, 0}));
+  EXPECT_EQ(adapter("two"), adapter("one"));
+  const auto wanted = lines_of(folder_ / "one.jsonl"), got = lines_of(folder_ / "two.jsonl");
+  ASSERT_EQ(got.size(), wanted.size());
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    for (const char* name : {"loss", "grad_norm", "num_tokens", "entropy", "eval_loss"})
+      EXPECT_EQ(got[i].value(name, Json()), wanted[i].value(name, Json())) << name << " " << wanted[i];
+  }
+}
+
+TEST_F(TrainRuns, processes_with_unequal_runs_all_fail) {
+  const auto codes = run_together({arguments("two"), arguments("two", {"--learning-rate", "1e-3"})});
+  EXPECT_EQ(codes, (std::vector<int>{3, 3}));
+  EXPECT_FALSE(fs::exists(folder_ / "two/adapter_model.safetensors"));
+}
+
+TEST_F(TrainRuns, variables_of_several_processes_must_fit_together) {
+  const pid_t process = start(arguments("bad"), {"WORLD_SIZE=2", "RANK=2", "MASTER_ADDR=127.0.0.1", "MASTER_PORT=1"});
+  EXPECT_EQ(exit_code_of(process), 2);
+  EXPECT_FALSE(fs::exists(folder_ / "bad"));
 }
 
 TEST_F(TrainRuns, the_same_on_any_way_of_keeping_activations) {

@@ -75,7 +75,7 @@ MicroBatch collate(const std::vector<const Row*>& rows) {
 Batches::Batches(const Dataset& data, const Options& options)
     : data_(data),
       size_(options.per_device_train_batch_size),
-      accumulation_(options.gradient_accumulation_steps),
+      accumulation_(options.gradient_accumulation_steps * options.world_size),
       micro_per_epoch_(divided_up(static_cast<std::int64_t>(data.rows.size()), size_)),
       steps_per_epoch_(divided_up(micro_per_epoch_, accumulation_)),
       total_(options.max_steps),

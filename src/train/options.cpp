@@ -71,6 +71,7 @@ void check(const Options& o) {
   require_whole("per_device_train_batch_size", o.per_device_train_batch_size, 1);
   require_whole("per_device_eval_batch_size", o.per_device_eval_batch_size, 1);
   require_whole("gradient_accumulation_steps", o.gradient_accumulation_steps, 1);
+  require_whole("world_size", o.world_size, 1);
   require_whole("max_steps", o.max_steps, 0);
   require_whole("stop_after_steps", o.stop_after_steps, 0);
   require_whole("max_length", o.max_length, 0);
@@ -116,7 +117,7 @@ std::vector<std::pair<std::string, std::string>> fingerprint(const Options& o) {
   const auto optional = [&](const std::optional<double>& value) { return value ? number(*value) : "None"; };
   return {
       {"per_device_train_batch_size", std::to_string(o.per_device_train_batch_size)},
-      {"gradient_accumulation_steps", std::to_string(o.gradient_accumulation_steps)},
+      {"gradient_accumulation_steps", std::to_string(o.gradient_accumulation_steps * o.world_size)},
       {"num_train_epochs", o.max_steps > 0 ? "unused" : number(o.num_train_epochs)},
       {"max_steps", std::to_string(o.max_steps)},
       {"learning_rate", number(o.learning_rate)},

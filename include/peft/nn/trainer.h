@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "peft/nn/peft_model.h"
+#include "peft/nn/process_group.h"
 #include "peft/train/batches.h"
 #include "peft/train/data.h"
 #include "peft/train/metrics.h"
@@ -38,7 +39,7 @@ struct TrainCallbacks {
   std::function<void(const train::Metrics&)> on_log{};
   std::function<void(const train::Evaluation&)> on_evaluate{};
   std::function<void(const std::string& folder)> on_save{};
-  std::function<bool()> should_stop{};  // asked after each step
+  std::function<bool()> should_stop{};  // asked in each step, and answered after it; of any process
 };
 
 struct TrainRun {
@@ -57,12 +58,15 @@ class Trainer {
  public:
   // Trains the active adapter's tensors that require gradients. The model must outlive the trainer. Throws USAGE where
   // there is nothing to train.
-  Trainer(PeftModel& model, const train::Options& options);
+  // `group`: processes that train together. Each is given the same options, adapter and data; gradients are added in
+  // the order of the micro batches, so the result is bit for bit that of one process with the micro batches of all.
+  // Rank 0 writes.
+  Trainer(PeftModel& model, const train::Options& options, std::shared_ptr<ProcessGroup> group = nullptr);
   ~Trainer();
   Trainer(const Trainer&) = delete;
 
-  // Gradients of the batches together, clipped; then the optimiser's step. Throws NUM_NONFINITE, naming the step and
-  // the tensor, before anything is changed.
+  // Gradients of the batches together, clipped; then the optimiser's step. Of a group, all are given the batches of
+  // all. Throws NUM_NONFINITE, naming the step and the tensor, before anything is changed.
   StepResult step(const std::vector<train::MicroBatch>& batches, double learning_rate);
   // As step(), without clipping, the optimiser's step and forgetting the gradients: for programs that do those.
   StepResult backward(const std::vector<train::MicroBatch>& batches);
@@ -81,6 +85,7 @@ class Trainer {
 
  private:
   struct Impl;
+  TrainEnd run_to_the_end(const train::Dataset& data, const TrainRun& run);
   std::unique_ptr<Impl> impl_;
 };
 

@@ -27,7 +27,8 @@ class Batches {
   std::int64_t steps_per_epoch() const { return steps_per_epoch_; }
   std::int64_t total_steps() const { return total_; }
   double epoch_of(std::int64_t steps) const;  // how many epochs so many steps are
-  // The micro batches of step 0, 1, ...: those of the last step of an epoch may be fewer, and the last one smaller.
+  // The micro batches of step 0, 1, ... of all processes: rank r computes r, r + world_size, ... Those of the last step
+  // of an epoch may be fewer, and the last one smaller.
   std::vector<MicroBatch> of_step(std::int64_t step);
 
  private:

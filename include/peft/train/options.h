@@ -22,6 +22,7 @@ enum class LossAverage : std::uint8_t { tokens, micro_batch };
 
 struct Options {
   std::int64_t per_device_train_batch_size = 8, per_device_eval_batch_size = 8, gradient_accumulation_steps = 1;
+  std::int64_t world_size = 1;  // processes: a step has gradient_accumulation_steps micro batches of each
   double num_train_epochs = 3;
   std::int64_t max_steps = 0;         // what the schedule counts to; 0: from num_train_epochs
   std::int64_t stop_after_steps = 0;  // saves a checkpoint there and ends; the schedule is not shortened. 0: off

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <ATen/core/grad_mode.h>
 #include <fmt/core.h>
 #include <xxhash.h>
 
@@ -12,6 +13,7 @@
 
 #include "model/config_json/config_section.h"
 #include "nn/train/checkpoint.h"
+#include "nn/train/step_message.h"
 #include "peft/error.h"
 #include "peft/nn/optimizer.h"
 
@@ -76,19 +78,22 @@ std::string hash_of(const std::string& text) { return fmt::format("{:016x}", XXH
 }  // namespace
 
 struct Trainer::Impl {
-  Impl(PeftModel& given, const train::Options& given_options)
+  Impl(PeftModel& given, const train::Options& given_options, std::shared_ptr<ProcessGroup> processes)
       : model(given),
         options(given_options),
+        group(std::move(processes)),
         adapter(only_adapter(given)),
         tensors(trainable_tensors(given)),
         optimizer(make_optimizer(tensors, options)),
         aux_coefficient(loss_coefficient(*given.base(), options)) {
+    options.world_size = group ? group->size() : 1;
     train::check(options);
     for (const AdapterTensor& t : tensors) parameters.push_back(t.tensor);
   }
 
   PeftModel& model;
   train::Options options;
+  std::shared_ptr<ProcessGroup> group;  // nullptr: this process alone
   std::string adapter;
   std::vector<AdapterTensor> tensors;
   std::vector<at::Tensor> parameters;
@@ -97,6 +102,10 @@ struct Trainer::Impl {
   train::RunState state;
   Clock::time_point start = Clock::now();
   std::string last_checkpoint;
+  std::function<bool()> should_stop;  // of this process
+  bool stop_asked = false;            // by any
+
+  bool writes() const { return !group || group->rank() == 0; }
 
   std::string step_text() const { return fmt::format("step {}", state.step + 1); }
   std::string good_checkpoint() const {
@@ -116,39 +125,82 @@ struct Trainer::Impl {
     at::manual_seed(options.seed * 0x9E3779B97F4A7C15U + place);
   }
 
-  void backward(const train::MicroBatch& batch, std::size_t micro, double divisor, double micro_batches,
-                StepResult& result) {
-    seed(micro);
-    ForwardInput input = input_of(batch, model.base()->device());
-    input.loss_divisor = divisor, input.want_aux_loss = aux_coefficient > 0;
-    input.gradient_checkpointing = options.gradient_checkpointing;
-    const ForwardOutput output = model.forward(input, {.training = true});
-    at::Tensor loss = output.loss;
-    if (output.aux_loss.defined()) {
-      loss = loss + output.aux_loss * (aux_coefficient / micro_batches);
-      result.aux_loss = result.aux_loss.value_or(0) + output.aux_loss.item<double>() / micro_batches;
-    }
-    const double value = loss.item<double>();
-    if (!std::isfinite(value)) fail("loss", "the loss is not finite", value);
-    loss.backward();
-    result.micro_losses.push_back(value);
-    result.loss += value;
-    result.predicted += output.predicted_tokens, result.tokens += batch.real;
-    result.correct += output.correct.item<double>(), result.entropy += output.entropy.item<double>();
-  }
-
-  StepResult backward(const std::vector<train::MicroBatch>& batches) {
+  // What the losses of a step's micro batches are divided by.
+  struct Divisors {
+    double predicted, micro_batches;
+  };
+  Divisors divisors_of(const std::vector<train::MicroBatch>& batches) const {
     std::int64_t predicted = 0;
     for (const train::MicroBatch& batch : batches) predicted += batch.predicted;
     if (predicted == 0) at({}, step_text()).fail(ErrorCode::USAGE, {.problem = "nothing is learnt in these batches"});
-    const auto count = static_cast<double>(batches.size());
-    StepResult result;
-    for (std::size_t i = 0; i < batches.size(); ++i) {
-      const bool by_tokens = options.loss_average == train::LossAverage::tokens;
-      const double own = static_cast<double>(std::max<std::int64_t>(1, batches[i].predicted)) * count;
-      backward(batches[i], i, by_tokens ? static_cast<double>(predicted) : own, count, result);
+    return {static_cast<double>(predicted), static_cast<double>(batches.size())};
+  }
+
+  StepResult backward(const train::MicroBatch& batch, std::size_t micro, const Divisors& divisors) {
+    seed(micro);
+    const double own = static_cast<double>(std::max<std::int64_t>(1, batch.predicted)) * divisors.micro_batches;
+    ForwardInput input = input_of(batch, model.base()->device());
+    input.loss_divisor = options.loss_average == train::LossAverage::tokens ? divisors.predicted : own;
+    input.want_aux_loss = aux_coefficient > 0;
+    input.gradient_checkpointing = options.gradient_checkpointing;
+    const ForwardOutput output = model.forward(input, {.training = true});
+    StepResult result{.predicted = output.predicted_tokens, .tokens = batch.real};
+    at::Tensor loss = output.loss;
+    if (output.aux_loss.defined()) {
+      loss = loss + output.aux_loss * (aux_coefficient / divisors.micro_batches);
+      result.aux_loss = output.aux_loss.item<double>() / divisors.micro_batches;
     }
+    result.loss = loss.item<double>();
+    if (!std::isfinite(result.loss)) fail("loss", "the loss is not finite", result.loss);
+    loss.backward();
+    result.micro_losses.push_back(result.loss);
+    result.correct = output.correct.item<double>(), result.entropy = output.entropy.item<double>();
     return result;
+  }
+
+  StepResult backward(const std::vector<train::MicroBatch>& batches) {
+    if (group) return backward_together(batches);
+    stop_asked = should_stop && should_stop();
+    const Divisors divisors = divisors_of(batches);
+    StepResult result;
+    for (std::size_t i = 0; i < batches.size(); ++i) add(result, backward(batches[i], i, divisors));
+    return result;
+  }
+
+  // Sums over rows [first, last).
+  StepResult evaluate(const train::Dataset& data, std::size_t first, std::size_t last) {
+    std::vector<const train::Row*> rows;
+    for (std::size_t i = first; i < last; ++i) rows.push_back(&data.rows[i]);
+    ForwardInput input = input_of(train::collate(rows), model.base()->device());
+    input.loss_divisor = 1;
+    const ForwardOutput output = model.forward(input);
+    StepResult result{.loss = output.loss.item<double>(), .predicted = output.predicted_tokens};
+    result.correct = output.correct.item<double>(), result.entropy = output.entropy.item<double>();
+    return result;
+  }
+
+  void reset_gradients() {
+    for (at::Tensor& parameter : parameters) parameter.mutable_grad().reset();
+  }
+
+  // Micro batch i is that of rank i % size. Rank 0 adds them in this order, which is that of one process, and sends all
+  // what the step is.
+  StepResult backward_together(const std::vector<train::MicroBatch>& batches) {
+    const Divisors divisors = divisors_of(batches);
+    const auto size = static_cast<std::size_t>(group->size()), rank = static_cast<std::size_t>(group->rank());
+    StepMessage sum;
+    sum.gradients.resize(parameters.size());
+    for (std::size_t first = 0; first < batches.size(); first += size) {
+      StepMessage own{.result = {}, .should_stop = should_stop && should_stop(), .gradients = {}};
+      reset_gradients();
+      if (first + rank < batches.size()) own.result = backward(batches[first + rank], first + rank, divisors);
+      for (const at::Tensor& parameter : parameters) own.gradients.push_back(parameter.grad());
+      for (const ProcessGroup::Bytes& part : group->gather(to_bytes(own))) add(sum, message_of(part, parameters));
+    }
+    sum = message_of(group->broadcast(to_bytes(sum)), parameters);
+    for (std::size_t i = 0; i < parameters.size(); ++i) parameters[i].mutable_grad() = sum.gradients[i];
+    stop_asked = sum.should_stop;
+    return sum.result;
   }
 
   void require_finite_gradients(double norm) const {
@@ -180,6 +232,19 @@ struct Trainer::Impl {
     return facts;
   }
 
+  // All processes of a group must go on from the same place with the same data.
+  void require_same_run(const train::Dataset& data) {
+    if (!group) return;
+    const std::string text = state.to_json(facts(data));
+    const ProcessGroup::Bytes first = group->broadcast({text.begin(), text.end()});
+    if (std::ranges::equal(first, text)) return;
+    throw Error(ErrorCode::NET_PEER,
+                {.problem = fmt::format("rank {} was given another run than rank 0", group->rank()),
+                 .expected = std::string(first.begin(), first.end()),
+                 .got = text,
+                 .hint = "give all processes the same flags, data and, for --resume, the same checkpoint"});
+  }
+
   void add_to_window(const StepResult& result) {
     ++state.step, ++state.window_steps;
     state.num_tokens += result.tokens, state.window_tokens += result.predicted;
@@ -200,7 +265,8 @@ struct Trainer::Impl {
   }
 };
 
-Trainer::Trainer(PeftModel& model, const train::Options& options) : impl_(std::make_unique<Impl>(model, options)) {}
+Trainer::Trainer(PeftModel& model, const train::Options& options, std::shared_ptr<ProcessGroup> group)
+    : impl_(std::make_unique<Impl>(model, options, std::move(group))) {}
 Trainer::~Trainer() = default;
 
 StepResult Trainer::backward(const std::vector<train::MicroBatch>& batches) { return impl_->backward(batches); }
@@ -214,28 +280,31 @@ StepResult Trainer::step(const std::vector<train::MicroBatch>& batches, double l
 train::Evaluation Trainer::evaluate(const train::Dataset& data) {
   const at::NoGradGuard no_gradients;
   const auto start = Clock::now();
-  double loss = 0, correct = 0, entropy = 0;
-  std::int64_t tokens = 0;
   const auto size = static_cast<std::size_t>(impl_->options.per_device_eval_batch_size);
-  for (std::size_t first = 0; first < data.rows.size(); first += size) {
-    std::vector<const train::Row*> rows;
-    for (std::size_t i = first; i < std::min(first + size, data.rows.size()); ++i) rows.push_back(&data.rows[i]);
-    ForwardInput input = input_of(train::collate(rows), impl_->model.base()->device());
-    input.loss_divisor = 1;
-    const ForwardOutput output = impl_->model.forward(input);
-    loss += output.loss.item<double>(), tokens += output.predicted_tokens;
-    correct += output.correct.item<double>(), entropy += output.entropy.item<double>();
+  const auto processes = static_cast<std::size_t>(impl_->options.world_size);
+  StepMessage sum;
+  for (std::size_t first = 0; first < data.rows.size(); first += size * processes) {
+    const std::size_t own = first + size * static_cast<std::size_t>(impl_->group ? impl_->group->rank() : 0);
+    StepMessage part;
+    if (own < data.rows.size()) part.result = impl_->evaluate(data, own, std::min(own + size, data.rows.size()));
+    if (!impl_->group) {
+      add(sum, std::move(part));
+      continue;
+    }
+    for (const ProcessGroup::Bytes& message : impl_->group->gather(to_bytes(part))) add(sum, message_of(message, {}));
   }
-  const double count = static_cast<double>(std::max<std::int64_t>(1, tokens));
-  train::Evaluation result{.step = impl_->state.step, .epoch = 0, .loss = loss / count};
-  result.mean_token_accuracy = correct / count, result.entropy = entropy / count;
+  if (impl_->group) sum = message_of(impl_->group->broadcast(to_bytes(sum)), {});
+  const double count = static_cast<double>(std::max<std::int64_t>(1, sum.result.predicted));
+  train::Evaluation result{.step = impl_->state.step, .epoch = 0, .loss = sum.result.loss / count};
+  result.mean_token_accuracy = sum.result.correct / count, result.entropy = sum.result.entropy / count;
   result.seconds = seconds_since(start);
   return result;
 }
 
 void Trainer::save_checkpoint(const std::string& folder, const train::Dataset& data) {
-  write_checkpoint(impl_->model, impl_->adapter, impl_->optimizer, impl_->state, impl_->facts(data), folder);
   impl_->last_checkpoint = folder;
+  if (!impl_->writes()) return;
+  write_checkpoint(impl_->model, impl_->adapter, impl_->optimizer, impl_->state, impl_->facts(data), folder);
 }
 
 void Trainer::load_checkpoint(const std::string& folder, const train::Dataset& data) {
@@ -252,8 +321,14 @@ namespace {
 class Loop {
  public:
   Loop(Trainer& trainer, PeftModel& model, train::RunState& state, const train::Options& options,
-       const train::Dataset& data, const TrainRun& run)
-      : trainer_(trainer), model_(model), state_(state), options_(options), data_(data), run_(run) {}
+       const train::Dataset& data, const TrainRun& run, bool writes)
+      : trainer_(trainer),
+        model_(model),
+        state_(state),
+        options_(options),
+        data_(data),
+        run_(run),
+        writes_(writes && !run.out.empty()) {}
 
   bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
 
@@ -275,15 +350,15 @@ class Loop {
     const std::string folder = (fs::path(run_.out) / fmt::format("checkpoint-{}", state_.step)).string();
     trainer_.save_checkpoint(folder, data_);
     best_is_new_ = false;
+    if (!writes_) return;
     if (options_.save_total_limit > 0) remove_old_checkpoints(run_.out, options_.save_total_limit, state_.best_step);
     if (run_.callbacks.on_save) run_.callbacks.on_save(folder);
   }
 
   // After a step: what is due. The end, where the run ends here.
-  std::optional<TrainEnd> after_step(std::int64_t total, double epoch) {
+  std::optional<TrainEnd> after_step(std::int64_t total, double epoch, bool asked) {
     if (due(options_.eval_steps)) evaluate(epoch);
     const bool stop = options_.stop_after_steps > 0 && state_.step >= options_.stop_after_steps;
-    const bool asked = run_.callbacks.should_stop && run_.callbacks.should_stop();
     const bool last = state_.step == total;
     // The best model so far is kept as a checkpoint, because it is loaded at the end.
     const bool best = options_.load_best_model_at_end && best_is_new_;
@@ -296,11 +371,12 @@ class Loop {
 
   void finish(double epoch, const std::string& adapter) {
     evaluate(epoch);
+    if (!writes_) return;
     if (options_.load_best_model_at_end && state_.best_step > 0 && state_.best_step != state_.step) {
       const fs::path best = fs::path(run_.out) / fmt::format("checkpoint-{}", state_.best_step);
       read_adapter_values(model_, adapter, best.string());
     }
-    if (!run_.out.empty()) write_trained_adapter(model_, adapter, run_.out);
+    write_trained_adapter(model_, adapter, run_.out);
   }
 
  private:
@@ -310,6 +386,7 @@ class Loop {
   const train::Options& options_;
   const train::Dataset& data_;
   const TrainRun& run_;
+  const bool writes_;
   std::int64_t evaluated_ = -1, saved_ = -1;
   bool best_is_new_ = false;
 };
@@ -326,12 +403,23 @@ void require_possible(const train::Options& options, const TrainRun& run) {
 }  // namespace
 
 TrainEnd Trainer::run(const train::Dataset& data, const TrainRun& run) {
+  try {
+    impl_->require_same_run(data);
+    return run_to_the_end(data, run);
+  } catch (const std::exception& error) {
+    if (impl_->group) impl_->group->fail(error.what());
+    throw;
+  }
+}
+
+TrainEnd Trainer::run_to_the_end(const train::Dataset& data, const TrainRun& run) {
   require_possible(impl_->options, run);
   train::Batches batches(data, impl_->options);
   train::RunState& state = impl_->state;
   const std::int64_t total = batches.total_steps();
-  Loop loop(*this, impl_->model, state, impl_->options, data, run);
-  if (!run.out.empty()) fs::create_directories(run.out);
+  impl_->should_stop = run.callbacks.should_stop;
+  Loop loop(*this, impl_->model, state, impl_->options, data, run, impl_->writes());
+  if (!run.out.empty() && impl_->writes()) fs::create_directories(run.out);
   while (state.step < total) {
     const double rate = train::learning_rate(impl_->options, state.step, total);
     const StepResult result = step(batches.of_step(state.step), rate);
@@ -341,7 +429,7 @@ TrainEnd Trainer::run(const train::Dataset& data, const TrainRun& run) {
       const train::Metrics metrics = impl_->take_window(result, epoch, rate);
       if (run.callbacks.on_log) run.callbacks.on_log(metrics);
     }
-    if (const auto end = loop.after_step(total, epoch)) return *end;
+    if (const auto end = loop.after_step(total, epoch, impl_->stop_asked)) return *end;
   }
   loop.finish(batches.epoch_of(state.step), impl_->adapter);
   return TrainEnd::finished;
