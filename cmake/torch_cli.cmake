@@ -1,7 +1,8 @@
 # peft-torch: the same command line as peft, linked with libtorch.
 file(GLOB torch_cli_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/torch_cli/*.cpp)
 list(FILTER torch_cli_sources EXCLUDE REGEX "_test\\.cpp$")
-add_library(peft_torch_parts STATIC ${torch_cli_sources})
+# Objects, because the command line calls back into them.
+add_library(peft_torch_parts OBJECT ${torch_cli_sources})
 target_include_directories(peft_torch_parts PUBLIC src)
 target_link_libraries(peft_torch_parts PUBLIC peft_nn peft_cli_parts peft_tokenizer)
 peft_precompile(peft_torch_parts REUSE_FROM peft_nn)
