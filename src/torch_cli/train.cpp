@@ -1,6 +1,7 @@
 #include "torch_cli/train.h"
 
 #include <ATen/ATen.h>
+#include <fmt/chrono.h>
 #include <fmt/core.h>
 #include <unistd.h>
 
@@ -13,6 +14,8 @@
 #include "cli/output/json.h"
 #include "cli/output/output.h"
 #include "cli/output/progress.h"
+#include "cli/report/report.h"
+#include "cli/report/train_page.h"
 #include "nn/train/checkpoint.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
@@ -21,6 +24,7 @@
 #include "safetensors/writing/staging_folder.h"
 #include "torch_cli/running_model.h"
 #include "torch_cli/train_plan.h"
+#include "torch_cli/train_report.h"
 #include "train/tensorboard.h"
 
 namespace peft::torch_cli {
@@ -146,6 +150,8 @@ struct Outcome {
   std::optional<double> eval_loss;
   std::string checkpoint;
   double last_loss = 0, seconds = 0;
+  std::vector<train::Metrics> metrics;  // of this process
+  std::vector<train::Evaluation> evaluations;
 };
 
 using Group = std::shared_ptr<nn::ProcessGroup>;
@@ -173,6 +179,7 @@ class Run {
       return;
     }
     trainer_.load_checkpoint(newest, plan_.data);
+    first_step_ = trainer_.state().step;
   }
 
   Outcome train() {
@@ -199,11 +206,13 @@ class Run {
     };
     run.callbacks.on_log = [&](const train::Metrics& m) {
       write(json_of(m));
+      outcome.metrics.push_back(m);
       if (events) events->add(m.step, scalars_of(m));
       progress.log(m);
     };
     run.callbacks.on_evaluate = [&](const train::Evaluation& e) {
       outcome.eval_loss = e.loss;
+      outcome.evaluations.push_back(e);
       write(json_of(e));
       if (events) events->add(e.step, {{"eval/loss", e.loss}, {"eval/mean_token_accuracy", e.mean_token_accuracy}});
       progress.evaluation(e);
@@ -214,6 +223,23 @@ class Run {
     outcome.end = trainer_.run(plan_.data, run);
     outcome.steps = trainer_.state().step, outcome.seconds = seconds_since(start);
     return outcome;
+  }
+
+  void write_report(const Outcome& outcome) {
+    if (command_.report.empty() || !is_first(group_) || outcome.end != nn::TrainEnd::finished) return;
+    const std::string base = resolve_path(command_.model.base);
+    const auto now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
+    cli::TrainReport page{.base = base, .data = command_.data, .out = command_.out};
+    page.finished = fmt::format("{:%Y-%m-%d %H:%M:%S} UTC", fmt::gmtime(now));
+    page.metrics = outcome.metrics, page.evaluations = outcome.evaluations;
+    page.expert_tokens = trainer_.state().expert_tokens, page.norms = learnt_norms(command_.out, base);
+    page.samples = train_samples(*lora_, base, plan_.eval.rows.empty() ? plan_.data : plan_.eval);
+    page.steps = outcome.steps, page.trainable = plan_.trainable, page.seconds = outcome.seconds;
+    page.warnings = plan_.warnings;
+    page.warnings.insert(page.warnings.end(), warnings.begin(), warnings.end());
+    if (first_step_ > 0)
+      page.warnings.push_back(fmt::format("the run went on after step {}: the charts begin there", first_step_));
+    cli::write_train_page(command_.report, page);
   }
 
   std::vector<std::string> warnings;
@@ -233,6 +259,7 @@ class Run {
   std::shared_ptr<nn::CausalLM> base_;
   std::unique_ptr<nn::PeftModel> lora_;
   nn::Trainer trainer_;
+  std::int64_t first_step_ = 0;
 };
 
 const char* name_of(nn::TrainEnd end) { return end == nn::TrainEnd::finished ? "finished" : "stopped_after_steps"; }
@@ -272,6 +299,7 @@ int train(const cli::TrainCommand& command, const Group& group) {
   if (first) {
     require_free_output(command);
     require_free_metrics(command);
+    if (!command.report.empty()) cli::check_report(command.report);
   }
   const TrainPlan plan = plan_training(command);
   if (first && !command.model.json && (command.dry_run || !command.quiet)) cli::write_out(text_of(plan));
@@ -293,6 +321,7 @@ int train(const cli::TrainCommand& command, const Group& group) {
                  .problem = fmt::format("stopped by a signal after step {}, which is saved", outcome.steps),
                  .hint = "--resume goes on"});
   }
+  run.write_report(outcome);
   if (!first) return 0;
   std::vector<std::string> warnings = plan.warnings;
   warnings.insert(warnings.end(), run.warnings.begin(), run.warnings.end());

@@ -9,9 +9,9 @@
 #include "model/config_json/config_section.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
+#include "peft/model.h"
 #include "peft/nn/model.h"
 #include "peft/nn/peft_model.h"
-#include "peft/model.h"
 #include "peft/train/batches.h"
 #include "tokenizer/text_rows.h"
 

@@ -366,6 +366,19 @@ TEST_F(TrainRuns, a_dry_run_tells_what_is_trained_and_writes_nothing) {
   EXPECT_FALSE(fs::exists(folder_ / "dry"));
 }
 
+TEST_F(TrainRuns, the_report_shows_losses_experts_and_answers) {
+  const auto result = peft(arguments("told", {"--report", folder_ / "report.html", "--eval-data", data_}));
+  ASSERT_EQ(result.exit_code, 0) << result.err;
+  const std::string page = read_file(folder_ / "report.html");
+  for (const char* part :
+       {"Training report", "class=line0", "class=line1", "layer 1, expert 3: ", "experts.down", "Before and after"})
+    EXPECT_THAT(page, HasSubstr(part));
+  EXPECT_EQ(page.find("{{"), std::string::npos);
+  EXPECT_EQ(page.find("nan"), std::string::npos);
+  EXPECT_EQ(peft(arguments("more", {"--report", folder_ / "no/report.html"})).exit_code, 3);
+  EXPECT_FALSE(fs::exists(folder_ / "more"));
+}
+
 TEST_F(TrainRuns, bad_input_is_one_error_before_the_first_step) {
   EXPECT_THAT(error({"--data", folder_ / "none.jsonl"}, 3), HasSubstr("none.jsonl"));
   write_file(folder_ / "empty.jsonl", "");

@@ -54,7 +54,8 @@ Json state_json(const RunState& s) {
                {"window_correct", s.window_correct},
                {"window_entropy", s.window_entropy},
                {"window_aux_loss", s.window_aux_loss},
-               {"best_step", s.best_step}};
+               {"best_step", s.best_step},
+               {"expert_tokens", s.expert_tokens}};
   json["best_eval_loss"] = s.best_eval_loss ? Json(*s.best_eval_loss) : Json(nullptr);
   return json;
 }
@@ -137,6 +138,7 @@ RunState RunState::from_json(const std::string& file, const std::vector<std::pai
     s.window_loss = json.at("window_loss"), s.window_correct = json.at("window_correct");
     s.window_entropy = json.at("window_entropy"), s.window_aux_loss = json.at("window_aux_loss");
     s.best_step = json.at("best_step");
+    s.expert_tokens = json.at("expert_tokens").get<ExpertTokens>();
     if (!json.at("best_eval_loss").is_null()) s.best_eval_loss = json.at("best_eval_loss").get<double>();
   } catch (const nlohmann::json::exception& error) {
     at(file).fail(ErrorCode::RS_JOURNAL, {.problem = std::string("not the state of a training run: ") + error.what()});

@@ -43,7 +43,9 @@ struct ForwardInput {
   Cache* cache = nullptr;
   std::int64_t logits_to_keep = 0;  // only the last n tokens' logits; 0: all
   bool want_aux_loss = false;       // the routers' load balancing loss
-  at::Tensor embeds{};              // [sequences, tokens, hidden], in place of ids
+  // Called once for each layer with experts: the experts that its tokens chose, [sequences * tokens, k] int64.
+  std::function<void(std::int64_t layer, const at::Tensor& chosen)> on_routing{};
+  at::Tensor embeds{};  // [sequences, tokens, hidden], in place of ids
 
   // Training. With labels the output has a loss and no logits: those of all tokens are never in memory at once.
   at::Tensor labels{};      // [sequences, tokens] int64: token t + 1 is what token t should predict; -100: not learnt
@@ -88,6 +90,7 @@ class CausalLM {
   const std::vector<std::string>& warnings() const;  // of loading
   std::int64_t vocab_size() const;
   double router_aux_loss_coef() const;
+  std::int64_t expert_count() const;  // of a layer; 0: the model has no experts
   at::ScalarType dtype() const;
   at::Device device() const;
 

@@ -32,6 +32,7 @@ struct StepResult {
   std::int64_t predicted = 0, tokens = 0;  // tokens that are learnt; tokens that are not padding
   double correct = 0, entropy = 0;         // sums over the predicted tokens
   std::optional<double> aux_loss{};        // mean of the micro batches, not multiplied by its coefficient
+  train::ExpertTokens expert_tokens{};     // of the forward passes
 };
 
 struct TrainCallbacks {

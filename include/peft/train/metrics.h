@@ -42,6 +42,9 @@ class MetricsFile {
   int fd_ = -1;
 };
 
+// By layer: how often each expert was chosen by a token that is not padding.
+using ExpertTokens = std::map<std::int64_t, std::vector<std::int64_t>>;
+
 // Where a run is, beside the tensors: trainer_state.json of a checkpoint.
 struct RunState {
   std::int64_t step = 0, num_tokens = 0;
@@ -50,6 +53,7 @@ struct RunState {
   double window_loss = 0, window_correct = 0, window_entropy = 0, window_aux_loss = 0;
   std::optional<double> best_eval_loss{};
   std::int64_t best_step = 0;
+  ExpertTokens expert_tokens{};
 
   std::string to_json(const std::vector<std::pair<std::string, std::string>>& run) const;
   // Throws RS_JOURNAL for a file that is none, and for one of another run: `run` are names and values that must be the

@@ -145,6 +145,9 @@ void add_train(CLI::App& app, TrainCommand& command) {
   verb.add_option("--out", command.out, "The folder of the adapter and its checkpoints")->type_name("DIR");
   verb.add_option("--metrics", command.metrics, "JSON lines: loss, learning rate, ... of each logged step")
       ->type_name("FILE");
+  verb.add_option("--report", command.report,
+                  "An HTML page of the run: losses, experts reached, answers before and after")
+      ->type_name("FILE");
   add_numbers(verb, command);
   add_switches(verb, command);
   verb.callback([&command] {

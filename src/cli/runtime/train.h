@@ -22,7 +22,7 @@ struct TrainCommand {
   RuntimeFlags model;  // adapters: the one to go on with
   std::string config;  // adapter_config.json of a new one
   NewAdapterFlags lora;
-  std::string data, eval_data, out, metrics;
+  std::string data, eval_data, out, metrics, report;
   train::Options options;
   std::string schedule = "linear", loss_average = "tokens";
   bool completion_only_loss = true, assistant_only_loss = false;

@@ -39,6 +39,7 @@ Routing route(Pass& pass, const Moe& moe, const Tensor& x) {
     if (config.renormalise) best.values = best.values / best.values.sum({-1}, true);
     r = {best.values.to(dtype), best.indices};
   }
+  if (pass.on_routing) pass.on_routing(pass.layer, r.indices);
   pass.record("router.logits", logits), pass.record("router.weights", r.weights);
   pass.record("router.indices", r.indices);
   return r;

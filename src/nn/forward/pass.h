@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <vector>
 
@@ -38,7 +39,8 @@ struct Pass {
   // takes it. null: each run chooses.
   Tensor* chosen_experts = nullptr;
   std::vector<std::int64_t> documents{};  // packing: their lengths, one after the other; empty: one for each sequence
-  Tensor expert_rows{};                   // of the layer before: memory that is used again
+  std::function<void(std::int64_t layer, const Tensor& chosen)> on_routing{};
+  Tensor expert_rows{};  // of the layer before: memory that is used again
 
   bool recording() const { return context.recorder != nullptr; }
   void record(const char* name, const Tensor& value) const;      // "layers.N.NAME"

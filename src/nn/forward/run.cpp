@@ -167,6 +167,7 @@ Tensor run_layer_again(Pass& pass, const std::shared_ptr<const KeptPass>& kept, 
     return outputs;
   };
   const std::vector<Tensor> outputs = recomputed(x, pass.context.training, part);
+  if (pass.on_routing && chosen->defined()) pass.on_routing(number, *chosen);
   pass.router_logits.insert(pass.router_logits.end(), outputs.begin() + 1, outputs.end());
   return outputs.front();
 }
@@ -220,7 +221,7 @@ ForwardOutput run(const CausalLM::Impl& model, const ForwardInput& input, const 
   pass.documents = input.documents;
   pass.past = input.cache == nullptr ? 0 : input.cache->length;
   pass.inference = !at::GradMode::is_enabled();
-  pass.want_router_logits = input.want_aux_loss;
+  pass.want_router_logits = input.want_aux_loss, pass.on_routing = input.on_routing;
   pass.padding = checked_mask(input.mask, sequences, pass.past + tokens, model.device);
   Tensor x = embedded(pass, input);
   pass.record_top("embeddings", x);

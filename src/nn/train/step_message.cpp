@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "peft/error.h"
@@ -51,6 +52,11 @@ void append(ProcessGroup::Bytes& bytes, const StepResult& result) {
   append(bytes, result.aux_loss ? 1.0 : 0.0), append(bytes, result.aux_loss.value_or(0));
   append(bytes, static_cast<double>(result.micro_losses.size()));
   for (const double loss : result.micro_losses) append(bytes, loss);
+  append(bytes, static_cast<double>(result.expert_tokens.size()));
+  for (const auto& [layer, counts] : result.expert_tokens) {
+    append(bytes, static_cast<double>(layer)), append(bytes, static_cast<double>(counts.size()));
+    for (const std::int64_t count : counts) append(bytes, static_cast<double>(count));
+  }
 }
 
 StepResult read_result(Reader& reader) {
@@ -61,16 +67,29 @@ StepResult read_result(Reader& reader) {
   const double aux_loss = reader.number();
   if (has_aux_loss) result.aux_loss = aux_loss;
   for (std::int64_t left = reader.count(); left > 0; --left) result.micro_losses.push_back(reader.number());
+  for (std::int64_t layers = reader.count(); layers > 0; --layers) {
+    std::vector<std::int64_t>& counts = result.expert_tokens[reader.count()];
+    for (std::int64_t left = reader.count(); left > 0; --left) counts.push_back(reader.count());
+  }
   return result;
 }
 
 }  // namespace
+
+void add(train::ExpertTokens& sum, const train::ExpertTokens& part) {
+  for (const auto& [layer, counts] : part) {
+    std::vector<std::int64_t>& total = sum[layer];
+    total.resize(std::max(total.size(), counts.size()));
+    for (std::size_t e = 0; e < counts.size(); ++e) total[e] += counts[e];
+  }
+}
 
 void add(StepResult& sum, const StepResult& part) {
   sum.loss += part.loss;
   sum.predicted += part.predicted, sum.tokens += part.tokens;
   sum.correct += part.correct, sum.entropy += part.entropy;
   if (part.aux_loss) sum.aux_loss = sum.aux_loss.value_or(0) + *part.aux_loss;
+  add(sum.expert_tokens, part.expert_tokens);
   sum.micro_losses.insert(sum.micro_losses.end(), part.micro_losses.begin(), part.micro_losses.end());
 }
 

@@ -17,6 +17,7 @@ struct StepMessage {
   std::vector<at::Tensor> gradients;  // in the order of the trained tensors; undefined where there is none
 };
 
+void add(train::ExpertTokens& sum, const train::ExpertTokens& part);
 // Adds a micro batch's numbers to those of the micro batches before it.
 void add(StepResult& sum, const StepResult& part);
 // The same of a message: sums the gradients one after the other, as autograd does.

@@ -73,6 +73,38 @@ AdamW make_optimizer(const std::vector<AdapterTensor>& tensors, const train::Opt
   return AdamW(tensors, {o.adam_beta1, o.adam_beta2, o.adam_epsilon, o.weight_decay}, factors);
 }
 
+// Counts the experts that the tokens of a forward pass choose; nothing leaves the device before counts().
+class ExpertCounter {
+ public:
+  ExpertCounter(std::int64_t experts, const at::Tensor& mask) : experts_(experts), mask_(mask) {}
+
+  void see(std::int64_t layer, const at::Tensor& chosen) {
+    at::Tensor real = at::ones({chosen.size(0)}, chosen.options());
+    if (mask_.defined()) real = mask_.reshape({-1}).to(chosen.options());
+    const at::Tensor weights = real.unsqueeze(1).expand_as(chosen).reshape({-1});
+    at::Tensor counts = at::zeros({experts_}, chosen.options());
+    counts_.push_back(counts.scatter_add_(0, chosen.reshape({-1}), weights));
+    layers_.push_back(layer);
+  }
+  train::ExpertTokens counts() const {
+    train::ExpertTokens result;
+    if (counts_.empty()) return result;
+    const at::Tensor all = at::stack(counts_).to(at::kCPU).contiguous();
+    const std::int64_t* values = all.const_data_ptr<std::int64_t>();
+    for (const std::int64_t layer : layers_) {
+      result[layer].assign(values, values + experts_);
+      values += experts_;
+    }
+    return result;
+  }
+
+ private:
+  std::int64_t experts_;
+  at::Tensor mask_;
+  std::vector<at::Tensor> counts_;
+  std::vector<std::int64_t> layers_;
+};
+
 std::string hash_of(const std::string& text) { return fmt::format("{:016x}", XXH3_64bits(text.data(), text.size())); }
 
 }  // namespace
@@ -143,8 +175,11 @@ struct Trainer::Impl {
     input.loss_divisor = options.loss_average == train::LossAverage::tokens ? divisors.predicted : own;
     input.want_aux_loss = aux_coefficient > 0;
     input.gradient_checkpointing = options.gradient_checkpointing;
+    ExpertCounter counter(model.base()->expert_count(), input.mask);
+    input.on_routing = [&](std::int64_t layer, const at::Tensor& chosen) { counter.see(layer, chosen); };
     const ForwardOutput output = model.forward(input, {.training = true});
     StepResult result{.predicted = output.predicted_tokens, .tokens = batch.real};
+    result.expert_tokens = counter.counts();
     at::Tensor loss = output.loss;
     if (output.aux_loss.defined()) {
       loss = loss + output.aux_loss * (aux_coefficient / divisors.micro_batches);
@@ -249,6 +284,7 @@ struct Trainer::Impl {
     ++state.step, ++state.window_steps;
     state.num_tokens += result.tokens, state.window_tokens += result.predicted;
     state.window_loss += result.loss, state.window_correct += result.correct;
+    nn::add(state.expert_tokens, result.expert_tokens);
     state.window_entropy += result.entropy, state.window_aux_loss += result.aux_loss.value_or(0);
   }
 
