@@ -330,7 +330,7 @@ TEST_F(Cli, the_manual_names_all_flags) {
   std::set<std::string> known{"--version"};
   for (const std::string verb :
        {"inspect", "doctor", "targets", "convert", "verify", "merge", "combine", "resize", "extract", "logits",
-        "generate", "params", "engines", "layouts", "families", "completion"}) {
+        "generate", "params", "train", "engines", "layouts", "families", "completion"}) {
     EXPECT_THAT(manual, HasSubstr("peft " + verb));
     const Result help = peft({verb, "--help"});
     EXPECT_EQ(help.exit_code, 0);
