@@ -1,5 +1,5 @@
 # peft-torch: the same command line as peft, linked with libtorch.
-file(GLOB torch_cli_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/torch_cli/*.cpp)
+file(GLOB_RECURSE torch_cli_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/torch_cli/*.cpp)
 list(FILTER torch_cli_sources EXCLUDE REGEX "_test\\.cpp$")
 # Objects, because the command line calls back into them.
 add_library(peft_torch_parts OBJECT ${torch_cli_sources})
@@ -12,7 +12,7 @@ set_target_properties(peft_torch PROPERTIES OUTPUT_NAME peft-torch)
 target_link_libraries(peft_torch PRIVATE peft_torch_parts)
 
 if(PEFT_BUILD_TESTS)
-  file(GLOB torch_cli_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/torch_cli/*_test.cpp)
+  file(GLOB_RECURSE torch_cli_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/torch_cli/*_test.cpp)
   add_executable(test_torch_cli ${torch_cli_tests})
   target_include_directories(test_torch_cli PRIVATE tests)
   target_compile_definitions(test_torch_cli PRIVATE PEFT_PROGRAM="$<TARGET_FILE:peft_cli>")

@@ -1,4 +1,4 @@
-#include "torch_cli/train.h"
+#include "torch_cli/train/train.h"
 
 #include <ATen/ATen.h>
 #include <fmt/chrono.h>
@@ -23,8 +23,8 @@
 #include "peft/nn/trainer.h"
 #include "safetensors/writing/staging_folder.h"
 #include "torch_cli/running_model.h"
-#include "torch_cli/train_plan.h"
-#include "torch_cli/train_report.h"
+#include "torch_cli/train/train_plan.h"
+#include "torch_cli/train/train_report.h"
 #include "train/tensorboard.h"
 
 namespace peft::torch_cli {

@@ -1,4 +1,4 @@
-#include "torch_cli/train_report.h"
+#include "torch_cli/train/train_report.h"
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>

@@ -1,4 +1,4 @@
-#include "torch_cli/train_plan.h"
+#include "torch_cli/train/train_plan.h"
 
 #include <fmt/core.h>
 
