@@ -33,6 +33,7 @@ GROUPS = {
     "runtime": [],
     "generate": [],
     "parity": [],
+    "train": [],
 }
 # Cases that show nothing the selection does not show without them: folders, and why. The whole set has them.
 CASES_LEFT_OUT = {
@@ -71,7 +72,10 @@ CASES_LEFT_OUT = {
 CASES_LEFT_OUT["a model whose parts other models have too"] = [
     f"{group}/{model}" for group in ("runtime", "generate") for model in ("qwen3", "qwen3_moe-mixed", "qwen3_5_moe_text", "qwen2_moe")
 ]
+CASES_LEFT_OUT["tied embeddings, which parity/tied-but-different shows"] = ["runtime/llama-tied", "generate/llama-tied"]
 CASES_LEFT_OUT["the same at a larger size, or for a further model or dtype"] = ["quant/fp8-256x384-*", "merge/gpt_oss-fp32", "merge/llama4-bf16", "merge/qwen3_moe-fp32"]
+# Of the training runs: experts with the routers' loss, DoRA, attention alone.
+TRAIN_CASES = [f"train/{case}" for case in ("gpt_oss-aux", "llama-dora", "qwen3_moe-attention")]
 # Of the files of other programs than PEFT and Unsloth: these. Between them they have every family's names, every kind of
 # module and every form; the whole set has each of them for each family.
 PROGRAMS = ("llama_cpp", "mlx_lm", "tinker", "vllm")
@@ -87,7 +91,7 @@ MODELS_THAT_RUN = [f"consumers/{family}/{name}" for family in ("mixtral", "gpt_o
 MODEL_FILES = ("config.json", "facts.json")  # no weights: names and shapes are enough
 # ... but for these: whether attention has one query projection or two, only the checkpoint shows.
 MODELS_WITH_WEIGHTS = ("deepseek_v2-v4", "deepseek_v3-v4")
-GROUPS_WITH_WEIGHTS = ("merge", "runtime", "generate", "parity")  # what is merged or run
+GROUPS_WITH_WEIGHTS = ("merge", "runtime", "generate", "parity", "train")  # what is merged or run
 # The same weights as checkpoints spell them (one tensor per expert), and a wrong base for an adapter.
 FURTHER_MODELS = ("rt-mixtral-v4", "qwen3_moe-disk", "mixtral-disk", "qwen3_moe-HI-v5")
 
@@ -100,6 +104,8 @@ def lies_below(relative, patterns):
 def is_left_out(relative):
     if relative.parts[0] == "consumers" and relative.parts[1] in PROGRAMS:
         return not lies_below(relative, PROGRAM_CASES)
+    if relative.parts[0] == "train":
+        return not lies_below(relative, TRAIN_CASES)
     return lies_below(relative, [pattern for group in CASES_LEFT_OUT.values() for pattern in group])
 
 
