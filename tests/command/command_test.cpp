@@ -248,6 +248,11 @@ TEST_F(Cli, doctor_gives_a_verdict_an_exit_code_and_the_command_that_mends) {
   EXPECT_EQ(peft({"doctor", in("ok"), "--for", "vllm", "--base", base}).exit_code, 0);
   EXPECT_EQ(peft({"verify", fused, in("ok"), "--base", base}).exit_code, 0);
   EXPECT_EQ(peft({"convert", fused, "--base", base, "--out", in("no")}).exit_code, 2) << "neither --to nor --for";
+  // llama.cpp takes no folder: what it reads right by its converter is converted first.
+  const std::string v4 = (kGolden / "consumers/mixtral/perexpert/adapter").string();
+  result = peft({"doctor", v4, "--for", "llama.cpp", "--base", base});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_THAT(result.out, HasSubstr("--out " + v4 + ".gguf\n  llama-server -m BASE.gguf --lora " + v4 + ".gguf\n"));
 }
 
 TEST_F(Cli, engines_are_listed_and_readme_has_their_table) {

@@ -9,4 +9,12 @@ for word in "$@"; do
   case $word in llama_cpp | mlx_lm | vllm | peft) programs+=("$word") ;; esac
 done
 "$here/setup.sh" peft "${programs[@]:-llama_cpp mlx_lm vllm}" # run.py needs numpy and safetensors, which are there
-exec "$here/../../build/venvs/base/bin/python" "$here/run.py" "$@"
+root=$here/../..
+if [[ ${#programs[@]} == 0 || " ${programs[*]} " == *" mlx_lm "* ]]; then
+  names=("$root/build/venvs/mlx_lm/bin/python" "$here/mlx_names.py")
+  for ((i = 1; i < $#; ++i)); do
+    if [[ ${!i} == --peft ]]; then next=$((i + 1)) && names+=(--peft "${!next}"); fi
+  done
+  "${names[@]}" 2>/dev/null
+fi
+exec "$root/build/venvs/base/bin/python" "$here/run.py" "$@"

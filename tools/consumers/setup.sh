@@ -34,8 +34,9 @@ build_llama_cpp() {
   local folder=build/llama_cpp source
   mkdir -p "$folder"
   if [[ ! -f $folder/unpacked ]]; then
-    "$python" -m pip download -qq --no-deps --no-binary llama-cpp-python --no-build-isolation --dest "$folder" \
-      "llama-cpp-python==$llama_cpp_python" || true # pip also asks the package for its metadata, which may fail: the file is what counts
+    # pip also configures the package, to ask it for its metadata: about a minute.
+    "$python" -m pip download -qq --no-deps --no-binary llama-cpp-python --disable-pip-version-check --dest "$folder" \
+      "llama-cpp-python==$llama_cpp_python"
     tar xzf "$folder"/llama_cpp_python-*.tar.gz -C "$folder"
     touch "$folder/unpacked"
   fi
