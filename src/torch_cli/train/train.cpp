@@ -186,6 +186,7 @@ class Run {
     if (is_first(group_)) {
       if (command_.overwrite && !command_.resume) remove_old_run(command_.out);
       fs::create_directories(command_.out);
+      for (const TokenCache& cache : plan_.caches) cache.save();
     }
     std::optional<train::MetricsFile> metrics;
     if (!command_.metrics.empty()) {

@@ -61,13 +61,19 @@ std::int64_t positions_of(const std::string& base) {
   return config.whole("max_position_embeddings", 0);
 }
 
+TextRows::Options text_options(const cli::TrainCommand& command) {
+  return {.completion_only_loss = command.completion_only_loss, .assistant_only_loss = command.assistant_only_loss};
+}
+
 train::Dataset read_data(const cli::TrainCommand& command, const std::string& file, const nn::CausalLM& base,
-                         TextRows& text) {
+                         TextRows& text, std::vector<TokenCache>& caches) {
+  TokenCache& cache =
+      caches.emplace_back(command.out, resolve_path(file), resolve_path(command.model.base), text_options(command));
   train::DataOptions options;
   options.vocabulary = base.vocab_size();
   options.max_length = command.options.max_length;
   options.model_length = positions_of(resolve_path(command.model.base));
-  options.encode = [&text](std::string_view line) { return text.row(line); };
+  options.encode = [&](std::string_view line) { return cache.row(line, text); };
   train::Dataset data = train::read_dataset(resolve_path(file), options);
   return command.options.packing ? train::packed(data, command.options.max_length) : data;
 }
@@ -118,19 +124,20 @@ TrainPlan plan_training(const cli::TrainCommand& command) {
   plan.coverage = train::coverage_of(meant, resolved, tree, base->facts());
   if (command.model.adapters.empty()) train::require_matches(plan.coverage);
   if (!command.without_experts) train::require_experts(plan.coverage, base->facts(), "--without-experts");
-  TextRows text(resolve_path(command.model.base), {.completion_only_loss = command.completion_only_loss,
-                                                   .assistant_only_loss = command.assistant_only_loss});
-  plan.data = read_data(command, command.data, *base, text);
+  TextRows text(resolve_path(command.model.base), text_options(command));
+  plan.data = read_data(command, command.data, *base, text, plan.caches);
   warn_of(plan.data, plan.warnings);
   if (!command.eval_data.empty()) {
-    plan.eval = read_data(command, command.eval_data, *base, text);
+    plan.eval = read_data(command, command.eval_data, *base, text, plan.caches);
     warn_of(plan.eval, plan.warnings);
   }
-  if (text.guessed() > 0) {
+  std::int64_t guessed = 0;
+  for (const TokenCache& cache : plan.caches) guessed += cache.guessed();
+  if (guessed > 0) {
     plan.warnings.push_back(fmt::format(
         "{} rows: the prompt alone has other token ids than at the beginning of the row, so where the completion "
         "begins is counted, as TRL does",
-        text.guessed()));
+        guessed));
   }
   const train::Batches batches(plan.data, command.options);
   plan.steps = batches.total_steps(), plan.steps_per_epoch = batches.steps_per_epoch();

@@ -10,6 +10,7 @@
 #include "cli/runtime/train.h"
 #include "peft/config.h"
 #include "peft/train/data.h"
+#include "torch_cli/train/token_cache.h"
 #include "train/coverage.h"
 
 namespace peft::torch_cli {
@@ -20,6 +21,7 @@ struct TrainPlan {
   std::int64_t trainable = 0, all = 0;  // parameters
   train::Dataset data, eval;            // eval: no rows where --eval-data is not given
   std::int64_t steps = 0, steps_per_epoch = 0;
+  std::vector<TokenCache> caches;  // of data and eval, to be saved in OUT
   std::vector<std::string> warnings;
 };
 
