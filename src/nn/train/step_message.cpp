@@ -12,8 +12,9 @@ namespace peft::nn {
 namespace {
 
 void append(ProcessGroup::Bytes& bytes, const void* data, std::size_t size) {
-  const auto* begin = static_cast<const std::uint8_t*>(data);
-  bytes.insert(bytes.end(), begin, begin + size);
+  const std::size_t end = bytes.size();
+  bytes.resize(end + size);
+  if (size > 0) std::memcpy(bytes.data() + end, data, size);
 }
 
 void append(ProcessGroup::Bytes& bytes, double number) { append(bytes, &number, sizeof number); }

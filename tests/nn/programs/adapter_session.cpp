@@ -24,7 +24,8 @@ bool changes_base(const peft::nn::LoraConfig& config) {
 void train(const peft::nn::PeftModel& lora) {
   const at::NoGradGuard no_grad;
   at::manual_seed(6);
-  for (const auto& [key, tensor, form] : lora.adapter_tensors()) at::Tensor(tensor).add_(at::randn_like(tensor), 0.05);
+  for (const peft::nn::AdapterTensor& t : lora.adapter_tensors())
+    at::Tensor(t.tensor).add_(at::randn_like(t.tensor), 0.05);
 }
 
 }  // namespace
