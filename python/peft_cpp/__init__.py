@@ -46,7 +46,7 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     if name in ("nn", "testing"):
-        return import_module(f"{__name__}.testing")
+        return import_module(f"{__name__}.{name}")
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
