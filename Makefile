@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 PROGRAMS = peft_cli $(shell grep -qs '^Torch_DIR:PATH=/' build/release/CMakeCache.txt && echo peft_torch)
 SOURCES = $(shell git ls-files '*.cpp' '*.h')
 
-.PHONY: build demo wheel packages release-check test golden asan tsan fuzz tidy format bench bench-report docs clean
+.PHONY: build demo wheel packages release-check test golden consumers asan tsan fuzz tidy format bench bench-report docs clean
 .DEFAULT_GOAL := build
 
 build: configure-release                ## build/release/peft, and peft-torch, which runs models
@@ -22,6 +22,10 @@ test: configure-release                 ## all tests
 golden: configure-release               ## the golden tests alone; PEFT_GOLDEN names another root
 	cmake --build --preset release -j $(JOBS) --target golden_test
 	build/release/golden_test
+
+consumers: build                        ## the real llama.cpp, MLX-LM, vLLM and PEFT run what is converted for them (docs/notes/consumers.md)
+	tools/install_dependencies.sh build python
+	tools/consumers/run.sh --record
 
 asan tsan: %: configure-%               ## all tests with address and undefined, or thread sanitizer
 	cmake --build --preset $@ -j $(JOBS)

@@ -25,6 +25,8 @@ struct Adapter {
   std::string name;             // "default", or the subfolder of a further adapter
   AdapterConfig config;         // of other forms: what PEFT's config would say of r, lora_alpha and the base model
   std::optional<double> scale;  // of forms whose config has one scale for all pairs
+  std::string
+      wrapper_layout;  // what automodel_peft_config.json says: "peft-0.19.1", "peft-0.18"; "" where it is not there
   std::shared_ptr<const TensorFile> weights;
   std::vector<std::string> side_files;  // README.md, tokenizer, chat template: names inside folder, to be copied
   std::string root;                     // the folder that was named: `folder`, or the one above a further adapter

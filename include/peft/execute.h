@@ -53,6 +53,14 @@ struct MergeError {
   double max_ulps = 0;  // the largest distance from the exact sum rounded once, in last places of that value
 };
 
+// A merged tensor that is stored in a quantised type of GGUF, and what rounding to its codes cost.
+struct PackedTensor {
+  std::size_t file = 0, tensor = 0;  // of the plan
+  double delta_norm = 0;             // of what the merge adds, Frobenius
+  double error_norm = 0;             // of stored - merged
+  double kept = 0;                   // the part of the delta that is there: <stored - before, delta> / <delta, delta>
+};
+
 struct ExecuteReport {
   std::uint64_t bytes_in = 0, bytes_out = 0;
   double seconds = 0;
@@ -61,6 +69,7 @@ struct ExecuteReport {
   std::vector<std::string> warnings{};               // what could not be tidied up
   std::vector<MergedMatrix> merged{};                // in the order of the plan; empty unless want_norms
   MergeError error{};
+  std::vector<PackedTensor> packed{};  // in the order of the plan
 };
 
 ExecuteReport execute(const Plan& plan, const std::string& out_folder, const ExecuteOptions& options = {});

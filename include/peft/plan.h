@@ -15,7 +15,8 @@
 namespace peft {
 
 namespace gguf {
-struct TypedMetadata;  // gguf/value.h
+struct TypedMetadata;                 // gguf/value.h
+enum class GgmlType : std::uint32_t;  // gguf/types/ggml_type.h
 }  // namespace gguf
 
 // What a step does to the numbers, from the best to the worst: the larger of two is the worse one.
@@ -33,6 +34,7 @@ struct Scales {
   enum class Kind : std::uint8_t {
     fp8,    // a tensor of an 8-bit floating-point dtype; value = fp32(code) * fp32(scale): `weight_scale_inv`
     mxfp4,  // U8 `*_blocks`: two e2m1 codes a byte, low nibble first; scales are U8, 2^(byte - 127): `*_scales`
+    ggml,   // a quantised type of a GGUF file, which has its scales among its codes: `grid` is not used
   };
   Kind kind = Kind::fp8;
   View grid;  // [rows of the matrix / cell_rows, width / cell_cols], each rounded up
@@ -113,14 +115,8 @@ struct Merge {
   std::vector<Update> updates{};
 };
 
-// How the elements of a planned tensor are stored.
-enum class Packing : std::uint8_t {
-  none,  // one after the other, in the tensor's dtype
-  q8_0,  // of a GGUF file, dtype F32: 32 elements of a row become an F16 scale and 32 codes of 8 bits, as ggml rounds
-};
-
-// An output tensor, seen as a matrix [rows, cols] (1-D: one row; more dimensions: all but the last flattened; kernels:
-// but the first). Blocks do not overlap; what no block covers is zero. A block whose source has another dtype than the
+// An output tensor, seen as a matrix [rows, cols]. 1-D: one row. More dimensions: all but the last flattened, and some
+// rows that follow each other may be taken together; kernels: all but the first. Blocks do not overlap; what no block covers is zero. A block whose source has another dtype than the
 // tensor is converted: widened exactly, or rounded to nearest even.
 struct PlannedTensor {
   std::string name;
@@ -130,7 +126,9 @@ struct PlannedTensor {
   std::vector<Block> blocks{};
   std::optional<Merge> merge{};  // what is added to the blocks' values
   bool must_be_finite = false;   // NaN and infinity end the run (NUM_NONFINITE): set for LoRA factors
-  Packing packing = Packing::none;
+  // Of a GGUF file: the quantised type that it is stored in. Values of dtype F32 are rounded as ggml's reference rounds
+  // them; where the dtype is unknown, the bytes of a source of that type are moved. Absent: elements of the dtype.
+  std::optional<gguf::GgmlType> packing{};
   // Tensors of a file with the same number take turns in one source tensor: the experts' lora_B, taken out of a fused
   // one. They are rendered together. Each has one block, of one view, and all views are alike but for their offset.
   std::int32_t column_group = kNoGroup;
@@ -138,6 +136,9 @@ struct PlannedTensor {
   static constexpr std::int32_t kNoGroup = -1;
   std::uint64_t bytes() const;  // in the file
 };
+
+// What its elements are called in the file: "BF16", "Q8_0".
+std::string_view type_name(const PlannedTensor& tensor);
 
 // A tensor of a file, carried over whole (under another name, or cast to another dtype).
 PlannedTensor copy_of(const TensorInfo& tensor, std::uint32_t index, std::string name, Dtype dtype);
@@ -179,7 +180,7 @@ void for_each_source(Tensor& tensor, const Visit& visit) {
       if constexpr (!std::is_const_v<Tensor>) origin = {view.source, view.tensor, view.offset};
     }
     visit(block.source);
-    if (block.scales) visit(block.scales->grid);
+    if (block.scales && block.scales->kind != Scales::Kind::ggml) visit(block.scales->grid);
   }
   if (!tensor.merge) return;
   for (auto& update : tensor.merge->updates) {

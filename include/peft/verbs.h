@@ -131,11 +131,13 @@ struct MergeOptions {
   InputOptions input;                     // how the adapters are read; its `base` is not used
   MergeMode mode = MergeMode::best;
   std::optional<Dtype> base_dtype;              // casts the base first, as loading it with this dtype does
-  std::optional<Dtype> out_dtype;               // of the result alone
+  std::optional<Dtype> out_dtype;               // of the result alone; of a GGUF base: of tensors that change
+  bool out_q8_0 = false;                        // --out-dtype Q8_0: of a GGUF base
+  bool one_file = false;                        // a GGUF base of several files becomes one
   std::optional<std::uint64_t> max_shard_size;  // bytes; absent: the base's own shards
-  bool keep_quantized = false;                  // quantised tensors that no adapter touches stay as they are
-  bool base_is_residual = false;                // the base is the one that PiSSA, OLoRA, ... left behind
-  bool allow_repeat = false;                    // an adapter that the base says it already holds
+  bool keep_quantized = false;    // quantised tensors that no adapter touches stay as they are; GGUF: in their type
+  bool base_is_residual = false;  // the base is the one that PiSSA, OLoRA, ... left behind
+  bool allow_repeat = false;      // an adapter that the base says it already holds
 };
 
 // What happens to one matrix. `update` counts those of its planned tensor; -1 for what is put in place of the old.

@@ -82,7 +82,8 @@ Adapter open_gguf(const std::string& path, const OpenOptions& options) {
   adapter.name = "default";
   adapter.follow_symlinks = options.follow_symlinks;
   adapter.config = config_of(*file);
-  adapter.weights = file;
+  const auto unpacked = file->unpacked();  // factors of Q8_0 and the like, as numbers
+  adapter.weights = unpacked ? unpacked : file;
   return adapter;
 }
 

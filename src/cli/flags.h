@@ -43,6 +43,8 @@ Dtype parse_dtype_flag(const std::string& flag, const std::string& value);
 std::optional<Layout> parse_optional_layout(const std::string& flag, const std::string& value);
 std::optional<Dtype> parse_optional_dtype(const std::string& flag, const std::string& value);
 
+inline constexpr std::string_view kQ8 = "Q8_0";  // no dtype: a quantised type of GGUF files
+
 // Throws USAGE for a value that is not one of `allowed`. The command line's parser has checked this already.
 void require_choice(const std::string& flag, const std::string& value, const std::vector<std::string>& allowed);
 

@@ -138,6 +138,8 @@ class Execution {
       const FileWork work = make_work(plan_, planned, renderers.sizes(), std::exchange(layouts_[index], {}));
       NewFile& file = output.add_file(planned.name, sizes_[index]);
       const Digests digests = write_units(work, file, renderers, monitor, options_.readback);
+      const auto packed = renderers.take_packing_loss().results(index);
+      report_.packed.insert(report_.packed.end(), packed.begin(), packed.end());
       if (options_.readback) read_back(work, file, digests, renderers, monitor);
       if (journal) check_sources(plan_, planned);
       output.finish(file);

@@ -19,6 +19,7 @@ namespace peft::execution {
 namespace {
 
 namespace fs = std::filesystem;
+using gguf::GgmlType;
 using testing::random_dense;
 
 class GgufOutput : public ::testing::Test {
@@ -40,14 +41,14 @@ class GgufOutput : public ::testing::Test {
     for (std::int64_t e = 0; e < 11; ++e)  // members of a column group
       add("m" + std::to_string(e), Dtype::f16, {5, 13}, {{0, 0, 1, {0, stacked, e, 5, 13, 13 * 11, 11}, 1.0}});
     add("d", Dtype::f32, {1, 1}, {{0, 0, 1, {0, plain, 4, 1, 1, 1, 1}, 3.0}});
-    add("q", Dtype::f32, {37, 64}, {{0, 0, 1, {0, turned, 0, 37, 64, 1, 37}, 1.0}}, Packing::q8_0);
-    add("e", Dtype::f32, {2, 32}, {}, Packing::q8_0);
+    add("q", Dtype::f32, {37, 64}, {{0, 0, 1, {0, turned, 0, 37, 64, 1, 37}, 1.0}}, GgmlType::q8_0);
+    add("e", Dtype::f32, {2, 32}, {}, GgmlType::q8_0);
     plan_.sources = {tensors_.file()};
   }
   ~GgufOutput() override { fs::remove_all(folder_); }
 
   void add(std::string name, Dtype dtype, std::vector<std::int64_t> shape, std::vector<Block> blocks,
-           Packing packing = Packing::none) {
+           std::optional<GgmlType> packing = {}) {
     PlannedTensor tensor{.name = std::move(name), .dtype = dtype, .shape = shape, .blocks = std::move(blocks)};
     tensor.rows = shape[0], tensor.cols = shape[1];
     tensor.must_be_finite = true;

@@ -5,7 +5,7 @@
 
 #include "execute/merge/merger.h"
 #include "execute/values/element.h"
-#include "gguf/ggml_type.h"
+#include "gguf/types/block_formats.h"
 #include "peft/error.h"
 #include "peft/execute.h"
 #include "plan/check.h"
@@ -40,7 +40,7 @@ void write_block(const Plan& plan, const PlannedTensor& tensor, const Block& blo
   const TensorFile& file = *plan.sources[view.source];
   const TensorInfo& source = file.tensors()[view.tensor];
   const std::span<const std::byte> bytes = file.bytes(source);
-  if (info(tensor.dtype).bits % 8 != 0) {  // copied whole, as check() demands
+  if (info(tensor.dtype).bits % 8 != 0 || tensor.dtype == Dtype::unknown) {  // copied whole, as check() demands
     std::memcpy(out, bytes.data(), bytes.size());
     return;
   }
@@ -69,21 +69,19 @@ std::vector<std::vector<std::byte>> execute_in_memory(const Plan& plan) {
     for (std::size_t t = 0; t < file.tensors.size(); ++t) {
       const PlannedTensor& tensor = file.tensors[t];
       std::byte* out = image.data() + layout.head.size() + layout.begin[t];
-      if (tensor.merge && tensor.rows * tensor.cols > 0) {
-        merger.render(plan, tensor, false, {0, tensor.rows, 0, tensor.cols}, out);
-        continue;
-      }
-      const auto write_blocks = [&](std::byte* to) {
+      const auto write_values = [&](std::byte* to) {
+        if (tensor.merge && tensor.rows * tensor.cols > 0)
+          return merger.render(plan, tensor, false, {0, tensor.rows, 0, tensor.cols}, to);
         for (const Block& block : tensor.blocks)
           block.for_each_member([&](const Block& member) { write_block(plan, tensor, member, to); });
       };
-      if (tensor.packing == Packing::none) {
-        write_blocks(out);
+      if (!tensor.packing || tensor.dtype == Dtype::unknown) {
+        write_values(out);
         continue;
       }
       std::vector<float> values(static_cast<std::size_t>(tensor.rows * tensor.cols));
-      write_blocks(reinterpret_cast<std::byte*>(values.data()));
-      if (!gguf::quantise_q8_0(values, out))
+      write_values(reinterpret_cast<std::byte*>(values.data()));
+      if (!gguf::pack_blocks(*tensor.packing, values, out))
         throw Error(ErrorCode::NUM_OVERFLOW, {.tensor = tensor.name, .problem = "a block's scale does not fit F16"});
     }
   }

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 #include "gguf/value.h"
 #include "peft/safetensors.h"
 

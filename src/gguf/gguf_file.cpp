@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "gguf/header.h"
+#include "gguf/types/block_formats.h"
 
 namespace peft::gguf {
 
@@ -48,7 +49,35 @@ void GgufFile::adopt(Header header) {
 
 std::shared_ptr<const GgufFile> GgufFile::with(Replacements replacements) const {
   auto file = std::shared_ptr<GgufFile>(new GgufFile(*this));
+  const auto first = &Replacements::value_type::first;
+  for (auto& old : file->replacements_)
+    if (!std::ranges::binary_search(replacements, old.first, {}, first)) replacements.push_back(std::move(old));
+  std::ranges::sort(replacements, {}, first);
   file->replacements_ = std::move(replacements);
+  return file;
+}
+
+std::shared_ptr<const GgufFile> GgufFile::unpacked() const {
+  auto changed = std::make_shared<std::vector<TensorInfo>>(tensors_.begin(), tensors_.end());
+  Replacements values;
+  std::uint64_t end = file_size_ - data_offset_;  // of the data: what lies in memory is said to lie after it
+  for (std::uint32_t i = 0; i < changed->size(); ++i) {
+    TensorInfo& tensor = (*changed)[i];
+    const GgmlType type = type_of(tensor);
+    if (find_block_format(type) == nullptr) continue;
+    const auto blocks = TensorFile::bytes(tensor);
+    const std::size_t bytes =
+        blocks.size() / info(type).block_bytes * static_cast<std::size_t>(info(type).block) * sizeof(float);
+    auto& [index, memory] = values.emplace_back(i, std::vector<std::byte>(bytes));
+    unpack_blocks(type, blocks, reinterpret_cast<float*>(memory.data()));
+    tensor.dtype = Dtype::f32, tensor.dtype_name = info(GgmlType::f32).name;
+    tensor.begin = std::exchange(end, end + bytes), tensor.end = end;
+  }
+  if (values.empty()) return nullptr;
+  auto file = std::shared_ptr<GgufFile>(new GgufFile(*this));
+  file->tensors_ = *changed;
+  file->changed_ = std::move(changed);
+  file->replacements_ = std::move(values);
   return file;
 }
 

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 #include "gguf/value.h"
 #include "peft/safetensors.h"
 #include "safetensors/reading/input_file.h"
@@ -35,6 +35,8 @@ class GgufFile final : public TensorFile {
   using Replacements = std::vector<std::pair<std::uint32_t, std::vector<std::byte>>>;
   std::shared_ptr<const GgufFile> with(Replacements replacements) const;
   bool has_replacement(std::uint32_t tensor) const;
+  // The same file with tensors of quantised types as F32 in memory, as far as their blocks are read. Null: it has none.
+  std::shared_ptr<const GgufFile> unpacked() const;
   std::span<const std::byte> bytes(const TensorInfo& tensor) const override;
   GgmlType type_of(const TensorInfo& tensor) const { return *parse_ggml_type(tensor.dtype_name); }
 
@@ -52,6 +54,7 @@ class GgufFile final : public TensorFile {
   std::shared_ptr<const safetensors::Mapping> mapping_;  // null for bytes in memory
   safetensors::FileIdentity identity_;
   Replacements replacements_;
+  std::shared_ptr<const std::vector<TensorInfo>> changed_;  // what tensors_ is a span of, where they are not the file's
 };
 
 }  // namespace peft::gguf

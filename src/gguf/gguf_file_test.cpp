@@ -64,7 +64,20 @@ int compare_listings(const fs::path& path) {
   return static_cast<int>(expected.size());
 }
 
-TEST(GgufFile, ListingsAreThoseOfGgufPy) { EXPECT_EQ(compare_listings(kFolder / "listing.json"), 3); }
+TEST(GgufFile, UnpacksWhatIsQuantised) {
+  const auto file = GgufFile::open((kFolder / "blocks.gguf").string()), plain = file->unpacked();
+  ASSERT_NE(plain, nullptr);
+  for (const TensorInfo& tensor : file->tensors()) {
+    const TensorInfo& now = *plain->find(tensor.name);
+    EXPECT_EQ(now.dtype, Dtype::f32) << tensor.name;
+    const std::string values = std::string(tensor.name) + (tensor.dtype == Dtype::unknown ? ".values" : "");
+    EXPECT_TRUE(std::ranges::equal(plain->bytes(now), file->bytes(*file->find(values)))) << tensor.name;
+    EXPECT_EQ(now.bytes(), plain->bytes(now).size()) << tensor.name;
+  }
+  EXPECT_EQ(GgufFile::open((kFolder / "lora.gguf").string())->unpacked(), nullptr);
+}
+
+TEST(GgufFile, ListingsAreThoseOfGgufPy) { EXPECT_EQ(compare_listings(kFolder / "listing.json"), 4); }
 
 TEST(GgufFile, ListingsOfOtherFiles) {
   const char* path = std::getenv("PEFT_GGUF_LISTING");

@@ -10,7 +10,7 @@
 
 #include "base/checked.h"
 #include "base/text.h"
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 
 namespace peft::gguf {
 namespace {

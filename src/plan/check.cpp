@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "base/float_formats.h"
-#include "gguf/ggml_type.h"
+#include "gguf/types/block_formats.h"
 #include "peft/error.h"
 #include "plan/update_targets.h"
 #include "plan/view_check.h"
@@ -79,8 +79,20 @@ void check_apart(const TensorScope& scope, std::vector<Lattice>& lattices) {
   }
 }
 
+// Blocks of a GGUF file: elements are counted as if they were not packed.
+void check_ggml_blocks(const TensorScope& scope, const Block& block) {
+  const TensorInfo& source = scope.tensor_of(block.source, "a block's source");
+  const auto type = gguf::parse_ggml_type(source.dtype_name);
+  scope.require(source.dtype == Dtype::unknown && type && gguf::find_block_format(*type) != nullptr,
+                "a quantised block is of a type that is not read", "{}", source.dtype_name);
+  const auto blocks = static_cast<std::int64_t>(source.bytes() / gguf::info(*type).block_bytes);
+  scope.check_bounds(block.source, multiply(blocks, gguf::info(*type).block), "a block's source");
+  scope.require(block.scale == 1, "a quantised block has a scale of its own", "{}", block.scale);
+}
+
 void check_scales(const TensorScope& scope, const Block& block) {
   const Scales& scales = *block.scales;
+  if (scales.kind == Scales::Kind::ggml) return check_ggml_blocks(scope, block);
   const bool packed = scales.kind == Scales::Kind::mxfp4;
   const TensorInfo& codes = scope.source_of(block.source, "a block's source");
   const TensorInfo& grid = scope.source_of(scales.grid, "a block's grid of scales");
@@ -120,8 +132,10 @@ class TensorCheck {
       : scope_(plan, file, tensor), file_(file), tensor_(tensor) {}
 
   void run() const {
-    scope_.require(info(tensor_.dtype).bits > 0, "a planned tensor has no known dtype");
     check_shape();
+    if (tensor_.packing) check_packing();
+    if (tensor_.packing && tensor_.dtype == Dtype::unknown) return check_moved();
+    scope_.require(info(tensor_.dtype).bits > 0, "a planned tensor has no known dtype");
     std::int64_t covered = 0;
     for (const Block& block : tensor_.blocks) {
       check_block(block);
@@ -131,7 +145,6 @@ class TensorCheck {
     }
     scope_.require(covered <= tensor_.rows * tensor_.cols, "blocks of a planned tensor overlap");
     if (tensor_.merge) check_merge(scope_, *tensor_.merge);
-    if (tensor_.packing != Packing::none) check_packing();
   }
 
  private:
@@ -148,11 +161,28 @@ class TensorCheck {
   }
 
   void check_packing() const {
-    scope_.require(file_.gguf != nullptr && tensor_.dtype == Dtype::f32 && !tensor_.merge,
-                   "only F32 tensors of GGUF files are packed", "{}", info(tensor_.dtype).name);
-    scope_.require(gguf::fills_blocks(gguf::GgmlType::q8_0, tensor_.shape) &&
-                       tensor_.cols % static_cast<std::int64_t>(gguf::kQ8Elements) == 0,
-                   "rows of a packed tensor do not fill blocks", "{} columns", tensor_.cols);
+    const bool moved = tensor_.dtype == Dtype::unknown;
+    scope_.require(
+        file_.gguf != nullptr && (moved || (tensor_.dtype == Dtype::f32 && gguf::can_pack(*tensor_.packing))),
+        "only F32 tensors of GGUF files are packed, and not in every type", "{}", info(tensor_.dtype).name);
+    scope_.require(
+        gguf::fills_blocks(*tensor_.packing, tensor_.shape) && tensor_.cols % gguf::info(*tensor_.packing).block == 0,
+        "rows of a packed tensor do not fill blocks", "{} columns", tensor_.cols);
+  }
+
+  // Bytes that are moved: the whole of a tensor of the same type.
+  void check_moved() const {
+    scope_.require(!tensor_.merge && tensor_.blocks.size() == (tensor_.bytes() == 0 ? 0 : 1),
+                   "a tensor whose bytes are moved is not one block");
+    for (const Block& block : tensor_.blocks) {
+      const View& view = block.source;
+      const TensorInfo& source = scope_.tensor_of(view, "a block's source");
+      scope_.require(source.dtype_name == gguf::info(*tensor_.packing).name && source.bytes() == tensor_.bytes(),
+                     "a tensor whose bytes are moved is of another type than its source", "{}", source.dtype_name);
+      scope_.require(block.row == 0 && block.members.empty() && !block.scales && block.scale == 1 && view.offset == 0 &&
+                         view.rows == tensor_.rows && view.cols == tensor_.cols,
+                     "a tensor whose bytes are moved is not the whole of its source");
+    }
   }
 
   // The last dimension, whole multiples of it, or the last ones together.
@@ -205,12 +235,13 @@ class TensorCheck {
 
   void check_source(const Block& block) const {
     const View& view = block.source;
-    const TensorInfo& source = scope_.source_of(view, "a block's source");
+    const TensorInfo& source = scope_.tensor_of(view, "a block's source");
     if (block.scales) {
       scope_.require(is_float(tensor_.dtype), "a quantised block cannot be converted", "{}", info(tensor_.dtype).name);
       return check_scales(scope_, block);
     }
     const int bits = info(source.dtype).bits;
+    scope_.require(bits > 0, "a block's source has no known dtype", "{}", source.dtype_name);
     const bool moved = source.dtype == tensor_.dtype && block.scale == 1 && !tensor_.merge;
     scope_.require(moved || (is_float(source.dtype) && is_float(tensor_.dtype)), "a block cannot be converted",
                    "{} to {}", info(source.dtype).name, info(tensor_.dtype).name);
@@ -242,7 +273,7 @@ void check_column_groups(const Plan& plan, const PlannedFile& file) {
     if (tensor.column_group == PlannedTensor::kNoGroup) continue;
     const TensorScope scope(plan, file, tensor);
     scope.require(tensor.blocks.size() == 1 && tensor.blocks[0].members.empty() && !tensor.blocks[0].scales &&
-                      !tensor.merge && tensor.packing == Packing::none && info(tensor.dtype).bits % 8 == 0,
+                      !tensor.merge && !tensor.packing && info(tensor.dtype).bits % 8 == 0,
                   "a tensor of a column group is not one block of one view");
     const Block& block = tensor.blocks[0];
     scope.require(block.source.rows == tensor.rows && block.source.cols == tensor.cols,
@@ -274,7 +305,7 @@ void check(const Plan& plan) {
     check_names(file);
     for (const PlannedTensor& tensor : file.tensors) {
       TensorCheck(plan, file, tensor).run();
-      if (!file.gguf || gguf::ggml_type_of(tensor.dtype)) continue;
+      if (!file.gguf || tensor.packing || gguf::ggml_type_of(tensor.dtype)) continue;
       throw Error(ErrorCode::INTERNAL, {.file = file.name,
                                         .tensor = tensor.name,
                                         .problem = "GGUF has no such element type",

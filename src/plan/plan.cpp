@@ -8,7 +8,7 @@
 #include <ostream>
 
 #include "gguf/file_layout.h"
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 #include "peft/error.h"
 #include "safetensors/writing/file_layout.h"
 
@@ -82,9 +82,8 @@ FileLayout layout_gguf_file(const PlannedFile& file) {
   std::vector<gguf::NewGgufTensor> tensors;
   tensors.reserve(file.tensors.size());
   for (const PlannedTensor& tensor : file.tensors) {
-    const auto type = tensor.packing == Packing::q8_0 ? gguf::GgmlType::q8_0
-                                                      : gguf::ggml_type_of(tensor.dtype).value_or(gguf::GgmlType::f32);
-    tensors.push_back({tensor.name, type, tensor.shape});
+    const auto plain = gguf::ggml_type_of(tensor.dtype).value_or(gguf::GgmlType::f32);
+    tensors.push_back({tensor.name, tensor.packing.value_or(plain), tensor.shape});
   }
   return gguf::layout_gguf(tensors, file.gguf->values);
 }
@@ -93,8 +92,13 @@ FileLayout layout_gguf_file(const PlannedFile& file) {
 
 std::uint64_t PlannedTensor::bytes() const {
   const auto elements = static_cast<std::uint64_t>(rows * cols);
-  if (packing == Packing::q8_0) return elements / gguf::kQ8Elements * gguf::kQ8Bytes;
+  if (packing)
+    return elements / static_cast<std::uint64_t>(gguf::info(*packing).block) * gguf::info(*packing).block_bytes;
   return elements * static_cast<std::uint64_t>(info(dtype).bits) / 8;
+}
+
+std::string_view type_name(const PlannedTensor& tensor) {
+  return tensor.packing ? gguf::info(*tensor.packing).name : info(tensor.dtype).name;
 }
 
 PlannedTensor copy_of(const TensorInfo& tensor, std::uint32_t index, std::string name, Dtype dtype) {

@@ -17,14 +17,18 @@ std::int64_t elements_of(const TensorInfo& source, int bits) {
   return static_cast<std::int64_t>(std::min<std::uint64_t>(source.bytes(), INT64_MAX / 8)) * 8 / bits;
 }
 
-const TensorInfo& TensorScope::source_of(const View& view, std::string_view what) const {
+const TensorInfo& TensorScope::tensor_of(const View& view, std::string_view what) const {
   require_of(what, view.source < plan_.sources.size() && plan_.sources[view.source] != nullptr, " does not exist", "{}",
              view.source);
   const auto tensors = plan_.sources[view.source]->tensors();
   require_of(what, view.tensor < tensors.size(), "'s tensor does not exist", "{}", view.tensor);
-  require_of(what, info(tensors[view.tensor].dtype).bits > 0, " has no known dtype", "{}",
-             tensors[view.tensor].dtype_name);
   return tensors[view.tensor];
+}
+
+const TensorInfo& TensorScope::source_of(const View& view, std::string_view what) const {
+  const TensorInfo& tensor = tensor_of(view, what);
+  require_of(what, info(tensor.dtype).bits > 0, " has no known dtype", "{}", tensor.dtype_name);
+  return tensor;
 }
 
 void TensorScope::check_bounds(const View& view, std::int64_t elements, std::string_view what) const {

@@ -36,7 +36,8 @@ class TensorScope {
   }
 
   // The tensor that a view is of. `what` names the view in errors: "a block's source".
-  const TensorInfo& source_of(const View& view, std::string_view what) const;
+  const TensorInfo& tensor_of(const View& view, std::string_view what) const;
+  const TensorInfo& source_of(const View& view, std::string_view what) const;  // and its dtype is known
   // Every element of the view is one of the `elements` that its tensor has.
   void check_bounds(const View& view, std::int64_t elements, std::string_view what) const;
   void check_view(const View& view, std::string_view what) const;  // both, for a dtype of whole bytes

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What llama.cpp's own package says about GGUF files: pip install gguf (0.19.0 made what lies here).
 
-    gguf_py.py make           writes every_type.gguf, q8_0.gguf and listing.json of the files beside this script
+    gguf_py.py make           writes every_type.gguf, packed.gguf, blocks.gguf and listing.json of the files beside this script
     gguf_py.py list FILE...   prints the listing of any files; $PEFT_GGUF_LISTING gives it to test_gguf
 """
 import json
@@ -64,27 +64,67 @@ def make_every_type(path):
     writer.close()
 
 
-def make_q8_0(path):
-    """Numbers, and how the package packs them."""
-    values = np.random.default_rng(7).standard_normal((9, 96)).astype(np.float32)
-    values[0, :32] = 0
-    values[1] *= 1e-6  # the scale is subnormal in F16
-    values[2] *= 1e6
-    values[3, :32] = (np.arange(32) - 16) * 0.5  # codes half way between two
-    values[3, 0] = 127
-    values[4, 32:64] = -0.0
+PACKED = ("Q8_0", "Q4_0", "MXFP4")
+UNPACKED = dict(Q4_0=[0], Q4_1=[0, 2], Q5_0=[0], Q5_1=[0, 2], Q8_0=[0], Q4_K=[0, 2], Q5_K=[0, 2], Q6_K=[208], MXFP4=[])
+
+
+def write(path, tensors):
+    """Arrays by name: of a quantised type as bytes, with the type."""
     writer = gguf.GGUFWriter(path, "test")
-    writer.add_tensor("values", values)
-    writer.add_tensor("packed", gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    for name, (array, kind) in tensors.items():
+        writer.add_tensor(name, array, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
+def make_packed(path):
+    """Numbers, and how the package packs them."""
+    rng = np.random.default_rng(7)
+    values = rng.standard_normal((13, 96)).astype(np.float32)
+    values[0, :32] = 0
+    values[1] *= 1e-6  # the scale is subnormal in F16
+    values[2] *= 1e5
+    values[3, :32] = (np.arange(32) - 16) * 0.5  # codes half way between two
+    values[3, 0] = 127
+    values[4, 32:64:2] = -0.0
+    values[5] *= np.float32(2) ** rng.integers(-20, 10, 96).astype(np.float32)
+    values[6, 3] = np.nextafter(np.float32(2), np.float32(0))  # just below a power of two
+    values[7, :32] = np.tile(np.array([7, -7, 8, -8], np.float32), 8)  # two are as far from zero
+    values[8, :64] = np.tile(np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, -6], np.float32), 8)  # half way in MXFP4
+    tensors = dict(values=(values, None))
+    for name in PACKED:
+        kind = gguf.GGMLQuantizationType[name]
+        tensors[name] = gguf.quants.quantize(values, kind), kind
+    write(path, tensors)
+
+
+def make_blocks(path):
+    """Blocks of random bytes of each type, and what the package says they are worth."""
+    rng = np.random.default_rng(11)
+    tensors = {}
+    for name, scales in UNPACKED.items():
+        kind = gguf.GGMLQuantizationType[name]
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = rng.integers(0, 256, (3 * 7, size)).astype(np.uint8)
+        for at in scales:  # finite, of both signs; and the corners of F16
+            halves = (rng.standard_normal(21) * 2.0 ** rng.integers(-14, 3, 21)).astype(np.float16)
+            halves[:4] = [0, -0.0, 6e-8, 65504 if elements == 32 else 1]
+            blocks[:, at:at + 2] = halves.view(np.uint8).reshape(21, 2)
+        if name == "MXFP4":
+            blocks[:, 0] = rng.integers(100, 140, 21)
+            blocks[:4, 0] = [0, 1, 2, 252]
+        blocks = blocks.reshape(3, 7 * size)
+        tensors[name] = blocks, kind
+        tensors[name + ".values"] = gguf.quants.dequantize(blocks, kind), None
+    write(path, tensors)
+
+
 def main():
     if sys.argv[1:] == ["make"]:
-        make_q8_0(HERE / "q8_0.gguf")
+        make_packed(HERE / "packed.gguf")
+        make_blocks(HERE / "blocks.gguf")
         make_every_type(HERE / "every_type.gguf")
         files = {path.name: listing(path) for path in sorted(HERE.glob("*.gguf"))}
         (HERE / "listing.json").write_text(json.dumps(files, ensure_ascii=False).replace('], [', '],\n ['))

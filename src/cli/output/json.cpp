@@ -31,7 +31,7 @@ Json plan_json(const Plan& plan) {
     Json tensors = Json::array();
     for (const auto& tensor : file.tensors) {
       tensors.push_back({{"name", tensor.name},
-                         {"dtype", info(tensor.dtype).name},
+                         {"dtype", type_name(tensor)},
                          {"shape", tensor.shape},
                          {"blocks", plan::count_views(tensor)}});
     }

@@ -113,7 +113,7 @@ ReportData report_data(const MergePlan& merge, const ExecuteReport& done) {
     const Key key{part.file, part.tensor};
     const PlannedTensor& planned = merge.plan.files[part.file].tensors[part.tensor];
     const auto [at, is_new] = rows.try_emplace(key, data.tensors.size());
-    if (is_new) data.tensors.push_back({planned.name, std::string(info(planned.dtype).name), {}, {}, {}, {}});
+    if (is_new) data.tensors.push_back({planned.name, std::string(type_name(planned)), {}, {}, {}, {}});
     Words& said = words[key];
     said.rules.insert(part.dora ? part.rule + " (DoRA)" : part.rule);
     if (part.update < 0) continue;

@@ -37,7 +37,6 @@ namespace fs = std::filesystem;
 
 // What a file without experts is: there is no layout to tell.
 inline constexpr std::string_view kDense = "dense";
-inline constexpr std::string_view kQ8 = "Q8_0";  // no dtype: a packing of GGUF files
 
 struct Conversion {
   std::string path = {}, out = {};
@@ -372,6 +371,7 @@ void add_convert(CLI::App& app, ConvertCommand& command) {
   add_execute_flags(verb, command.execute, command.quiet);
   add_json(verb, command.json);
   add_input_flags(verb, command.input, false);
+  verb.callback([&command] { require_one_target(command); });
   verb.footer(kConvertExamples);
 }
 
@@ -383,7 +383,6 @@ Json result(const ConvertCommand& command, const Executor& execute) {
 }
 
 int run(const ConvertCommand& command) {
-  require_one_target(command);
   if (command.config_only) return print_config_only(command);
   require_out(command.out, command.dry_run);
   if (command.engine.empty())

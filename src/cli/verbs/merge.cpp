@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 #include <charconv>
 #include <chrono>
+#include <cmath>
 #include <map>
 #include <sstream>
 
@@ -49,6 +50,22 @@ Json parts_json(const MergePlan& merge, const ExecuteReport* report) {
   return list;
 }
 
+std::string packed_type(const Plan& plan, const PackedTensor& packed) {
+  return std::string(type_name(plan.files[packed.file].tensors[packed.tensor]));
+}
+
+Json packed_json(const Plan& plan, const ExecuteReport& report) {
+  Json list = Json::array();
+  for (const PackedTensor& packed : report.packed) {
+    list.push_back({{"tensor", plan.files[packed.file].tensors[packed.tensor].name},
+                    {"type", packed_type(plan, packed)},
+                    {"delta_norm", number(packed.delta_norm)},
+                    {"error_norm", number(packed.error_norm)},
+                    {"delta_kept", number(packed.kept)}});
+  }
+  return list;
+}
+
 Json to_json(const MergeCommand& command, const MergePlan& merge, const ExecuteReport* report) {
   Json adapters = Json::array();
   for (std::size_t i = 0; i < command.adapters.size(); ++i) {
@@ -82,12 +99,43 @@ Json to_json(const MergeCommand& command, const MergePlan& merge, const ExecuteR
   json["files_resumed"] = report->files_resumed;
   json["published"] = report->published;
   json["seconds"] = report->seconds;
+  if (!report->packed.empty()) json["packed"] = packed_json(merge.plan, *report);
   if (report->error.sampled > 0) {
     json["error"] = {{"sampled", report->error.sampled},
                      {"different", report->error.different},
                      {"max_ulps", number(report->error.max_ulps)}};
   }
   return json;
+}
+
+struct PackedSums {
+  std::size_t tensors = 0;
+  double delta = 0, error = 0, kept = 0;  // squares; kept: of the part of each delta that is there
+  const PackedTensor* least = nullptr;    // of whose delta the least is kept
+};
+
+// What storing in quantised types cost, by type.
+std::vector<std::string> packed_lines(const Plan& plan, const ExecuteReport& report) {
+  std::map<std::string, PackedSums> by_type;
+  for (const PackedTensor& packed : report.packed) {
+    PackedSums& sums = by_type[packed_type(plan, packed)];
+    const double delta = packed.delta_norm * packed.delta_norm;
+    ++sums.tensors;
+    sums.delta += delta, sums.error += packed.error_norm * packed.error_norm, sums.kept += packed.kept * delta;
+    if (sums.least == nullptr || packed.kept < sums.least->kept) sums.least = &packed;
+  }
+  std::vector<std::string> lines;
+  for (const auto& [type, sums] : by_type) {
+    if (sums.delta == 0) continue;
+    lines.push_back(
+        fmt::format("{}: {} tensors rounded to it again; {:.1f} % of the deltas is kept (least: {:.1f} % of {}), error "
+                    "{:.3g} times "
+                    "the deltas",
+                    type, sums.tensors, 100 * sums.kept / sums.delta, 100 * sums.least->kept,
+                    printable(plan.files[sums.least->file].tensors[sums.least->tensor].name, 200),
+                    std::sqrt(sums.error / sums.delta)));
+  }
+  return lines;
 }
 
 void print_dry_run(const MergePlan& merge) {
@@ -124,6 +172,7 @@ void print_done(const MergeCommand& command, const MergePlan& merge, const Execu
   write_out(fmt::format("merged {} adapter{} ({}): {} tensors changed, {} copied, {} in {}, {}\n", merge.digests.size(),
                         merge.digests.size() == 1 ? "" : "s", command.mode, merge.changed, merge.copied,
                         human_bytes(report.bytes_out), human_seconds(report.seconds), checks_text(command.execute)));
+  for (const std::string& line : packed_lines(merge.plan, report)) write_out(line + "\n");
   if (report.error.sampled > 0) {
     write_out(fmt::format(
         "error: {} of {} sampled elements are not the exact sum rounded once, at most {:.3g} last places off\n",
@@ -141,6 +190,7 @@ constexpr const char* kMergeExamples = R"(Examples:
   peft merge --base M --adapter my-lora --out merged --resume          go on where a run was stopped
   peft merge --base M --adapter my-lora --out merged --part 3/8        one of eight machines; --finish when all are done
   peft merge --base M --adapter my-lora --mode peft --out merged       the bits of PEFT's merge_and_unload()
+  peft merge --base model-Q4_0.gguf --adapter my-lora --out merged.gguf --keep-quantized   a model for llama.cpp
 
 The output is a whole model in the base's own names; it appears complete and checked, or not at all.)";
 
@@ -154,10 +204,12 @@ void add_rounding(CLI::App& verb, MergeCommand& command) {
       ->check(quiet(CLI::IsMember({"best", "peft", "peft-safe", "fast"})));
   verb.add_option("--base-dtype", command.base_dtype, "Cast the base first, as loading it with this dtype does")
       ->type_name("T");
-  verb.add_option("--out-dtype", command.out_dtype, "Round the result to this; the base's own when not given")
+  verb.add_option("--out-dtype", command.out_dtype,
+                  "Round the result to this; the base's own when not given (GGUF: also Q8_0)")
       ->type_name("T");
   verb.add_flag("--keep-quantized", command.keep_quantized,
-                "Leave quantised tensors as they are where no adapter changes them");
+                "Leave quantised tensors as they are where no adapter changes them; GGUF: write those that change as "
+                "Q8_0, Q4_0 or MXFP4 again");
 }
 
 void add_resuming(CLI::App& verb, MergeCommand& command) {
@@ -194,7 +246,9 @@ MergeOptions merge_options(const MergeCommand& command) {
   options.input = command.input.options();
   options.mode = parse_merge_mode(command.mode).value_or(MergeMode::best);
   options.base_dtype = parse_optional_dtype("--base-dtype", command.base_dtype);
-  options.out_dtype = parse_optional_dtype("--out-dtype", command.out_dtype);
+  options.out_q8_0 = command.out_dtype == kQ8;
+  if (!options.out_q8_0) options.out_dtype = parse_optional_dtype("--out-dtype", command.out_dtype);
+  options.one_file = command.out.ends_with(".gguf");
   if (!command.max_shard_size.empty()) options.max_shard_size = parse_size(command.max_shard_size);
   options.keep_quantized = command.keep_quantized;
   options.base_is_residual = command.base_is_residual;
@@ -313,7 +367,7 @@ void add_merge(CLI::App& app, MergeCommand& command) {
   auto* adapter =
       verb.add_option("--adapter", command.adapters, "An adapter, with its weight; may be given several times");
   adapter->required()->type_name("DIR@WEIGHT")->expected(1)->take_all()->allow_extra_args(false);
-  verb.add_option("--out", command.out, "The folder to write")->type_name("DIR");
+  verb.add_option("--out", command.out, "The folder to write (of a base in GGUF: the file)")->type_name("DIR");
   add_rounding(verb, command);
   verb.add_flag("--base-is-residual", command.base_is_residual,
                 "The base is what PiSSA, OLoRA, CorDA or LoftQ left of the original model");
@@ -321,7 +375,7 @@ void add_merge(CLI::App& app, MergeCommand& command) {
   add_output(verb, command);
   add_resuming(verb, command);
   add_input_flags(verb, command.input, false);
-  verb.get_option("--base")->required()->description("The base model's folder")->group("Options");
+  verb.get_option("--base")->required()->description("The base model's folder, or its GGUF file")->group("Options");
   verb.footer(kMergeExamples);
 }
 

@@ -126,6 +126,12 @@ void move(const Op& op, const Rectangle& part, const Target& target, Scratch& sc
 // Dequantises a band of rows to fp32, then converts it.
 bool decode_and_convert(const Op& op, const Rectangle& part, Dtype dtype, const Target& target, Scratch& scratch) {
   const std::int64_t size = element_size(dtype);
+  const bool in_place = dtype == Dtype::f32 && op.col_step == 1 && op.codes.kind == Scales::Kind::ggml;
+  if (in_place && target.pitch % size == 0 && reinterpret_cast<std::uintptr_t>(target.data) % sizeof(float) == 0) {
+    dequantise(op.codes, part.row, part.rows, part.col, part.cols, reinterpret_cast<float*>(target.data),
+               target.pitch / size);
+    return true;
+  }
   for (std::int64_t first = 0; first < part.rows; first += kDecodedRows) {
     const std::int64_t rows = std::min(kDecodedRows, part.rows - first);
     for (std::int64_t col = 0; col < part.cols; col += kDecodedCols) {

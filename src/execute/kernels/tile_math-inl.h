@@ -187,17 +187,20 @@ template <class Base, class T>
 HWY_INLINE bool store_row(const T* from, std::size_t count, std::byte* to) {
   const Tag<T> tag;
   bool finite = true;
-  for (std::size_t i = 0; i < count; i += hn::Lanes(tag)) {
-    const std::size_t some = std::min(hn::Lanes(tag), count - i);
-    T values[kLanes<T>] = {};
-    std::memcpy(values, from + i, some * sizeof(T));
-    std::byte bytes[sizeof(hn::Vec<Tag<T>>)];
-    const auto value = hn::LoadU(tag, values);
+  std::size_t i = 0;
+  for (; i + hn::Lanes(tag) <= count; i += hn::Lanes(tag)) {
+    const auto value = hn::LoadU(tag, from + i);
     finite &= Base::all_finite(tag, value);
-    Base::store(tag, value, bytes);
-    std::memcpy(to + i * Base::kSize, bytes, some * Base::kSize);
+    Base::store(tag, value, to + i * Base::kSize);
   }
-  return finite;
+  if (i == count) return finite;
+  T values[kLanes<T>] = {};
+  std::memcpy(values, from + i, (count - i) * sizeof(T));
+  std::byte bytes[sizeof(hn::Vec<Tag<T>>)];
+  const auto value = hn::LoadU(tag, values);
+  Base::store(tag, value, bytes);
+  std::memcpy(to + i * Base::kSize, bytes, (count - i) * Base::kSize);
+  return finite && Base::all_finite(tag, value);
 }
 
 template <class Base, class T>

@@ -111,6 +111,11 @@ class Tile {
                                ? dtype_ == Dtype::bf16 || dtype_ == Dtype::f16 || dtype_ == Dtype::f32
                                : dtype_ == Dtype::f32 || dtype_ == Dtype::f64;
     if (by_kernel) return store(dtype_, values, cols(), at);
+    if (base_ == Dtype::f32 && (dtype_ == Dtype::f16 || dtype_ == Dtype::bf16)) {
+      float narrow[kPanel];  // exact: they were rounded to the base's dtype
+      std::transform(values, values + cols(), narrow, [](T value) { return static_cast<float>(value); });
+      return store(dtype_, narrow, cols(), at);
+    }
     bool finite = true;
     for (std::size_t j = 0; j < cols(); ++j) {
       const auto value = static_cast<double>(values[j]);

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "execute/values/element.h"
+#include "gguf/types/ggml_type.h"
 #include "plan/update_targets.h"
 
 namespace peft::execution {
@@ -18,15 +19,18 @@ std::uint64_t data_bytes(const TensorFile& file) { return file.file_size() - fil
 std::pair<std::uint64_t, std::uint64_t> bytes_of(const Plan& plan, const View& view, std::int64_t begin,
                                                  std::int64_t end, bool packed = false) {
   const TensorInfo& tensor = plan.sources[view.source]->tensors()[view.tensor];
-  const std::int64_t size = element_size(tensor.dtype);
-  if (size == 0) return {tensor.begin, tensor.end};              // dtypes below a byte are always copied whole
-  const auto codes = static_cast<std::int64_t>(packed ? 2 : 1);  // codes in a byte
+  const auto type = tensor.dtype == Dtype::unknown ? gguf::parse_ggml_type(tensor.dtype_name) : std::nullopt;
+  // `codes` elements take `size` bytes: blocks of GGUF's quantised types; two codes of 4 bits.
+  const std::int64_t size =
+      type ? static_cast<std::int64_t>(gguf::info(*type).block_bytes) : element_size(tensor.dtype);
+  if (size == 0) return {tensor.begin, tensor.end};  // dtypes below a byte are always copied whole
+  const std::int64_t codes = type ? gguf::info(*type).block : packed ? 2 : 1;
   const std::int64_t start = view.offset + begin * view.row_stride;
   const std::int64_t down = (end - begin - 1) * view.row_stride, across = (view.cols - 1) * view.col_stride;
   const std::int64_t low = start + std::min<std::int64_t>(down, 0) + std::min<std::int64_t>(across, 0);
   const std::int64_t high = start + std::max<std::int64_t>(down, 0) + std::max<std::int64_t>(across, 0) + 1;
-  return {tensor.begin + static_cast<std::uint64_t>(low * size / codes),
-          tensor.begin + static_cast<std::uint64_t>((high * size + codes - 1) / codes)};
+  return {tensor.begin + static_cast<std::uint64_t>(low / codes * size),
+          tensor.begin + static_cast<std::uint64_t>((high + codes - 1) / codes * size)};
 }
 
 // Finds the blocks and updates of a tensor by row. Slices of a tensor follow each other, so the last index is kept.
@@ -40,7 +44,7 @@ class Readers {
     open(slice.tensor);
     const PlannedTensor& tensor = work_.tensor(slice.tensor);
     // Of dtypes below a byte a tensor is copied whole.
-    const bool below_byte = info(tensor.dtype).bits < 8;
+    const bool below_byte = info(tensor.dtype).bits < 8 && !tensor.packing;
     const Rectangle area = below_byte ? Rectangle{0, tensor.rows, 0, tensor.cols} : area_of(work_, slice);
     const std::int64_t row = area.row, row_end = area.row + area.rows;
     const auto visit_view = [&](const View& view, std::int64_t begin, std::int64_t end, bool packed = false) {
@@ -53,7 +57,8 @@ class Readers {
         if (begin >= end) return;
         visit_view(block.source, begin - block.row, end - block.row,
                    block.scales && block.scales->kind == Scales::Kind::mxfp4);
-        if (block.scales) visit_view(block.scales->grid, 0, block.scales->grid.rows);
+        if (block.scales && block.scales->kind != Scales::Kind::ggml)
+          visit_view(block.scales->grid, 0, block.scales->grid.rows);
       });
     });
     merges_.by_row.find(row, row_end, [&](std::size_t p) {

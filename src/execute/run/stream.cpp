@@ -101,6 +101,13 @@ MergeError UnitRenderers::merge_error() const {
   return all;
 }
 
+PackingLoss UnitRenderers::take_packing_loss() {
+  PackingLoss all;
+  for (const auto& renderer : renderers_)
+    if (renderer) all.add(renderer->take_packing_loss());
+  return all;
+}
+
 Digests write_units(const FileWork& work, NewFile& file, UnitRenderers& renderers, Monitor& monitor,
                     bool want_digests) {
   const PageSchedule touch(work);

@@ -41,7 +41,8 @@ class UnitRenderers {
     if (!renderer) renderer = std::make_unique<UnitRenderer>(sizes().staging, merge_stores_);
     return *renderer;
   }
-  MergeError merge_error() const;  // of all workers
+  MergeError merge_error() const;   // of all workers
+  PackingLoss take_packing_loss();  // of all workers, since the last call
 
  private:
   MergeStores merge_stores_;

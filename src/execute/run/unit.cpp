@@ -9,7 +9,7 @@
 
 #include "execute/merge/inputs/gathered_factors.h"
 #include "execute/values/element.h"
-#include "gguf/ggml_type.h"
+#include "gguf/types/ggml_type.h"
 #include "plan/update_targets.h"
 
 namespace peft::execution {
@@ -26,7 +26,8 @@ constexpr std::int64_t kGroupBytes = 512;
 constexpr std::int64_t kTileBytes = std::int64_t{4} << 20, kTileMemberBytes = std::int64_t{32} * 1024;
 
 bool is_direct(const Plan& plan, const PlannedTensor& tensor, std::uint64_t bytes, std::uint64_t shortest) {
-  if (tensor.merge || tensor.packing != Packing::none) return false;
+  if (tensor.packing) return tensor.dtype == Dtype::unknown;
+  if (tensor.merge) return false;
   std::int64_t row = 0, parts = 0;
   for (const Block& block : tensor.blocks) {
     const View& view = block.source;
@@ -216,16 +217,16 @@ std::uint64_t staging_size(std::uint64_t bytes) {
 }
 
 std::uint64_t FileWork::grain_bytes(std::size_t t) const {
-  if (tensor(t).packing == Packing::q8_0) return gguf::kQ8Bytes;
+  if (tensor(t).packing) return gguf::info(*tensor(t).packing).block_bytes;
   return std::max<std::uint64_t>(1, static_cast<std::uint64_t>(info(tensor(t).dtype).bits) / 8);
 }
 
 std::int64_t FileWork::grain_elements(std::size_t t) const {
-  return tensor(t).packing == Packing::q8_0 ? static_cast<std::int64_t>(gguf::kQ8Elements) : 1;
+  return tensor(t).packing ? gguf::info(*tensor(t).packing).block : 1;
 }
 
 bool FileWork::is_wide(std::size_t t) const {
-  if (tensor(t).packing != Packing::none) return false;
+  if (tensor(t).packing) return false;
   const auto bits = static_cast<std::uint64_t>(info(tensor(t).dtype).bits);
   return static_cast<std::uint64_t>(tensor(t).cols) * bits / 8 > sizes.block;
 }
@@ -249,7 +250,7 @@ FileWork make_work(const Plan& plan, const PlannedFile& file, const CutSizes& si
       work.byte_source[t] = ByteSource::member;
     } else if (is_direct(plan, file.tensors[t], work.bytes_of(t), sizes.direct_run)) {
       work.byte_source[t] = ByteSource::direct;
-    } else if (file.tensors[t].packing != Packing::none) {
+    } else if (file.tensors[t].packing) {
       work.byte_source[t] = ByteSource::packed;
     } else if (file.tensors[t].merge) {
       work.byte_source[t] = ByteSource::merged;
@@ -306,7 +307,7 @@ class GatherGroups {
 
   // The group of the first matrix that the slice changes.
   std::optional<GatherGroup> of(const TensorSlice& slice) {
-    if (work_.byte_source[slice.tensor] != ByteSource::merged) return std::nullopt;
+    if (!work_.tensor(slice.tensor).merge) return std::nullopt;
     open(slice.tensor);
     const Rectangle area = area_of(work_, slice);
     const plan::TargetMatrix* first = nullptr;
@@ -347,7 +348,8 @@ bool has_column_group(const FileWork& work, const Unit& unit) {
 }  // namespace
 
 void order_units(FileWork& work) {
-  if (std::ranges::find(work.byte_source, ByteSource::merged) == work.byte_source.end()) return;  // nothing is gathered
+  const auto gathers = [](const PlannedTensor& tensor) { return tensor.merge.has_value(); };
+  if (std::ranges::none_of(work.file->tensors, gathers)) return;
   GatherGroups groups(work);
   std::map<GatherGroup, std::size_t> place_of;  // where the group's first unit stands
   std::vector<std::pair<std::size_t, Unit>> placed;

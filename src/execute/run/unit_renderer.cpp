@@ -9,23 +9,24 @@
 
 #include "execute/values/element.h"
 #include "execute/values/nonfinite.h"
-#include "gguf/ggml_type.h"
 #include "gguf/header.h"
+#include "gguf/types/block_formats.h"
 #include "peft/error.h"
 
 namespace peft::execution {
 namespace {
 
 constexpr std::uint64_t kCacheLine = 64;
-constexpr std::int64_t kPackedElements = 1 << 14;  // that are rendered before they are quantised
+constexpr std::int64_t kPackedElements = 1 << 17;  // that are rendered before they are quantised
 
 [[noreturn]] void overflow(const FileWork& work, std::size_t t) {
   const PlannedTensor& tensor = work.tensor(t);
-  throw Error(ErrorCode::NUM_OVERFLOW, {.file = work.file->name,
-                                        .tensor = tensor.name,
-                                        .problem = "a finite value does not fit the output dtype",
-                                        .got = std::string(info(tensor.dtype).name),
-                                        .hint = "choose a dtype with a larger range: --dtype bfloat16 or float32"});
+  throw Error(ErrorCode::NUM_OVERFLOW,
+              {.file = work.file->name,
+               .tensor = tensor.name,
+               .problem = "a finite value does not fit the output dtype",
+               .got = std::string(tensor.packing ? gguf::info(*tensor.packing).name : info(tensor.dtype).name),
+               .hint = "choose a dtype with a larger range: bfloat16 or float32"});
 }
 
 }  // namespace
@@ -83,7 +84,7 @@ std::byte* UnitRenderer::allocate(std::uint64_t bytes, std::uint64_t phase) {
 // Joins parts that follow each other in the file and in memory.
 void UnitRenderer::append(const FileWork& work, std::size_t t, std::uint64_t offset, const std::byte* data,
                           std::uint64_t bytes) {
-  if (work.tensor(t).must_be_finite && work.tensor(t).packing == Packing::none) made_.push_back({t, data, bytes});
+  if (work.tensor(t).must_be_finite && !work.tensor(t).packing) made_.push_back({t, data, bytes});
   if (fills_gaps_ && num_extents_ != 0 && end_ != offset) append_zeros(offset - end_);
   if (num_extents_ == 0 || end_ != offset) {
     if (num_extents_ == extents_.size()) extents_.emplace_back();
@@ -164,6 +165,34 @@ void UnitRenderer::render_slice(const FileWork& work, const TensorSlice& slice) 
   if (!render(ops_of(work, slice.tensor), tensor.dtype, area, out, scratch_)) overflow(work, slice.tensor);
 }
 
+// The values of some rows in F32, merged where that is planned.
+void UnitRenderer::render_values(const FileWork& work, std::size_t t, const Rectangle& area) {
+  const PlannedTensor& tensor = work.tensor(t);
+  unpacked_.resize(static_cast<std::size_t>(area.rows * tensor.cols));
+  auto* values = reinterpret_cast<std::byte*>(unpacked_.data());
+  if (tensor.merge) return merger_.render(*work.plan, tensor, false, area, values);
+  if (!render(ops_of(work, t), tensor.dtype, area, values, scratch_)) overflow(work, t);
+  if (tensor.must_be_finite && !all_finite(std::as_bytes(std::span(unpacked_)), tensor.dtype))
+    throw_nonfinite(*work.plan, tensor);
+}
+
+// Adds what packing these rows has cost. A row that two slices share belongs to the one that has its first byte.
+void UnitRenderer::measure(const FileWork& work, const TensorSlice& slice, Rectangle area, const std::byte* packed) {
+  const PlannedTensor& tensor = work.tensor(slice.tensor);
+  if (!tensor.merge || tensor.merge->updates.empty() || tensor.merge->base_dtype != Dtype::f32) return;
+  const std::uint64_t row_bytes = work.bytes_of(slice.tensor) / static_cast<std::uint64_t>(tensor.rows);
+  const auto cols = static_cast<std::size_t>(tensor.cols);
+  std::span<const float> merged = unpacked_;
+  if (static_cast<std::uint64_t>(area.row) * row_bytes < slice.begin)
+    ++area.row, --area.rows, merged = merged.subspan(cols), packed += row_bytes;
+  if (area.rows == 0) return;
+  before_.resize(merged.size()), stored_.resize(merged.size());
+  if (!render(ops_of(work, slice.tensor), Dtype::f32, area, reinterpret_cast<std::byte*>(before_.data()), scratch_))
+    overflow(work, slice.tensor);
+  gguf::unpack_blocks(*tensor.packing, {packed, static_cast<std::size_t>(area.rows) * row_bytes}, stored_.data());
+  packing_loss_.add(slice.tensor, {before_, merged, stored_}, cols);
+}
+
 // Renders some rows at a time in F32 and quantises them.
 void UnitRenderer::pack_slice(const FileWork& work, const TensorSlice& slice) {
   const PlannedTensor& tensor = work.tensor(slice.tensor);
@@ -176,12 +205,9 @@ void UnitRenderer::pack_slice(const FileWork& work, const TensorSlice& slice) {
   const std::int64_t end = area.row + area.rows, step = std::max<std::int64_t>(1, kPackedElements / tensor.cols);
   for (; area.row < end; area.row += step, out += static_cast<std::uint64_t>(area.rows) * row_bytes) {
     area.rows = std::min(step, end - area.row);
-    unpacked_.resize(static_cast<std::size_t>(area.rows * tensor.cols));
-    auto* values = reinterpret_cast<std::byte*>(unpacked_.data());
-    if (!render(ops_of(work, slice.tensor), tensor.dtype, area, values, scratch_)) overflow(work, slice.tensor);
-    if (tensor.must_be_finite && !all_finite(std::as_bytes(std::span(unpacked_)), tensor.dtype))
-      throw_nonfinite(*work.plan, tensor);
-    if (!gguf::quantise_q8_0(unpacked_, out)) overflow(work, slice.tensor);
+    render_values(work, slice.tensor, area);
+    if (!gguf::pack_blocks(*tensor.packing, unpacked_, out)) overflow(work, slice.tensor);
+    measure(work, slice, area, out);
   }
 }
 

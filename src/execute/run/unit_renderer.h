@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "execute/merge/merger.h"
 #include "execute/run/unit.h"
+#include "execute/values/packing_loss.h"
 
 namespace peft::execution {
 
@@ -30,6 +32,7 @@ class UnitRenderer {
   // NUM_NONFINITE for NaN and infinity where the plan forbids them.
   std::span<const FileExtent> make(const FileWork& work, const Unit& unit);
   const MergeError& merge_error() const { return merger_.error(); }
+  PackingLoss take_packing_loss() { return std::exchange(packing_loss_, {}); }  // of what was made since the last call
 
  private:
   struct Waiting {  // a member that is rendered with the others of its column group
@@ -44,6 +47,8 @@ class UnitRenderer {
   std::byte* append_staged(const FileWork& work, const TensorSlice& slice, const TensorSlice& made);
   void render_slice(const FileWork& work, const TensorSlice& slice);
   void pack_slice(const FileWork& work, const TensorSlice& slice);
+  void render_values(const FileWork& work, std::size_t tensor, const Rectangle& area);
+  void measure(const FileWork& work, const TensorSlice& slice, Rectangle area, const std::byte* packed);
   void render_column_group(const FileWork& work, std::span<Waiting> waiting);
   const TensorOps& ops_of(const FileWork& work, std::size_t tensor);
 
@@ -66,7 +71,9 @@ class UnitRenderer {
   std::vector<Waiting> waiting_;
   std::vector<Destination> destinations_;
   Scratch scratch_;
-  std::vector<float> unpacked_;  // rows of a packed tensor before they are quantised
+  // Rows of a packed tensor: before they are quantised, before the merge, and what the codes are worth.
+  std::vector<float> unpacked_, before_, stored_;
+  PackingLoss packing_loss_;
   Merger merger_;
   // Operations of the last tensor. The next unit often continues it.
   std::uint64_t ops_work_ = 0;

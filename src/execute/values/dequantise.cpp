@@ -7,6 +7,7 @@
 
 #include "base/float_formats.h"
 #include "execute/values/element.h"
+#include "gguf/types/block_formats.h"
 
 namespace peft::execution {
 namespace {
@@ -85,8 +86,47 @@ bool in_one_row(const Codes& codes, std::int64_t first, std::int64_t stride, std
   return stride == 1 && first % codes.width + count <= codes.width;
 }
 
+// Unpacks elements of a GGUF tensor that follow each other, block by block. Rows are whole blocks, so that blocks
+// follow each other where elements do.
+template <class Store>
+void unpack_run(const Codes& codes, std::int64_t first, std::int64_t count, const Store& store) {
+  const gguf::GgmlTypeInfo& sizes = gguf::info(codes.type);
+  const auto unpack = gguf::find_block_format(codes.type)->unpack;
+  float values[gguf::kMaxBlock];
+  for (std::int64_t done = 0; done < count;) {
+    const std::int64_t block = (first + done) / sizes.block, begin = (first + done) % sizes.block;
+    const std::int64_t some = std::min(count - done, sizes.block - begin);
+    unpack(codes.data + block * static_cast<std::int64_t>(sizes.block_bytes), values);
+    store(done, values + begin, some);
+    done += some;
+  }
+}
+
+void unpack(const Codes& codes, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols, float* out,
+            std::int64_t pitch) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    const std::int64_t first = codes.offset + (row + i) * codes.row_stride + col * codes.col_stride;
+    if (codes.col_stride == 1) {
+      unpack_run(codes, first, cols, [&](std::int64_t at, const float* values, std::int64_t count) {
+        std::copy_n(values, count, out + i * pitch + at);
+      });
+      continue;
+    }
+    for (std::int64_t j = 0; j < cols; ++j) {
+      unpack_run(codes, first + j * codes.col_stride, 1,
+                 [&](std::int64_t, const float* value, std::int64_t) { out[i * pitch + j] = *value; });
+    }
+  }
+}
+
 double quantised_value(const Plan& plan, const Block& block, std::int64_t code) {
   const Scales& scales = *block.scales;
+  if (scales.kind == Scales::Kind::ggml) {
+    double value = 0;
+    unpack_run(codes_of(plan, block), code, 1,
+               [&](std::int64_t, const float* at, std::int64_t) { value = static_cast<double>(*at); });
+    return value;
+  }
   const std::int64_t row = code / scales.width / scales.cell_rows, col = code % scales.width / scales.cell_cols;
   const View& view = block.source;
   const TensorFile& file = *plan.sources[view.source];
@@ -117,6 +157,12 @@ Codes codes_of(const Plan& plan, const Block& block) {
   Codes codes;
   codes.kind = scales.kind;
   codes.dtype = tensor.dtype;
+  if (scales.kind == Scales::Kind::ggml) {
+    codes.type = *gguf::parse_ggml_type(tensor.dtype_name);  // plan::check() has looked
+    codes.data = file.bytes(tensor).data();
+    codes.offset = view.offset, codes.row_stride = view.row_stride, codes.col_stride = view.col_stride;
+    return codes;
+  }
   codes.grid_dtype = plan.sources[scales.grid.source]->tensors()[scales.grid.tensor].dtype;
   codes.data = file.bytes(tensor).data();
   codes.grid = first_byte(plan, scales.grid);
@@ -133,6 +179,7 @@ Codes codes_of(const Plan& plan, const Block& block) {
 
 void dequantise(const Codes& codes, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,
                 float* out, std::int64_t pitch) {
+  if (codes.kind == Scales::Kind::ggml) return unpack(codes, row, rows, col, cols, out, pitch);
   const auto code = [&](std::int64_t i, std::int64_t j) {
     return codes.offset + (row + i) * codes.row_stride + (col + j) * codes.col_stride;
   };

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "gguf/types/ggml_type.h"
 #include "peft/plan.h"
 
 namespace peft::execution {
@@ -17,6 +18,7 @@ struct Codes {
   std::int64_t offset = 0, row_stride = 0, col_stride = 0;
   std::int64_t width = 0, cell_rows = 1, cell_cols = 1;
   std::int64_t grid_row = 0, grid_col = 0;  // strides, in bytes
+  gguf::GgmlType type{};                    // of Kind::ggml
 };
 Codes codes_of(const Plan& plan, const Block& block);
 
@@ -24,7 +26,7 @@ Codes codes_of(const Plan& plan, const Block& block);
 float mxfp4_value(unsigned code);
 
 // Writes elements (row + i, col + j), for i < rows and j < cols, to out[i * pitch + j] in fp32. mxfp4 values are exact;
-// fp8 values are products rounded to fp32. Values beyond fp32 become infinite.
+// those of fp8 and of ggml's types are rounded to fp32. Values beyond fp32 become infinite.
 void dequantise(const Codes& codes, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,
                 float* out, std::int64_t pitch);
 

@@ -142,23 +142,10 @@ void GgufEncoder::choose_names() {
   prefix_ = layers_prefix(model_, *names_);
 }
 
-// The layer of a dense module, and what follows it in the path; kAfterLayers for a module of the whole model.
 std::int64_t GgufEncoder::layer_of(const std::string& module, std::string& below) const {
-  const std::string layers = prefix_ + ".layers.";
-  if (module.starts_with(layers)) {
-    const std::size_t dot = module.find('.', layers.size());
-    const std::string digits = module.substr(layers.size(), dot == std::string::npos ? dot : dot - layers.size());
-    if (dot != std::string::npos && !digits.empty() && digits.size() < 10 &&
-        digits.find_first_not_of("0123456789") == std::string::npos) {
-      below = module.substr(dot + 1);
-      return std::stoll(digits);
-    }
-  }
-  if (module.starts_with(prefix_ + ".") && module.find(".layers.") == std::string::npos)
-    below = module.substr(prefix_.size() + 1);
-  else
-    below = module;
-  return kAfterLayers;
+  const GgufPlace place = gguf_place(prefix_, module);
+  below = place.below;
+  return place.layer < 0 ? kAfterLayers : place.layer;
 }
 
 std::int64_t GgufEncoder::base_number(std::string_view key) const {
@@ -350,7 +337,7 @@ PlannedTensor GgufEncoder::new_tensor(std::string name, std::vector<std::int64_t
   if (!options_.q8_0) return tensor;
   note(Exactness::rounded);
   if (gguf::fills_blocks(gguf::GgmlType::q8_0, tensor.shape)) {
-    tensor.packing = Packing::q8_0;
+    tensor.packing = gguf::GgmlType::q8_0;
   } else {
     tensor.dtype = Dtype::f16;  // as llama.cpp's converter does
     unpacked_.push_back(tensor.name);

@@ -114,6 +114,19 @@ std::string layers_prefix(const Model& model, const GgufNames& names) {
   return names.prefix;
 }
 
+GgufPlace gguf_place(const std::string& prefix, const std::string& module) {
+  const std::string layers = prefix + ".layers.";
+  if (module.starts_with(layers)) {
+    const std::size_t dot = module.find('.', layers.size());
+    const std::string digits = module.substr(layers.size(), dot == std::string::npos ? dot : dot - layers.size());
+    if (dot != std::string::npos && !digits.empty() && digits.size() < 10 &&
+        digits.find_first_not_of("0123456789") == std::string::npos)
+      return {std::stoll(digits), module.substr(dot + 1)};
+  }
+  const bool above = module.starts_with(prefix + ".") && module.find(".layers.") == std::string::npos;
+  return {-1, above ? module.substr(prefix.size() + 1) : module};
+}
+
 std::string gguf_module_path(const std::string& prefix, std::int64_t layer, const std::string& module) {
   if (layer >= 0) return fmt::format("{}.layers.{}.{}", prefix, layer, module);
   return module == "lm_head" ? module : prefix + "." + module;

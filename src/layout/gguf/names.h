@@ -53,6 +53,12 @@ std::string gguf_tensor_name(std::int64_t layer, std::string_view tensor);  // "
 
 // What stands above the layers of the model's text part, and the path of a module in it.
 std::string layers_prefix(const Model& model, const GgufNames& names);
+// A module's layer, and its path below it; layer -1 for a module of the whole model. `prefix` stands above the layers.
+struct GgufPlace {
+  std::int64_t layer = -1;
+  std::string below;
+};
+GgufPlace gguf_place(const std::string& prefix, const std::string& module);
 std::string gguf_module_path(const std::string& prefix, std::int64_t layer, const std::string& module);
 
 }  // namespace peft::layout

@@ -162,11 +162,10 @@ std::vector<MergeAdapter> open_adapters(const MergeOptions& options, const Model
   return adapters;
 }
 
-void refuse_repeats(const std::vector<MergeAdapter>& adapters,
-                    const std::vector<std::shared_ptr<const TensorFile>>& base) {
+void refuse_repeats(const std::vector<MergeAdapter>& adapters, const std::vector<Metadata>& base) {
   std::set<std::string> held;
-  for (const auto& file : base) {
-    for (const Json& entry : record_of(file->metadata())) {
+  for (const Metadata& metadata : base) {
+    for (const Json& entry : record_of(metadata)) {
       if (entry.is_object() && entry.contains("adapter") && entry.at("adapter").is_string()) {
         held.insert(entry.at("adapter").get<std::string>());
       }

@@ -25,8 +25,7 @@ std::vector<MergeAdapter> open_adapters(const MergeOptions& options, const Model
 
 // "merged adapters" of a file's metadata: what is already in the base. LO_REPEAT for one that is given again.
 inline constexpr const char* kMergedKey = "peft.merged";
-void refuse_repeats(const std::vector<MergeAdapter>& adapters,
-                    const std::vector<std::shared_ptr<const TensorFile>>& base);
+void refuse_repeats(const std::vector<MergeAdapter>& adapters, const std::vector<Metadata>& base);
 // The base's own record with these adapters added: a JSON list, as text.
 std::string merged_record(const std::vector<MergeAdapter>& adapters, const Metadata& base);
 

@@ -8,18 +8,24 @@
 #include <filesystem>
 #include <set>
 
+#include "adapter/gguf_adapter.h"
 #include "base/system.h"
+#include "base/text.h"
 #include "peft/error.h"
 #include "peft/verbs.h"
 #include "peft/weights.h"
 #include "plan/check.h"
 #include "verbs/merge/adapters.h"
+#include "verbs/merge/checkpoint_base.h"
+#include "verbs/merge/gguf/gguf_base.h"
+#include "verbs/merge/gguf/gguf_output.h"
 #include "verbs/merge/updates.h"
 
 namespace peft {
 namespace {
 
 using merging::Base;
+using merging::CheckpointBase;
 using merging::MergeAdapter;
 using merging::OutTensor;
 using merging::OutTensors;
@@ -73,11 +79,6 @@ void describe_quantization(const std::vector<QuantizedTensor>& quantized, const 
   facts.dequantized.assign(modules.begin(), modules.end());
 }
 
-std::uint64_t tensor_bytes(const PlannedTensor& tensor) {
-  return static_cast<std::uint64_t>(tensor.rows) * static_cast<std::uint64_t>(tensor.cols) *
-         static_cast<std::uint64_t>(info(tensor.dtype).bits) / 8;
-}
-
 // How long it will take: copying at the speed of memory, and two operations for every element and rank.
 double estimated_seconds(const Plan& plan) {
   constexpr double kCopySpeed = 1.2e9, kRate = 1.5e10;
@@ -100,7 +101,7 @@ std::uint64_t quantized_growth(const std::vector<QuantizedTensor>& quantized, co
   for (const QuantizedTensor& tensor : quantized) {
     before += checkpoint.files()[tensor.codes.view.source]->tensors()[tensor.codes.view.tensor].bytes();
   }
-  for (const OutTensor& tensor : tensors.all()) after += tensor.dequantized ? tensor_bytes(tensor.planned) : 0;
+  for (const OutTensor& tensor : tensors.all()) after += tensor.dequantized ? tensor.planned.bytes() : 0;
   return before == 0 ? 0 : (after * 10 + before / 2) / before;
 }
 
@@ -210,24 +211,33 @@ bool parse_number(std::string_view text, double& value) {
 
 }  // namespace
 
-MergePlan plan_merge(const MergeOptions& given) {
-  MergeOptions options = given;
-  options.input.read.verb = Verb::merge;
-  check_options(options);
-  options.base = resolve_path(options.base);
+namespace {
+
+// What both kinds of base end with.
+void finish(MergePlan& merge) {
+  plan::check(merge.plan);
+  set_cost(merge.plan);
+  merge.seconds_estimate = estimated_seconds(merge.plan);
+}
+
+MergePlan plan_checkpoint(const MergeOptions& options) {
   const Checkpoint checkpoint = open_base(options.base, options.input.open);
   const Model model =
       describe({options.base, options.input.family, options.input.families_file, options.input.num_experts, {}});
   const auto& files = checkpoint.files();
   const auto adapters = merging::open_adapters(options, model, static_cast<std::uint32_t>(files.size()));
-  if (!options.allow_repeat) merging::refuse_repeats(adapters, files);
+  if (!options.allow_repeat) {
+    std::vector<Metadata> metadata;
+    for (const auto& file : files) metadata.push_back(file->metadata());
+    merging::refuse_repeats(adapters, metadata);
+  }
 
   MergePlan merge;
   warn(adapters, merge);
   merge.plan.sources = files;
   for (const MergeAdapter& adapter : adapters) merge.plan.sources.push_back(adapter.adapter.weights);
   const Weights weights(model, checkpoint);
-  const Base base{options, model, checkpoint, weights};
+  const CheckpointBase base(options, model, checkpoint, weights);
   const auto quantized = weights.quantized();
   const auto touched = merging::touched_codes(base, adapters, quantized);
   std::set<OutTensors::Number> keep;
@@ -255,10 +265,84 @@ MergePlan plan_merge(const MergeOptions& given) {
                     options.keep_quantized ? "" : " (--keep-quantized leaves those that no adapter touches)"));
   }
   merging::write_files(checkpoint, options, tensors.all(), facts, merge);
-  plan::check(merge.plan);
-  set_cost(merge.plan);
-  merge.seconds_estimate = estimated_seconds(merge.plan);
+  finish(merge);
   return merge;
+}
+
+// A model in GGUF, as one of the types that its architecture may be of.
+MergePlan plan_gguf_as(const MergeOptions& options, const merging::GgufModel& file, const layout::GgufNames& names,
+                       const std::string& type) {
+  const Model model = file.describe_as(names, type, options.input.families_file);
+  const auto adapters = merging::open_adapters(options, model, static_cast<std::uint32_t>(file.files().size()));
+  const Metadata before = merging::merged_before(*file.files().front());
+  if (!options.allow_repeat) merging::refuse_repeats(adapters, {before});
+  MergePlan merge;
+  warn(adapters, merge);
+  for (const auto& part : file.files()) merge.plan.sources.push_back(part);
+  for (const MergeAdapter& adapter : adapters) merge.plan.sources.push_back(adapter.adapter.weights);
+  const merging::GgufBase base(options, model, file, names);
+  OutTensors tensors = merging::tensors_of(file, options);
+  merge.untied = merging::add_updates(base, adapters, tensors);
+  if (merge.untied) {
+    merge.plan.warnings.push_back(
+        "input and output embedding were one tensor and only one of them changes: the output embedding is written out");
+  }
+  merge.plan.exactness = exactness_of(tensors, options.mode);
+  merging::set_types(file, options, tensors.all(), merge.plan);
+  describe_steps(tensors, adapters, options, merge);
+  merging::write_gguf_files(file, options, tensors.all(), merging::merged_record(adapters, before), merge);
+  finish(merge);
+  return merge;
+}
+
+void check_gguf_options(const MergeOptions& options) {
+  const bool is_type = !options.out_dtype || *options.out_dtype == Dtype::f16 || *options.out_dtype == Dtype::bf16 ||
+                       *options.out_dtype == Dtype::f32;
+  if (!is_type) {
+    throw Error(ErrorCode::USAGE, {.problem = "merged tensors of a GGUF file are not written in this type",
+                                   .expected = "--out-dtype F16, BF16, F32 or Q8_0",
+                                   .got = std::string(info(*options.out_dtype).name)});
+  }
+  if (options.max_shard_size) {
+    throw Error(ErrorCode::USAGE, {.problem = "--max-shard-size is for bases in safetensors",
+                                   .hint = "llama-gguf-split cuts GGUF files"});
+  }
+}
+
+// Tries the model types that the architecture serves, the likeliest first. The first one's error counts.
+MergePlan plan_gguf(const MergeOptions& options) {
+  check_gguf_options(options);
+  const auto file = merging::GgufModel::open(options.base, options.input.open);
+  std::optional<Error> first;
+  for (const auto& [names, type] : file.types()) {
+    if (!options.input.family.empty() && options.input.family != type) continue;
+    try {
+      return plan_gguf_as(options, file, *names, type);
+    } catch (const Error& error) {
+      const ErrorCode code = error.code();
+      const bool of_names = code == ErrorCode::LO_TARGET || code == ErrorCode::LO_NONE || code == ErrorCode::LO_LAYOUT;
+      if (!first) first = error;
+      if (!of_names) break;
+    }
+  }
+  if (first) throw Error(*first);
+  peft::at(options.base, "general.architecture")
+      .fail(ErrorCode::MD_FAMILY, {.problem = "the file is for another architecture than the model type",
+                                   .expected = list_text(layout::gguf_model_types(file.architecture())),
+                                   .got = options.input.family});
+}
+
+}  // namespace
+
+MergePlan plan_merge(const MergeOptions& given) {
+  MergeOptions options = given;
+  options.input.read.verb = Verb::merge;
+  check_options(options);
+  options.base = resolve_path(options.base);
+  if (adapter::is_gguf(options.base)) return plan_gguf(options);
+  if (options.out_q8_0)
+    throw Error(ErrorCode::USAGE, {.problem = "--out-dtype Q8_0 is for a base in GGUF", .got = options.base});
+  return plan_checkpoint(options);
 }
 
 std::string_view name(MergeMode mode) {

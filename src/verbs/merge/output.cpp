@@ -304,7 +304,7 @@ OutTensors::OutTensors(const Checkpoint& checkpoint, const std::vector<Quantized
     for (std::uint32_t i = 0; i < tensors.size(); ++i) {
       if (scales.contains({file, i})) continue;
       OutTensor out;
-      out.file = file;
+      out.file = file, out.index = i;
       if (const auto found = codes.find({file, i}); found != codes.end()) {
         const QuantizedTensor& tensor = *found->second;
         out.planned = {tensor.name, Dtype::bf16, tensor.shape, 0, tensor.shape.back(), tensor.blocks};
@@ -323,6 +323,11 @@ OutTensors::OutTensors(const Checkpoint& checkpoint, const std::vector<Quantized
       tensors_.push_back(std::move(out));
     }
   }
+}
+
+OutTensors::OutTensors(std::vector<OutTensor> tensors, const MergeOptions& options)
+    : options_(options), tensors_(std::move(tensors)) {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) by_number_[{tensors_[i].file, tensors_[i].index}] = i;
 }
 
 // Sets the dtype that a tensor is written in. Where the values are cast twice, an empty merge records the first cast.

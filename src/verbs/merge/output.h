@@ -17,7 +17,8 @@ namespace peft::merging {
 // A tensor of the merged model.
 struct OutTensor {
   PlannedTensor planned;
-  std::uint32_t file = 0;  // of the checkpoint: where its bytes come from
+  std::uint32_t file = 0;   // of the checkpoint: where its bytes come from
+  std::uint32_t index = 0;  // of the file's tensors
   std::int64_t matrix_rows = 0,
                matrix_cols = 0;  // of one stored matrix, where the tensor holds them transposed; else 0
   Dtype computed = Dtype::bf16;  // what its values are cast to before anything is added
@@ -33,6 +34,9 @@ class OutTensors {
   // `keep`: quantised tensors that stay as they are.
   OutTensors(const Checkpoint& checkpoint, const std::vector<QuantizedTensor>& quantized, const std::set<Number>& keep,
              const MergeOptions& options);
+
+  // Of tensors that are planned as copies; their `computed` says what they are cast to once they change.
+  OutTensors(std::vector<OutTensor> tensors, const MergeOptions& options);
 
   // The matrix of an output tensor that holds a part of a base weight.
   struct Target {

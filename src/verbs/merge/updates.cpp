@@ -72,7 +72,7 @@ class Updates {
     if (!output && site.module != base_.input_module()) return found;
     untied_ = true;
     if (!tied_) return found;
-    if (!output_) output_ = tensors_.add_copy(found.tensor, base_.output_module() + ".weight");
+    if (!output_) output_ = tensors_.add_copy(found.tensor, base_.output_tensor());
     if (output) found.tensor = *output_;
     return found;
   }
@@ -81,7 +81,7 @@ class Updates {
     if (factor.kind == FactorKind::embedding) return "embedding";
     if (factor.site.expert >= 0) return factor.site.parameter.empty() ? "expert" : "parameter";
     if (!factor.site.parameter.empty()) return "parameter";
-    const auto kind = base_.model.kind(Generation::v5, factor.site.module);
+    const auto kind = base_.model().kind(Generation::v5, factor.site.module);
     if (kind == ModuleKind::conv1d) return "conv1d";
     // A router of transformers 5 owns its weight, so PEFT wraps the parameter.
     const bool fused = adapter_->reading.layout != Layout::peft_per_expert;
@@ -94,7 +94,7 @@ class Updates {
     if (rule == "embedding" || rule == "parameter") return true;
     const bool wraps_parameter =
         rule == "expert" && !(own_tensor && adapter_->reading.layout == Layout::peft_per_expert);
-    return wraps_parameter || base_.options.mode == MergeMode::peft_safe;
+    return wraps_parameter || base_.options().mode == MergeMode::peft_safe;
   }
 
   void add_factor(const Factor& factor, std::optional<std::uint32_t> magnitude) {
@@ -234,7 +234,7 @@ class Updates {
     if (output_) return output_;
     const bool input = site.module == base_.input_module();
     if (!says_tied_ || tied_ || (!input && site.module != base_.output_module())) return std::nullopt;
-    const auto twin = base_.weights.find(input ? base_.output_module() : base_.input_module(), "weight");
+    const auto twin = base_.find(input ? base_.output_module() : base_.input_module());
     if (!twin) return std::nullopt;
     const OutTensors::Target target = tensors_.target_of(twin->parts.front());
     const PlannedTensor &own = tensors_.all()[tensor].planned, &other = tensors_.all()[target.tensor].planned;

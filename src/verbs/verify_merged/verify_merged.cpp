@@ -179,6 +179,12 @@ bool has_quantized(const std::string& folder, const OpenOptions& options) {
 }  // namespace
 
 VerifyMergedReport verify_merged(const VerifyMergedOptions& options) {
+  for (const std::string& path : {options.merge.base, options.merged}) {
+    if (!path.ends_with(".gguf")) continue;
+    throw Error(ErrorCode::USAGE, {.problem = "models in GGUF are merged, and not compared with what they should be",
+                                   .expected = "model folders with safetensors",
+                                   .got = path});
+  }
   VerifyMergedOptions used = options;
   used.merge.allow_repeat = true;  // this is about the result, not about the base's past
   used.merge.keep_quantized = has_quantized(options.merged, options.merge.input.open);

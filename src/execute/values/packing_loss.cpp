@@ -1,0 +1,80 @@
+#include "execute/values/packing_loss.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace peft::execution {
+namespace {
+
+constexpr int kUnit = 80;            // a unit is 2^-80
+constexpr double kLargest = 0x1p46;  // that as many units as fit hold, with room for a sum
+constexpr std::size_t kLanes = 8;    // independent sums, so that additions do not wait for each other
+constexpr std::size_t kBlock = 32;   // elements: rows are whole blocks
+
+}  // namespace
+
+void OrderlessSum::add(double value) {
+  units_ += static_cast<Units>(std::ldexp(std::clamp(value, -kLargest, kLargest), kUnit));
+}
+
+double OrderlessSum::value() const { return std::ldexp(static_cast<double>(units_), -kUnit); }
+
+namespace {
+
+struct RowSums {
+  double error = 0, delta = 0, kept = 0;
+};
+
+// Blocks of a row are summed in fp32, which is enough for a report, and then in fp64.
+RowSums sums_of(const float* before, const float* merged, const float* packed, std::size_t cols) {
+  RowSums sums;
+  for (std::size_t begin = 0; begin < cols; begin += kBlock) {
+    float error[kLanes] = {}, delta[kLanes] = {}, kept[kLanes] = {};
+    for (std::size_t first = begin; first < begin + kBlock; first += kLanes) {
+      for (std::size_t c = 0; c < kLanes; ++c) {
+        const float lost = packed[first + c] - merged[first + c], added = merged[first + c] - before[first + c];
+        error[c] += lost * lost;
+        delta[c] += added * added;
+        kept[c] += (packed[first + c] - before[first + c]) * added;
+      }
+    }
+    sums.error += static_cast<double>(std::accumulate(error, error + kLanes, 0.0F));
+    sums.delta += static_cast<double>(std::accumulate(delta, delta + kLanes, 0.0F));
+    sums.kept += static_cast<double>(std::accumulate(kept, kept + kLanes, 0.0F));
+  }
+  return sums;
+}
+
+}  // namespace
+
+void PackingLoss::add(std::size_t tensor, const PackedRows& rows, std::size_t cols) {
+  Sums& sums = of_tensor_[tensor];
+  for (std::size_t begin = 0; begin < rows.merged.size(); begin += cols) {
+    const RowSums row = sums_of(&rows.before[begin], &rows.merged[begin], &rows.packed[begin], cols);
+    sums.error.add(row.error);
+    sums.delta.add(row.delta);
+    sums.kept.add(row.kept);
+  }
+}
+
+void PackingLoss::add(const PackingLoss& other) {
+  for (const auto& [tensor, sums] : other.of_tensor_) {
+    Sums& mine = of_tensor_[tensor];
+    mine.error.add(sums.error);
+    mine.delta.add(sums.delta);
+    mine.kept.add(sums.kept);
+  }
+}
+
+std::vector<PackedTensor> PackingLoss::results(std::size_t file) const {
+  std::vector<PackedTensor> results;
+  for (const auto& [tensor, sums] : of_tensor_) {
+    const double delta = sums.delta.value();
+    results.push_back(
+        {file, tensor, std::sqrt(delta), std::sqrt(sums.error.value()), delta == 0 ? 0 : sums.kept.value() / delta});
+  }
+  return results;
+}
+
+}  // namespace peft::execution
