@@ -5,7 +5,7 @@ import sys
 from ._core import run_program
 
 # These are carried out by peft-torch, which the package peft-cpp-runtime has.
-RUNTIME_VERBS = ("logits", "generate", "params")
+RUNTIME_VERBS = ("logits", "generate", "params", "train")
 
 
 def _find_runtime() -> None:
