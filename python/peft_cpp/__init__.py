@@ -28,14 +28,15 @@ _HOMES = {
     "errors": ("AdapterError", "ConfigError", "Error", "FileError", "FileFormatError", "InternalError", "LoraWarning",
                "MissingFileError", "MissingNameError", "ModelError", "OutOfMemoryError", "OutputExistsError",
                "RuntimeMissingError", "UsageError"),
-    "files": ("combine", "convert", "doctor", "extract", "inspect", "merge", "resize", "targets", "verify", "verify_merged"),
+    "files": ("combine", "convert", "doctor", "extract", "inspect", "merge", "resize", "targets", "verify",
+              "verify_merged"),
     "state_dict": ("ConvertedStateDict", "convert_state_dict", "detect"),
     "factors": ("Factor", "Factors", "read_factors"),
     "reports": ("AdapterWeight", "Consumer", "ConversionPlan", "ConvertReport", "Difference", "DoctorPart",
                 "DoctorReport", "ElementCounts", "EngineReport",
                 "InspectReport", "LowRankReport", "LowRankSite", "MergeReport", "MergedDifference", "MergedTensor",
-                "PlannedFile", "PlannedTensor", "RankRow", "Report", "RoundingError", "StateDictReport", "Target",
-                "TargetsReport", "TensorRow", "VerifyMergedReport", "VerifyReport"),
+                "PackedTensor", "PlannedFile", "PlannedTensor", "RankRow", "Report", "RoundingError", "StateDictReport",
+                "Target", "TargetsReport", "TensorRow", "VerifyMergedReport", "VerifyReport"),
     "tables": ("error_codes", "layouts"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -46,7 +47,7 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     if name in ("nn", "testing"):
-        return import_module(f"{__name__}.testing")
+        return import_module(f"{__name__}.{name}")
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

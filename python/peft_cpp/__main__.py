@@ -5,7 +5,7 @@ import sys
 from ._core import run_program
 
 # These are carried out by peft-torch, which the package peft-cpp-runtime has.
-RUNTIME_VERBS = ("logits", "generate", "params")
+RUNTIME_VERBS = ("logits", "generate", "params", "train")
 
 
 def _find_runtime() -> None:
@@ -13,7 +13,14 @@ def _find_runtime() -> None:
     try:
         import peft_cpp_runtime  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
-        return  # the core says what is missing
+        from shutil import which
+
+        from .errors import fail
+
+        if which("peft-torch"):
+            return  # a program that was built from source
+        raise fail("RT_PROGRAM", "the part of peft that runs models is not installed",
+                   hint='pip install "peft-cpp[runtime]" (docs/python.md)') from None
     os.environ.setdefault("PEFT_PYTHON", sys.executable)
     os.environ["PEFT_TORCH"] = peft_cpp_runtime.program()
 

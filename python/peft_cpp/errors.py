@@ -132,12 +132,12 @@ class InternalError(Error, RuntimeError):
 # The class of a code: the code itself first, then the part before the underscore.
 CLASSES: dict[str, type[Error]] = {
     "ST": FileFormatError, "PK": FileFormatError, "GG": FileFormatError, "NOT": FileFormatError, "E": FileFormatError,
-    "IX": FileFormatError, "RS": FileFormatError,
+    "IX": FileFormatError, "RS": FileFormatError, "DT": FileFormatError,
     "CF": ConfigError, "CF_TARGET": MissingNameError,
     "MD": ModelError, "MD_WEIGHTS": MissingNameError, "MD_NEEDED": UsageError,
     "LO": AdapterError, "NUM": AdapterError, "LO_TARGET": MissingNameError, "LO_MISSING": MissingNameError,
     "RT": RuntimeMissingError,
-    "IO": FileError, "OUT": FileError, "IO_KIND": FileFormatError, "OUT_EXISTS": OutputExistsError,
+    "IO": FileError, "OUT": FileError, "NET": FileError, "IO_KIND": FileFormatError, "OUT_EXISTS": OutputExistsError,
     "OUT_ALIAS": UsageError, "OUT_MEMORY": OutOfMemoryError,
     "USAGE": UsageError, "INTERRUPTED": InternalError, "INTERNAL": InternalError,
 }

@@ -171,6 +171,10 @@ def read_factors(path: Path, *, base: Path | None = None, family: str | None = N
         ConfigError: A field of the config makes the factors mean something else.
         FileError: The file cannot be read.
     """
+    try:
+        import numpy  # noqa: F401
+    except ImportError:
+        raise fail("USAGE", "factors are numpy arrays, and numpy is not installed", hint="pip install numpy ml_dtypes") from None
     core = _core.read_factors(dict(
         path=path, base=base, family=family, families=families, num_experts=num_experts, adapter_name=adapter_name,
         from_=from_, orientation=orientation, b_packing=b_packing, ignore_unused=ignore_unused,

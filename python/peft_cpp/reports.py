@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterWeight", "Consumer", "ConversionPlan", "ConvertReport", "Difference", "DoctorPart", "DoctorReport",
     "ElementCounts", "EngineReport", "InspectReport", "LowRankReport", "LowRankSite", "MergeReport",
-    "MergedDifference", "MergedTensor", "PlannedFile", "PlannedTensor", "RankRow", "Report", "RoundingError",
-    "StateDictReport", "Target", "TargetsReport", "TensorRow", "VerifyMergedReport", "VerifyReport",
+    "MergedDifference", "MergedTensor", "PackedTensor", "PlannedFile", "PlannedTensor", "RankRow", "Report",
+    "RoundingError", "StateDictReport", "Target", "TargetsReport", "TensorRow", "VerifyMergedReport", "VerifyReport",
 ]
 
 
@@ -464,6 +464,16 @@ class RoundingError(Report):
     max_ulps: float | None
 
 
+class PackedTensor(Report):
+    """A tensor that was stored in a quantised type: what that costs, beside the update it got."""
+
+    tensor: str
+    type: str
+    delta_norm: float | None
+    error_norm: float | None
+    delta_kept: float | None
+
+
 class MergeReport(Report):
     """What a merge did, or with ``dry_run=True`` would do."""
 
@@ -486,11 +496,13 @@ class MergeReport(Report):
     files_resumed: int | None
     published: bool | None
     seconds: float | None
+    packed: list[PackedTensor] | None
     error: RoundingError | None
     plan: ConversionPlan | None
     seconds_estimate: float | None
 
-    _kinds = {"adapters": AdapterWeight, "tensors": MergedTensor, "error": RoundingError, "plan": ConversionPlan}
+    _kinds = {"adapters": AdapterWeight, "tensors": MergedTensor, "packed": PackedTensor,
+              "error": RoundingError, "plan": ConversionPlan}
     _shown = ("base", "adapters", "mode", "tensors_changed", "tensors_copied", "bytes_out", "out")
 
 

@@ -96,3 +96,14 @@ def test_unknown_keyword():
         peft_cpp.inspect()
     with pytest.raises(AttributeError):
         peft_cpp.no_such_name
+
+
+def test_submodules_are_themselves():
+    assert peft_cpp.nn.__name__ == "peft_cpp.nn" and peft_cpp.testing.__name__ == "peft_cpp.testing"
+
+
+def test_without_numpy(adapter, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "numpy", None)
+    with pytest.raises(peft_cpp.UsageError, match="numpy is not installed"):
+        peft_cpp.read_factors(adapter, family="mixtral")
+    assert peft_cpp.inspect(adapter, family="mixtral")

@@ -23,7 +23,7 @@ def _check() -> None:
 
 
 def program() -> str:
-    """The path of peft-torch, which carries out `peft logits`, `generate` and `params`."""
+    """The path of peft-torch, which carries out `peft logits`, `generate`, `params` and `train`."""
     _check()
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "bin", "peft-torch")
 
