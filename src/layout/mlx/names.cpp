@@ -81,7 +81,8 @@ constexpr MissingRow kMissing[] = {
 
 template <class Row>
 bool names_type(const Row& row, std::string_view model_type) {
-  return std::ranges::find(row.model_types, model_type) != row.model_types.end();
+  // Lists are filled up with "", which is also what an unknown type is called.
+  return !model_type.empty() && std::ranges::find(row.model_types, model_type) != row.model_types.end();
 }
 
 bool is_for(const SwitchRow& row, std::string_view model_type) {
