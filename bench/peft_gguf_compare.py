@@ -46,6 +46,19 @@ def make_rows(arguments, inputs, base, folder, result):
     return rows
 
 
+def header_mib(adapter):
+    with open(adapter / "adapter_model.safetensors", "rb") as file:
+        return int.from_bytes(file.read(8), "little") / 2**20
+
+
+def record_memory(rows, inputs):
+    """The largest of all runs, beside 64 MB and the header of the file that is read."""
+    for form, source in inputs:
+        largest = max(run.anon for row in rows if row.name.strip().startswith(f"{form} -> gguf") for run in row.runs)
+        allowed = 64e6 / 2**20 + header_mib(source)
+        record("gguf_memory", f"{form} -> gguf", "64 MB and the header", largest, allowed, "MiB", allowed / largest)
+
+
 def record_rows(rows):
     converter = next((row for row in rows if row.name.strip() == "convert_lora_to_gguf.py"), None)
     for row in rows:
@@ -91,13 +104,15 @@ def main():
     if not fused.exists():
         Measured(our_command(arguments.peft, adapter, "peft-fused", base, fused, "--no-sync"))
     failed = check(arguments, fused, base, folder, result)
-    rows = make_rows(arguments, (("fused", fused), ("per-expert", adapter)), base, folder, result)
+    inputs = (("fused", fused), ("per-expert", adapter))
+    rows = make_rows(arguments, inputs, base, folder, result)
     print(f"{layers} layers: {os.path.getsize(result) / 2**20:.0f} MiB; {arguments.repeat or 3} rounds")
     for _ in range(arguments.repeat or 3):
         for row in rows:
             row.run()
     print_table(rows)
     record_rows(rows)
+    record_memory(rows, inputs)
     for path in (result, folder / "scratch.gguf"):
         path.unlink(missing_ok=True)
     sys.exit(1 if failed else 0)

@@ -66,7 +66,8 @@ struct MissingRow {
   std::array<std::string_view, 12> model_types{};
 };
 constexpr std::string_view kSplit = "MLX-LM has taken kv_b_proj apart into embed_q and unembed_out",
-                           kDense = "MLX-LM's class for this type has no experts";
+                           kDense = "MLX-LM's class for this type has no experts",
+                           kOneMatrix = "MLX-LM holds the projections of attention in one matrix";
 constexpr MissingRow kMissing[] = {
     {"self_attn.kv_b_proj",
      kSplit,
@@ -76,12 +77,17 @@ constexpr MissingRow kMissing[] = {
     {"feed_forward.experts", kDense, {"llama4_text"}},
     {"feed_forward.router", kDense, {"llama4_text"}},
     {"feed_forward.shared_expert", kDense, {"llama4_text"}},
+    {"self_attn.q_proj", kOneMatrix, {"muse_spark"}},
+    {"self_attn.k_proj", kOneMatrix, {"muse_spark"}},
+    {"self_attn.v_proj", kOneMatrix, {"muse_spark"}},
+    {"self_attn.gate_proj", kOneMatrix, {"muse_spark"}},
     {"embed_out", "MLX-LM calls the output embedding otherwise", {"gpt_neox"}},
 };
 
 template <class Row>
 bool names_type(const Row& row, std::string_view model_type) {
-  return std::ranges::find(row.model_types, model_type) != row.model_types.end();
+  // Lists are filled up with "", which is also what an unknown type is called.
+  return !model_type.empty() && std::ranges::find(row.model_types, model_type) != row.model_types.end();
 }
 
 bool is_for(const SwitchRow& row, std::string_view model_type) {
