@@ -140,9 +140,9 @@ TEST(Arguments, completion_knows_the_flags_of_every_verb) {
   const auto command = parsed<CompletionCommand>({"completion", "bash"});
   std::vector<std::string> names;
   for (const auto& verb : command.verbs) names.push_back(verb.name);
-  EXPECT_THAT(names, ElementsAre("inspect", "doctor", "targets", "convert", "verify", "logits", "generate", "params",
-                                 "merge", "combine", "resize", "extract", "layouts", "engines", "families",
-                                 "completion"));
+  EXPECT_THAT(names,
+              ElementsAre("inspect", "doctor", "targets", "convert", "verify", "logits", "generate", "params", "train",
+                          "merge", "combine", "resize", "extract", "layouts", "engines", "families", "completion"));
   const auto flag = [&](const std::string& name) {
     const auto convert = std::ranges::find(command.verbs, "convert", &VerbInfo::name);
     const auto& flags = convert->flags;
