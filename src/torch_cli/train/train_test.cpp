@@ -112,7 +112,7 @@ double difference(const TensorFile& got, const TensorFile& wanted) {
   EXPECT_EQ(got.tensors().size(), wanted.tensors().size());
   for (const TensorInfo& info : wanted.tensors()) {
     const TensorInfo* own = got.find(info.name);
-    if (own == nullptr || own->shape != info.shape || own->dtype != Dtype::f32) return HUGE_VAL;
+    if (own == nullptr || !std::ranges::equal(own->shape, info.shape) || own->dtype != Dtype::f32) return HUGE_VAL;
     const auto a = got.bytes(*own), b = wanted.bytes(info);
     for (std::size_t i = 0; i < a.size(); i += sizeof(float)) {
       float x = 0, y = 0;
