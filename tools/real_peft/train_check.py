@@ -32,7 +32,7 @@ VARIANTS = {
     "cosine-decay": ("rt-mixtral", dict(target_modules=ATTENTION, target_parameters=EXPERTS), dict(schedule="cosine", decay=0.1)),
     "loraplus": ("rt-qwen3_moe", dict(target_modules=ATTENTION, target_parameters=EXPERTS), dict(loraplus=4.0, lr=3e-3)),
     "trainable-tokens": ("rt-llama", dict(target_modules=ATTENTION, trainable_token_indices=[3, 4, 8]), {}),
-    "dora-with-experts": ("rt-qwen3_moe", dict(target_modules=ATTENTION, target_parameters=EXPERTS, use_dora=True), {}),
+    "dora": ("rt-qwen3_moe", dict(target_modules=ATTENTION, use_dora=True), {}),  # PEFT has no DoRA on parameters
     "accumulation-unequal": ("rt-gpt_oss", dict(target_modules=ATTENTION, target_parameters=EXPERTS), dict(accumulate=3)),
     "bf16-base": ("rt-qwen3_moe", dict(target_modules=ATTENTION, target_parameters=EXPERTS), dict(dtype="bfloat16")),
     "linear-attention": ("rt-qwen3_5_moe_text", dict(target_modules="all-linear", target_parameters=EXPERTS), dict(steps=4)),
@@ -202,6 +202,7 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     checks = {name: lambda p, m, w, name=name: check(name, p, m, w) for name in VARIANTS}
     checks |= {"packing": check_packing, "going-on": check_going_on}
     failed = 0
@@ -209,7 +210,10 @@ def main():
         if arguments.only not in name:
             continue
         with tempfile.TemporaryDirectory() as work:
-            problems, text = run(arguments.program, arguments.golden / "models", pathlib.Path(work))
+            try:
+                problems, text = run(arguments.program, arguments.golden / "models", pathlib.Path(work))
+            except RuntimeError as error:
+                problems, text = [str(error).strip()[:300]], "failed"
         print(f"{'differs' if problems else 'same':8} {name:22} {text}")
         for problem in problems:
             print("  " + problem)

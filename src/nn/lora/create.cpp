@@ -215,7 +215,10 @@ void make_token_rows(PeftModel::Impl& impl, int id, const AdapterConfig& config)
     check_ids(module, ids, weight.size(0));
     const Tensor index = at::tensor(ids, at::kLong).to(weight.device());
     const auto type = weight.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;  // as factors
-    rows.adapters[id] = {.ids = index, .tokens = ids, .delta = weight.index_select(0, index).to(type)};
+    // A model of shapes alone has no values to begin with.
+    const Tensor start =
+        weight.is_meta() ? at::empty({index.size(0), weight.size(1)}, weight.options()) : weight.index_select(0, index);
+    rows.adapters[id] = {.ids = index, .tokens = ids, .delta = start.to(type)};
   }
   follow_input(impl, id);
 }
