@@ -168,6 +168,7 @@ class TrainRuns : public ::testing::Test {
       text += Json{{"input_ids", ids}}.dump() + "\n";
     }
     write_file(data_, text);
+    write_file(eval_data_, text);
   }
   Arguments arguments(const std::string& out, const Arguments& more = {}) const {
     Arguments result = {"train",
@@ -268,7 +269,7 @@ class TrainRuns : public ::testing::Test {
     EXPECT_TRUE(fs::exists(path)) << path;
   }
   TemporaryFolder folder_;
-  std::string data_ = folder_ / "rows.jsonl";
+  std::string data_ = folder_ / "rows.jsonl", eval_data_ = folder_ / "eval.jsonl";
 };
 
 TEST_F(TrainRuns, a_stopped_run_goes_on_to_the_same_bytes) {
@@ -326,7 +327,7 @@ TEST_F(TrainRuns, an_interrupt_saves_and_ends_with_5) {
 // Three micro batches are a step of the one process; the two have two each, so that the last round has a rank without
 // one. Evaluations and what --resume goes on with are shared, too.
 TEST_F(TrainRuns, processes_give_the_bytes_of_one_with_their_micro_batches) {
-  const Arguments eval = {"--eval-data", data_, "--eval-steps", "4"};
+  const Arguments eval = {"--eval-data", eval_data_, "--eval-steps", "4"};
   const auto with = [&](const std::string& out, const Arguments& more) {
     Arguments all = eval;
     all.insert(all.end(), more.begin(), more.end());
@@ -376,7 +377,7 @@ TEST_F(TrainRuns, a_dry_run_tells_what_is_trained_and_writes_nothing) {
 }
 
 TEST_F(TrainRuns, the_report_shows_losses_experts_and_answers) {
-  const auto result = peft(arguments("told", {"--report", folder_ / "report.html", "--eval-data", data_}));
+  const auto result = peft(arguments("told", {"--report", folder_ / "report.html", "--eval-data", eval_data_}));
   ASSERT_EQ(result.exit_code, 0) << result.err;
   const std::string page = read_file(folder_ / "report.html");
   for (const char* part :
