@@ -202,7 +202,7 @@ class TrainRuns : public ::testing::Test {
                         folder_ / (out + ".jsonl")};
     for (std::size_t i = 0; i < more.size(); ++i) {  // a flag that is there already gets the other value
       const auto known = std::ranges::find(result, more[i]);
-      if (known == result.end())
+      if (known == result.end() || !more[i].starts_with("--"))
         result.push_back(more[i]);
       else
         *(known + 1) = more[++i];
