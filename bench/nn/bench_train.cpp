@@ -88,7 +88,7 @@ peft::train::MicroBatch random_batch(std::int64_t sequences, std::int64_t tokens
 void measure(const std::string& kind, const Flags& o) {
   const auto model = model_with(kind, o);
   peft::train::Options options;
-  options.gradient_checkpointing = o.at("checkpointing") == "1";
+  options.gradient_checkpointing = o.at("checkpointing") == "1", options.router_aux_loss_coef = 0;
   peft::nn::Trainer trainer(*model, options);
   const auto batch = random_batch(std::atoll(o.at("sequences").c_str()), std::atoll(o.at("tokens").c_str()));
   const double start_mb = memory_mb("VmRSS");
