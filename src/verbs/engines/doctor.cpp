@@ -46,13 +46,13 @@ std::string mend(std::string path, const Input& input, const DoctorOptions& opti
   while (path.size() > 1 && path.ends_with('/')) path.pop_back();
   const std::string& base = options.input.base;
   const std::string with_base = base.empty() ? "" : " --base " + quoted(base);
-  const auto other = engines::fit(chosen, facts, input.model);
   const bool rank = std::ranges::any_of(
       answer.parts, [](const engines::Judgement& part) { return part.verdict == engines::Verdict::rank_too_large; });
   if (rank) {
     return fmt::format("peft resize {}{} --rank {} --out {}", quoted(path), with_base, chosen.engine->ranks.back(),
                        quoted(fmt::format("{}-r{}", path, chosen.engine->ranks.back())));
   }
+  const auto other = engines::fit(chosen, facts, input.model);
   const bool converts = other && other->layout && other->answer.outcome == Outcome::right && !needs_merge(answer);
   if (!converts) {
     return fmt::format("peft merge --base {} --adapter {} --out {}", base.empty() ? "BASE" : quoted(base), quoted(path),
