@@ -223,11 +223,10 @@ void set_layout(AdapterFacts& facts, Layout layout, const Model& model) {
         Fact::peft_0_18, Fact::reversed, Fact::reversed_square, Fact::reversed_in_0_19_0, Fact::unnatural,
         Fact::v4_names, Fact::foreign_names, Fact::w_names})
     facts.set(fact, false);
-  const std::string_view name = peft::info(layout).name;
-  facts.set(Fact::gguf, name == "gguf");
-  facts.set(Fact::mlx, name == "mlx");
+  facts.set(Fact::gguf, layout == Layout::gguf);
+  facts.set(Fact::mlx, layout == Layout::mlx);
   if (!facts.has(Fact::experts)) return;
-  facts.set(Fact::stacked, name == "tinker");
+  facts.set(Fact::stacked, layout == Layout::tinker);
   facts.set(Fact::per_expert, layout == Layout::peft_per_expert);
   if (facts.has(Fact::gguf) || facts.has(Fact::mlx) || facts.has(Fact::stacked) || facts.has(Fact::per_expert)) return;
   facts.set(Fact::fused);

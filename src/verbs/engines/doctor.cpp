@@ -55,7 +55,6 @@ Conversion conversion(const std::string& path, const std::string& base, const en
 std::string mend(const std::string& path, const Input& input, const DoctorOptions& options,
                  const engines::Chosen& chosen, const engines::AdapterFacts& facts, const Answer& answer) {
   const std::string& base = options.input.base;
-  const auto other = engines::fit(chosen, facts, input.model);
   const bool rank = std::ranges::any_of(
       answer.parts, [](const engines::Judgement& part) { return part.verdict == engines::Verdict::rank_too_large; });
   if (rank) {
@@ -63,6 +62,7 @@ std::string mend(const std::string& path, const Input& input, const DoctorOption
     return fmt::format("peft resize {}{} --rank {} --out {}", quoted(path), with_base, chosen.engine->ranks.back(),
                        quoted(fmt::format("{}-r{}", path, chosen.engine->ranks.back())));
   }
+  const auto other = engines::fit(chosen, facts, input.model);
   const bool converts = other && other->layout && other->answer.outcome == Outcome::right && !needs_merge(answer);
   if (!converts) {
     return fmt::format("peft merge --base {} --adapter {} --out {}", base.empty() ? "BASE" : quoted(base), quoted(path),
