@@ -73,7 +73,6 @@ build_wheels() {
     PATH=$tool/bin:$PATH quietly "$tool/bin/auditwheel" repair "$wheel" --plat auto -w "$root/dist"
   done
   quietly "$tool/bin/python" -m build --sdist --no-isolation -o "$root/dist"
-  quietly "$tool/bin/twine" check --strict "$root"/dist/*
 }
 
 # The sdist alone, in a folder of its own.
@@ -135,6 +134,10 @@ runtime_wheel() {
 
 report() {
   local file
+  quietly "$tool/bin/twine" check --strict "$root"/dist/*
+  for file in "$root"/dist/*.whl; do
+    "$tool/bin/python" -m zipfile -l "$file" | grep -q THIRD_PARTY.txt || { echo "$file has no licences" >&2; return 1; }
+  done
   for file in "$root"/dist/*; do
     printf '%9d bytes  %s\n' "$(stat -c %s "$file")" "$(basename "$file")"
   done
