@@ -81,8 +81,8 @@ packages() {
     [ ! -e /usr/bin/peft ]
     for archive in *.tar.gz; do tar -xzf $archive; done
     echo "from .tar.gz:"
-    tried "$(echo /root/peft-*/bin)"
-    ls peft-*/share/doc/* libpeft-dev-*/share/doc/*' | tee "$results/log"
+    tried "$(echo /root/peft-cpp-*/bin)"
+    ls peft-cpp-*/share/doc/*' | tee "$results/log"
   for file in build/packages/*.deb build/packages/*.tar.gz; do note "$(printf '%9d bytes  %s' "$(stat -c %s "$file")" "$(basename "$file")")"; done
   note "in a fresh Debian:"
   local line
