@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import warnings
 
 import numpy
@@ -248,3 +249,20 @@ def test_hub_names_are_looked_up_in_the_cache(adapter, tmp_path, monkeypatch):
     assert peft_cpp.inspect("me/lora", family="mixtral").num_experts == 11
     with pytest.raises(peft_cpp.MissingFileError):
         peft_cpp.inspect("me/other")
+
+
+def test_hub_names_are_fetched_only_when_asked_for(adapter, monkeypatch):
+    fetched = []
+    monkeypatch.setenv("HF_HUB_CACHE", str(adapter.parent / "no-cache"))
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = lambda name: fetched.append(name) or str(adapter)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(peft_cpp.MissingFileError):
+        peft_cpp.inspect("me/lora", family="mixtral")
+    assert not fetched
+    assert peft_cpp.inspect("me/lora", family="mixtral", download=True).num_experts == 11
+    assert peft_cpp.verify(adapter, "me/lora", family="mixtral", download=True)
+    assert fetched == ["me/lora", "me/lora"]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(peft_cpp.UsageError, match="huggingface_hub"):
+        peft_cpp.inspect("me/lora", family="mixtral", download=True)
