@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 
+#include "nn/kernels/autocast.h"
 #include "nn/kernels/cpu.h"
 
 namespace peft::nn {
@@ -31,7 +32,9 @@ Tensor rotate_floats(const Pass& pass, const Tensor& x) {
 Tensor rotate(const Pass& pass, const Tensor& x) {
   if (plain_floats(x)) return rotate_floats(pass, x);
   const std::int64_t half = pass.cos.size(-1), dim = x.size(3);
-  const Tensor cos = pass.cos.to(x.scalar_type()), sin = pass.sin.to(x.scalar_type());
+  // Angles have the dtype of the hidden values, which under autocast is wider than that of x.
+  const at::ScalarType dtype = is_autocast_on(x.device()) ? pass.model.dtype : x.scalar_type();
+  const Tensor cos = pass.cos.to(dtype), sin = pass.sin.to(dtype);
   const Tensor a = x.narrow(3, 0, half), b = x.narrow(3, half, half);
   std::vector<Tensor> pieces{a * cos - b * sin, b * cos + a * sin};
   if (2 * half != dim) pieces.push_back(x.narrow(3, 2 * half, dim - 2 * half));
