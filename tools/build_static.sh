@@ -8,9 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$PWD/build/static
 release=build/release
-for file in "$release/libpeft_cli_parts.a" "$release/libpeft.a"; do
-  [[ -f $file ]] || { echo "$file is missing: make build" >&2; exit 1; }
-done
+[[ -f $release/build.ninja ]] || { echo "$release is missing: make build" >&2; exit 1; }
+mkdir -p "$out"
+cmake --build $release --target peft_cli >"$out/log" || { cat "$out/log" >&2; exit 1; }  # objects of one and the same source
 mkdir -p "$out/sources/lists/partial"
 tools/install_dependencies.sh packaging
 
