@@ -198,6 +198,7 @@ def test_interrupt_leaves_nothing(tmp_path):
     adapter = large_adapter(tmp_path / "large")
     before = sorted(os.listdir(tmp_path))
     timer = threading.Timer(0.15, lambda: os.kill(os.getpid(), signal.SIGINT))
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without it
     timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -207,6 +208,7 @@ def test_interrupt_leaves_nothing(tmp_path):
                 before = sorted({*before, "out"})
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, old)
     assert sorted(os.listdir(tmp_path)) in (before, sorted({*before, "out"}))
     assert not [name for name in os.listdir(tmp_path) if "partial" in name]
 
