@@ -136,7 +136,7 @@ report() {
   local file
   quietly "$tool/bin/twine" check --strict "$root"/dist/*
   for file in "$root"/dist/*.whl; do
-    "$tool/bin/python" -m zipfile -l "$file" | grep -q THIRD_PARTY.txt || { echo "$file has no licences" >&2; return 1; }
+    "$tool/bin/python" -m zipfile -l "$file" | grep THIRD_PARTY.txt >/dev/null || { echo "$file has no licences" >&2; return 1; }
   done
   for file in "$root"/dist/*; do
     printf '%9d bytes  %s\n' "$(stat -c %s "$file")" "$(basename "$file")"
