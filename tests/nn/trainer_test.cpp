@@ -280,7 +280,7 @@ TEST_F(TrainerTest, AMixedBatchGivesEachAdapterItsGradient) {
   lora->add_adapter("other", lora_config(), {.seed = 9});
   lora->set_requires_grad({"default", "other"});
   const at::Tensor ids = at::tensor({5, 9, 2, 60, 11, 7, 8, 1, 3, 4, 5, 6}, at::kLong).view({3, 4});
-  const std::vector<std::string> names = {"default", "other", PeftModel::base_name};
+  const std::vector<std::string> names = {"default", "other", base_name};
   const auto gradients_of = [&](const std::string& name) {
     std::map<std::string, at::Tensor> result;
     for (const AdapterTensor& t : lora->adapter_tensors(name)) {
