@@ -37,7 +37,6 @@ VARIANTS = {
     "bf16-base": ("rt-qwen3_moe", dict(target_modules=ATTENTION, target_parameters=EXPERTS), dict(dtype="bfloat16")),
     "autocast": ("rt-qwen3_moe", dict(target_modules=ATTENTION, target_parameters=EXPERTS), dict(autocast=True)),
     "autocast-sinks": ("rt-gpt_oss", dict(target_modules=ATTENTION, target_parameters=EXPERTS), dict(autocast=True, accumulate=2)),
-    "autocast-linear-attention": ("rt-qwen3_5_moe_text", dict(target_modules="all-linear"), dict(autocast=True, steps=4)),
     "linear-attention": ("rt-qwen3_5_moe_text", dict(target_modules="all-linear", target_parameters=EXPERTS), dict(steps=4)),
 }
 

@@ -1,5 +1,7 @@
 #include "nn/forward/attention.h"
 
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -226,6 +228,12 @@ Tensor delta_chunked(const DeltaRule& rule, Tensor& state) {
   return at::cat(out, 2).narrow(2, 0, tokens);
 }
 
+// Autocast stays out: errors of bfloat16 products grow along the recurrence until the gradients are of another size.
+Tensor run_rule(const DeltaRule& rule, Tensor& state) {
+  const c10::impl::ExcludeDispatchKeyGuard exact(c10::autocast_dispatch_keyset);
+  return rule.q.size(2) == 1 ? delta_step(rule, state) : delta_chunked(rule, state);
+}
+
 // Causal convolution over the last inputs, one filter for each channel; x [sequences, channels, tokens].
 Tensor convolve(const Tensor& x, const Tensor& weight, Tensor* remembered, Activation activation) {
   const std::int64_t before = weight.size(2) - 1;
@@ -320,7 +328,7 @@ Tensor run_delta_net(Pass& pass, const Layer& layer, const Tensor& input) {
   Tensor state = cache != nullptr && cache->state.defined()
                      ? cache->state
                      : at::zeros({B, l.value_heads, l.key_dim, l.value_dim}, input.options().dtype(wide));
-  Tensor core = (T == 1 ? delta_step(rule, state) : delta_chunked(rule, state)).transpose(1, 2).to(input.scalar_type());
+  Tensor core = run_rule(rule, state).transpose(1, 2).to(input.scalar_type());
   if (cache != nullptr) cache->state = state;
   pass.record("lin.core_out", core);
 
