@@ -362,7 +362,10 @@ void Encoder::extra(const Extra& extra) {
 }
 
 void Encoder::per_expert(const Experts& experts, Group group) {
-  if (model::expert_module(model_, experts, options_.spelling, 0, Projection::down).empty()) {
+  const auto down_of = [&](std::int64_t expert) {
+    return model::expert_module(model_, experts, options_.spelling, expert, Projection::down);
+  };
+  if (down_of(0).empty() || down_of(0) == down_of(1)) {  // dbrx: one parameter of all experts in each version
     no_form(group.front().site.module,
             fmt::format("{} has no per-expert modules in any transformers version: its experts are one parameter",
                         model_.model_type),
