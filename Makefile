@@ -60,6 +60,7 @@ wheel:                                  ## the Python package for each Python, t
 	JOBS=$(JOBS) tools/build_wheel.sh
 
 packages: build                         ## build/packages: .deb and .tar.gz of the program and of the library
+	tools/install_dependencies.sh packaging
 	cpack --config build/release/CPackConfig.cmake -B build/packages
 
 release-check:                          ## what CI leaves out: every Python, the sdist, sanitizers, packages, the static program

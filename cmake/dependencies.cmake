@@ -1,14 +1,29 @@
 # Everything we use is a package of the system; nothing is downloaded or vendored. docs/building.md lists the packages.
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
-find_package(fmt REQUIRED)
-find_package(nlohmann_json REQUIRED)
-find_package(simdjson REQUIRED)
-find_package(CLI11 REQUIRED)
-find_package(Eigen3 REQUIRED)  # headers; for src/low_rank alone
-pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
-pkg_check_modules(HWY REQUIRED IMPORTED_TARGET libhwy)
-pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+set(missing)
+macro(peft_need name package)  # by its CMake package, or with a third argument by pkg-config
+  if(${ARGC} GREATER 2)
+    pkg_check_modules(${name} QUIET IMPORTED_TARGET ${ARGV2})
+  else()
+    find_package(${name} QUIET)
+  endif()
+  if(NOT ${name}_FOUND)
+    list(APPEND missing ${package})
+  endif()
+endmacro()
+peft_need(fmt libfmt-dev)
+peft_need(nlohmann_json nlohmann-json3-dev)
+peft_need(simdjson libsimdjson-dev)
+peft_need(CLI11 libcli11-dev)
+peft_need(Eigen3 libeigen3-dev)  # headers; for src/low_rank alone
+peft_need(PCRE2 libpcre2-dev libpcre2-8)
+peft_need(HWY libhwy-dev libhwy)
+peft_need(XXHASH libxxhash-dev libxxhash)
+if(missing)
+  list(JOIN missing " " missing)
+  message(FATAL_ERROR "Not found: ${missing}. On Debian and Ubuntu tools/install_dependencies.sh installs them")
+endif()
 
 add_library(peft_dependencies INTERFACE)
 target_link_libraries(peft_dependencies INTERFACE

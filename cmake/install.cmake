@@ -4,8 +4,11 @@ include(CMakePackageConfigHelpers)
 set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME library)
 install(TARGETS peft EXPORT peftTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(TARGETS peft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT program)
+set(PEFT_PACKAGE_OF_program peft-cpp)
+set(PEFT_PACKAGE_OF_library libpeft-cpp-dev)
 foreach(component program library)
-  install(FILES LICENSE python/licenses/THIRD_PARTY.txt DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/peft-${component} COMPONENT ${component})
+  install(FILES LICENSE python/licenses/THIRD_PARTY.txt COMPONENT ${component}
+    DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/${PEFT_PACKAGE_OF_${component}})
 endforeach()
 # The runtime is an export of its own, so that find_package(peft) without COMPONENTS nn does not look for torch.
 if(PEFT_HAVE_TORCH)

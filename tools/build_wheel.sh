@@ -55,8 +55,8 @@ build_environment() {
 build_wheel() {  # FOLDER NAME-OF-BUILD-FOLDER PYTHON OUTPUT
   local env
   env=$(build_environment "$3")
-  (cd "$1" && quietly "$env/bin/pip" wheel . --no-deps --no-build-isolation -w "$4" -C build-dir="build/$2" \
-    -C cmake.define.PEFT_WERROR=ON)
+  (cd "$1" && quietly "$env/bin/pip" wheel . --no-deps --no-build-isolation -w "$4" --config-settings build-dir="build/$2" \
+    --config-settings cmake.define.PEFT_WERROR=ON)
 }
 
 build_wheels() {
@@ -73,7 +73,6 @@ build_wheels() {
     PATH=$tool/bin:$PATH quietly "$tool/bin/auditwheel" repair "$wheel" --plat auto -w "$root/dist"
   done
   quietly "$tool/bin/python" -m build --sdist --no-isolation -o "$root/dist"
-  quietly "$tool/bin/twine" check --strict "$root"/dist/*
 }
 
 # The sdist alone, in a folder of its own.
@@ -118,7 +117,7 @@ runtime_wheel() {
   echo "== wheel of peft-cpp-runtime"
   tools/install_torch.sh
   (cd python/runtime && quietly "$tool/bin/pip" wheel . --no-deps --no-build-isolation -w "$root/raw-runtime" \
-    -C build-dir="$OLDPWD/build/wheel-runtime" -C cmake.define.PEFT_WERROR=ON)
+    --config-settings build-dir="$OLDPWD/build/wheel-runtime" --config-settings cmake.define.PEFT_WERROR=ON)
   for wheel in "$root"/raw-runtime/*.whl; do
     PATH=$tool/bin:$PATH quietly "$tool/bin/auditwheel" repair "$wheel" --plat auto -w "$root/dist" \
       --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libgomp*'
@@ -135,6 +134,10 @@ runtime_wheel() {
 
 report() {
   local file
+  quietly "$tool/bin/twine" check --strict "$root"/dist/*
+  for file in "$root"/dist/*.whl; do
+    "$tool/bin/python" -m zipfile -l "$file" | grep THIRD_PARTY.txt >/dev/null || { echo "$file has no licences" >&2; return 1; }
+  done
   for file in "$root"/dist/*; do
     printf '%9d bytes  %s\n' "$(stat -c %s "$file")" "$(basename "$file")"
   done

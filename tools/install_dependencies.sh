@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that are missing; does nothing when all are there.
 #
-#     tools/install_dependencies.sh [build] [lint] [fuzz] [python]       default: build (compiler, libraries, tests)
+#     tools/install_dependencies.sh [build] [lint] [fuzz] [python] [packaging]       default: build (compiler, libraries, tests)
 set -euo pipefail
 
 build="g++ cmake ninja-build ccache pkg-config libsimdjson-dev nlohmann-json3-dev libpcre2-dev libcli11-dev
@@ -9,12 +9,13 @@ build="g++ cmake ninja-build ccache pkg-config libsimdjson-dev nlohmann-json3-de
 lint="clang-format clang-tidy"
 fuzz="clang libclang-rt-dev"
 python="python3-venv python3-dev"
+packaging="dpkg-dev debootstrap"
 
 packages=""
 for group in "${@:-build}"; do
   case $group in
-    build | lint | fuzz | python) packages+=" ${!group}" ;;
-    *) echo "unknown group: $group (build, lint, fuzz, python)" >&2; exit 2 ;;
+    build | lint | fuzz | python | packaging) packages+=" ${!group}" ;;
+    *) echo "unknown group: $group (build, lint, fuzz, python, packaging)" >&2; exit 2 ;;
   esac
 done
 # A Python from elsewhere (pyenv, an image) is as good as Debian's.

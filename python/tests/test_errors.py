@@ -107,3 +107,55 @@ def test_without_numpy(adapter, monkeypatch):
     with pytest.raises(peft_cpp.UsageError, match="numpy is not installed"):
         peft_cpp.read_factors(adapter, family="mixtral")
     assert peft_cpp.inspect(adapter, family="mixtral")
+
+
+DTYPES = ["bool", "int8", "uint8", "int16", "int32", "int64", "uint64", "float16", "float32", "float64", "complex64", "complex128",
+          "longdouble", "datetime64[s]", "S3", "U2", "O", "float32,int8", ">f8"]
+
+
+def spoiled(random, array):
+    """Another array: of another type, shape, order, size or place in memory."""
+    change = random.integers(9)
+    if change == 0:
+        return numpy.zeros(array.shape, str(random.choice(DTYPES)))
+    if change == 1:
+        return array.reshape(random.permutation([*array.shape, 1, 1]))
+    if change == 2:
+        return array[: random.integers(array.shape[0] + 1), : random.integers(array.shape[1] + 1)]
+    if change == 3:
+        return array[:: random.choice([-1, 2]), :: random.choice([-1, 3])]
+    if change == 4:
+        return numpy.broadcast_to(array[0, 0], array.shape)
+    if change == 5:
+        return array.T
+    if change == 6:
+        return numpy.lib.stride_tricks.as_strided(array, (3, 2**40), (0, 0))
+    if change == 7:
+        return numpy.full(array.shape, random.choice([numpy.nan, numpy.inf, -numpy.inf, 0.0, 3e38]), array.dtype)
+    return [None, 3, "text", array.tolist(), array.tobytes(), numpy.float32(1), numpy.array(1.0)][random.integers(7)]
+
+
+def spoiled_config(random, config):
+    values = [None, True, -1, 0, 2**70, 1e308, "", "q_proj", "((", [], [1], ["w1"], {}, {"w1": 4}, {"w1": "x"}, {1: 2}, numpy.float32(2)]
+    keys = [*config, "rank_pattern", "alpha_pattern", "use_rslora", "target_parameters", "bias", "use_dora", "modules_to_save", "nonsense"]
+    return {**config, str(random.choice(keys)): values[random.integers(len(values))]}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("seed", range(40))
+def test_any_array_and_config_raises_and_nothing_worse(seed):
+    """Random arrays in the place of some, random values in the config: a result or an error of this package."""
+    random = numpy.random.default_rng(seed)
+    good, config = support.mixtral()
+    names = list(good)
+    for _ in range(10):
+        tensors = dict(good)
+        for name in random.choice(names, random.integers(3), replace=False):
+            tensors[str(name)] = spoiled(random, good[str(name)])
+        changed = spoiled_config(random, config) if random.integers(2) else config
+        for call in (lambda: peft_cpp.convert_state_dict(tensors, changed, to="peft-fused", family="mixtral"),
+                     lambda: peft_cpp.detect(tensors, changed, family="mixtral")):
+            try:
+                call()
+            except (peft_cpp.Error, MemoryError) as error:
+                assert not isinstance(error, peft_cpp.InternalError), error

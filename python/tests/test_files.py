@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import warnings
 
 import numpy
@@ -197,6 +198,7 @@ def test_interrupt_leaves_nothing(tmp_path):
     adapter = large_adapter(tmp_path / "large")
     before = sorted(os.listdir(tmp_path))
     timer = threading.Timer(0.15, lambda: os.kill(os.getpid(), signal.SIGINT))
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started without it
     timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -206,6 +208,7 @@ def test_interrupt_leaves_nothing(tmp_path):
                 before = sorted({*before, "out"})
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, old)
     assert sorted(os.listdir(tmp_path)) in (before, sorted({*before, "out"}))
     assert not [name for name in os.listdir(tmp_path) if "partial" in name]
 
@@ -248,3 +251,20 @@ def test_hub_names_are_looked_up_in_the_cache(adapter, tmp_path, monkeypatch):
     assert peft_cpp.inspect("me/lora", family="mixtral").num_experts == 11
     with pytest.raises(peft_cpp.MissingFileError):
         peft_cpp.inspect("me/other")
+
+
+def test_hub_names_are_fetched_only_when_asked_for(adapter, monkeypatch):
+    fetched = []
+    monkeypatch.setenv("HF_HUB_CACHE", str(adapter.parent / "no-cache"))
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = lambda name: fetched.append(name) or str(adapter)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with pytest.raises(peft_cpp.MissingFileError):
+        peft_cpp.inspect("me/lora", family="mixtral")
+    assert not fetched
+    assert peft_cpp.inspect("me/lora", family="mixtral", download=True).num_experts == 11
+    assert peft_cpp.verify(adapter, "me/lora", family="mixtral", download=True)
+    assert fetched == ["me/lora", "me/lora"]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(peft_cpp.UsageError, match="huggingface_hub"):
+        peft_cpp.inspect("me/lora", family="mixtral", download=True)

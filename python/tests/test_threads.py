@@ -70,4 +70,5 @@ def test_stress(adapter, fused):
     python_after = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert python_after - python_before < 200_000
-    assert resident() - resident_before < 24 << 20
+    if "libasan" not in os.environ.get("LD_PRELOAD", ""):  # a sanitizer keeps freed memory; it looks for leaks itself
+        assert resident() - resident_before < 24 << 20
