@@ -24,8 +24,50 @@ bool has_gate(const Experts& experts) {
          std::ranges::any_of(fused, [&](const auto& p) { return std::ranges::any_of(p.projections, is_gate); });
 }
 
-constexpr std::array<std::pair<std::string_view, Projection>, 3> kProjections{
-    {{"w1", Projection::gate}, {"w2", Projection::down}, {"w3", Projection::up}}};
+constexpr Projection kGate = Projection::gate, kUp = Projection::up, kDown = Projection::down;
+
+// Sources: golden/consumers/tinker; the others by reading: Megatron-Bridge models/conversion/peft_bridge.py, SGLang
+// srt/lora/lora.py. Files of VeOmni and KTransformers: tests/layouts/trainers.
+const std::vector<StackedForm>& forms() {
+  static const std::vector<StackedForm> rows = {
+      {Layout::tinker,
+       {{"w1", {kGate}}, {"w2", {kDown}}, {"w3", {kUp}}},
+       Sharing::first_axis,
+       false,
+       false,
+       "experts are stacked in three dimensions as w1, w2, w3"},
+      {Layout::megatron_bridge,
+       {{"gate_up_proj", {kGate, kUp}}, {"down_proj", {kDown}}},
+       Sharing::first_axis,
+       false,
+       false,
+       "experts are stacked in three dimensions as gate_up_proj, down_proj"},
+      {Layout::sglang,
+       {{"gate_up_proj", {kGate, kUp}}, {"down_proj", {kDown}}},
+       Sharing::outer_axis,
+       false,
+       true,
+       "experts are stacked in three dimensions, and lora_A of gate_up_proj has a rank for gate and one for up"},
+      {Layout::veomni,
+       {{"gate_proj", {kGate}}, {"up_proj", {kUp}}, {"down_proj", {kDown}}},
+       Sharing::two_axes,
+       false,
+       false,
+       "experts are stacked in three dimensions as gate_proj, up_proj, down_proj, or share one pair"},
+      {Layout::ktransformers,
+       {{"gate", {kGate}}, {"up", {kUp}}, {"down", {kDown}}},
+       Sharing::none,
+       true,
+       false,
+       "experts are stacked in a file of their own, fused_expert_lora.safetensors"},
+  };
+  return rows;
+}
+
+const StackedForm::Tensor* tensor_of(const StackedForm& form, std::string_view name) {
+  const auto found = std::ranges::find(form.tensors, name, &StackedForm::Tensor::name);
+  return found == form.tensors.end() ? nullptr : &*found;
+}
 
 // A part of a module's path that Tinker calls otherwise, in this model type or in all (""). Source:
 // golden/consumers/tinker/gpt_oss, tinker_cookbook/weights/_adapter.py.
@@ -45,18 +87,9 @@ std::string renamed(const Model& model, std::string_view module, std::string_vie
   return name;
 }
 
-// The projection by its name in the file. Two-layer experts have no gate: their first matrix is up.
-Projection projection_in(const Experts* experts, std::string_view name) {
-  const Projection projection = stacked_projection(name);
-  return projection == Projection::gate && experts != nullptr && !has_gate(*experts) ? Projection::up : projection;
-}
-
-std::string_view stacked_name(const Experts& experts, Projection projection) {
-  if (projection == Projection::up && !has_gate(experts)) projection = Projection::gate;
-  for (const auto& [stacked, named] : kProjections) {
-    if (named == projection) return stacked;
-  }
-  return {};
+// Two-layer experts have no gate: their first matrix, which Tinker calls w1, is up.
+Projection projection_in(const Experts* experts, Projection projection) {
+  return projection == kGate && experts != nullptr && !has_gate(*experts) ? kUp : projection;
 }
 
 // ---- Reading
@@ -78,9 +111,25 @@ std::int64_t count_experts(const Context& context, const Slot& slot, std::int64_
                            .hint = "--num-experts, or --base with the model"});
 }
 
-// Matrix of the first expert in a tensor [E or 1, rows, cols].
+// Matrix of the first expert in a tensor [E or 1, rows, cols], or in one that all experts share.
 View first_matrix(std::uint32_t index, const TensorInfo& tensor) {
-  return {0, index, 0, tensor.shape[1], tensor.shape[2], tensor.shape[2], 1};
+  const std::int64_t rows = tensor.shape[tensor.shape.size() - 2], cols = tensor.shape.back();
+  return {0, index, 0, rows, cols, cols, 1};
+}
+
+std::int64_t stack_size(const TensorInfo& tensor) { return tensor.shape.size() == 2 ? 1 : tensor.shape[0]; }
+
+// Whether the slot could be of this form.
+bool fits(const Context& context, const StackedForm& form, const Slot& slot) {
+  const StackedForm::Tensor* tensor = tensor_of(form, model::leaf(slot.module));
+  if (tensor == nullptr) return false;
+  const TensorInfo &a = context.tensor(slot.a), &b = context.tensor(slot.b);
+  const bool matrices = a.shape.size() == 2;
+  if (matrices != (b.shape.size() == 2) || (matrices && form.sharing != Sharing::two_axes)) return false;
+  const bool one_sided = form.sharing == Sharing::first_axis || form.sharing == Sharing::outer_axis;
+  if (!one_sided && !matrices && a.shape[0] != b.shape[0]) return false;
+  const auto ranks = form.tiled ? static_cast<std::int64_t>(tensor->projections.size()) : 1;
+  return a.shape[a.shape.size() - 2] == ranks * b.shape.back();
 }
 
 // ---- Writing
@@ -95,31 +144,137 @@ bool is_shared(const UniformFile& out, const ProjectionStack& stack, View Factor
   });
 }
 
-void add_stack(UniformFile& out, const ProjectionStack& stack) {
-  const std::string key = std::string(kPrefix) + experts_module(*stack.experts) + "." +
-                          std::string(stacked_name(*stack.experts, stack.projection));
-  const std::int64_t rank = out.rank();
-  const bool a_shared = is_shared(out, stack, &Factor::a);
-  // One side has to show how many experts there are.
-  const bool b_shared = !a_shared && is_shared(out, stack, &Factor::b);
-  const auto experts = static_cast<std::int64_t>(stack.factors.size());
-  std::vector<Block> a, b;
-  for (std::int64_t e = 0; e < experts; ++e) {
-    const Factor* factor = stack.factors[static_cast<std::size_t>(e)];
-    if (factor == nullptr) continue;
-    if (e == 0 || !a_shared) a.push_back(out.block_of_a(*factor, e * rank));
-    if (e == 0 || !b_shared) b.push_back(out.block_of_b(*factor, e * stack.out));
+// The projections of the experts of one layer that one tensor holds; null where there is none of a projection.
+struct Joined {
+  const StackedForm::Tensor* tensor = nullptr;
+  std::vector<const ProjectionStack*> parts;
+
+  const ProjectionStack& first() const {
+    return **std::ranges::find_if(parts, [](const auto* part) { return part; });
   }
-  const std::int64_t in_a = a_shared ? 1 : experts, in_b = b_shared ? 1 : experts;
-  out.add(key + ".lora_A.weight", {in_a, rank, stack.in}, in_a * rank, stack.in, std::move(a));
-  out.add(key + ".lora_B.weight", {in_b, stack.out, rank}, in_b * stack.out, rank, std::move(b));
-  const std::string_view shared = a_shared ? ", lora_A shared" : b_shared ? ", lora_B shared" : "";
-  out.step(fmt::format("{} of {} experts stacked{}", stacked_name(*stack.experts, stack.projection), experts, shared));
+  std::size_t experts() const { return first().factors.size(); }
+};
+
+// Whether one lora_A serves all projections of every expert.
+bool shares_a(const UniformFile& out, const Joined& joined) {
+  if (std::ranges::find(joined.parts, nullptr) != joined.parts.end()) return false;
+  for (std::size_t e = 0; e < joined.experts(); ++e) {
+    const Factor *first = joined.parts.front()->factors[e], *last = joined.parts.back()->factors[e];
+    if ((first == nullptr) != (last == nullptr)) return false;
+    if (first != nullptr && (first->rank != last->rank || !same_values(out.file(), first->a, last->a))) return false;
+  }
+  return true;
 }
 
-void add_dense(UniformFile& out, const Factor& factor) {
-  const std::string key =
-      std::string(kPrefix) + renamed(out.model(), factor.site.module, &Renaming::transformers, &Renaming::tinker);
+// What all tensors of a file are written as.
+class StackWriter {
+ public:
+  StackWriter(UniformFile& out, const StackedForm& form) : out_(out), form_(form) {
+    for (const ProjectionStack& stack : out.stacks()) join(stack);
+    const auto needs_blocks = [&](const Joined& joined) {
+      return joined.parts.size() > 1 && !form.tiled && !shares_a(out, joined);
+    };
+    blocks_ = std::ranges::any_of(joined_, needs_blocks);
+    if (blocks_) out.widen(2);  // gate and up get a half of the rank each
+  }
+
+  void run() {
+    for (const Joined& joined : joined_) add(joined);
+  }
+
+ private:
+  void join(const ProjectionStack& stack) {
+    // Where experts have no gate, up takes its place: w1 of Tinker's two-layer experts.
+    const bool alone = stack.projection == kUp && form_.tensors.front().projections.size() == 1 &&
+                       form_.layout == Layout::tinker && !has_gate(*stack.experts);
+    const Projection projection = alone ? kGate : stack.projection;
+    for (const StackedForm::Tensor& tensor : form_.tensors) {
+      const auto at = std::ranges::find(tensor.projections, projection);
+      if (at == tensor.projections.end()) continue;
+      auto found = std::ranges::find_if(joined_, [&](const Joined& other) {
+        return other.tensor == &tensor && other.first().experts == stack.experts;
+      });
+      if (found == joined_.end()) {
+        joined_.push_back({&tensor, std::vector<const ProjectionStack*>(tensor.projections.size())});
+        found = std::prev(joined_.end());
+      }
+      found->parts[static_cast<std::size_t>(at - tensor.projections.begin())] = &stack;
+    }
+  }
+
+  bool shared_side(const Joined& joined, View Factor::*side) const {
+    return std::ranges::all_of(
+        joined.parts, [&](const ProjectionStack* part) { return part != nullptr && is_shared(out_, *part, side); });
+  }
+
+  void add(const Joined& joined);
+  std::vector<Block> blocks_of(const Joined& joined, bool of_a, bool shared) const;
+
+  UniformFile& out_;
+  const StackedForm& form_;
+  std::vector<Joined> joined_;
+  bool blocks_ = false;  // the rank of a pair that is joined is halved between its projections
+};
+
+// lora_A: expert after expert, in a tiled form projection after projection. lora_B: rows of the projections.
+std::vector<Block> StackWriter::blocks_of(const Joined& joined, bool of_a, bool shared) const {
+  const std::int64_t half = blocks_ ? out_.rank() / 2 : 0;  // where the second projection's ranks begin
+  const auto parts = static_cast<std::int64_t>(joined.parts.size());
+  const std::int64_t a_rows = out_.rank() * (form_.tiled ? parts : 1), b_rows = joined.first().out * parts;
+  std::vector<Block> blocks;
+  for (std::size_t e = 0; e < (shared ? 1 : joined.experts()); ++e) {
+    for (std::int64_t p = 0; p < parts; ++p) {
+      const ProjectionStack* part = joined.parts[static_cast<std::size_t>(p)];
+      const Factor* factor = part == nullptr ? nullptr : part->factors[e];
+      if (factor == nullptr) continue;
+      const auto expert = static_cast<std::int64_t>(e);
+      if (of_a) {
+        const bool once = parts > 1 && !form_.tiled && !blocks_;
+        if (once && p > 0) continue;
+        blocks.push_back(out_.block_of_a(*factor, expert * a_rows + p * (form_.tiled ? out_.rank() : half)));
+      } else {
+        blocks.push_back(out_.block_of_b(*factor, expert * b_rows + p * part->out));
+        blocks.back().col = p * half;
+      }
+    }
+  }
+  return blocks;
+}
+
+void StackWriter::add(const Joined& joined) {
+  const ProjectionStack& first = joined.first();
+  const std::string key = form_.by_layer
+                              ? fmt::format("layers.{}.experts.{}", first.experts->layer, joined.tensor->name)
+                              : fmt::format("{}{}.{}", kPrefix, experts_module(*first.experts), joined.tensor->name);
+  const std::string_view a_ending = form_.by_layer ? "_lora_a" : ".lora_A.weight",
+                         b_ending = form_.by_layer ? "_lora_b" : ".lora_B.weight";
+  const bool down = joined.tensor->projections.front() == kDown;
+  bool a_shared = shared_side(joined, &Factor::a), b_shared = shared_side(joined, &Factor::b);
+  const bool both = a_shared && b_shared && form_.sharing == Sharing::two_axes;
+  if (form_.sharing == Sharing::first_axis)
+    b_shared = b_shared && !a_shared;  // one side has to show how many there are
+  if (form_.sharing == Sharing::outer_axis) a_shared = a_shared && !down, b_shared = b_shared && down;
+  if (form_.sharing == Sharing::two_axes || form_.sharing == Sharing::none) a_shared = b_shared = both;
+  const auto parts = static_cast<std::int64_t>(joined.parts.size()),
+             experts = static_cast<std::int64_t>(joined.experts());
+  const std::int64_t rank = out_.rank(), a_rows = rank * (form_.tiled ? parts : 1), b_rows = first.out * parts;
+  const std::int64_t in_a = a_shared ? 1 : experts, in_b = b_shared ? 1 : experts;
+  const auto shape = [&](std::int64_t count, std::int64_t rows, std::int64_t cols) {
+    return both ? std::vector<std::int64_t>{rows, cols} : std::vector<std::int64_t>{count, rows, cols};
+  };
+  out_.add(key + std::string(a_ending), shape(in_a, a_rows, first.in), in_a * a_rows, first.in,
+           blocks_of(joined, true, a_shared));
+  out_.add(key + std::string(b_ending), shape(in_b, b_rows, rank), in_b * b_rows, rank,
+           blocks_of(joined, false, b_shared));
+  const std::string_view shared = both ? ", shared" : a_shared ? ", lora_A shared" : b_shared ? ", lora_B shared" : "";
+  out_.step(fmt::format("{} of {} experts stacked{}", joined.tensor->name, experts, shared));
+}
+
+void add_dense(UniformFile& out, const Factor& factor, Layout layout) {
+  const std::string module = layout == Layout::tinker
+                                 ? renamed(out.model(), factor.site.module, &Renaming::transformers, &Renaming::tinker)
+                                 : factor.site.module;
+  const std::string key = std::string(kPrefix) + module;
   const bool embedding = factor.kind == FactorKind::embedding;
   out.add(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"), {out.rank(), factor.in}, out.rank(), factor.in,
           {out.block_of_a(factor, 0)});
@@ -129,11 +284,15 @@ void add_dense(UniformFile& out, const Factor& factor) {
 
 }  // namespace
 
-Projection stacked_projection(std::string_view name) {
-  for (const auto& [stacked, projection] : kProjections) {
-    if (stacked == name) return projection;
-  }
-  return Projection::none;
+std::span<const StackedForm> stacked_forms() { return forms(); }
+
+const StackedForm* find_stacked_form(Layout layout) {
+  const auto found = std::ranges::find(forms(), layout, &StackedForm::layout);
+  return found == forms().end() ? nullptr : &*found;
+}
+
+bool is_stacked_name(std::string_view name) {
+  return std::ranges::any_of(forms(), [&](const StackedForm& form) { return tensor_of(form, name) != nullptr; });
 }
 
 std::string from_tinker(const Model& model, std::string_view module) {
@@ -142,42 +301,75 @@ std::string from_tinker(const Model& model, std::string_view module) {
 
 bool is_empty_stack(const Adapter& adapter, const Slot& slot) {
   const auto tensors = adapter.weights->tensors();
-  return stacked_projection(model::leaf(slot.module)) != Projection::none &&
-         model::leaf(model::parent(slot.module)).ends_with("experts") && tensors[slot.a].bytes() == 0 &&
-         tensors[slot.b].bytes() == 0;
+  return is_stacked_name(model::leaf(slot.module)) && model::leaf(model::parent(slot.module)).ends_with("experts") &&
+         tensors[slot.a].bytes() == 0 && tensors[slot.b].bytes() == 0;
 }
 
+// A matrix below "experts" is what all experts share; below "shared_experts" it is that of a plain module.
 bool is_stacked(const Adapter& adapter, const Slot& slot) {
+  const std::string_view above = model::leaf(model::parent(slot.module));
+  if (slot.depth != 0 || slot.embedding || !is_stacked_name(model::leaf(slot.module))) return false;
   const auto tensors = adapter.weights->tensors();
-  return slot.depth == 0 && !slot.embedding && stacked_projection(model::leaf(slot.module)) != Projection::none &&
-         model::leaf(model::parent(slot.module)).ends_with("experts") && tensors[slot.a].shape.size() == 3 &&
-         tensors[slot.b].shape.size() == 3;
+  const std::size_t a = tensors[slot.a].shape.size(), b = tensors[slot.b].shape.size();
+  return (a == 3 && b == 3 && above.ends_with("experts")) || (a == 2 && b == 2 && above == "experts");
 }
 
-NamedPair stacked_pair(const Context& context, const Slot& slot) {
+const StackedForm& stacked_form(const Context& context, const std::vector<Slot>& slots) {
+  const StackedForm* first = nullptr;
+  const bool is_veomni = !context.adapter.config.value("veomni_lora").empty();
+  for (const StackedForm& form : forms()) {
+    if (!std::ranges::all_of(slots, [&](const Slot& slot) { return fits(context, form, slot); })) continue;
+    const bool named =
+        context.options.layout ? *context.options.layout == form.layout : is_veomni && form.layout == Layout::veomni;
+    if (first == nullptr || named) first = &form;
+  }
+  if (first != nullptr) return *first;
+  const TensorInfo &a = context.tensor(slots.front().a), &b = context.tensor(slots.front().b);
+  context.at(slots.front().a)
+      .fail(ErrorCode::LO_LAYOUT,
+            {.problem = "these stacks of experts are those of no program that is known",
+             .expected = "A [E or 1, r, in], B [E or 1, out, r]; A [E, 2 r, in] of gate and up in SGLang's form",
+             .got = fmt::format("A {}, B {}", shape_text(a.shape), shape_text(b.shape))});
+}
+
+std::vector<NamedPair> stacked_pairs(const Context& context, const StackedForm& form, const Slot& slot) {
   const TensorInfo &a = context.tensor(slot.a), &b = context.tensor(slot.b);
-  if (a.shape[0] == 0 || b.shape[0] == 0) {
-    context.at(slot.a).fail(ErrorCode::LO_SHAPE,
-                            {.problem = "the stack is empty",
-                             .expected = "A [E or 1, r, in], B [E or 1, out, r]",
-                             .got = fmt::format("A {}, B {}", shape_text(a.shape), shape_text(b.shape))});
+  const auto& projections = tensor_of(form, model::leaf(slot.module))->projections;
+  const auto parts = static_cast<std::int64_t>(projections.size());
+  const View all_a = first_matrix(slot.a, a), all_b = first_matrix(slot.b, b);
+  if (stack_size(a) == 0 || stack_size(b) == 0 || all_b.rows % parts != 0) {
+    context.at(slot.a).fail(
+        ErrorCode::LO_SHAPE,
+        {.problem = all_b.rows % parts != 0 ? "gate and up have different numbers of rows" : "the stack is empty",
+         .expected = "A [E or 1, r, in], B [E or 1, out, r]",
+         .got = fmt::format("A {}, B {}", shape_text(a.shape), shape_text(b.shape))});
   }
   NamedPair pair;
   pair.module = std::string(model::parent(slot.module));
-  pair.projection = projection_in(experts_at(context.model, pair.module), model::leaf(slot.module));
-  pair.experts = count_experts(context, slot, a.shape[0], b.shape[0]);
-  pair.a = first_matrix(slot.a, a), pair.b = first_matrix(slot.b, b);
-  pair.a_step = a.shape[0] == 1 ? 0 : pair.a.rows * pair.a.cols;
-  pair.b_step = b.shape[0] == 1 ? 0 : pair.b.rows * pair.b.cols;
-  pair.scale = scale_of(context, slot.a, pair.a.rows, std::string(slot.module)).scale;
-  return pair;
+  pair.experts = count_experts(context, slot, stack_size(a), stack_size(b));
+  pair.a_step = stack_size(a) == 1 ? 0 : all_a.rows * all_a.cols;
+  pair.b_step = stack_size(b) == 1 ? 0 : all_b.rows * all_b.cols;
+  const std::int64_t rank = form.tiled ? all_a.rows / parts : all_a.rows, out = all_b.rows / parts;
+  pair.scale = scale_of(context, slot.a, rank, std::string(slot.module)).scale;
+  std::vector<NamedPair> pairs;
+  for (std::int64_t p = 0; p < parts; ++p) {
+    pair.projection = projection_in(experts_at(context.model, pair.module), projections[static_cast<std::size_t>(p)]);
+    pair.a = form.tiled ? all_a.row_range(p * rank, rank) : all_a;
+    pair.b = all_b.row_range(p * out, out);
+    pairs.push_back(pair);
+  }
+  return pairs;
 }
 
 Encoded encode_stacked(const Factors& factors, const Model& model, const TensorFile* file,
                        const EncodeOptions& options) {
-  UniformFile out(factors, model, file, options);
-  for (const Factor* factor : out.dense()) add_dense(out, *factor);
-  for (const ProjectionStack& stack : out.stacks()) add_stack(out, stack);
+  const StackedForm& form = *find_stacked_form(options.to);
+  EncodeOptions used = options;
+  used.all_projections = options.all_projections || form.by_layer;  // KTransformers loads all three or none
+  UniformFile out(factors, model, file, used);
+  StackWriter writer(out, form);
+  for (const Factor* factor : out.dense()) add_dense(out, *factor, form.layout);
+  writer.run();
   return out.finish();
 }
 

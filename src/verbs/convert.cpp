@@ -16,6 +16,7 @@
 #include "layout/encode/write_config.h"
 #include "layout/forms.h"
 #include "layout/keys.h"
+#include "layout/stacked.h"
 #include "model/path.h"
 #include "model/trees/build_tree.h"
 #include "peft/error.h"
@@ -102,7 +103,7 @@ bool keeps_everything(const Input& input, const layout::Encoded& encoded, const 
   if (options.to == Layout::gguf || input.adapter.form != info(options.to).form) return false;
   if (options.dtype || options.block_diagonal) return false;
   if (encoded.uniform && !same_shapes(input, encoded)) return false;
-  const bool own_names = encoded.uniform.has_value() || input.reading.layout == Layout::tinker;
+  const bool own_names = encoded.uniform.has_value() || layout::find_stacked_form(input.reading.layout) != nullptr;
   if (input.reading.has_experts || own_names) return options.to == input.reading.layout && same_names(input, encoded);
   // Dense modules can stay as they are where none of them is named or owned differently in the target. What a pattern
   // or PEFT's defaults select depends on the modules of the generation, so such configs of MoE models are written
@@ -450,11 +451,15 @@ SuitedPlan plan_suited(const Input& input, const ConvertOptions& options, const 
   const bool evened = even_out(encoded, source, options.to, suiting);
   const std::int64_t rank = largest_rank(encoded);
   if (!evened && keeps_everything(input, encoded, options)) {
-    plan.files.push_back({std::string(info(options.to).weights_file), copies(input)});
-    if (input.adapter.form == AdapterForm::peft && input.reading.layout != Layout::tinker)
+    layout::add_weights(plan, copies(input), options.to);
+    if (input.adapter.form == AdapterForm::peft && layout::find_stacked_form(input.reading.layout) == nullptr)
       plan.texts.emplace_back(kConfig, input.adapter.config.dump());
     else
       plan.copies.emplace_back(kConfig, (std::filesystem::path(input.adapter.folder) / kConfig).string());
+    if (options.to == Layout::nemo) {
+      constexpr const char* kMarker = "automodel_peft_config.json";
+      plan.copies.emplace_back(kMarker, (std::filesystem::path(input.adapter.folder) / kMarker).string());
+    }
     plan.steps.push_back(input.reading.has_experts
                              ? "already in this layout: copied as it is (bit-exact)"
                              : "nothing in this adapter differs between the layouts: copied as it is (bit-exact)");

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "layout/stacked.h"
 #include "peft/model.h"
 
 namespace peft::testing {
@@ -195,7 +196,7 @@ Plan convert(const Input& input, ConvertOptions options, Layout to, const std::s
 }
 
 bool is_program_layout(Layout layout) {
-  return layout == Layout::gguf || layout == Layout::tinker || layout == Layout::mlx;
+  return info(layout).form != AdapterForm::peft || layout::find_stacked_form(layout) != nullptr;
 }
 
 std::optional<Exactness> check_program_tour(const Input& input, const ConvertOptions& options, Layout to,

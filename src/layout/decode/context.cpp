@@ -39,6 +39,14 @@ void require_readable(const Context& context, std::uint32_t index) {
   }
 }
 
+std::pair<AdapterConfig::Version, std::string> writing_version(const Context& context) {
+  const std::string& marker = context.adapter.wrapper_layout;
+  if (marker.empty()) return context.adapter.config.likely_version();
+  const AdapterConfig::Version version =
+      marker == "peft-0.18" ? AdapterConfig::Version{0, 18, 1} : AdapterConfig::Version{0, 19, 1};
+  return {version, "automodel_peft_config.json says paramwrapper_layout = " + marker};
+}
+
 Scale scale_of(const Context& context, std::uint32_t a, std::int64_t rank, const std::string& name) {
   const std::int64_t stated = context.adapter.config.rank_for(name);
   if (stated != rank) {

@@ -547,6 +547,10 @@ Encoded encode(const Factors& factors, const Model& model, const TensorFile* fil
     case Layout::gguf:
       return encode_gguf(factors, model, file, options);
     case Layout::tinker:
+    case Layout::megatron_bridge:
+    case Layout::sglang:
+    case Layout::veomni:
+    case Layout::ktransformers:
       return encode_stacked(factors, model, file, options);
     case Layout::mlx:
       return encode_mlx(factors, model, file, options);

@@ -139,6 +139,11 @@ void UniformFile::measure(const Factors& factors) {
   }
 }
 
+void UniformFile::widen(std::int64_t times) {
+  rank_ *= times;
+  result_.exactness = std::max(result_.exactness, Exactness::value_exact);
+}
+
 Block UniformFile::block_of_b(const Factor& factor, std::int64_t row) const {
   return {row, 0, 1, factor.b, folded_gain(factor, scale_)};
 }

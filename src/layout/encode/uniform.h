@@ -28,6 +28,8 @@ class UniformFile {
 
   std::int64_t rank() const { return rank_; }
   double scale() const { return scale_; }
+  // Gives all pairs a larger rank, padded with zeros: `times` as large.
+  void widen(std::int64_t times);
   const Model& model() const { return model_; }
   const TensorFile& file() const { return *file_; }
 

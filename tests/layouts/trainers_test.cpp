@@ -1,0 +1,226 @@
+// Files of trainers, written by the real packages (tools/trainer_files.py): read right, and written back byte for byte.
+// Forms of which no real file is there: their own shapes, and what is refused.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "layout/stacked.h"
+#include "support/judge.h"
+#include "support/model_writer.h"
+#include "support/test_files.h"
+#include "test_paths.h"
+
+namespace peft::testing {
+namespace {
+
+namespace fs = std::filesystem;
+using safetensors::error_of;
+using safetensors::expect_error;
+
+const fs::path kFolder = fs::path(PEFT_SOURCE_DIR) / "tests/layouts/trainers";
+
+struct Case {
+  std::string name;
+  Layout layout;
+  bool returns = true;  // written again in the same layout, its bytes come back
+};
+const Case kCases[] = {{"veomni-independent", Layout::veomni},
+                       {"veomni-shared", Layout::veomni},
+                       {"ktransformers", Layout::ktransformers},
+                       {"nemo", Layout::nemo},
+                       {"nemo-legacy", Layout::peft_fused_0_18, false}};
+
+InputOptions with_base() {
+  InputOptions options;
+  options.base = (kFolder / "base").string();
+  return options;
+}
+
+// The same factors as one pair for each expert, which the real program made too.
+OracleFactors expected(const Case& c, const fs::path& scratch) {
+  fs::create_directories(scratch);
+  fs::copy_file(kFolder / (c.name + ".expected.safetensors"), scratch / "adapter_model.safetensors",
+                fs::copy_options::overwrite_existing);
+  write_file(
+      scratch / "adapter_config.json",
+      R"({"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["q_proj", "gate_proj", "up_proj", "down_proj"]})");
+  return factors_of(load(scratch.string(), with_base()));
+}
+
+TEST(Trainers, FilesOfTheRealPackagesAreReadRight) {
+  TemporaryFolder folder;
+  for (const Case& c : kCases) {
+    SCOPED_TRACE(c.name);
+    const Input input = load((kFolder / c.name).string(), with_base());
+    EXPECT_EQ(info(input.reading.layout).name, info(c.layout).name);
+    compare_deltas(expected(c, folder / c.name), factors_of(input), kExact);
+  }
+}
+
+TEST(Trainers, ComeBackByteForByte) {
+  TemporaryFolder folder;
+  for (const Case& c : kCases) {
+    SCOPED_TRACE(c.name);
+    const Input input = load((kFolder / c.name).string(), with_base());
+    ConvertOptions options;
+    options.input = with_base();
+    const std::string plain = folder / (c.name + "-plain"), back = folder / (c.name + "-back");
+    convert(input, options, Layout::peft_per_expert, plain);
+    convert(load(plain, options.input), options, c.layout, back);
+    compare_deltas(factors_of(input), factors_of(load(back, options.input)), kExact);
+    if (!c.returns) continue;
+    for (const auto& entry : fs::directory_iterator(kFolder / c.name)) {
+      if (entry.path().extension() != ".safetensors") continue;
+      EXPECT_EQ(read_file(entry.path()), read_file(fs::path(back) / entry.path().filename())) << entry.path();
+    }
+  }
+}
+
+// What VeOmni reads its config by is what it wrote itself.
+TEST(Trainers, VeOmnisConfigIsItsOwn) {
+  TemporaryFolder folder;
+  for (const char* name : {"veomni-independent", "veomni-shared"}) {
+    const Input input = load((kFolder / name).string(), with_base());
+    ConvertOptions options;
+    options.input = with_base();
+    const std::string plain = folder / (std::string(name) + "-plain"), back = folder / name;
+    convert(input, options, Layout::peft_per_expert, plain);
+    convert(load(plain, options.input), options, Layout::veomni, back);
+    EXPECT_EQ(read_json(fs::path(back) / "adapter_config.json"), read_json(kFolder / name / "adapter_config.json"));
+  }
+}
+
+// ---- square parameters, which only NeMo's marker settles; every form of the table
+
+constexpr std::int64_t kHidden = 26, kInner = 13, kExperts = 12, kRank = 3;  // gate_up is square: 26 is 2 * 13
+
+class Forms : public ::testing::Test {
+ protected:
+  Forms() { write_model(folder_.path() / "base", {"qwen3_moe", kHidden, kInner, kExperts, 2}); }
+
+  Input read(std::vector<Stored> tensors, const Json& changes = Json::object(), const std::string& marker = "") {
+    const fs::path path = folder_.path() / std::to_string(count_++);
+    write_lora(path, lora_config(kRank, 2 * kRank, changes), std::move(tensors));
+    if (!marker.empty())
+      write_file(path / "automodel_peft_config.json", R"({"paramwrapper_layout": ")" + marker + "\"}");
+    InputOptions options;
+    options.base = folder_ / "base";
+    return load(path.string(), options);
+  }
+  // gate_up_proj alone, in PEFT's form: a square.
+  std::vector<Stored> square() {
+    Draw draw(7);
+    const std::string key = "base_model.model.model.layers.1.mlp.experts.lora_";
+    return {stored(key + "A.weight", "F32", draw.matrix(kExperts * kRank, kHidden, 0.125, 9)),
+            stored(key + "B.weight", "F32", draw.matrix(2 * kInner, kRank * kExperts, 0.125, 9))};
+  }
+
+  TemporaryFolder folder_;
+  int count_ = 0;
+};
+
+const Json kGateUp = {{"target_parameters", {"mlp.experts.gate_up_proj"}}, {"peft_version", nullptr}};
+
+TEST_F(Forms, NeMosMarkerSettlesSquares) {
+  const Input now = read(square(), kGateUp, "peft-0.19.1"), before = read(square(), kGateUp, "peft-0.18");
+  EXPECT_EQ(info(now.reading.layout).name, "nemo");
+  EXPECT_EQ(info(before.reading.layout).name, "peft-fused-0.18");
+  const Factor &x = now.reading.factors.factors.front(), &y = before.reading.factors.factors.front();
+  EXPECT_EQ(x.a.tensor, y.b.tensor) << "the sides trade places";
+  expect_error(error_of([&] { read(square(), kGateUp, "peft-2"); }), ErrorCode::CF_VALUE,
+               {"paramwrapper_layout", "peft-2"});
+}
+
+TEST_F(Forms, AMarkerThatShapesContradictIsRefused) {
+  Draw draw(7);
+  const std::string key = "base_model.model.model.layers.1.mlp.experts.lora_";
+  const std::vector<Stored> down = {stored(key + "A.weight", "F32", draw.matrix(kExperts * kRank, kInner, 0.125, 9)),
+                                    stored(key + "B.weight", "F32", draw.matrix(kHidden, kRank * kExperts, 0.125, 9))};
+  const Json changes = {{"target_parameters", {"mlp.experts.down_proj"}}, {"peft_version", nullptr}};
+  EXPECT_EQ(info(read(down, changes, "peft-0.19.1").reading.layout).name, "nemo");
+  expect_error(error_of([&] { read(down, changes, "peft-0.18"); }), ErrorCode::LO_LAYOUT,
+               {"automodel_peft_config.json"});
+}
+
+TEST_F(Forms, UnslothsMixedPackingIsRefusedUntilSomeoneDecides) {
+  const Json mixed = {{"lora_A_layout", "grouped_by_expert"},
+                      {"parameters", {{"gate_up_proj", {{"lora_B_layout", "mixed"}, {"num_experts", kExperts}}}}}};
+  Json changes = kGateUp;
+  changes["unsloth_fused_expert_lora"] = mixed;
+  changes["peft_version"] = "0.21.2";
+  expect_error(error_of([&] { read(square(), changes); }), ErrorCode::LO_LAYOUT,
+               {"gate_up_proj: mixed", "--b-packing"});
+  changes["lora_B_layout"] = "rank_major";
+  EXPECT_NO_THROW(read(square(), changes));
+}
+
+// From one pair for each expert to every form and back: the same updates; and forms that can share a side do.
+TEST_F(Forms, HoldEveryAdapter) {
+  for (const bool shared : {false, true}) {
+    Draw draw(11);
+    std::vector<Stored> tensors;
+    const Matrix same = draw.matrix(kRank, kHidden, 0.125, 9);
+    for (std::int64_t e = 0; e < kExperts; ++e) {
+      for (const char* projection : {"gate_proj", "up_proj", "down_proj"}) {
+        const bool down = std::string(projection) == "down_proj";
+        const std::string key = fmt::format("base_model.model.model.layers.1.mlp.experts.{}.{}.lora_", e, projection);
+        const Matrix a = shared && !down ? same : draw.matrix(kRank, down ? kInner : kHidden, 0.125, 9);
+        tensors.push_back(stored(key + "A.weight", "F32", a));
+        tensors.push_back(stored(key + "B.weight", "F32", draw.matrix(down ? kHidden : kInner, kRank, 0.125, 9)));
+      }
+    }
+    const Input input = read(tensors, {{"target_modules", {"gate_proj", "up_proj", "down_proj"}}});
+    const OracleFactors want = factors_of(input);
+    for (const layout::StackedForm& form : layout::stacked_forms()) {
+      SCOPED_TRACE(std::string(info(form.layout).name) + (shared ? ", lora_A shared" : ""));
+      ConvertOptions options;
+      options.input.base = folder_ / "base";
+      const std::string there = folder_ / (std::string(info(form.layout).name) + (shared ? "-shared" : ""));
+      convert(input, options, form.layout, there);
+      const Input again = load_as(there, options.input, form.layout);
+      EXPECT_EQ(info(again.reading.layout).name, info(form.layout).name);
+      compare_deltas(want, factors_of(again), kExact);
+      convert(again, options, form.layout, there + "-again");
+      EXPECT_EQ(read_file(there + "/adapter_model.safetensors"), read_file(there + "-again/adapter_model.safetensors"));
+      if (!shared || form.layout == Layout::veomni || form.layout == Layout::ktransformers) continue;
+      const auto first = again.adapter.weights->tensors();
+      EXPECT_TRUE(
+          std::ranges::any_of(first, [](const TensorInfo& t) { return t.shape.size() == 3 && t.shape[0] == 1; }));
+    }
+  }
+}
+
+// SGLang's lora_A of gate and up has a rank for each; Megatron-Bridge's one for both.
+TEST_F(Forms, AreToldApartByTheRankOfLoraA) {
+  Draw draw(5);
+  const std::string key = "base_model.model.model.layers.1.mlp.experts.gate_up_proj.lora_";
+  const auto stacked = [&](const std::string& side, std::vector<std::int64_t> shape) {
+    const Matrix values = draw.matrix(shape[0] * shape[1], shape[2], 0.125, 9);
+    return stored(key + side + ".weight", "F32", std::move(shape), values.values);
+  };
+  const auto name_of = [&](std::int64_t rows) {
+    return info(read({stacked("A", {kExperts, rows, kHidden}), stacked("B", {kExperts, 2 * kInner, kRank})})
+                    .reading.layout)
+        .name;
+  };
+  EXPECT_EQ(name_of(kRank), "megatron-bridge");
+  EXPECT_EQ(name_of(2 * kRank), "sglang");
+  expect_error(error_of([&] { name_of(2 * kRank + 1); }), ErrorCode::LO_LAYOUT, {"SGLang"});
+  expect_error(error_of([&] {
+                 read({stacked("A", {kExperts, kRank, kHidden}), stacked("B", {kExperts, 2 * kInner + 1, kRank})});
+               }),
+               ErrorCode::LO_SHAPE, {"gate and up"});
+}
+
+TEST_F(Forms, ATensorInTwoFilesIsRefused) {
+  const fs::path path = folder_.path() / "twice";
+  fs::create_directories(path);
+  for (const char* file : {"adapter_model.safetensors", "fused_expert_lora.safetensors"})
+    fs::copy_file(kFolder / "ktransformers/fused_expert_lora.safetensors", path / file);
+  fs::copy_file(kFolder / "ktransformers/adapter_config.json", path / "adapter_config.json");
+  expect_error(error_of([&] { load(path.string(), with_base()); }), ErrorCode::IX_DUP,
+               {"two files", "layers.0.experts"});
+}
+
+}  // namespace
+}  // namespace peft::testing
