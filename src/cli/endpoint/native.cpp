@@ -16,7 +16,7 @@
 
 #include "base/text.h"
 #include "cli/output/json.h"
-#include "cli/runtime/exec_peft_torch.h"
+#include "cli/runtime/runtime.h"
 #include "peft/error.h"
 #include "peft/safetensors.h"
 
