@@ -4,7 +4,7 @@ JOBS ?= $(shell nproc)
 PROGRAMS = peft_cli $(shell grep -qs '^Torch_DIR:PATH=/' build/release/CMakeCache.txt && echo peft_torch)
 SOURCES = $(shell git ls-files '*.cpp' '*.h')
 
-.PHONY: build demo wheel test golden asan tsan fuzz tidy format bench bench-report docs clean
+.PHONY: build demo wheel packages release-check test golden consumers asan tsan fuzz tidy format bench bench-report docs clean
 .DEFAULT_GOAL := build
 
 build: configure-release                ## build/release/peft, and peft-torch, which runs models
@@ -22,6 +22,10 @@ test: configure-release                 ## all tests
 golden: configure-release               ## the golden tests alone; PEFT_GOLDEN names another root
 	cmake --build --preset release -j $(JOBS) --target golden_test
 	build/release/golden_test
+
+consumers: build                        ## the real llama.cpp, MLX-LM, vLLM and PEFT run what is converted for them (docs/notes/consumers.md)
+	tools/install_dependencies.sh build python
+	tools/consumers/run.sh --record
 
 asan tsan: %: configure-%               ## all tests with address and undefined, or thread sanitizer
 	cmake --build --preset $@ -j $(JOBS)
@@ -55,6 +59,12 @@ bench: configure-release                ## ratios to memcpy and cp
 wheel:                                  ## the Python package for each Python, tested in fresh environments (docs/python.md)
 	JOBS=$(JOBS) tools/build_wheel.sh
 
+packages: build                         ## build/packages: .deb and .tar.gz of the program and of the library
+	cpack --config build/release/CPackConfig.cmake -B build/packages
+
+release-check:                          ## what CI leaves out: every Python, the sdist, sanitizers, packages, the static program
+	tools/release_check.sh
+
 bench-report:                           ## docs/benchmarks.md from bench/results (bench/record.py measures)
 	bench/report.py
 
@@ -70,6 +80,6 @@ clean:
 .PHONY: configure-release configure-demo configure-debug configure-asan configure-tsan
 configure-release configure-demo configure-debug configure-asan configure-tsan: configure-%:
 	@tools/install_dependencies.sh build
-	@if [ $* = release ]; then tools/install_torch.sh; fi
+	@if [ $* = release ]; then tools/install_torch.sh; tools/install_python_tools.sh; fi
 	@mkdir -p build
 	@cmake --preset $* >build/$*.configure.log 2>&1 || { cat build/$*.configure.log; exit 1; }

@@ -2,11 +2,12 @@
 find_package(Python3 REQUIRED COMPONENTS Interpreter)
 
 file(GLOB_RECURSE cli_tests CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/src/cli/*_test.cpp)
-add_executable(test_cli ${cli_tests} src/cli/runtime/exec_peft_torch.cpp)
+add_executable(test_cli ${cli_tests})
 target_include_directories(test_cli PRIVATE src tests)
-target_link_libraries(test_cli PRIVATE peft_cli_parts peft_test_flags GTest::gmock)
+target_link_libraries(test_cli PRIVATE peft_without_torch peft_test_flags GTest::gmock)
 peft_discover_tests(test_cli)
 
+add_test(NAME peft_starts_without_highway COMMAND sh -c "! ldd $<TARGET_FILE:peft_cli> | grep libhwy")
 # These run the program itself.
 foreach(program command_test wild_test)
   if(TARGET ${program})

@@ -1,10 +1,15 @@
 include(CMakePackageConfigHelpers)
+# Components: program (what runs), library (headers, the library, its CMake package and pkg-config file), torch (both for models
+# that run, on the libtorch of this machine). cmake/packages.cmake makes packages of the first two.
+set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME library)
 install(TARGETS peft EXPORT peftTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
-if(TARGET peft_cli)
-  install(TARGETS peft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
-endif()
+install(TARGETS peft_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT program)
+foreach(component program library)
+  install(FILES LICENSE python/licenses/THIRD_PARTY.txt DESTINATION ${CMAKE_INSTALL_DATADIR}/doc/peft-${component} COMPONENT ${component})
+endforeach()
 # The runtime is an export of its own, so that find_package(peft) without COMPONENTS nn does not look for torch.
 if(PEFT_HAVE_TORCH)
+  set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME torch)
   install(TARGETS peft_nn EXPORT peftNnTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
   install(EXPORT peftNnTargets NAMESPACE peft:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/peft)
   install(FILES cmake/torch_openmp.cmake DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/peft)
@@ -17,6 +22,7 @@ if(PEFT_HAVE_TORCH)
   endif()
   set_target_properties(peft_torch PROPERTIES INSTALL_RPATH "${rpath}")
   install(TARGETS peft_torch RUNTIME DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/peft)
+  set(CMAKE_INSTALL_DEFAULT_COMPONENT_NAME library)
 endif()
 install(DIRECTORY include/peft DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT peftTargets NAMESPACE peft:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/peft)
@@ -25,6 +31,10 @@ configure_package_config_file(cmake/peftConfig.cmake.in ${CMAKE_CURRENT_BINARY_D
 write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/peftConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/peftConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/peftConfigVersion.cmake
   DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/peft)
+# For programs that are not built with CMake. The library is static: what it uses is linked, too.
+file(RELATIVE_PATH PEFT_PREFIX_FROM_PKGCONFIG /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
+configure_file(cmake/peft.pc.in ${CMAKE_CURRENT_BINARY_DIR}/peft.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/peft.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 
 # Installs into the build folder, then configures, builds and runs a program that knows nothing of this tree.
 # Sanitized libraries are left out: a program that links them needs the same flags.

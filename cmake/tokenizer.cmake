@@ -7,7 +7,7 @@ set(helper_h ${CMAKE_CURRENT_BINARY_DIR}/generated/tokenizer/tokenizer_helper.h)
 file(CONFIGURE OUTPUT ${helper_h} @ONLY CONTENT
 "namespace {\nconstexpr const char* kHelperScript = R\"python(@helper_text@)python\";\nconstexpr const char* kBuildPython = \"@PEFT_PYTHON@\";\n}\n")
 
-add_library(peft_tokenizer STATIC src/tokenizer/tokenizer.cpp)
+add_library(peft_tokenizer STATIC src/tokenizer/tokenizer.cpp src/tokenizer/text_rows.cpp)
 target_include_directories(peft_tokenizer PUBLIC include src PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/generated)
 target_link_libraries(peft_tokenizer PUBLIC peft PRIVATE peft_build_flags peft_dependencies)
 
@@ -25,7 +25,7 @@ if(PEFT_BUILD_TESTS)
     return()
   endif()
   target_compile_definitions(golden_test PRIVATE PEFT_HAVE_TOKENIZERS)
-  add_executable(test_tokenizer src/tokenizer/tokenizer_test.cpp)
+  add_executable(test_tokenizer src/tokenizer/tokenizer_test.cpp src/tokenizer/text_rows_test.cpp)
   target_include_directories(test_tokenizer PRIVATE src tests)
   target_link_libraries(test_tokenizer PRIVATE peft_tokenizer peft_test_support peft_test_flags GTest::gmock)
   peft_discover_tests(test_tokenizer)

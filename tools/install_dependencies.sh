@@ -8,7 +8,7 @@ build="g++ cmake ninja-build ccache pkg-config libsimdjson-dev nlohmann-json3-de
   libfmt-dev libhwy-dev libxxhash-dev libeigen3-dev libgtest-dev libgmock-dev librapidcheck-dev"
 lint="clang-format clang-tidy"
 fuzz="clang libclang-rt-dev"
-python="python3-venv"
+python="python3-venv python3-dev"
 
 packages=""
 for group in "${@:-build}"; do

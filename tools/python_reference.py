@@ -11,6 +11,7 @@ import re
 import sys
 
 import peft_cpp
+import peft_cpp.nn
 import peft_cpp.testing
 
 # Parameters that are explained once: "As for :func:`...`".
@@ -50,13 +51,17 @@ def signature_of(value):
 def markdown(doc):
     """A docstring as Markdown: sections as bold words, entries as list items."""
     lines = []
+    in_section = False
     for line in doc.split("\n"):
         line = re.sub(r":(?:func|class|mod|meth):`([^`]+)`", r"`\1`", line).replace("``", "`")
         section = line.rstrip(":")
         if line.endswith(":") and section in SECTIONS:
+            in_section = True
             lines += [f"**{section}**", ""]
-        elif match := re.match(r"    ([\w*][\w*, ]*): (.*)", line):
+        elif in_section and (match := re.match(r"    ([\w*][\w*, ]*): (.*)", line)):
             lines.append(f"* `{match[1]}`: {match[2]}")
+        elif not in_section:
+            lines.append(line)  # indented lines are code
         else:
             lines.append(re.sub(r"^    +", "  " if line.startswith("        ") else "", line))
     return "\n".join(lines)
@@ -66,7 +71,7 @@ def fields_of(kind):
     rows = []
     for name, text in kind.__dict__.get("__annotations__", {}).items():
         if not name.startswith("_"):
-            rows.append(f"* `{name}`: {text}")
+            rows.append(f"* `{name}`: {getattr(text, '__forward_arg__', text)}")
     for name, value in kind.__dict__.items():
         if name.startswith("_") or not (inspect.isfunction(value) or isinstance(value, property)):
             continue
@@ -78,7 +83,7 @@ def fields_of(kind):
 def page():
     problems, parts = [], []
     groups = [("Files", "files"), ("In memory", "state_dict"), ("Factors", "factors"), ("Tests", "testing"),
-              ("Tables", "tables"), ("Results", "reports"), ("Errors", "errors")]
+              ("Models that run", "nn"), ("Tables", "tables"), ("Results", "reports"), ("Errors", "errors")]
     for title, module_name in groups:
         module = __import__(f"peft_cpp.{module_name}", fromlist=["x"])
         parts += [f"## {title}", "", markdown(inspect.getdoc(module)).strip(), ""]
@@ -94,7 +99,7 @@ def page():
             parts += [*rows, ""] if rows else []
     known = {name for _, module in groups for name in __import__(f"peft_cpp.{module}", fromlist=["x"]).__all__}
     problems += [f"{name} is public and in no group" for name in peft_cpp.__all__
-                 if name not in known | {"__version__", "testing"}]
+                 if name not in known | {"__version__", "nn", "testing"}]
     head = ["# Python reference", "", "Generated from the docstrings by `tools/python_reference.py`; [python.md](python.md) has recipes.", ""]
     return problems, "\n".join(head + parts).rstrip() + "\n"
 

@@ -13,9 +13,12 @@
 #include "peft/error.h"
 #include "peft/tensor.h"
 #include "peft/safetensors.h"
+#include "peft/config.h"
+#include "peft/adapter.h"
 #include "peft/model.h"
 #include "peft/layout.h"
 #include "peft/plan.h"
 #include "peft/weights.h"
 #include "peft/execute.h"
+#include "peft/verbs.h"
 // clang-format on

@@ -115,8 +115,8 @@ struct Merge {
   std::vector<Update> updates{};
 };
 
-// An output tensor, seen as a matrix [rows, cols] (1-D: one row; more dimensions: all but the last flattened; kernels:
-// but the first). Blocks do not overlap; what no block covers is zero. A block whose source has another dtype than the
+// An output tensor, seen as a matrix [rows, cols]. 1-D: one row. More dimensions: all but the last flattened, and some
+// rows that follow each other may be taken together; kernels: all but the first. Blocks do not overlap; what no block covers is zero. A block whose source has another dtype than the
 // tensor is converted: widened exactly, or rounded to nearest even.
 struct PlannedTensor {
   std::string name;

@@ -12,7 +12,7 @@ The functions are those of the program ``peft``, which this package installs, on
 # neither numpy nor torch is imported before there are tensors.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from . import testing as testing
+    from . import nn as nn, testing as testing
     from .errors import *
     from .factors import Factor as Factor, Factors as Factors, read_factors as read_factors
     from .files import *
@@ -39,13 +39,13 @@ _HOMES = {
     "tables": ("error_codes", "layouts"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted([*_HOME_OF, "__version__", "testing"])
+__all__ = sorted([*_HOME_OF, "__version__", "nn", "testing"])
 
 
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    if name == "testing":
+    if name in ("nn", "testing"):
         return import_module(f"{__name__}.testing")
     home = _HOME_OF.get(name)
     if home is None:

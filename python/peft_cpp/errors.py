@@ -86,7 +86,7 @@ class UsageError(Error, ValueError):
 
 
 class FileFormatError(Error, ValueError):
-    """A file is not what it should be: damaged safetensors, a pickle, a bad index of shards."""
+    """A file is not what it should be: a damaged safetensors file, pickle or GGUF file, a bad index of shards."""
 
 
 class ConfigError(Error, ValueError):
@@ -131,7 +131,8 @@ class InternalError(Error, RuntimeError):
 
 # The class of a code: the code itself first, then the part before the underscore.
 CLASSES: dict[str, type[Error]] = {
-    "ST": FileFormatError, "NOT": FileFormatError, "E": FileFormatError, "IX": FileFormatError, "RS": FileFormatError,
+    "ST": FileFormatError, "PK": FileFormatError, "GG": FileFormatError, "NOT": FileFormatError, "E": FileFormatError,
+    "IX": FileFormatError, "RS": FileFormatError,
     "CF": ConfigError, "CF_TARGET": MissingNameError,
     "MD": ModelError, "MD_WEIGHTS": MissingNameError, "MD_NEEDED": UsageError,
     "LO": AdapterError, "NUM": AdapterError, "LO_TARGET": MissingNameError, "LO_MISSING": MissingNameError,

@@ -78,7 +78,6 @@ class Factors(Sequence["Factor"]):
         import numpy
 
         self._core = core
-        self._buffer = core.buffer()
         self._ndarray = numpy.ndarray
         self._dtypes: dict[str, Any] = {}
         self._sites: dict[str, int] | None = None
@@ -91,12 +90,12 @@ class Factors(Sequence["Factor"]):
     def __len__(self) -> int:
         return len(self._core)
 
-    def _view(self, place: tuple[str, int, tuple[int, int], tuple[int, int]]) -> Any:
-        dtype, offset, shape, strides = place
+    def _view(self, place: tuple[str, Any, int, tuple[int, int], tuple[int, int]]) -> Any:
+        dtype, buffer, offset, shape, strides = place
         known = self._dtypes.get(dtype)
         if known is None:
             known = self._dtypes[dtype] = numpy_dtype(dtype, or_bits=True)
-        return self._ndarray(shape, known, self._buffer, offset, strides)
+        return self._ndarray(shape, known, buffer, offset, strides)
 
     def _make(self, index: int) -> Factor:
         row = self._core.at(index)

@@ -15,22 +15,11 @@ namespace {
 // An open adapter. Its file stays mapped while views of it live.
 class FactorList {
  public:
-  explicit FactorList(Input input) : input_(std::move(input)) {
-    const TensorFile& file = *input_.adapter.weights;
-    for (const TensorInfo& tensor : file.tensors()) size_ = std::max(size_, tensor.end);
-  }
-
+  explicit FactorList(Input input) : input_(std::move(input)) {}
   std::size_t size() const { return factors().size(); }
 
-  // The data section of the file.
-  nb::object buffer() const {
-    const auto& file = input_.adapter.weights;
-    const std::byte* data = size_ == 0 ? nullptr : file->bytes(file->tensors()[0]).data() - file->tensors()[0].begin;
-    return read_only_buffer({data, size_}, file);
-  }
-
-  // (site, module, parameter, expert, projection, kind, scale, A, B); A and B are (dtype, offset, shape, strides), all
-  // in bytes.
+  // (site, module, parameter, expert, projection, kind, scale, A, B); A and B are (dtype, bytes of the tensor, offset,
+  // shape, strides), the last three in bytes.
   nb::tuple at(std::size_t index) const {
     const Factor& factor = factor_at(index);
     const Site& site = factor.site;
@@ -74,15 +63,22 @@ class FactorList {
   }
 
   nb::tuple place(const View& view) const {
-    const TensorInfo& tensor = input_.adapter.weights->tensors()[view.tensor];
-    const std::int64_t width = info(tensor.dtype).bits / 8;
-    return nb::make_tuple(to_python(tensor.dtype_name), tensor.begin + static_cast<std::uint64_t>(view.offset * width),
-                          nb::make_tuple(view.rows, view.cols),
+    const auto& file = input_.adapter.weights;
+    const TensorInfo& tensor = file->tensors()[view.tensor];
+    const std::int64_t bits = info(tensor.dtype).bits;
+    if (bits == 0 || bits % 8 != 0) {
+      peft::at(file->path(), std::string(tensor.name))
+          .fail(ErrorCode::ST_DTYPE, {.problem = "numbers of this type are no array",
+                                      .got = std::string(tensor.dtype_name),
+                                      .hint = "convert the adapter with dtype=\"F32\" first"});
+    }
+    const std::int64_t width = bits / 8;
+    return nb::make_tuple(to_python(tensor.dtype_name), read_only_buffer(file->bytes(tensor), file),
+                          view.offset * width, nb::make_tuple(view.rows, view.cols),
                           nb::make_tuple(view.row_stride * width, view.col_stride * width));
   }
 
   Input input_;
-  std::uint64_t size_ = 0;
 };
 
 FactorList read_factors(nb::dict values) {
@@ -108,7 +104,6 @@ void add_factors(nb::module_& module) {
   nb::class_<FactorList>(module, "FactorList")
       .def("__len__", &FactorList::size)
       .def("at", &FactorList::at)
-      .def("buffer", &FactorList::buffer)
       .def("delta", &FactorList::delta)
       .def("warnings", &FactorList::warnings)
       .def("layout", &FactorList::layout);

@@ -91,5 +91,15 @@ def mixtral(dtype="float32", seed=1, rank=RANK):
     return tensors, config
 
 
+def mixtral_base(folder):
+    """The config.json of its model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "vocab_size": 50, "hidden_size": HIDDEN,
+        "intermediate_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": HIDDEN // 4, "num_local_experts": EXPERTS, "num_experts_per_tok": 2}))
+    return folder
+
+
 def delta(a, b, scale):
     return scale * (numpy.asarray(b, "float64") @ numpy.asarray(a, "float64"))

@@ -22,6 +22,7 @@ constexpr const char* kExamples = R"(Examples:
   peft convert my-lora-v5 --to peft-per-expert --out my-lora-v4
   peft verify my-lora my-lora-v5                               are they the same function?
   peft generate --base Qwen3-30B-A3B --adapter my-lora --prompt "Once upon" --max-new-tokens 20
+  peft train --base M --r 16 --target-modules q_proj,v_proj --data train.jsonl --out my-lora
   peft merge --base M --adapter my-lora --out merged           the model with the adapter in it
   peft combine a@0.7 b@-0.4 --type svd --out c                 a weighted sum of adapters
   peft resize my-lora --rank 8 --out small                     the same adapter at a lower rank
@@ -42,6 +43,7 @@ struct Commands {
   LogitsCommand logits;
   GenerateCommand generate;
   ParamsCommand params;
+  TrainCommand train;
   MergeCommand merge;
   CombineCommand combine;
   ResizeCommand resize;
@@ -66,6 +68,7 @@ Command chosen(const CLI::App& app, Commands& all) {
   if (verb == "logits") return all.logits;
   if (verb == "generate") return all.generate;
   if (verb == "params") return all.params;
+  if (verb == "train") return all.train;
   if (verb == "merge") return all.merge;
   if (verb == "combine") return all.combine;
   if (verb == "resize") return all.resize;
@@ -126,6 +129,7 @@ Command parse_arguments(std::vector<std::string> arguments) {
   add_logits(app, all.logits);
   add_generate(app, all.generate);
   add_params(app, all.params);
+  add_train(app, all.train);
   add_merge(app, all.merge);
   add_combine(app, all.combine);
   add_resize(app, all.resize);
@@ -135,7 +139,7 @@ Command parse_arguments(std::vector<std::string> arguments) {
   add_families(app, all.families);
   add_completion(app, all.completion);
   add_docs(app, all.docs);
-  for (auto* flags : {&all.logits.model, &all.generate.model, &all.params.model}) {
+  for (auto* flags : {&all.logits.model, &all.generate.model, &all.params.model, &all.train.model}) {
     flags->command_line = arguments;
   }
   if (arguments.empty()) return TextCommand{app.help()};

@@ -9,6 +9,7 @@
 #include "cli/pages/completion.h"
 #include "cli/pages/docs.h"
 #include "cli/runtime/runtime.h"
+#include "cli/runtime/train.h"
 #include "cli/verbs/convert.h"
 #include "cli/verbs/inspect.h"
 #include "cli/verbs/low_rank.h"
@@ -24,7 +25,8 @@ struct TextCommand {  // --help, --version
 using Command =
     std::variant<TextCommand, InspectCommand, DoctorCommand, EnginesCommand, TargetsCommand, ConvertCommand,
                  VerifyCommand, MergeCommand, CombineCommand, ResizeCommand, ExtractCommand, LogitsCommand,
-                 GenerateCommand, ParamsCommand, LayoutsCommand, FamiliesCommand, CompletionCommand, DocsCommand>;
+                 GenerateCommand, ParamsCommand, TrainCommand, LayoutsCommand, FamiliesCommand, CompletionCommand,
+                 DocsCommand>;
 
 // Throws USAGE for a command line that makes no sense. `arguments` is without the program's name.
 Command parse_arguments(std::vector<std::string> arguments);

@@ -140,10 +140,12 @@ TEST(Arguments, completion_knows_the_flags_of_every_verb) {
   const auto command = parsed<CompletionCommand>({"completion", "bash"});
   std::vector<std::string> names;
   for (const auto& verb : command.verbs) names.push_back(verb.name);
-  EXPECT_THAT(names, ElementsAre("inspect", "targets", "convert", "verify", "logits", "generate", "params", "merge",
-                                 "combine", "resize", "extract", "layouts", "families", "completion"));
+  EXPECT_THAT(names, ElementsAre("inspect", "doctor", "targets", "convert", "verify", "logits", "generate", "params",
+                                 "merge", "combine", "resize", "extract", "layouts", "engines", "families",
+                                 "completion"));
   const auto flag = [&](const std::string& name) {
-    const auto& flags = command.verbs[2].flags;
+    const auto convert = std::ranges::find(command.verbs, "convert", &VerbInfo::name);
+    const auto& flags = convert->flags;
     const auto at = std::find_if(flags.begin(), flags.end(), [&](const FlagInfo& info) { return info.name == name; });
     return at == flags.end() ? FlagInfo{.name = "not found"} : *at;
   };

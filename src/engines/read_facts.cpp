@@ -223,9 +223,10 @@ constexpr Fact kOwnForms[] = {Fact::gguf,          Fact::mlx,       Fact::stacke
 
 void set_layout(AdapterFacts& facts, Layout layout, const Model& model) {
   for (const Fact fact :
-       {Fact::gguf, Fact::mlx, Fact::stacked, Fact::trainer_stacked, Fact::two_ranks, Fact::experts_apart,
-        Fact::per_expert, Fact::fused, Fact::grouped, Fact::peft_0_18, Fact::reversed, Fact::reversed_square,
-        Fact::reversed_in_0_19_0, Fact::unnatural, Fact::v4_names, Fact::foreign_names, Fact::w_names})
+       {Fact::gguf, Fact::mlx, Fact::old_mlx, Fact::stacked, Fact::trainer_stacked, Fact::two_ranks,
+        Fact::experts_apart, Fact::per_expert, Fact::fused, Fact::grouped, Fact::peft_0_18, Fact::reversed,
+        Fact::reversed_square, Fact::reversed_in_0_19_0, Fact::unnatural, Fact::v4_names, Fact::foreign_names,
+        Fact::w_names})
     facts.set(fact, false);
   const std::string_view name = peft::info(layout).name;
   facts.set(Fact::gguf, name == "gguf");

@@ -144,6 +144,15 @@ std::string Tokenizer::decode(const std::vector<std::int64_t>& ids, bool skip_sp
   return process_->ask({{"ids", ids}, {"skip", skip_special_tokens}})["text"].get<std::string>();
 }
 
+TrainingText Tokenizer::training_text(std::string_view json_row, bool completion_only, bool assistant_only) {
+  const Json row = pythonic::parse_json(json_row, "", ErrorCode::DT_ROW);
+  const Json reply =
+      process_->ask({{"row", row}, {"completion_only", completion_only}, {"assistant_only", assistant_only}});
+  if (reply.contains("row_error")) at({}).fail(ErrorCode::DT_ROW, {.problem = reply["row_error"].get<std::string>()});
+  return {reply["ids"].get<std::vector<std::int64_t>>(), reply["learnt"].get<std::vector<std::uint8_t>>(),
+          reply["prompt_begins"].get<bool>()};
+}
+
 // The whole list is decoded each time: decoders look at neighbours (spaces at the start, runs of bytes). Where a token
 // changes text before it, which only broken UTF-8 does, what is printed stays and the rest follows.
 std::string TextStream::rest_after(std::size_t end) {

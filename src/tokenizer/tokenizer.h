@@ -10,6 +10,13 @@
 
 namespace peft {
 
+// A row of training data as token ids.
+struct TrainingText {
+  std::vector<std::int64_t> ids;
+  std::vector<std::uint8_t> learnt;  // 1: learnt
+  bool prompt_begins = true;         // the prompt's own ids are the first ones; else the end of the prompt is a guess
+};
+
 class Tokenizer {
  public:
   // `folder` has a tokenizer.json. Python is $PEFT_PYTHON when set, else the one peft was built with, else python3.
@@ -20,6 +27,9 @@ class Tokenizer {
 
   std::vector<std::int64_t> encode(std::string_view text, bool add_special_tokens = true);
   std::string decode(const std::vector<std::int64_t>& ids, bool skip_special_tokens);
+  // {"text"}, {"prompt", "completion"} or {"messages", "tools"}, as TRL makes token ids of them, with the chat template
+  // of the folder. Throws DT_ROW, without a place, for a row that cannot be one.
+  TrainingText training_text(std::string_view json_row, bool completion_only, bool assistant_only);
 
  private:
   struct Process;

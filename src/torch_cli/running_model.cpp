@@ -25,12 +25,12 @@ std::optional<at::ScalarType> scalar_type(const std::string& name) {
   }
 }
 
+}  // namespace
+
 nn::ChangedBase changed_base(const cli::RuntimeFlags& flags) {
   if (flags.base_is_residual) return nn::ChangedBase::is_residual;
   return flags.change_base ? nn::ChangedBase::subtract : nn::ChangedBase::refuse;
 }
-
-}  // namespace
 
 at::Tensor RunningModel::logits(const at::Tensor& ids, const at::Tensor& mask) const {
   return lora ? lora->logits(ids, mask) : base->logits(ids, mask);
@@ -59,14 +59,18 @@ std::unique_ptr<nn::PeftModel> load_adapters(const std::shared_ptr<nn::CausalLM>
   return lora;
 }
 
-RunningModel load(const cli::RuntimeFlags& flags) {
+std::shared_ptr<nn::CausalLM> load_base(const cli::RuntimeFlags& flags) {
   if (flags.threads > 0) at::set_num_threads(flags.threads);
   nn::LoadOptions options;
   options.dtype = scalar_type(flags.dtype);
   options.device = flags.device;
   options.threads = flags.threads;
+  return nn::load_model(resolve_path(flags.base), options);
+}
+
+RunningModel load(const cli::RuntimeFlags& flags) {
   RunningModel model;
-  model.base = nn::load_model(resolve_path(flags.base), options);
+  model.base = load_base(flags);
   nn::AdapterModelOptions adapter_options;
   adapter_options.changed_base = changed_base(flags);
   model.lora = load_adapters(model.base, flags, adapter_options);

@@ -19,12 +19,17 @@ struct RunningModel {
                                                   const nn::GenerateOptions& options) const;
 };
 
-// Also sets the number of threads. Warnings of loading go to stderr.
+// The base alone. Also sets the number of threads.
+std::shared_ptr<nn::CausalLM> load_base(const cli::RuntimeFlags& flags);
+// With its adapters. Warnings of loading go to stderr.
 RunningModel load(const cli::RuntimeFlags& flags);
 
 // Adapters by the names "0", "1", ... in the order given, all active: their updates add up.
 std::unique_ptr<nn::PeftModel> load_adapters(const std::shared_ptr<nn::CausalLM>& base, const cli::RuntimeFlags& flags,
                                              nn::AdapterModelOptions options);
+
+// What --base-is-residual and --change-base say.
+nn::ChangedBase changed_base(const cli::RuntimeFlags& flags);
 
 // [rows, tokens] on the model's device; undefined for no rows.
 at::Tensor tensor_of(const cli::Rows& rows, const at::Device& device);

@@ -248,6 +248,11 @@ TEST_F(Cli, doctor_gives_a_verdict_an_exit_code_and_the_command_that_mends) {
   EXPECT_EQ(peft({"doctor", in("ok"), "--for", "vllm", "--base", base}).exit_code, 0);
   EXPECT_EQ(peft({"verify", fused, in("ok"), "--base", base}).exit_code, 0);
   EXPECT_EQ(peft({"convert", fused, "--base", base, "--out", in("no")}).exit_code, 2) << "neither --to nor --for";
+  // llama.cpp takes no folder: what it reads right by its converter is converted first.
+  const std::string v4 = (kGolden / "consumers/mixtral/perexpert/adapter").string();
+  result = peft({"doctor", v4, "--for", "llama.cpp", "--base", base});
+  EXPECT_EQ(result.exit_code, 0);
+  EXPECT_THAT(result.out, HasSubstr("--out " + v4 + ".gguf\n  llama-server -m BASE.gguf --lora " + v4 + ".gguf\n"));
 }
 
 TEST_F(Cli, engines_are_listed_and_readme_has_their_table) {
@@ -330,7 +335,7 @@ TEST_F(Cli, the_manual_names_all_flags) {
   std::set<std::string> known{"--version"};
   for (const std::string verb :
        {"inspect", "doctor", "targets", "convert", "verify", "merge", "combine", "resize", "extract", "logits",
-        "generate", "params", "engines", "layouts", "families", "completion"}) {
+        "generate", "params", "train", "engines", "layouts", "families", "completion"}) {
     EXPECT_THAT(manual, HasSubstr("peft " + verb));
     const Result help = peft({verb, "--help"});
     EXPECT_EQ(help.exit_code, 0);

@@ -18,6 +18,13 @@ step(${work}/build/consumer ${SOURCE}/tests/golden/convert/mixtral-plain/adapter
 if(NOT output MATCHES "^peft-per-expert, [1-9][0-9]* factors")
   message(FATAL_ERROR "unexpected output: ${output}")
 endif()
+# The same with pkg-config alone.
+set(ENV{PKG_CONFIG_PATH} ${work}/prefix/lib/pkgconfig:${work}/prefix/lib/x86_64-linux-gnu/pkgconfig)
+step(sh -c "${CXX} -std=c++20 -o ${work}/with_pkg_config ${SOURCE}/tests/consumer/main.cpp \$(pkg-config --cflags --libs peft)")
+step(${work}/with_pkg_config ${SOURCE}/tests/golden/convert/mixtral-plain/adapter)
+if(NOT output MATCHES "^peft-per-expert, [1-9][0-9]* factors")
+  message(FATAL_ERROR "unexpected output: ${output}")
+endif()
 step(${work}/build/consumer_c ${SOURCE}/tests/golden/convert/mixtral-plain/adapter ${work}/converted)
 if(NOT output MATCHES "the same function")
   message(FATAL_ERROR "unexpected output: ${output}")

@@ -24,22 +24,26 @@ struct Source {
   InputOptions options;
 };
 
-// The adapters of golden/consumers that this program reads, each with its base.
+// The adapters of golden/consumers, those of other programs too, each with its base.
 std::vector<Source> sources() {
   const fs::path root = test::golden_root();
   std::vector<Source> list;
-  const auto add = [&](const fs::path& folder, const std::string& family) {
-    if (!fs::exists(folder / "adapter_config.json") || !fs::exists(folder / "adapter_model.safetensors")) return;
+  const auto add = [&](const fs::path& adapter, const std::string& family) {
+    if (!fs::exists(adapter)) return;
     InputOptions options;
     options.base = (root / "models" / ("consumer-" + family)).string();
     options.read.verb = Verb::convert;
-    if (folder.string().find("-unmarked") != std::string::npos) options.read.b_packing = BPacking::grouped_by_expert;
-    list.push_back({folder.string(), options});
+    if (adapter.string().find("-unmarked") != std::string::npos) options.read.b_packing = BPacking::grouped_by_expert;
+    list.push_back({adapter.string(), options});
   };
   for (const std::string family : {"mixtral", "qwen3_moe", "gpt_oss", "qwen3_5_moe"}) {
-    for (const fs::path& place : {root / "consumers" / family, root / "consumers/unsloth" / family}) {
+    for (const std::string program : {"", "unsloth", "mlx_lm", "tinker", "llama_cpp"}) {
+      const fs::path place = root / "consumers" / program / family;
       if (!fs::exists(place)) continue;
-      for (const auto& entry : fs::directory_iterator(place)) add(entry.path() / "adapter", family);
+      for (const auto& entry : fs::directory_iterator(place)) {
+        add(entry.path() / "adapter", family);
+        add(entry.path() / "right.gguf", family);
+      }
     }
   }
   return list;

@@ -43,6 +43,18 @@ struct ForwardInput {
   Cache* cache = nullptr;
   std::int64_t logits_to_keep = 0;  // only the last n tokens' logits; 0: all
   bool want_aux_loss = false;       // the routers' load balancing loss
+  // Called once for each layer with experts: the experts that its tokens chose, [sequences * tokens, k] int64.
+  std::function<void(std::int64_t layer, const at::Tensor& chosen)> on_routing{};
+  at::Tensor embeds{};  // [sequences, tokens, hidden], in place of ids
+
+  // Training. With labels the output has a loss and no logits: those of all tokens are never in memory at once.
+  at::Tensor labels{};      // [sequences, tokens] int64: token t + 1 is what token t should predict; -100: not learnt
+  double loss_divisor = 0;  // of the sum over tokens; 0: the number of tokens that are predicted here
+  // Keeps the inputs of layers and computes the layers again in the backward pass, with the same experts chosen and
+  // the same dropout. Gradients of parameters go to their .grad.
+  bool gradient_checkpointing = false;
+  // Packing: one sequence of several documents, which do not see each other. Lengths; their sum is the tokens.
+  std::vector<std::int64_t> documents{};
 };
 // Called with every step of a forward pass, under names like "layers.0.attn.q".
 using Recorder = std::function<void(const std::string& name, const at::Tensor& value)>;
@@ -57,6 +69,11 @@ struct ForwardContext {
 struct ForwardOutput {
   at::Tensor logits{};    // [sequences, tokens, vocabulary]
   at::Tensor aux_loss{};  // scalar, not multiplied by its coefficient; undefined unless wanted
+
+  // With labels:
+  at::Tensor loss{};                  // scalar: the sum of -log p over the predicted tokens, divided
+  std::int64_t predicted_tokens = 0;  // how many
+  at::Tensor correct{}, entropy{};    // sums over them: where the likeliest token is right; entropies in nats
 };
 
 class CausalLM {
@@ -73,6 +90,7 @@ class CausalLM {
   const std::vector<std::string>& warnings() const;  // of loading
   std::int64_t vocab_size() const;
   double router_aux_loss_coef() const;
+  std::int64_t expert_count() const;  // of a layer; 0: the model has no experts
   at::ScalarType dtype() const;
   at::Device device() const;
 

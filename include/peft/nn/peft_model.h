@@ -11,6 +11,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
@@ -69,6 +70,8 @@ struct SaveOptions {
   std::string path_initial_model_for_weight_conversion{};
   bool overwrite = true;  // as PEFT does, but in one step; other files of the folder are kept
   bool sync = true;
+  // Further files of the folder, which appear in the same step: name and content.
+  std::vector<std::pair<std::string, std::vector<std::byte>>> more_files{};
 };
 
 struct WeightedOptions {
@@ -115,11 +118,12 @@ struct ModelStatus {
 };
 
 // A tensor of an adapter as it is trained, and its name on disk. in_file_form() turns it, or its gradient, into the
-// shape it has in PEFT's file: factors of experts are stacked [experts, rank, ...] here.
+// shape it has in PEFT's file: factors of experts are stacked [experts, rank, ...] here. from_file_form() turns it
+// back.
 struct AdapterTensor {
   std::string key;  // "base_model.model.….lora_A.weight"
   at::Tensor tensor;
-  std::function<at::Tensor(const at::Tensor&)> in_file_form;
+  std::function<at::Tensor(const at::Tensor&)> in_file_form, from_file_form;
 };
 
 class PeftModel {
@@ -196,6 +200,10 @@ class PeftModel {
   // The tensors of an adapter as PEFT's file has them, under their names on disk.
   std::vector<std::pair<std::string, at::Tensor>> state_dict(const std::string& name = "default") const;
   std::vector<AdapterTensor> adapter_tensors(const std::string& name = "default") const;
+  // set_peft_model_state_dict: values for the tensors of an adapter that exists, under their names on disk. All of them
+  // and nothing else, or LO_MISSING, LO_UNUSED, LO_SHAPE.
+  void load_state_dict(const std::vector<std::pair<std::string, at::Tensor>>& state,
+                       const std::string& name = "default");
   std::vector<at::Tensor> trainable_parameters() const;  // what an optimiser gets
   // The scaled update of a base parameter, in its shape. For inspection: the forward pass never builds it.
   at::Tensor get_delta_weight(const std::string& parameter, const std::string& name = "default") const;

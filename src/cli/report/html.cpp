@@ -98,61 +98,105 @@ std::string ColourScale::step(double relative) const {
   return fmt::format("c{}", std::clamp(static_cast<int>(at * kSteps), 0, kSteps - 1));
 }
 
-std::string ColourScale::legend() const {
-  std::string text = fmt::format("<div class=legend><span>{}</span><span class=steps>", percent_text(least_));
-  for (int i = 0; i < kSteps; ++i) text += fmt::format("<i class=c{}></i>", i);
-  return text +
-         fmt::format("</span><span>{}</span><span style=\"margin-left:14px\"><i class=n></i> not changed</span></div>",
-                     percent_text(most_));
+std::string ColourScale::legend(std::string (*text)(double), std::string_view nothing) const {
+  std::string html = fmt::format("<div class=legend><span>{}</span><span class=steps>", text(least_));
+  for (int i = 0; i < kSteps; ++i) html += fmt::format("<i class=c{}></i>", i);
+  return html + fmt::format("</span><span>{}</span><span style=\"margin-left:14px\"><i class=n></i> {}</span></div>",
+                            text(most_), nothing);
 }
 
-std::string expert_map(const ReportData& data, const ColourScale& scale) {
+std::string expert_map(const ExpertCells& cells, const ColourScale& scale, std::string (*text)(double),
+                       std::string_view nothing) {
   std::set<std::int64_t> layers;
-  for (const auto& [place, change] : data.experts) layers.insert(place.first);
-  const std::int64_t columns = data.most_experts, rows = static_cast<std::int64_t>(layers.size());
+  for (const auto& [place, value] : cells.values) layers.insert(place.first);
+  const std::int64_t columns = cells.columns, rows = static_cast<std::int64_t>(layers.size());
   const std::int64_t side = columns <= 16   ? 26
                             : columns <= 64 ? 14
                                             : 8,
                      height = rows <= 24 ? std::max<std::int64_t>(side, 14) : 11;
   const std::int64_t left = 66, top = 20;
-  std::string text = fmt::format("<svg role=img aria-label=\"relative change by layer and expert\" width={} height={}>",
+  std::string html = fmt::format("<svg role=img aria-label=\"{}\" width={} height={}>", html_escape(cells.what),
                                  left + columns * side + 4, top + rows * height + 4);
   const std::int64_t every = columns <= 16 ? 1 : columns <= 64 ? 8 : 16;
   for (std::int64_t e = 0; e < columns; e += every)
-    text += fmt::format("<text x={} y=13 text-anchor=middle>{}</text>", left + e * side + side / 2, e);
+    html += fmt::format("<text x={} y=13 text-anchor=middle>{}</text>", left + e * side + side / 2, e);
   std::int64_t y = top;
   const bool titled = rows * columns <= kTitled;
   for (const std::int64_t layer : layers) {
-    text += fmt::format("<text x={} y={} text-anchor=end>{}</text>", left - 6, y + height / 2 + 4,
+    html += fmt::format("<text x={} y={} text-anchor=end>{}</text>", left - 6, y + height / 2 + 4,
                         layer < 0 ? "-" : fmt::format("layer {}", layer));
     for (std::int64_t e = 0; e < columns; ++e) {
-      const auto at = data.experts.find({layer, e});
-      const double relative = at == data.experts.end() ? 0 : at->second.relative();
-      text += fmt::format("<rect class={} x={} y={} width={} height={}", scale.step(relative), left + e * side, y, side,
+      const auto at = cells.values.find({layer, e});
+      const double value = at == cells.values.end() ? 0 : at->second;
+      html += fmt::format("<rect class={} x={} y={} width={} height={}", scale.step(value), left + e * side, y, side,
                           height);
-      text += titled ? fmt::format("><title>{}, expert {}: {}</title></rect>", layer_name(layer), e,
-                                   relative > 0 ? percent_text(relative) : "not changed")
+      html += titled ? fmt::format("><title>{}, expert {}: {}</title></rect>", layer_name(layer), e,
+                                   value > 0 ? text(value) : std::string(nothing))
                      : "/>";
     }
     y += height;
   }
-  return "<div class=scroll>" + text + "</svg></div>";
+  return "<div class=scroll>" + html + "</svg></div>";
 }
 
-std::string dense_map(const ReportData& data, const ColourScale& scale) {
-  std::string text = "<div class=scroll><table class=grid><thead><tr><th></th>";
-  for (const std::string& name : data.dense_names) text += "<th scope=col>" + html_escape(name) + "</th>";
-  text += "</tr></thead><tbody>";
-  for (const auto& [layer, modules] : data.dense) {
-    text += "<tr><th scope=row>" + layer_name(layer) + "</th>";
-    for (const std::string& name : data.dense_names) {
+std::string layer_map(const LayerCells& cells, const std::vector<std::string>& names, const ColourScale& scale,
+                      std::string (*text)(double)) {
+  std::string html = "<div class=scroll><table class=grid><thead><tr><th></th>";
+  for (const std::string& name : names) html += "<th scope=col>" + html_escape(name) + "</th>";
+  html += "</tr></thead><tbody>";
+  for (const auto& [layer, modules] : cells) {
+    html += "<tr><th scope=row>" + layer_name(layer) + "</th>";
+    for (const std::string& name : names) {
       const auto at = modules.find(name);
-      const double relative = at == modules.end() ? 0 : at->second.relative();
-      text += fmt::format("<td class={}>{}</td>", scale.step(relative), relative > 0 ? percent_text(relative) : "");
+      const double value = at == modules.end() ? 0 : at->second;
+      html += fmt::format("<td class={}>{}</td>", scale.step(value), value > 0 ? text(value) : "");
     }
-    text += "</tr>";
+    html += "</tr>";
   }
-  return text + "</tbody></table></div>";
+  return html + "</tbody></table></div>";
+}
+
+namespace {
+
+struct Range {
+  double least = HUGE_VAL, most = -HUGE_VAL;
+  void see(double value) { least = std::min(least, value), most = std::max(most, value); }
+  double share(double value) const { return most > least ? (value - least) / (most - least) : 0.5; }
+};
+
+}  // namespace
+
+std::string line_chart(const std::vector<Series>& series, std::string_view what) {
+  constexpr double kWidth = 1000, kHeight = 220, kLeft = 70, kTop = 14, kBottom = 26;
+  Range x, y;
+  for (const Series& line : series) {
+    for (const auto& [px, py] : line.points) {
+      if (std::isfinite(py)) x.see(px), y.see(py);
+    }
+  }
+  if (!(y.most >= y.least)) return {};
+  const auto at_x = [&](double value) { return kLeft + x.share(value) * (kWidth - kLeft - 10); };
+  const auto at_y = [&](double value) { return kTop + (1 - y.share(value)) * (kHeight - kTop - kBottom); };
+  std::string html =
+      fmt::format("<svg role=img aria-label=\"{}\" viewBox=\"0 0 {} {}\" style=\"width:100%;max-width:{}px\">",
+                  html_escape(what), kWidth, kHeight, kWidth);
+  for (const double value : {y.least, (y.least + y.most) / 2, y.most}) {
+    html += fmt::format("<path class=rule d=\"M{} {:.1f}H{}\"/><text x={} y={:.1f} text-anchor=end>{:.4g}</text>",
+                        kLeft, at_y(value), kWidth - 10, kLeft - 6, at_y(value) + 4, value);
+  }
+  for (const double value : {x.least, x.most})
+    html += fmt::format("<text x={:.1f} y={} text-anchor=middle>{:.0f}</text>", at_x(value), kHeight - 8, value);
+  for (std::size_t i = 0; i < series.size(); ++i) {
+    std::string path;
+    for (const auto& [px, py] : series[i].points) {
+      if (std::isfinite(py)) path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : "L", at_x(px), at_y(py));
+    }
+    html += fmt::format("<path class=line{} d=\"{}\"/>", i, path);
+    if (series.size() > 1)
+      html += fmt::format("<text class=name{} x={} y={}>{}</text>", i, kLeft + 10 + 130 * static_cast<double>(i), kTop,
+                          html_escape(series[i].name));
+  }
+  return "<div class=scroll>" + html + "</svg></div>";
 }
 
 }  // namespace peft::cli

@@ -1,11 +1,12 @@
 // HTML as text: escaping, a template with slots, and the pictures of the report.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <string>
 #include <string_view>
-
-#include "cli/report/data.h"
+#include <utility>
+#include <vector>
 
 namespace peft::cli {
 
@@ -31,14 +32,33 @@ class ColourScale {
  public:
   ColourScale(double least, double most) : least_(least), most_(most) {}
   std::string step(double relative) const;  // class of a cell: "n", "c0" ... "c8"
-  std::string legend() const;
+  // `text` says what a number is, `nothing` what an empty cell means.
+  std::string legend(std::string (*text)(double), std::string_view nothing) const;
 
  private:
   double least_, most_;
 };
 
-std::string percent_text(double relative);                                 // "0.52 %"
-std::string expert_map(const ReportData& data, const ColourScale& scale);  // SVG, layers x experts
-std::string dense_map(const ReportData& data, const ColourScale& scale);   // a table, layers x modules
+std::string percent_text(double relative);  // "0.52 %"
+
+// Numbers by layer and expert as an SVG. 0: nothing.
+struct ExpertCells {
+  std::map<std::pair<std::int64_t, std::int64_t>, double> values;
+  std::int64_t columns = 0;
+  std::string what;  // for those who do not see it
+};
+std::string expert_map(const ExpertCells& cells, const ColourScale& scale, std::string (*text)(double),
+                       std::string_view nothing);
+// Numbers by layer and module as a table. Layer -1: outside of layers.
+using LayerCells = std::map<std::int64_t, std::map<std::string, double>>;
+std::string layer_map(const LayerCells& cells, const std::vector<std::string>& names, const ColourScale& scale,
+                      std::string (*text)(double));
+
+// Points (x, y), each series with its name, as an SVG. Points that are not finite are left out.
+struct Series {
+  std::string name;
+  std::vector<std::pair<double, double>> points;
+};
+std::string line_chart(const std::vector<Series>& series, std::string_view what);
 
 }  // namespace peft::cli

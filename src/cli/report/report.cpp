@@ -109,12 +109,21 @@ void add_maps(const HtmlTemplate& html, const ReportData& data, Slots& slots) {
     for (const auto& [name, change] : modules) see(change);
   }
   const ColourScale scale(least, most);
+  constexpr std::string_view kNothing = "not changed";
+  const std::string legend = scale.legend(percent_text, kNothing);
   if (!data.experts.empty()) {
-    slots["experts"] = html.fill("experts", {{"map", expert_map(data, scale)}, {"legend", scale.legend()}});
+    ExpertCells cells{{}, data.most_experts, "relative change by layer and expert"};
+    for (const auto& [place, change] : data.experts) cells.values[place] = change.relative();
+    slots["experts"] =
+        html.fill("experts", {{"map", expert_map(cells, scale, percent_text, kNothing)}, {"legend", legend}});
   }
   if (!data.dense.empty()) {
-    const std::string legend = data.experts.empty() ? scale.legend() : "";
-    slots["dense"] = html.fill("dense", {{"map", dense_map(data, scale)}, {"legend", legend}});
+    LayerCells cells;
+    for (const auto& [layer, modules] : data.dense) {
+      for (const auto& [name, change] : modules) cells[layer][name] = change.relative();
+    }
+    slots["dense"] = html.fill("dense", {{"map", layer_map(cells, data.dense_names, scale, percent_text)},
+                                         {"legend", data.experts.empty() ? legend : ""}});
   }
 }
 

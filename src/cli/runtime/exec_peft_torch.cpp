@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "cli/runtime/runtime.h"
+#include "cli/runtime/train.h"
 #include "peft/error.h"
 
 namespace peft::cli {
@@ -31,5 +32,6 @@ void exec_peft_torch(const std::vector<std::string>& command_line) {
 int run(const LogitsCommand& command) { exec_peft_torch(command.model.command_line); }
 int run(const GenerateCommand& command) { exec_peft_torch(command.model.command_line); }
 int run(const ParamsCommand& command) { exec_peft_torch(command.model.command_line); }
+int run(const TrainCommand& command) { exec_peft_torch(command.model.command_line); }
 
 }  // namespace peft::cli

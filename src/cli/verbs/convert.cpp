@@ -371,6 +371,7 @@ void add_convert(CLI::App& app, ConvertCommand& command) {
   add_execute_flags(verb, command.execute, command.quiet);
   add_json(verb, command.json);
   add_input_flags(verb, command.input, false);
+  verb.callback([&command] { require_one_target(command); });
   verb.footer(kConvertExamples);
 }
 
@@ -382,7 +383,6 @@ Json result(const ConvertCommand& command, const Executor& execute) {
 }
 
 int run(const ConvertCommand& command) {
-  require_one_target(command);
   if (command.config_only) return print_config_only(command);
   require_out(command.out, command.dry_run);
   if (command.engine.empty())

@@ -11,6 +11,7 @@
 #include "base/text.h"
 #include "gguf/gguf_file.h"
 #include "layout/decode/components.h"
+#include "layout/decode/named_pair.h"
 #include "peft/error.h"
 
 namespace peft::layout {
@@ -69,12 +70,10 @@ class GgufDecoder {
   void leave_out(const Pair& pair, ErrorCode code, const std::string& reason);
   bool is_whole(const Pair& pair);
   void experts(const Pair& pair, const GgufExperts& row);
-  void add_expert(const Pair& pair, const GgufExperts& row, const Experts& experts, std::int64_t expert);
+  bool has_blocks(const Pair& pair) const;
   void dense(const Pair& pair, const GgufNames::Tensor& tensor);
-  void add(Factor factor, std::int64_t rank);
   void require_form(const Pair& pair, std::size_t dimensions) const;
-  void require_widths(const Pair& pair, std::int64_t out, std::int64_t in, std::int64_t got_out,
-                      std::int64_t got_in) const;
+  void require_halves(const Pair& pair, std::int64_t parts) const;
   // llama.cpp takes an alpha of 0, or none, for a scale of 1.
   double scale(std::int64_t rank) const { return alpha_ == 0 ? 1 : alpha_ / static_cast<double>(rank); }
 
@@ -165,19 +164,12 @@ void GgufDecoder::require_form(const Pair& pair, std::size_t dimensions) const {
                             .got = fmt::format("a {}, b {}", shape_text(a.shape), shape_text(b.shape))});
 }
 
-void GgufDecoder::require_widths(const Pair& pair, std::int64_t out, std::int64_t in, std::int64_t got_out,
-                                 std::int64_t got_in) const {
-  if ((out == 0 || out == got_out) && (in == 0 || in == got_in)) return;
-  context_.at(pair.a).fail(ErrorCode::LO_SHAPE, {.problem = "the pair does not fit the model's weight",
-                                                 .expected = fmt::format("{} outputs, {} inputs", out, in),
-                                                 .got = fmt::format("{} outputs, {} inputs", got_out, got_in),
-                                                 .hint = "is this the right base model?"});
-}
-
-void GgufDecoder::add(Factor factor, std::int64_t rank) {
-  factor.out = factor.b.rows, factor.in = factor.a.cols, factor.rank = factor.a.rows;
-  factor.scale = scale(rank);
-  context_.reading.factors.factors.push_back(std::move(factor));
+void GgufDecoder::require_halves(const Pair& pair, std::int64_t parts) const {
+  const std::int64_t out = context_.tensor(pair.b).shape[1];
+  if (out % parts == 0) return;
+  context_.at(pair.b).fail(ErrorCode::LO_SHAPE, {.problem = "gate and up together have an odd number of rows",
+                                                 .expected = "2 I rows",
+                                                 .got = std::to_string(out)});
 }
 
 // Columns of lora_b that one half of its rows uses: where gate and up do not share lora_a, each has half of the rank.
@@ -188,88 +180,64 @@ std::pair<std::int64_t, std::int64_t> used_columns(const std::vector<bool>& used
                       : std::pair<std::int64_t, std::int64_t>{0, 0};
 }
 
-void GgufDecoder::add_expert(const Pair& pair, const GgufExperts& row, const Experts& experts, std::int64_t expert) {
-  const TensorInfo &a = context_.tensor(pair.a), &b = context_.tensor(pair.b);
-  const std::int64_t rank = a.shape[1], in = a.shape[2], out = b.shape[1];
-  const View all_a{0, pair.a, expert * rank * in, rank, in, in, 1};
-  const View all_b{0, pair.b, expert * out * rank, out, rank, rank, 1};
-  const auto parts = static_cast<std::int64_t>(row.projections.size()), rows = out / parts;
-  std::vector<std::pair<std::int64_t, std::int64_t>> columns(row.projections.size(), {0, rank});
-  if (parts == 2) {
-    const std::size_t bytes = b.bytes() / static_cast<std::size_t>(b.shape[0]);
+// Whether gate and up of every expert have a half of the rank each.
+bool GgufDecoder::has_blocks(const Pair& pair) const {
+  const TensorInfo& b = context_.tensor(pair.b);
+  const std::int64_t out = b.shape[1], rank = b.shape[2], half = rank / 2;
+  const std::size_t bytes = b.bytes() / static_cast<std::size_t>(b.shape[0]);
+  if (rank % 2 != 0) return false;
+  for (std::int64_t expert = 0; expert < b.shape[0]; ++expert) {
     const StoredMatrix matrix{
         context_.adapter.weights->bytes(b).subspan(static_cast<std::size_t>(expert) * bytes, bytes), b.dtype, out,
         rank};
-    const auto gate = used_columns(nonzero_columns(matrix, 0, rows)),
-               up = used_columns(nonzero_columns(matrix, rows, out));
-    const std::int64_t half = rank / 2;
-    if (rank % 2 == 0 && gate.second <= half && (up.first >= half || up.second == 0))
-      columns = {{0, half}, {half, rank}};
+    const auto gate = used_columns(nonzero_columns(matrix, 0, out / 2)),
+               up = used_columns(nonzero_columns(matrix, out / 2, out));
+    if (gate.second > half || (up.first < half && up.second != 0)) return false;
   }
-  for (std::size_t p = 0; p < row.projections.size(); ++p) {
-    const auto [begin, end] = columns[p];
-    Factor factor;
-    factor.site = {experts_module(experts), "", expert, row.projections[p]};
-    factor.a = all_a.row_range(begin, end - begin);
-    factor.b = all_b.row_range(static_cast<std::int64_t>(p) * rows, rows).col_range(begin, end - begin);
-    add(std::move(factor), rank);
-  }
+  return true;
 }
 
 void GgufDecoder::experts(const Pair& pair, const GgufExperts& row) {
   const std::string module = gguf_module_path(prefix_, pair.layer, names_.experts);
-  const auto located = context_.model.locate(module);
-  if (pair.layer < 0 || names_.experts.empty() || !located || located->experts == nullptr)
+  if (pair.layer < 0 || names_.experts.empty() || experts_at(context_.model, module) == nullptr)
     return leave_out(pair, ErrorCode::LO_TARGET, "the model has no experts " + module);
+  const auto parts = static_cast<std::int64_t>(row.projections.size());
   require_form(pair, 3);
-  const Experts& experts = *located->experts;
-  const std::int64_t count = context_.tensor(pair.a).shape[0],
-                     parts = static_cast<std::int64_t>(row.projections.size());
-  const std::int64_t out = context_.tensor(pair.b).shape[1], in = context_.tensor(pair.a).shape[2];
-  if (experts.num_experts > 0 && !context_.model.num_experts_assumed && experts.num_experts != count) {
-    context_.at(pair.a).fail(ErrorCode::LO_EXPERT, {.problem = "the model has another number of experts",
-                                                    .expected = std::to_string(experts.num_experts),
-                                                    .got = std::to_string(count),
-                                                    .hint = "is this the right base model?"});
+  require_halves(pair, parts);
+  const TensorInfo &a = context_.tensor(pair.a), &b = context_.tensor(pair.b);
+  const std::int64_t rank = a.shape[1], in = a.shape[2], out = b.shape[1], rows = out / parts;
+  const std::int64_t width = parts == 2 && has_blocks(pair) ? rank / 2 : rank;
+  for (std::int64_t part = 0; part < parts; ++part) {
+    const Projection projection = row.projections[static_cast<std::size_t>(part)];
+    if (!found_.insert({pair.layer, projection}).second) {
+      context_.at(pair.a).fail(ErrorCode::LO_AMBIG,
+                               {.problem = "two tensors stand for the same thing",
+                                .got = fmt::format("{} of layer {}", name(projection), pair.layer)});
+    }
+    const std::int64_t begin = width == rank ? 0 : part * width;
+    NamedPair named;
+    named.module = module, named.projection = projection, named.experts = a.shape[0];
+    named.a = View{0, pair.a, 0, rank, in, in, 1}.row_range(begin, width);
+    named.b = View{0, pair.b, 0, out, rank, rank, 1}.row_range(part * rows, rows).col_range(begin, width);
+    named.a_step = rank * in, named.b_step = out * rank;
+    named.scale = scale(rank);
+    add_pair(context_, named);
   }
-  const bool down = row.projections.front() == Projection::down;
-  require_widths(pair, down ? experts.hidden : experts.intermediate * parts,
-                 down ? experts.intermediate : experts.hidden, out, in);
-  if (out % parts != 0) require_widths(pair, out + 1, in, out, in);
-  for (const Projection projection : row.projections) {
-    if (found_.insert({pair.layer, projection}).second) continue;
-    context_.at(pair.a).fail(ErrorCode::LO_AMBIG, {.problem = "two tensors stand for the same thing",
-                                                   .got = fmt::format("{} of layer {}", name(projection), pair.layer)});
-  }
-  context_.reading.factors.expert_counts.push_back({experts_module(experts), count});
-  for (std::int64_t e = 0; e < count; ++e) add_expert(pair, row, experts, e);
-  context_.reading.has_experts = true;
 }
 
 void GgufDecoder::dense(const Pair& pair, const GgufNames::Tensor& tensor) {
-  const std::string module = gguf_module_path(prefix_, pair.layer, tensor.module);
-  if (!context_.model.has(Generation::v5, module).value_or(true))
-    return leave_out(pair, ErrorCode::LO_TARGET, "the model has no module " + module);
   require_form(pair, 2);
   if (tensor.permuted && !file_of(context_.adapter).has_replacement(pair.b))
     context_.at(pair.b).fail(ErrorCode::INTERNAL, {.problem = "the rows of a GGUF file were not put in order"});
   const TensorInfo &a = context_.tensor(pair.a), &b = context_.tensor(pair.b);
-  Factor factor;
-  factor.site.module = module;
-  factor.a = {0, pair.a, 0, a.shape[0], a.shape[1], a.shape[1], 1};
-  factor.b = {0, pair.b, 0, b.shape[0], b.shape[1], b.shape[1], 1};
-  if (pair.tensor == "token_embd") {
-    factor.kind = FactorKind::embedding;
-    factor.a = factor.a.transposed();
-  }
-  if (const auto& tree = context_.model.v5) {
-    const Module* found = tree->find(module);
-    if (found != nullptr && found->weight.size() == 2) {
-      const bool turned = found->kind == ModuleKind::conv1d || found->kind == ModuleKind::embedding;
-      require_widths(pair, found->weight[turned ? 1 : 0], found->weight[turned ? 0 : 1], factor.b.rows, factor.a.cols);
-    }
-  }
-  add(std::move(factor), b.shape[1]);
+  NamedPair named;
+  named.module = gguf_module_path(prefix_, pair.layer, tensor.module);
+  named.embedding = pair.tensor == "token_embd";
+  named.a = {0, pair.a, 0, a.shape[0], a.shape[1], a.shape[1], 1};
+  if (named.embedding) named.a = named.a.transposed();
+  named.b = {0, pair.b, 0, b.shape[0], b.shape[1], b.shape[1], 1};
+  named.scale = scale(b.shape[1]);
+  add_pair(context_, named);
 }
 
 void GgufDecoder::run() {

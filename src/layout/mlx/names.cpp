@@ -9,8 +9,8 @@
 namespace peft::layout {
 namespace {
 
-// Source of both tables: MLX-LM 0.32.2, models/*.py and sanitize() in them. Mixtral, qwen3_moe and gpt_oss were run
-// (golden/consumers/mlx_lm).
+// Source of the tables: MLX-LM 0.32.2, models/*.py and sanitize() in them. tools/consumers/mlx_names.py compares names
+// and shapes with the modules of its classes; Mixtral, qwen3_moe and gpt_oss were run (golden/consumers/mlx_lm).
 
 constexpr ProjectionNames kLongNames{"gate_proj", "up_proj", "down_proj"}, kShortNames{"w1", "w3", "w2"};
 
@@ -25,7 +25,7 @@ constexpr SwitchRow kSwitchRows[] = {
     {"block_sparse_moe.switch_mlp", "block_sparse_moe.experts", &kShortNames},
     {"block_sparse_moe.switch_mlp", "mlp.experts", nullptr, kLongNames, {"minimax_m2", "minimax_m3_vl"}},
     {"mlp.experts", "mlp.experts", nullptr, kLongNames, {"gpt_oss", "dots1", "afmoe", "Klear", "muse_spark"}},
-    {"feed_forward.experts", "feed_forward.experts", nullptr, kLongNames, {"llama4", "llama4_text"}},
+    {"feed_forward.experts", "feed_forward.experts", nullptr, kLongNames, {"llama4"}},
     {"experts.switch_glu", "experts", nullptr, kLongNames, {"gemma4", "gemma4_text", "gemma4_unified"}},
     {"mixer.switch_mlp", "mixer.experts", nullptr, {"", "fc1", "fc2"}, {"nemotron_h"}},
     {"mlp.switch_mlp", "mlp.experts", &kLongNames},
@@ -42,7 +42,41 @@ constexpr RootRow kRoots[] = {
      "language_model.",
      {"llama4", "qwen3_5", "qwen3_5_moe", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "kimi_k25", "kimi_k3",
       "kimi_vl", "minimax_m3_vl", "gemma3", "gemma4", "gemma4_unified", "mistral3", "pixtral"}},
-    {"backbone.", "", {"nemotron_h"}},
+    {"language_model.model.", "language_model.", {"llava"}},
+    {"model.language_model.", "", {"muse_spark"}},
+    {"backbone.", "", {"nemotron_h", "mamba", "mamba2", "falcon_mamba"}},
+};
+
+// Parts of a path that MLX-LM calls otherwise in these models.
+struct PartRow {
+  std::string_view mlx, transformers;
+  std::array<std::string_view, 2> model_types{};
+};
+constexpr PartRow kParts[] = {
+    {".h.", ".layers.", {"gpt_neox"}},
+    {".layers.", ".blocks.", {"kimi_k25"}},
+    {".feed_forward.gate_proj", ".feed_forward.w1", {"lfm2_moe"}},
+    {".feed_forward.down_proj", ".feed_forward.w2", {"lfm2_moe"}},
+    {".feed_forward.up_proj", ".feed_forward.w3", {"lfm2_moe"}},
+};
+
+// Modules that MLX-LM does not have: it would pass over their tensors in silence.
+struct MissingRow {
+  std::string_view module, why;
+  std::array<std::string_view, 12> model_types{};
+};
+constexpr std::string_view kSplit = "MLX-LM has taken kv_b_proj apart into embed_q and unembed_out",
+                           kDense = "MLX-LM's class for this type has no experts";
+constexpr MissingRow kMissing[] = {
+    {"self_attn.kv_b_proj",
+     kSplit,
+     {"deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "mistral4", "kimi_k2", "kimi_k25", "kimi_vl",
+      "kimi_linear", "kimi_k3", "longcat_flash"}},
+    {"shared_experts.gate_up_proj", "MLX-LM holds gate_proj and up_proj apart", {"minimax_m3_vl"}},
+    {"feed_forward.experts", kDense, {"llama4_text"}},
+    {"feed_forward.router", kDense, {"llama4_text"}},
+    {"feed_forward.shared_expert", kDense, {"llama4_text"}},
+    {"embed_out", "MLX-LM calls the output embedding otherwise", {"gpt_neox"}},
 };
 
 template <class Row>
@@ -102,12 +136,21 @@ std::vector<std::string> own_roots(const Model& model) {
   return roots;
 }
 
-std::string with_mlx_root(const Model& model, std::string_view module) {
+std::string with_parts(const Model& model, std::string name, std::string_view PartRow::*from,
+                       std::string_view PartRow::*to) {
+  for (const PartRow& row : kParts) {
+    if (names_type(row, model.model_type)) name = model::replace_all(std::move(name), row.*from, row.*to);
+  }
+  return name;
+}
+
+std::string with_mlx_root(const Model& model, std::string_view name) {
+  const std::string module = with_parts(model, std::string(name), &PartRow::transformers, &PartRow::mlx);
   const RootRow& row = root_of(model);
   for (const std::string& root : own_roots(model)) {
-    if (module.starts_with(root)) return std::string(row.root) + std::string(module.substr(root.size()));
+    if (module.starts_with(root)) return std::string(row.root) + module.substr(root.size());
   }
-  return module == "lm_head" ? std::string(row.head) + "lm_head" : std::string(module);
+  return module == "lm_head" ? std::string(row.head) + "lm_head" : module;
 }
 
 }  // namespace
@@ -136,13 +179,26 @@ std::string switch_name(const Model& model, const Experts& experts, Projection p
   return {};
 }
 
-std::string from_mlx(const Model& model, std::string_view module) {
+std::string from_mlx(const Model& model, std::string_view name) {
+  const std::string module = with_parts(model, std::string(name), &PartRow::mlx, &PartRow::transformers);
   const RootRow& row = root_of(model);
   const auto roots = own_roots(model);
   if (module.starts_with(row.root) && !roots.empty())
-    return with_block(model, roots.front() + std::string(module.substr(row.root.size())), false);
+    return with_block(model, roots.front() + module.substr(row.root.size()), false);
   if (!row.head.empty() && module == std::string(row.head) + "lm_head") return "lm_head";
-  return std::string(module);
+  return module;
+}
+
+std::string_view missing_in_mlx(const Model& model, std::string_view module) {
+  const auto lies_in = [&](std::string_view part) {
+    const auto at = module.find(part);
+    const auto end = at + part.size();
+    return at != std::string_view::npos && (at == 0 || module[at - 1] == '.') &&
+           (end == module.size() || module[end] == '.');
+  };
+  const auto row = std::ranges::find_if(
+      kMissing, [&](const MissingRow& r) { return names_type(r, model.model_type) && lies_in(r.module); });
+  return row == std::end(kMissing) ? std::string_view() : row->why;
 }
 
 std::string to_mlx(const Model& model, std::string_view module) {

@@ -30,4 +30,7 @@ std::string switch_name(const Model& model, const Experts& experts, Projection p
 std::string from_mlx(const Model& model, std::string_view module);
 std::string to_mlx(const Model& model, std::string_view module);
 
+// Why MLX-LM has no place for LoRA on this module of transformers; "" where it has one, as far as is known.
+std::string_view missing_in_mlx(const Model& model, std::string_view module);
+
 }  // namespace peft::layout

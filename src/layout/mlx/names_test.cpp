@@ -41,6 +41,8 @@ constexpr Row kRows[] = {
      "model.layers.1.mamba.in_proj", "model.layers.1.mamba.in_proj"},
     {"lfm2_moe", "model.layers.2.feed_forward.experts", "model.layers.2.feed_forward.switch_mlp.up_proj",
      "model.layers.2.self_attn.q_proj", "model.layers.2.self_attn.q_proj"},
+    {"lfm2_moe", "model.layers.2.feed_forward.experts", "model.layers.2.feed_forward.switch_mlp.up_proj",
+     "model.layers.0.feed_forward.w3", "model.layers.0.feed_forward.up_proj"},
 };
 
 TEST(MlxNames, OfEveryFormThereAndBack) {
@@ -58,6 +60,44 @@ TEST(MlxNames, OfEveryFormThereAndBack) {
     const std::string back = from_mlx(model, row.mlx_dense);
     EXPECT_EQ(model.rename(back, Generation::v4, Generation::v5), row.dense) << back;
   }
+}
+
+// Names that stand before the layers, or in the place of "layers", where nothing but the type tells.
+TEST(MlxNames, OfDenseModels) {
+  const struct {
+    const char *model_type, *embedding, *name, *mlx;
+  } rows[] = {
+      {"gpt_neox", "gpt_neox.embed_in", "gpt_neox.layers.3.attention.dense", "model.h.3.attention.dense"},
+      {"mamba", "backbone.embeddings", "backbone.layers.3.mixer.in_proj", "backbone.layers.3.mixer.in_proj"},
+      {"llava", "model.language_model.embed_tokens", "model.language_model.layers.3.self_attn.q_proj",
+       "language_model.model.layers.3.self_attn.q_proj"},
+      {"kimi_k25", "model.language_model.embed_tokens", "model.language_model.blocks.3.mlp.up_proj",
+       "language_model.model.layers.3.mlp.up_proj"},
+  };
+  for (const auto& row : rows) {
+    SCOPED_TRACE(row.model_type);
+    Model model;
+    model.model_type = row.model_type;
+    model.v5.emplace().input_embedding = row.embedding;
+    EXPECT_EQ(to_mlx(model, row.name), row.mlx);
+    EXPECT_EQ(from_mlx(model, row.mlx), row.name);
+  }
+}
+
+TEST(MlxNames, OfModulesThatMlxDoesNotHave) {
+  const auto missing = [](const char* model_type, const char* module) {
+    Model model;
+    model.model_type = model_type;
+    return !missing_in_mlx(model, module).empty();
+  };
+  EXPECT_TRUE(missing("deepseek_v3", "model.layers.3.self_attn.kv_b_proj"));
+  EXPECT_FALSE(missing("deepseek_v3", "model.layers.3.self_attn.kv_a_proj_with_mqa"));
+  EXPECT_FALSE(missing("deepseek_v2", "model.layers.3.self_attn.kv_b_proj"));
+  EXPECT_TRUE(missing("minimax_m3_vl", "model.language_model.layers.3.mlp.shared_experts.gate_up_proj"));
+  EXPECT_TRUE(missing("llama4_text", "model.layers.1.feed_forward.experts"));
+  EXPECT_TRUE(missing("llama4_text", "model.layers.1.feed_forward.shared_expert.up_proj"));
+  EXPECT_FALSE(missing("llama4_text", "model.layers.0.feed_forward.up_proj"));
+  EXPECT_FALSE(missing("llama4", "model.language_model.layers.1.feed_forward.experts"));
 }
 
 TEST(MlxNames, OfOtherModulesAreNoSwitchLayers) {

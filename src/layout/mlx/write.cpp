@@ -48,6 +48,7 @@ class MlxWriter {
   explicit MlxWriter(UniformFile& out) : out_(out), least_layer_(-1) {}
 
   void add_dense(const Factor& factor) {
+    require_place(factor.site.module);
     const std::string module = to_mlx(out_.model(), factor.site.module);
     add_key(module);
     const std::int64_t rank = out_.rank();
@@ -58,6 +59,7 @@ class MlxWriter {
   }
 
   void add_stack(const ProjectionStack& stack) {
+    require_place(experts_module(*stack.experts));
     const std::string module = switch_name(out_.model(), *stack.experts, stack.projection);
     if (module.empty()) {
       out_.no_form(experts_module(*stack.experts), "MLX-LM's name for these experts is not known",
@@ -88,6 +90,12 @@ class MlxWriter {
   }
 
  private:
+  void require_place(const std::string& module) const {
+    const std::string_view why = missing_in_mlx(out_.model(), module);
+    if (!why.empty())
+      out_.no_form(module, std::string(why), "peft merge writes the model with the adapter in it, which MLX-LM runs");
+  }
+
   void add_key(const std::string& module) {
     const auto place = in_layer(module);
     keys_.insert(place ? place->key : module);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "nn/kernels/cpu.h"
 
@@ -109,6 +110,7 @@ class Mixer {
 
   // [sequences, heads, tokens, head dim]
   Tensor run() {
+    if (!pass_.inference && !pass_.recording() && layer_.attention->sinks == nullptr) return fused();
     const std::int64_t tokens = pass_.tokens, width = k_.size(2) * q_.size(0) * q_.size(1);
     const std::int64_t scores = q_.is_cpu() ? kScoresOfCpu : kScores;
     const std::int64_t step =
@@ -123,6 +125,18 @@ class Mixer {
   }
 
  private:
+  // With gradients: libtorch's kernel, which computes the probabilities again in the backward pass.
+  Tensor fused() {
+    const std::int64_t tokens = pass_.tokens, window = layer_.kind.window;
+    const bool causal = !pass_.padding.defined() && (window == 0 || window >= tokens);
+    std::optional<Tensor> mask;
+    if (!causal) mask = mask_of(pass_, window, {0, tokens, 0, tokens}).squeeze(2);
+    // Each head gets its keys: libtorch's kernels for fewer heads of keys are not there on every device.
+    const Tensor k = groups_ > 1 ? k_.repeat_interleave(groups_, 1) : k_;
+    const Tensor v = groups_ > 1 ? v_.repeat_interleave(groups_, 1) : v_;
+    return at::scaled_dot_product_attention(q_, k, v, mask, 0.0, causal);
+  }
+
   Tensor block(const Block& b) {
     const std::int64_t sequences = q_.size(0), dim = q_.size(3), window = layer_.kind.window;
     // Leaves out the keys that no query of the block sees.

@@ -9,6 +9,21 @@ struct Routing {
   Tensor weights, indices;  // [rows, k]
 };
 
+struct Best {
+  Tensor values, indices;  // [rows, k]
+};
+
+// The k best of each row of scores; or those that an earlier run of this layer chose.
+Best best_of(const Pass& pass, const Tensor& scores, std::int64_t k) {
+  if (pass.chosen_experts == nullptr) {
+    const auto [values, indices] = scores.topk(k, -1);
+    return {values, indices};
+  }
+  Tensor& chosen = *pass.chosen_experts;
+  if (!chosen.defined()) chosen = std::get<1>(scores.detach().topk(k, -1));
+  return {scores.gather(-1, chosen), chosen};
+}
+
 Routing route(Pass& pass, const Moe& moe, const Tensor& x) {
   const MoeConfig& config = pass.model.config.moe;
   const model::RuntimeExperts& parts = *pass.model.config.family->experts;
@@ -17,13 +32,14 @@ Routing route(Pass& pass, const Moe& moe, const Tensor& x) {
   const at::ScalarType dtype = logits.scalar_type(), wide = dtype == at::kDouble ? dtype : at::kFloat;
   Routing r;
   if (parts.softmax_of_chosen) {
-    const auto [values, indices] = logits.topk(config.top_k, -1);
-    r = {at::softmax(values, 1, dtype), indices};
+    const Best best = best_of(pass, logits, config.top_k);
+    r = {at::softmax(best.values, 1, dtype), best.indices};
   } else {
-    auto [values, indices] = at::softmax(logits, -1, wide).topk(config.top_k, -1);
-    if (config.renormalise) values = values / values.sum({-1}, true);
-    r = {values.to(dtype), indices};
+    Best best = best_of(pass, at::softmax(logits, -1, wide), config.top_k);
+    if (config.renormalise) best.values = best.values / best.values.sum({-1}, true);
+    r = {best.values.to(dtype), best.indices};
   }
+  if (pass.on_routing) pass.on_routing(pass.layer, r.indices);
   pass.record("router.logits", logits), pass.record("router.weights", r.weights);
   pass.record("router.indices", r.indices);
   return r;

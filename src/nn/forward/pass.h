@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <vector>
 
@@ -34,6 +35,11 @@ struct Pass {
   std::int64_t layer = 0;
   std::vector<Tensor> router_logits{};  // of each layer with experts
   bool want_router_logits = false;
+  // Gradient checkpointing: the experts that the tokens of this layer chose. The first run fills it in, the second one
+  // takes it. null: each run chooses.
+  Tensor* chosen_experts = nullptr;
+  std::vector<std::int64_t> documents{};  // packing: their lengths, one after the other; empty: one for each sequence
+  std::function<void(std::int64_t layer, const Tensor& chosen)> on_routing{};
   Tensor expert_rows{};  // of the layer before: memory that is used again
 
   bool recording() const { return context.recorder != nullptr; }

@@ -6,12 +6,15 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <memory>
 
 #include "base/text.h"
 #include "model/config_json/config_section.h"
 #include "nn/forward/attention.h"
+#include "nn/forward/loss.h"
 #include "nn/forward/moe.h"
 #include "nn/forward/pass.h"
+#include "nn/forward/recompute.h"
 #include "peft/error.h"
 
 namespace peft::nn {
@@ -52,6 +55,16 @@ void check_ids(const CausalLM::Impl& model, const ForwardInput& input) {
   }
 }
 
+void check_embeds(const CausalLM::Impl& model, const ForwardInput& input) {
+  const Tensor& embeds = input.embeds;
+  if (!input.ids.defined() && embeds.dim() == 3 && embeds.numel() > 0 && embeds.size(2) == model.config.hidden) return;
+  at({}, "embeds")
+      .fail(ErrorCode::USAGE,
+            {.problem = "not a batch of embeddings in place of ids",
+             .expected = "[sequences, tokens, " + std::to_string(model.config.hidden) + "], and no ids",
+             .got = shape_text(embeds.sizes()) + (input.ids.defined() ? " and ids" : "")});
+}
+
 // The mask as booleans; undefined when nothing is padding.
 Tensor checked_mask(const Tensor& mask, std::int64_t sequences, std::int64_t length, at::Device device) {
   if (!mask.defined()) return {};
@@ -79,6 +92,24 @@ void check_adapters(const ForwardContext& context, std::int64_t sequences) {
                                .got = std::to_string(given)});
 }
 
+Tensor mix_tokens(Pass& pass, const Layer& layer, const Tensor& x) {
+  return layer.delta ? run_delta_net(pass, layer, x) : run_attention(pass, layer, x);
+}
+
+// Packed documents, one after the other: no token sees another document, and no state goes on to the next.
+Tensor mix_documents(const Pass& pass, const Layer& layer, const Tensor& x) {
+  std::vector<Tensor> parts;
+  std::int64_t first = 0;
+  for (const std::int64_t length : pass.documents) {
+    Pass own = pass;
+    own.tokens = length, own.masks.clear();
+    own.cos = pass.cos.narrow(1, first, length), own.sin = pass.sin.narrow(1, first, length);
+    parts.push_back(mix_tokens(own, layer, x.narrow(0, first, length)));
+    first += length;
+  }
+  return at::cat(parts);
+}
+
 Tensor run_layer(Pass& pass, const Layer& layer, const Tensor& x) {
   const ModelConfig& config = pass.model.config;
   const Norms norms = config.family->norms;
@@ -87,7 +118,7 @@ Tensor run_layer(Pass& pass, const Layer& layer, const Tensor& x) {
   };
   const Tensor in = rms_norm(x, layer.input_norm->first, config.eps, norms);
   pass.record("attn_in", in);
-  const Tensor mixed = layer.delta ? run_delta_net(pass, layer, in) : run_attention(pass, layer, in);
+  const Tensor mixed = pass.documents.empty() ? mix_tokens(pass, layer, in) : mix_documents(pass, layer, in);
   pass.record("attn_out", mixed);
   const Tensor middle = add(x, mixed);
   const Tensor mlp_in = rms_norm(middle, layer.post_norm->first, config.eps, norms);
@@ -107,34 +138,111 @@ Tensor last_rows(const Pass& pass, const Tensor& x, std::int64_t keep) {
       .reshape({pass.sequences * keep, x.size(1)});
 }
 
-ForwardOutput run(const CausalLM::Impl& model, const ForwardInput& input, const ForwardContext& context) {
-  const std::int64_t sequences = input.ids.size(0), tokens = input.ids.size(1);
-  check_adapters(context, sequences);
-  Pass pass{.model = model, .context = context, .sequences = sequences, .tokens = tokens};
-  pass.cache = input.cache;
-  pass.past = input.cache == nullptr ? 0 : input.cache->length;
-  pass.inference = !at::GradMode::is_enabled();
-  pass.want_router_logits = input.want_aux_loss;
-  pass.padding = checked_mask(input.mask, sequences, pass.past + tokens, model.device);
-  const Tensor positions = input.positions.defined()
-                               ? input.positions.to(model.device)
-                               : at::arange(pass.past, pass.past + tokens, at::kLong).unsqueeze(0).to(model.device);
-  const Tensor ids = input.ids.to(model.device).reshape({-1});
-  Tensor x = model.embed->forward(ids, context);
-  pass.record_top("embeddings", x);
-  set_rotary(pass, positions);
-  for (const Layer& layer : model.layers) {
-    x = run_layer(pass, layer, x);
+// What the layers of a checkpointed pass need in the backward pass, when the pass itself is over.
+struct KeptPass {
+  ForwardContext context;
+  std::unique_ptr<Pass> pass;
+};
+
+std::shared_ptr<const KeptPass> kept_pass(const Pass& pass) {
+  auto kept = std::make_shared<KeptPass>();
+  kept->context = pass.context;
+  kept->context.recorder = nullptr;
+  kept->pass = std::make_unique<Pass>(Pass{.model = pass.model, .context = kept->context});
+  Pass& copy = *kept->pass;
+  copy.sequences = pass.sequences, copy.tokens = pass.tokens, copy.cos = pass.cos, copy.sin = pass.sin;
+  copy.padding = pass.padding, copy.want_router_logits = pass.want_router_logits, copy.documents = pass.documents;
+  return kept;
+}
+
+// One layer that is computed again in the backward pass.
+Tensor run_layer_again(Pass& pass, const std::shared_ptr<const KeptPass>& kept, const Layer& layer, const Tensor& x) {
+  const auto chosen = std::make_shared<Tensor>();
+  const std::int64_t number = pass.layer;
+  const Part part = [kept, &layer, chosen, number](const Tensor& in) {
+    Pass own = *kept->pass;
+    own.layer = number, own.chosen_experts = chosen.get();
+    std::vector<Tensor> outputs{run_layer(own, layer, in)};
+    outputs.insert(outputs.end(), own.router_logits.begin(), own.router_logits.end());
+    return outputs;
+  };
+  const std::vector<Tensor> outputs = recomputed(x, pass.context.training, part);
+  if (pass.on_routing && chosen->defined()) pass.on_routing(number, *chosen);
+  pass.router_logits.insert(pass.router_logits.end(), outputs.begin() + 1, outputs.end());
+  return outputs.front();
+}
+
+Tensor run_layers(Pass& pass, Tensor x, bool checkpointing) {
+  const bool again = checkpointing && !pass.inference && pass.cache == nullptr;
+  const auto kept = again ? kept_pass(pass) : nullptr;
+  for (const Layer& layer : pass.model.layers) {
+    x = again ? run_layer_again(pass, kept, layer, x) : run_layer(pass, layer, x);
     ++pass.layer;
   }
+  return x;
+}
+
+void check_documents(const ForwardInput& input, std::int64_t sequences, std::int64_t tokens) {
+  std::int64_t sum = 0;
+  bool bad = false;
+  for (const std::int64_t length : input.documents) bad = bad || length < 1, sum += length;
+  if (input.documents.empty() || (!bad && sum == tokens && sequences == 1 && !input.cache && !input.mask.defined()))
+    return;
+  at({}, "documents")
+      .fail(ErrorCode::USAGE, {.problem = "packed documents are lengths that fill one sequence, without mask and cache",
+                               .expected = "a sum of " + std::to_string(tokens),
+                               .got = std::to_string(sum) + ", " + std::to_string(sequences) + " sequences"});
+}
+
+// Each document's positions begin with 0.
+Tensor positions_of(const Pass& pass, const ForwardInput& input) {
+  if (input.positions.defined()) return input.positions.to(pass.model.device);
+  if (pass.documents.empty())
+    return at::arange(pass.past, pass.past + pass.tokens, at::kLong).unsqueeze(0).to(pass.model.device);
+  std::vector<Tensor> parts;
+  for (const std::int64_t length : pass.documents) parts.push_back(at::arange(0, length, at::kLong));
+  return at::cat(parts).unsqueeze(0).to(pass.model.device);
+}
+
+// The first layer's input, [rows, hidden].
+Tensor embedded(const Pass& pass, const ForwardInput& input) {
+  const CausalLM::Impl& model = pass.model;
+  if (!input.embeds.defined()) return model.embed->forward(input.ids.to(model.device).reshape({-1}), pass.context);
+  return input.embeds.to(model.device, model.dtype).reshape({pass.sequences * pass.tokens, -1});
+}
+
+ForwardOutput run(const CausalLM::Impl& model, const ForwardInput& input, const ForwardContext& context) {
+  const Tensor& shape = input.embeds.defined() ? input.embeds : input.ids;
+  const std::int64_t sequences = shape.size(0), tokens = shape.size(1);
+  check_adapters(context, sequences);
+  check_documents(input, sequences, tokens);
+  Pass pass{.model = model, .context = context, .sequences = sequences, .tokens = tokens};
+  pass.cache = input.cache;
+  pass.documents = input.documents;
+  pass.past = input.cache == nullptr ? 0 : input.cache->length;
+  pass.inference = !at::GradMode::is_enabled();
+  pass.want_router_logits = input.want_aux_loss, pass.on_routing = input.on_routing;
+  pass.padding = checked_mask(input.mask, sequences, pass.past + tokens, model.device);
+  Tensor x = embedded(pass, input);
+  pass.record_top("embeddings", x);
+  set_rotary(pass, positions_of(pass, input));
+  x = run_layers(pass, x, input.gradient_checkpointing);
   if (pass.cache != nullptr) pass.cache->length += tokens;
+  ForwardOutput output;
+  if (input.want_aux_loss && !pass.router_logits.empty()) output.aux_loss = load_balancing_loss(pass);
+  if (input.labels.defined()) {
+    const LearntRows learnt = learnt_rows(input.labels, input.documents);
+    const Tensor rows = x.index_select(0, learnt.rows.to(x.device()));
+    const Tensor hidden = rms_norm(rows, model.norm->first, model.config.eps, model.config.family->norms);
+    add_loss(pass, hidden, learnt.next.to(x.device()), input.loss_divisor, output);
+    return output;
+  }
   x = last_rows(pass, x, input.logits_to_keep);
   x = rms_norm(x, model.norm->first, model.config.eps, model.config.family->norms);
   pass.record_top("final_norm", x);
   const Tensor logits = model.lm_head->forward(x, context);
-  ForwardOutput output{.logits = logits.view({sequences, -1, logits.size(1)}), .aux_loss = {}};
+  output.logits = logits.view({sequences, -1, logits.size(1)});
   pass.record_top("logits", output.logits);
-  if (input.want_aux_loss && !pass.router_logits.empty()) output.aux_loss = load_balancing_loss(pass);
   return output;
 }
 
@@ -244,7 +352,11 @@ ForwardOutput run_forward(const CausalLM::Impl& model, const ForwardInput& input
     at({}, "model")
         .fail(ErrorCode::USAGE,
               {.problem = "has shapes only and cannot run", .expected = "a model with weights", .got = "device meta"});
-  check_ids(model, input);
+  if (input.embeds.defined())
+    check_embeds(model, input);
+  else
+    check_ids(model, input);
+  if (input.labels.defined()) check_labels(model, input);
   if (context.training && model.config.attention_dropout != 0) {
     at({}, "attention_dropout")
         .fail(ErrorCode::USAGE, {.problem = "dropout of attention weights is not implemented",
@@ -252,7 +364,7 @@ ForwardOutput run_forward(const CausalLM::Impl& model, const ForwardInput& input
                                  .got = std::to_string(model.config.attention_dropout)});
   }
   if (input.cache == nullptr) return run(model, input, context);
-  const std::int64_t sequences = input.ids.size(0);
+  const std::int64_t sequences = (input.embeds.defined() ? input.embeds : input.ids).size(0);
   if (input.cache->length > 0 && input.cache->sequences != sequences) {
     at({}, "cache")
         .fail(ErrorCode::USAGE, {.problem = "holds another number of sequences",

@@ -226,12 +226,12 @@ void for_each_group(const RowGroups& groups, Body&& body) {
   }
 }
 
-// hidden[rows of e] = x[rows of e] * A_e^T
+// hidden[rows of e] = x[rows of e] * A_e^T, in the factors' dtype. Only the rows of one expert are cast at a time.
 Tensor project(const Tensor& x, const Tensor& a, const RowGroups& groups) {
-  Tensor hidden = at::empty({x.size(0), a.size(1)}, x.options());
+  Tensor hidden = at::empty({x.size(0), a.size(1)}, a.options().requires_grad(false));
   for_each_group(groups, [&](std::int64_t e, std::int64_t first, std::int64_t rows) {
     Tensor part = hidden.narrow(0, first, rows);
-    at::mm_out(part, x.narrow(0, first, rows), a.select(0, e).t());
+    at::mm_out(part, x.narrow(0, first, rows).to(a.scalar_type()), a.select(0, e).t());
   });
   return hidden;
 }
@@ -243,14 +243,15 @@ void expand_into(Tensor& y, const Tensor& hidden, const Tensor& b, double scale,
   });
 }
 
-// The gradient is written out: autograd's gradient of a slice is a whole stack of zeros for each expert.
+// The gradient is written out: autograd's gradient of a slice is a whole stack of zeros for each expert. x is kept in
+// its own dtype.
 class GroupedLora : public torch::autograd::Function<GroupedLora> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x, const Tensor& a, const Tensor& b,
                         double scale, std::vector<std::int64_t> hit, std::vector<std::int64_t> begin) {
     const RowGroups groups{hit, begin};
     const Tensor hidden = project(x, a, groups);
-    Tensor delta = at::zeros({x.size(0), b.size(2)}, x.options());
+    Tensor delta = at::zeros({x.size(0), b.size(2)}, hidden.options());
     expand_into(delta, hidden, b, scale, groups);
     context->save_for_backward({x, a, b, hidden});
     context->saved_data["scale"] = scale;
@@ -274,8 +275,9 @@ class GroupedLora : public torch::autograd::Function<GroupedLora> {
       if (to_b.defined()) to_b.select(0, e).addmm_(hidden.narrow(0, first, rows).t(), part, 0, scale);
       if (!to_x.defined() && !to_a.defined()) return;
       const Tensor to_hidden = at::mm(part, b.select(0, e).t()).mul_(scale);
-      if (to_a.defined()) to_a.select(0, e).addmm_(to_hidden.t(), x.narrow(0, first, rows), 0, 1);
-      if (to_x.defined()) to_x.narrow(0, first, rows).addmm_(to_hidden, a.select(0, e), 0, 1);
+      const Tensor in = x.narrow(0, first, rows).to(a.scalar_type());
+      if (to_a.defined()) to_a.select(0, e).addmm_(to_hidden.t(), in, 0, 1);
+      if (to_x.defined()) to_x.narrow(0, first, rows).copy_(at::mm(to_hidden, a.select(0, e)));
     });
     return {to_x, to_a, to_b, Tensor(), Tensor(), Tensor()};
   }
@@ -339,14 +341,14 @@ Tensor add_grouped(const Tensor& y, const Tensor& x, const FactorStack& stack, c
   if (x.size(0) == 0) return y;
   const auto type = stack.a.scalar_type();
   if (records(y, x, stack)) {
-    return y + GroupedLora::apply(x.to(type), stack.a, stack.b, stack.scale, groups.hit, groups.begin);
+    return y + GroupedLora::apply(x, stack.a, stack.b, stack.scale, groups.hit, groups.begin);
   }
   const auto wide = at::promote_types(y.scalar_type(), type);
   Tensor sum = y.to(wide).contiguous();
   if (is_for_rows(sum, x, stack)) {
     add_rows(sum, x, stack, groups);
   } else {
-    expand_into(sum, project(x.to(type), stack.a, groups).to(wide), stack.b.to(wide), stack.scale, groups);
+    expand_into(sum, project(x, stack.a, groups).to(wide), stack.b.to(wide), stack.scale, groups);
   }
   return sum;
 }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <map>
 
 #include "nn/lora/create.h"
 #include "nn/lora/files/factors.h"
@@ -294,6 +295,34 @@ std::vector<std::pair<std::string, Tensor>> PeftModel::state_dict(const std::str
     state.emplace_back(tensor.key, tensor.in_file_form(tensor.tensor.detach()));
   }
   return state;
+}
+
+void PeftModel::load_state_dict(const std::vector<std::pair<std::string, Tensor>>& state, const std::string& name) {
+  const at::NoGradGuard no_grad;
+  std::map<std::string, const Tensor*> given;
+  for (const auto& [key, tensor] : state) given[key] = &tensor;
+  const std::vector<AdapterTensor> tensors = adapter_tensors(name);
+  std::vector<std::pair<Tensor, Tensor>> copies;  // all is checked before anything changes
+  for (const AdapterTensor& own : tensors) {
+    const auto found = given.find(own.key);
+    if (found == given.end()) {
+      throw Error(ErrorCode::LO_MISSING, {.tensor = own.key, .problem = "the state has no such tensor"});
+    }
+    const auto shape = own.in_file_form(own.tensor).sizes();
+    if (found->second->sizes() != shape) {
+      throw Error(ErrorCode::LO_SHAPE, {.tensor = own.key,
+                                        .problem = "the state's tensor has another shape",
+                                        .expected = fmt::format("[{}]", fmt::join(shape, ", ")),
+                                        .got = fmt::format("[{}]", fmt::join(found->second->sizes(), ", "))});
+    }
+    copies.emplace_back(own.tensor, own.from_file_form(*found->second));
+    given.erase(found);
+  }
+  if (!given.empty()) {
+    throw Error(ErrorCode::LO_UNUSED,
+                {.tensor = given.begin()->first, .problem = "adapter \"" + name + "\" has no such tensor"});
+  }
+  for (auto& [to, from] : copies) to.copy_(from);
 }
 
 std::vector<Tensor> PeftModel::trainable_parameters() const {

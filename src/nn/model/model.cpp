@@ -204,6 +204,7 @@ Tensor CausalLM::logits(const Tensor& ids, const Tensor& mask) const {
 const std::string& CausalLM::folder() const { return impl_->folder; }
 const std::string& CausalLM::model_type() const { return impl_->config.model_type; }
 std::int64_t CausalLM::vocab_size() const { return impl_->config.vocab; }
+std::int64_t CausalLM::expert_count() const { return impl_->config.moe.experts; }
 double CausalLM::router_aux_loss_coef() const { return impl_->config.moe.aux_loss_coef; }
 const std::vector<std::string>& CausalLM::warnings() const { return impl_->warnings; }
 at::ScalarType CausalLM::dtype() const { return impl_->dtype; }

@@ -40,16 +40,26 @@ bool needs_merge(const Answer& answer) {
   });
 }
 
+struct Conversion {
+  std::string command, out;
+};
+Conversion conversion(const std::string& path, const std::string& base, const engines::Engine& engine,
+                      const engines::Fit& fit) {
+  const std::string out = path + (fit.form->layout == "gguf" ? ".gguf" : "-" + engine.name);
+  return {fmt::format("peft convert {} --for {}@{}{} --out {}", quoted(path), engine.name, fit.profile->version,
+                      base.empty() ? "" : " --base " + quoted(base), quoted(out)),
+          out};
+}
+
 // The command that mends it: another form, a lower rank, or the merged model.
-std::string mend(std::string path, const Input& input, const DoctorOptions& options, const engines::Chosen& chosen,
-                 const engines::AdapterFacts& facts, const Answer& answer) {
-  while (path.size() > 1 && path.ends_with('/')) path.pop_back();
+std::string mend(const std::string& path, const Input& input, const DoctorOptions& options,
+                 const engines::Chosen& chosen, const engines::AdapterFacts& facts, const Answer& answer) {
   const std::string& base = options.input.base;
-  const std::string with_base = base.empty() ? "" : " --base " + quoted(base);
   const auto other = engines::fit(chosen, facts, input.model);
   const bool rank = std::ranges::any_of(
       answer.parts, [](const engines::Judgement& part) { return part.verdict == engines::Verdict::rank_too_large; });
   if (rank) {
+    const std::string with_base = base.empty() ? "" : " --base " + quoted(base);
     return fmt::format("peft resize {}{} --rank {} --out {}", quoted(path), with_base, chosen.engine->ranks.back(),
                        quoted(fmt::format("{}-r{}", path, chosen.engine->ranks.back())));
   }
@@ -58,9 +68,23 @@ std::string mend(std::string path, const Input& input, const DoctorOptions& opti
     return fmt::format("peft merge --base {} --adapter {} --out {}", base.empty() ? "BASE" : quoted(base), quoted(path),
                        quoted(path + "-merged"));
   }
-  const std::string suffix = other->form->layout == "gguf" ? ".gguf" : "-" + chosen.engine->name;
-  return fmt::format("peft convert {} --for {}@{}{} --out {}", quoted(path), chosen.engine->name,
-                     other->profile->version, with_base, quoted(path + suffix));
+  return conversion(path, base, *chosen.engine, *other).command;
+}
+
+// How to run what the engine reads right. llama.cpp reads a PEFT folder through a converter; peft's is as good.
+std::vector<std::string> how_to_run(const std::string& path, const Input& input, const DoctorOptions& options,
+                                    const engines::Chosen& chosen, const engines::AdapterFacts& facts,
+                                    const Answer& answer) {
+  const std::string& base = options.input.base;
+  const auto made = engines::fit(chosen, facts, input.model);
+  const bool converts =
+      made && made->layout && info(*made->layout).weights_file != info(input.reading.layout).weights_file;
+  if (!converts) return run_lines(answer, facts, info(input.reading.layout).name, base, path);
+  const Conversion first = conversion(path, base, *chosen.engine, *made);
+  std::vector<std::string> lines = {first.command};
+  for (std::string& line : run_lines(*chosen.engine, *made->form, base, first.out, facts.rank))
+    lines.push_back(std::move(line));
+  return lines;
 }
 
 DoctorReport::Part report_of(const engines::Engine& engine, const engines::Judgement& judgement) {
@@ -74,8 +98,9 @@ DoctorReport::Part report_of(const engines::Engine& engine, const engines::Judge
   return part;
 }
 
-DoctorReport::Engine report_of(const std::string& path, const Input& input, const DoctorOptions& options,
+DoctorReport::Engine report_of(std::string path, const Input& input, const DoctorOptions& options,
                                const engines::Chosen& chosen, const engines::AdapterFacts& facts) {
+  while (path.size() > 1 && path.ends_with('/')) path.pop_back();
   const Answer answer = best_answer(chosen, facts);
   DoctorReport::Engine engine{chosen.engine->name,
                               answer.profile->version,
@@ -90,7 +115,7 @@ DoctorReport::Engine report_of(const std::string& path, const Input& input, cons
   engine.right = answer.outcome == Outcome::right, engine.measured = is_measured(answer);
   for (const engines::Judgement& judgement : answer.parts) engine.parts.push_back(report_of(*chosen.engine, judgement));
   if (engine.right)
-    engine.run = run_lines(answer, facts, info(input.reading.layout).name, options.input.base, path);
+    engine.run = how_to_run(path, input, options, chosen, facts, answer);
   else
     engine.mend = mend(path, input, options, chosen, facts, answer);
   return engine;

@@ -14,19 +14,33 @@ constexpr const char* kPrefix = "base_model.model.";
 
 Tensor as_it_is(const Tensor& tensor) { return tensor; }
 Tensor without_stack(const Tensor& tensor) { return tensor.squeeze(0); }
+Tensor with_stack(const Tensor& tensor) { return tensor.unsqueeze(0); }
 Tensor transposed(const Tensor& tensor) { return tensor.squeeze(0).t(); }
+Tensor transposed_back(const Tensor& tensor) { return tensor.t().unsqueeze(0); }
+
+// The inverses of a_in_file_form and b_in_file_form for stacks of this many experts.
+struct StackAgain {
+  std::int64_t experts;
+  Tensor operator()(const Tensor& a) const { return a.unflatten(0, {experts, -1}); }
+};
+struct TransposedStackAgain {
+  std::int64_t experts;
+  Tensor operator()(const Tensor& b) const { return b.unflatten(1, {-1, experts}).permute({2, 1, 0}); }
+};
 
 void add_site(std::vector<AdapterTensor>& tensors, const std::string& key, const Site& site,
               const SiteFactors& factors) {
   if (site.kind == SiteKind::embedding && !site.by_parameter) {
-    tensors.push_back({key + ".lora_embedding_A", factors.stack.a, without_stack});
-    tensors.push_back({key + ".lora_embedding_B", factors.stack.b, transposed});
+    tensors.push_back({key + ".lora_embedding_A", factors.stack.a, without_stack, with_stack});
+    tensors.push_back({key + ".lora_embedding_B", factors.stack.b, transposed, transposed_back});
   } else {
-    tensors.push_back({key + ".lora_A.weight", factors.stack.a, a_in_file_form});
-    tensors.push_back({key + ".lora_B.weight", factors.stack.b, b_in_file_form});
+    tensors.push_back({key + ".lora_A.weight", factors.stack.a, a_in_file_form, StackAgain{factors.stack.experts()}});
+    tensors.push_back(
+        {key + ".lora_B.weight", factors.stack.b, b_in_file_form, TransposedStackAgain{factors.stack.experts()}});
   }
-  if (factors.bias.defined()) tensors.push_back({key + ".lora_B.bias", factors.bias, as_it_is});
-  if (factors.magnitude.defined()) tensors.push_back({key + ".lora_magnitude_vector", factors.magnitude, as_it_is});
+  if (factors.bias.defined()) tensors.push_back({key + ".lora_B.bias", factors.bias, as_it_is, as_it_is});
+  if (factors.magnitude.defined())
+    tensors.push_back({key + ".lora_magnitude_vector", factors.magnitude, as_it_is, as_it_is});
 }
 
 // Whether gate still uses only the first `split` components and up only the rest. Training fills B's empty blocks.
@@ -231,14 +245,15 @@ std::vector<AdapterTensor> tensors_of(const PeftModel::Impl& impl, const Adapter
   for (const TokenRows& rows : impl.token_rows) {
     const auto own = rows.adapters.find(entry.id);
     if (own == rows.adapters.end() || own->second.follows) continue;
-    tensors.push_back({kPrefix + rows.module + ".token_adapter.trainable_tokens_delta", own->second.delta, as_it_is});
+    tensors.push_back(
+        {kPrefix + rows.module + ".token_adapter.trainable_tokens_delta", own->second.delta, as_it_is, as_it_is});
   }
   for (const Overlay& overlay : impl.overlays) {
     const auto own = overlay.adapters.find(entry.id);
     if (own == overlay.adapters.end()) continue;
     const auto suffix = overlay.suffix.find(entry.id);
     const std::string last = suffix == overlay.suffix.end() ? overlay.parameter : suffix->second;
-    tensors.push_back({kPrefix + overlay.module + "." + last, own->second, as_it_is});
+    tensors.push_back({kPrefix + overlay.module + "." + last, own->second, as_it_is, as_it_is});
   }
   return tensors;
 }

@@ -291,6 +291,7 @@ void save_adapters(const PeftModel::Impl& impl, const std::string& folder, const
     for (const auto& [name, tensor] : adapter.tensors) bytes += tensor.nbytes();
     for (const auto& image : adapter.images) bytes += image.size();
   }
+  for (const auto& [name, content] : options.more_files) bytes += content.size();
   StagedOutput::Options staged;
   staged.overwrite = options.overwrite, staged.sync = options.sync, staged.expected_bytes = bytes;
   StagedOutput output(folder, staged, {impl.base->folder()});
@@ -299,6 +300,10 @@ void save_adapters(const PeftModel::Impl& impl, const std::string& folder, const
     write_tensors(output, adapter);
     output.add_text(adapter.folder + kConfig, adapter.config);
     written.insert({adapter.folder + kWeights, adapter.folder + kConfig});
+  }
+  for (const auto& [name, content] : options.more_files) {
+    output.add_file(name, content.size()).write_at(0, content);
+    written.insert(name);
   }
   // One card for all adapters. A card that the folder has already is kept.
   const bool has_card = std::filesystem::exists(std::filesystem::path(folder) / kCard);

@@ -1,0 +1,22 @@
+# The Python package (python/): its extension module, built where nanobind is found. PEFT_BUILD_PYTHON: AUTO (when it is
+# found in build/venvs/python, which tools/install_python_tools.sh makes), ON (nanobind or an error), OFF.
+# Can be a variable of the environment, too.
+set(wanted OFF)
+if(DEFINED ENV{PEFT_BUILD_PYTHON})
+  set(wanted $ENV{PEFT_BUILD_PYTHON})
+elseif(PROJECT_IS_TOP_LEVEL)
+  set(wanted AUTO)
+endif()
+set(PEFT_BUILD_PYTHON ${wanted} CACHE STRING "Build the extension module of the Python package: AUTO, ON, OFF")
+set_property(CACHE PEFT_BUILD_PYTHON PROPERTY STRINGS AUTO ON OFF)
+if(NOT PEFT_BUILD_PYTHON OR PEFT_SANITIZE AND PEFT_BUILD_PYTHON STREQUAL "AUTO")
+  return()
+endif()
+if(NOT Python_EXECUTABLE AND EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/build/venvs/python/stamp)
+  set(Python_EXECUTABLE ${CMAKE_CURRENT_SOURCE_DIR}/build/venvs/python/bin/python)
+endif()
+if(NOT Python_EXECUTABLE AND PEFT_BUILD_PYTHON STREQUAL "AUTO")
+  message(STATUS "nanobind is not found: the Python module is not built")
+  return()
+endif()
+add_subdirectory(python)
