@@ -13,7 +13,7 @@ namespace {
 
 // Servers compute in 16 bits, which moves log-probabilities by some hundredths. What is no more than that, or no more
 // than a part of what the adapter moves, is the same.
-constexpr double kNoise = 0.02, kPart = 0.1, kOtherBase = 1.0;
+constexpr double kNoise = 0.02, kPart = 0.1, kOtherBase = 0.5;
 constexpr int kTries = 4;
 
 double distance(const LogProbabilities& x, const LogProbabilities& y) {
@@ -99,7 +99,7 @@ Comparison compare(const Answers& ours, const Answers& servers,
   result.base_off = distance(servers.base, ours.base);
   result.adapter_off = distance(servers.adapter, ours.adapter);
   const double same = std::max(kNoise, kPart * result.moved) + 2 * std::min(result.base_off, kNoise);
-  if (result.base_off > std::max(kOtherBase, result.moved)) {
+  if (result.base_off > kOtherBase) {
     result.verdict = ServerVerdict::other_base;
   } else if (result.moved < 2 * kNoise + result.base_off) {
     result.verdict = ServerVerdict::too_small;
