@@ -249,6 +249,8 @@ void read_peft(Context& context) {
   layout::decode_fused(context, pairs.fused, pairs.fused_at);
   for (const auto& single : found.singles) layout::decode_single(context, single);
   reading.has_experts = pairs.per_expert != nullptr || !pairs.fused.empty() || !pairs.stacked.empty();
+  if (pairs.per_expert != nullptr && pairs.per_expert->outer)
+    reading.evidence.insert(reading.evidence.begin(), "one side of a pair is that of all experts: Megatron-Bridge");
   if (pairs.per_expert != nullptr)
     reading.evidence.insert(reading.evidence.begin(), "every expert and projection has a pair of its own");
   if (form != nullptr) reading.evidence.insert(reading.evidence.begin(), std::string(form->evidence));

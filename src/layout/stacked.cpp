@@ -191,6 +191,10 @@ class StackWriter {
     for (const StackedForm::Tensor& tensor : form_.tensors) {
       const auto at = std::ranges::find(tensor.projections, projection);
       if (at == tensor.projections.end()) continue;
+      if (tensor.projections.size() > 1 && !has_gate(*stack.experts)) {
+        out_.no_form(experts_module(*stack.experts), "experts of two layers have no gate, and no gate_up_proj",
+                     "peft-per-expert holds them");
+      }
       auto found = std::ranges::find_if(joined_, [&](const Joined& other) {
         return other.tensor == &tensor && other.first().experts == stack.experts;
       });

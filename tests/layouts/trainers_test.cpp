@@ -212,6 +212,30 @@ TEST_F(Forms, AreToldApartByTheRankOfLoraA) {
                ErrorCode::LO_SHAPE, {"gate and up"});
 }
 
+// Megatron-Bridge's shared outer side: once for all experts, beside one tensor for each of them.
+TEST_F(Forms, ASharedSideServesTheExpertsBesideIt) {
+  Draw draw(9);
+  const std::string experts = "base_model.model.model.layers.1.mlp.experts.";
+  const Matrix a = draw.matrix(kRank, kHidden, 0.125, 9), down_b = draw.matrix(kHidden, kRank, 0.125, 9);
+  std::vector<Stored> outer = {stored(experts + "gate_proj.lora_A.weight", "F32", {1, kRank, kHidden}, a.values),
+                               stored(experts + "down_proj.lora_B.weight", "F32", {1, kHidden, kRank}, down_b.values)};
+  std::vector<Stored> plain;
+  for (std::int64_t e = 0; e < kExperts; ++e) {
+    const std::string expert = experts + std::to_string(e) + ".";
+    outer.push_back(stored(expert + "gate_proj.lora_B.weight", "F32", draw.matrix(kInner, kRank, 0.125, 9)));
+    plain.push_back(outer.back());
+    plain.push_back(stored(expert + "gate_proj.lora_A.weight", "F32", a));
+    outer.push_back(stored(expert + "down_proj.lora_A.weight", "F32", draw.matrix(kRank, kInner, 0.125, 9)));
+    plain.push_back(outer.back());
+    plain.push_back(stored(expert + "down_proj.lora_B.weight", "F32", down_b));
+  }
+  const Json changes = {{"target_modules", {"gate_proj", "down_proj"}}};
+  compare_deltas(factors_of(read(plain, changes)), factors_of(read(outer, changes)), kExact);
+  outer.erase(outer.begin() + 2);  // an expert without its own side has no pair
+  EXPECT_EQ(factors_of(read(outer, changes)).size(), static_cast<std::size_t>(2 * kExperts - 1));
+  expect_error(error_of([&] { read({outer.front()}, changes); }), ErrorCode::LO_PAIR, {"gate_proj.lora_B"});
+}
+
 TEST_F(Forms, ATensorInTwoFilesIsRefused) {
   const fs::path path = folder_.path() / "twice";
   fs::create_directories(path);

@@ -5,25 +5,14 @@
 //   starts
 //               the other program in place of this process, with the same arguments.
 //   peft-torch  links libtorch. It has run() of these verbs from src/torch_cli.
-// So a program is linked with exec_peft_torch.cpp or with src/torch_cli, never with both.
-//
-// Where peft-torch is looked for:
-//   * where the environment variable PEFT_TORCH says, and nowhere else, when it is set;
-//   * beside this program, as in a build folder;
-//   * in ../libexec/peft, as in an installation;
-//   * in the folders of PATH.
-// An empty entry of PATH means the current folder. It is left out: whoever can write there could choose the program.
-// The first file that may be executed is taken; a script or a link is fine. Without one the error RT_PROGRAM names the
-// first place and says how to build the program.
+// So a program is linked with exec_peft_torch.cpp or with src/torch_cli, never with both. Where peft-torch is looked
+// for: runtime.h.
 #pragma once
 
 #include <string>
 #include <vector>
 
 namespace peft::cli {
-
-// The paths that are tried, in that order, whether there is a file or not.
-std::vector<std::string> places_of_peft_torch();
 
 // Replaces this process by peft-torch with the same command line. Throws RT_PROGRAM when it cannot.
 [[noreturn]] void exec_peft_torch(const std::vector<std::string>& command_line);
