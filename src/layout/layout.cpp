@@ -55,8 +55,8 @@ constexpr std::array kLayouts = {
                "one rank and one scale a file; num_layers counts from the last layer", AdapterForm::mlx,
                "adapters.safetensors"},
     LayoutInfo{Layout::megatron_bridge, "megatron-bridge", "Megatron-Bridge, for models of fused experts",
-               "Megatron-Bridge", "<experts>.{gate_up_proj,down_proj}.lora_{A,B}.weight", "[E or 1, r, in]",
-               "[E or 1, out, r], gate's rows before up's",
+               "Megatron-Bridge", "<experts>.{gate_up_proj,down_proj}.lora_{A,B}.weight", "[E, r, in]",
+               "[E, out, r], gate's rows before up's",
                "twice the rank where gate and up do not share lora_A; by its source, not run"},
     LayoutInfo{
         Layout::sglang, "sglang", "tools for SGLang", "SGLang", "<experts>.{gate_up_proj,down_proj}.lora_{A,B}.weight",
@@ -208,7 +208,9 @@ void read_peft(Context& context) {
   PeftPairs pairs;
   for (const Slot& slot : found.slots) {
     if (layout::is_empty_stack(context.adapter, slot)) continue;
-    if (layout::is_stacked(context.adapter, slot)) {
+    const bool is_module = context.model.has(Generation::v4, slot.module).value_or(false) ||
+                           context.model.has(Generation::v5, slot.module).value_or(false);
+    if (!is_module && layout::is_stacked(context.adapter, slot)) {
       pairs.stacked.push_back(slot);
       continue;
     }

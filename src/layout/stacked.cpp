@@ -38,7 +38,7 @@ const std::vector<StackedForm>& forms() {
        "experts are stacked in three dimensions as w1, w2, w3"},
       {Layout::megatron_bridge,
        {{"gate_up_proj", {kGate, kUp}}, {"down_proj", {kDown}}},
-       Sharing::first_axis,
+       Sharing::none,
        false,
        false,
        "experts are stacked in three dimensions as gate_up_proj, down_proj"},
@@ -96,6 +96,7 @@ Projection projection_in(const Experts* experts, Projection projection) {
 
 // How many experts the stack has: those of a side that is not shared, else the model's.
 std::int64_t count_experts(const Context& context, const Slot& slot, std::int64_t in_a, std::int64_t in_b) {
+  const Experts* of_layer = experts_at(context.model, std::string(model::parent(slot.module)));
   if (in_a == in_b && in_a > 1) return in_a;
   if (in_a != in_b && std::min(in_a, in_b) == 1) return std::max(in_a, in_b);
   if (in_a != in_b) {
@@ -103,9 +104,7 @@ std::int64_t count_experts(const Context& context, const Slot& slot, std::int64_
                                                   .expected = "the same number, or 1 for a side that all share",
                                                   .got = fmt::format("{} and {}", in_a, in_b)});
   }
-  for (const Experts& experts : context.model.experts) {
-    if (experts.num_experts > 0) return experts.num_experts;
-  }
+  if (of_layer != nullptr && of_layer->num_experts > 0) return of_layer->num_experts;
   context.at(slot.a).fail(ErrorCode::LO_EXPERT,
                           {.problem = "all experts share both sides, so the file does not say how many there are",
                            .hint = "--num-experts, or --base with the model"});
@@ -153,15 +152,18 @@ struct Joined {
     return **std::ranges::find_if(parts, [](const auto* part) { return part; });
   }
   std::size_t experts() const { return first().factors.size(); }
+  const Factor* factor(std::size_t part, std::size_t expert) const {
+    return parts[part] == nullptr ? nullptr : parts[part]->factors[expert];
+  }
 };
 
-// Whether one lora_A serves all projections of every expert.
+// Whether one lora_A serves all projections of every expert. It serves a projection without LoRA too: its rows of
+// lora_B are zeros.
 bool shares_a(const UniformFile& out, const Joined& joined) {
-  if (std::ranges::find(joined.parts, nullptr) != joined.parts.end()) return false;
   for (std::size_t e = 0; e < joined.experts(); ++e) {
-    const Factor *first = joined.parts.front()->factors[e], *last = joined.parts.back()->factors[e];
-    if ((first == nullptr) != (last == nullptr)) return false;
-    if (first != nullptr && (first->rank != last->rank || !same_values(out.file(), first->a, last->a))) return false;
+    const Factor *first = joined.factor(0, e), *last = joined.factor(joined.parts.size() - 1, e);
+    if (first == nullptr || last == nullptr) continue;
+    if (first->rank != last->rank || !same_values(out.file(), first->a, last->a)) return false;
   }
   return true;
 }
@@ -176,6 +178,10 @@ class StackWriter {
     };
     blocks_ = std::ranges::any_of(joined_, needs_blocks);
     if (blocks_) out.widen(2);  // gate and up get a half of the rank each
+    const auto has_zeros = [](const Joined& joined) {
+      return std::ranges::find(joined.parts, nullptr) != joined.parts.end();
+    };
+    if (std::ranges::any_of(joined_, has_zeros)) out.note(Exactness::value_exact);
   }
 
   void run() {
@@ -228,16 +234,15 @@ std::vector<Block> StackWriter::blocks_of(const Joined& joined, bool of_a, bool 
   std::vector<Block> blocks;
   for (std::size_t e = 0; e < (shared ? 1 : joined.experts()); ++e) {
     for (std::int64_t p = 0; p < parts; ++p) {
-      const ProjectionStack* part = joined.parts[static_cast<std::size_t>(p)];
-      const Factor* factor = part == nullptr ? nullptr : part->factors[e];
+      const Factor* factor = joined.factor(static_cast<std::size_t>(p), e);
       if (factor == nullptr) continue;
       const auto expert = static_cast<std::int64_t>(e);
       if (of_a) {
         const bool once = parts > 1 && !form_.tiled && !blocks_;
-        if (once && p > 0) continue;
+        if (once && p > 0 && joined.factor(0, e) != nullptr) continue;
         blocks.push_back(out_.block_of_a(*factor, expert * a_rows + p * (form_.tiled ? out_.rank() : half)));
       } else {
-        blocks.push_back(out_.block_of_b(*factor, expert * b_rows + p * part->out));
+        blocks.push_back(out_.block_of_b(*factor, expert * b_rows + p * factor->out));
         blocks.back().col = p * half;
       }
     }
@@ -319,16 +324,28 @@ bool is_stacked(const Adapter& adapter, const Slot& slot) {
 }
 
 const StackedForm& stacked_form(const Context& context, const std::vector<Slot>& slots) {
-  const StackedForm* first = nullptr;
-  const bool is_veomni = !context.adapter.config.value("veomni_lora").empty();
+  std::vector<const StackedForm*> found;
   for (const StackedForm& form : forms()) {
-    if (!std::ranges::all_of(slots, [&](const Slot& slot) { return fits(context, form, slot); })) continue;
-    const bool named =
-        context.options.layout ? *context.options.layout == form.layout : is_veomni && form.layout == Layout::veomni;
-    if (first == nullptr || named) first = &form;
+    if (std::ranges::all_of(slots, [&](const Slot& slot) { return fits(context, form, slot); })) found.push_back(&form);
   }
-  if (first != nullptr) return *first;
+  const bool is_veomni = !context.adapter.config.value("veomni_lora").empty();
+  const auto named = std::ranges::find_if(found, [&](const StackedForm* form) {
+    return context.options.layout ? form->layout == *context.options.layout
+                                  : is_veomni && form->layout == Layout::veomni;
+  });
+  if (named != found.end()) return **named;
+  if (found.size() == 1) return *found.front();
   const TensorInfo &a = context.tensor(slots.front().a), &b = context.tensor(slots.front().b);
+  if (!found.empty()) {
+    std::string names;
+    for (const StackedForm* form : found)
+      names += (names.empty() ? "--from " : ", --from ") + std::string(info(form->layout).name);
+    context.at(slots.front().a)
+        .fail(ErrorCode::LO_LAYOUT,
+              {.problem = "several programs write these stacks of experts alike",
+               .expected = names,
+               .got = fmt::format("A {}, B {}, and no other stacks", shape_text(a.shape), shape_text(b.shape))});
+  }
   context.at(slots.front().a)
       .fail(ErrorCode::LO_LAYOUT,
             {.problem = "these stacks of experts are those of no program that is known",

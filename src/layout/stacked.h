@@ -49,8 +49,8 @@ std::string from_tinker(const Model& model, std::string_view module);
 bool is_empty_stack(const Adapter& adapter, const Slot& slot);
 // Whether the slot is such a stack: its name and the dimensions of its tensors say so.
 bool is_stacked(const Adapter& adapter, const Slot& slot);
-// The form that all of the stacks have. Throws LO_LAYOUT where there is none. What several forms write alike is the
-// first of them, unless the config or --from says which.
+// The form that all of the stacks have. Throws LO_LAYOUT where there is none, and where several forms write them alike
+// and neither the config nor --from says which.
 const StackedForm& stacked_form(const Context& context, const std::vector<Slot>& slots);
 // The pairs of a stacked slot, one for each projection. Throws LO_SHAPE for shapes that are no stack, LO_EXPERT where
 // neither side shows how many experts there are and the model does not either.

@@ -102,6 +102,8 @@ bool same_shapes(const Input& input, const layout::Encoded& encoded) {
 bool keeps_everything(const Input& input, const layout::Encoded& encoded, const ConvertOptions& options) {
   if (options.to == Layout::gguf || input.adapter.form != info(options.to).form) return false;
   if (options.dtype || options.block_diagonal) return false;
+  // NeMo's config has other keys than PEFT's.
+  if (options.to == Layout::nemo && input.adapter.wrapper_layout != "peft-0.19.1") return false;
   if (encoded.uniform && !same_shapes(input, encoded)) return false;
   const bool own_names = encoded.uniform.has_value() || layout::find_stacked_form(input.reading.layout) != nullptr;
   if (input.reading.has_experts || own_names) return options.to == input.reading.layout && same_names(input, encoded);
@@ -509,7 +511,7 @@ std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, con
 }
 
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options) {
-  if (!layout::is_peft(options.to)) {
+  if (!layout::is_peft(options.to) || options.to == Layout::nemo) {
     throw Error(ErrorCode::USAGE, {.problem = "a config of PEFT has no form in the layout without its weights",
                                    .expected = "--to with a layout of PEFT's, or the whole adapter",
                                    .got = std::string(info(options.to).name)});

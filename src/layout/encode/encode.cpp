@@ -121,7 +121,9 @@ void Placer::place_shared(const ExpertsForm::Fused& parameter) {
 void Placer::place(const ExpertsForm::Fused& parameter) {
   if (stack_.shared_a) return place_shared(parameter);
   // Stacked rows of gate and up take turns. In the order of their rows they can be written as they lie in the file.
-  const bool even = std::ranges::all_of(stack_.ranks, [&](auto rank) { return rank == stack_.ranks.front(); });
+  const bool filled = stack_.rank == stack_.ranks.front() * static_cast<std::int64_t>(stack_.ranks.size());
+  const bool even =
+      filled && std::ranges::all_of(stack_.ranks, [&](auto rank) { return rank == stack_.ranks.front(); });
   if (natural_ && even) {
     Members members;
     for (std::size_t e = 0; e < stack_.parts.front().size(); ++e)
@@ -210,6 +212,10 @@ class Encoder {
   void add_matrix(std::string name, const View& view);  // a view as a tensor of its own
   std::int32_t column_group_of(const View& view);
   void add_whole(std::string name, const View& view);  // the tensor the view is of, in its own shape
+  // The pair of a factor that is one matrix.
+  void add_matrix_pair(const Factor& factor, const std::string& key, bool embedding);
+  std::int64_t rank_of(const Factor& factor) const { return options_.even ? options_.even->rank : factor.rank; }
+  double scale_of(const Factor& factor) const { return options_.even ? options_.even->scale : factor.scale; }
   void add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes);
   void add_target(std::string name, bool parameter, std::int64_t rank, double scale) {
     result_.targets.push_back({std::move(name), parameter, rank, scale});
@@ -311,6 +317,25 @@ void Encoder::add_whole(std::string name, const View& view) {
   add_tensor(copy_of(info, view.tensor, std::move(name), options_.dtype.value_or(info.dtype)), std::array{info.dtype});
 }
 
+void Encoder::add_matrix_pair(const Factor& factor, const std::string& key, bool embedding) {
+  const std::string a = key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"),
+                    b = key + (embedding ? ".lora_embedding_B" : ".lora_B.weight");
+  const std::int64_t rank = rank_of(factor);
+  const double gain = folded_gain(factor, scale_of(factor));
+  if (rank == factor.rank && gain == 1) {
+    add_whole(a, factor.a);
+    return add_whole(b, factor.b);
+  }
+  if (file_->tensors()[factor.a.tensor].shape.size() > 2)
+    no_form(describe(factor.site), "the rank of a convolution's pair cannot be padded", "keep the layout of the file");
+  const Dtype of_a = dtype_of(factor.a), of_b = dtype_of(factor.b);
+  add_tensor({a, options_.dtype.value_or(of_a), {rank, factor.in}, rank, factor.in, {{0, 0, 1, factor.a, 1.0}}},
+             std::array{of_a});
+  add_tensor({b, options_.dtype.value_or(of_b), {factor.out, rank}, factor.out, rank, {{0, 0, 1, factor.b, gain}}},
+             std::array{of_b});
+  note(std::max(Exactness::value_exact, exactness_of_gain(gain)));
+}
+
 void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes) {
   for (const Dtype from : source_dtypes) note(exactness_of_cast(from, tensor.dtype));
   tensor.must_be_finite = true;
@@ -320,9 +345,7 @@ void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dty
 void Encoder::dense(const Factor& factor) {
   const std::string name = dense_name(factor.site.module);
   const std::string key = std::string(kPrefix) + name;
-  const bool embedding = factor.kind == FactorKind::embedding;
-  add_whole(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"), factor.a);
-  add_whole(key + (embedding ? ".lora_embedding_B" : ".lora_B.weight"), factor.b);
+  add_matrix_pair(factor, key, factor.kind == FactorKind::embedding);
   // Routers of transformers 5 own their weight, so LoRA is on the parameter. Some derive from nn.Linear, but fail when
   // they are wrapped as one (phimoe); the name of their class shows that they are routers. Where only a config is
   // converted, the module stays the target, as in the golden migrations.
@@ -330,7 +353,7 @@ void Encoder::dense(const Factor& factor) {
   const Module* module = tree ? tree->find(name) : nullptr;
   const bool router = file_ != nullptr && module != nullptr && module->class_name.ends_with("Router");
   const bool parameter = router || model_.kind(generation_, name) == ModuleKind::other;
-  add_target(parameter ? name + ".weight" : name, parameter, factor.rank, factor.scale);
+  add_target(parameter ? name + ".weight" : name, parameter, rank_of(factor), scale_of(factor));
   if (name != factor.site.module)
     step("renamed " + factor.site.module.substr(factor.site.module.rfind('.') + 1) + " pair (bit-exact)");
 }
@@ -441,7 +464,7 @@ std::int64_t Encoder::count_experts(const Experts& experts, Group group) const {
 // Ranks, widths and the one scale of a fused pair.
 void Encoder::measure(Stack& stack) const {
   const auto factors = all_of(stack);
-  stack.scale = common_scale(factors);
+  stack.scale = options_.even ? options_.even->scale : common_scale(factors);
   stack.shared_a = !options_.block_diagonal && shares_a(file_, stack);
   const Factor& first = *factors.front();
   stack.dims.in = first.in;
@@ -459,6 +482,7 @@ void Encoder::measure(Stack& stack) const {
     stack.dims.out += first.out;
     stack.rank = stack.shared_a ? std::max(stack.rank, rank) : stack.rank + rank;
   }
+  if (options_.even) stack.rank = options_.even->rank;
 }
 
 void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack) {
@@ -501,9 +525,8 @@ std::size_t Encoder::fused_parameter(const std::string& module, const std::strin
       return f.site.expert < 0 && f.site.parameter == parameter.name;
     });
     if (matrix == group.end()) return 0;
-    add_whole(key + ".lora_A.weight", matrix->a);
-    add_whole(key + ".lora_B.weight", matrix->b);
-    add_target(name, true, matrix->rank, matrix->scale);
+    add_matrix_pair(*matrix, key, false);
+    add_target(name, true, rank_of(*matrix), scale_of(*matrix));
     return 1;
   }
   Stack stack = collect(group, parameter, experts);
@@ -540,6 +563,37 @@ void Encoder::fused(const Experts& experts, Group group) {
   }
 }
 
+// NeMo Automodel has one rank and one scale a file.
+Encoded encode_nemo(const Factors& factors, const Model& model, const TensorFile* file, EncodeOptions options) {
+  for (const Extra& extra : factors.extras) {
+    if (extra.kind == ExtraKind::magnitude) continue;
+    at(file == nullptr ? std::string() : file->path(), describe(extra.site))
+        .fail(ErrorCode::LO_NO_FORM, {.problem = extra.suffix + " has no form in this layout",
+                                      .expected = "LoRA pairs, and magnitudes of DoRA",
+                                      .hint = "merge the adapter into the base model"});
+  }
+  Encoded encoded = Encoder(factors, model, file, options).run();
+  if (encoded.targets.empty()) return encoded;
+  std::map<double, std::size_t> scales;
+  EncodeOptions::Evenness even;
+  for (const TargetEntry& target : encoded.targets) {
+    even.rank = std::max(even.rank, target.rank);
+    ++scales[target.scale];
+  }
+  even.scale = std::ranges::max_element(scales, {}, [](const auto& entry) {
+                 return std::pair(entry.first != 0, entry.second);
+               })->first;
+  const bool is_even = std::ranges::all_of(encoded.targets, [&](const TargetEntry& target) {
+    return target.rank == even.rank && target.scale == even.scale;
+  });
+  if (is_even) return encoded;
+  options.even = even;
+  Encoded padded = Encoder(factors, model, file, options).run();
+  padded.steps.push_back(fmt::format("one rank {} (padded with zeros) and one scale {} (folded into lora_B) for all",
+                                     even.rank, even.scale));
+  return padded;
+}
+
 }  // namespace
 
 Encoded encode(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options) {
@@ -552,6 +606,8 @@ Encoded encode(const Factors& factors, const Model& model, const TensorFile* fil
     case Layout::veomni:
     case Layout::ktransformers:
       return encode_stacked(factors, model, file, options);
+    case Layout::nemo:
+      return encode_nemo(factors, model, file, options);
     case Layout::mlx:
       return encode_mlx(factors, model, file, options);
     default:

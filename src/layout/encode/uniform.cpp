@@ -46,6 +46,7 @@ void UniformFile::add_missing() {
       std::ranges::fill(zeros.factors, nullptr);
       if ((projection == Projection::down) != (stack.projection == Projection::down)) std::swap(zeros.in, zeros.out);
       stacks_.push_back(std::move(zeros));
+      note(Exactness::value_exact);
       step("stack of zeros for a projection without LoRA");
     }
   }
@@ -141,7 +142,7 @@ void UniformFile::measure(const Factors& factors) {
 
 void UniformFile::widen(std::int64_t times) {
   rank_ *= times;
-  result_.exactness = std::max(result_.exactness, Exactness::value_exact);
+  note(Exactness::value_exact);
 }
 
 Block UniformFile::block_of_b(const Factor& factor, std::int64_t row) const {

@@ -2,6 +2,7 @@
 // the largest, scales other than the most frequent one are folded into B, with one rounding each.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -46,6 +47,7 @@ class UniformFile {
   void add(std::string name, std::vector<std::int64_t> shape, std::int64_t rows, std::int64_t cols,
            std::vector<Block> blocks);
   void step(const std::string& text) { ++steps_[text]; }
+  void note(Exactness exactness) { result_.exactness = std::max(result_.exactness, exactness); }
   [[noreturn]] void no_form(const std::string& what, std::string problem, std::string hint) const;
   Encoded finish();
 

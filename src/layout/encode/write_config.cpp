@@ -255,13 +255,6 @@ std::string stacked_config(const AdapterConfig& source, const Uniform& uniform,
 
 // As NeMo Automodel writes it: one rank and one alpha, and no more keys than PEFT needs.
 std::string nemo_config(const AdapterConfig& written) {
-  if (!written.rank_pattern.empty() || !written.alpha_pattern.empty()) {
-    at(written.file)
-        .fail(ErrorCode::LO_NO_FORM, {.problem = "NeMo Automodel has one rank and one alpha for all of an adapter",
-                                      .expected = "one r and one lora_alpha",
-                                      .got = "a rank or scale of its own for some modules",
-                                      .hint = "peft-fused holds it; gate and up that share no lora_A double the rank"});
-  }
   pythonic::Json config = uniform_config(written, {});
   config["r"] = written.r;
   config["lora_alpha"] = pythonic::Json::parse(written.value("lora_alpha"));
@@ -425,10 +418,13 @@ void add_adapter_files(Plan& plan, Encoded encoded, const AdapterConfig& source,
     case Layout::ktransformers:
       plan.texts.emplace_back(kConfigFile, stacked_config(source, *encoded.uniform, tensors));
       break;
-    case Layout::nemo:
-      plan.texts.emplace_back(kConfigFile, nemo_config(write_config(source, encoded, model, to, plan.warnings)));
+    case Layout::nemo: {
+      AdapterConfig plain = source;
+      plain.use_rslora = false;  // its scale is alpha / rank: write_config finds the alpha for that
+      plan.texts.emplace_back(kConfigFile, nemo_config(write_config(plain, encoded, model, to, plan.warnings)));
       plan.texts.emplace_back("automodel_peft_config.json", "{\n  \"paramwrapper_layout\": \"peft-0.19.1\"\n}");
       break;
+    }
     case Layout::veomni:
       plan.texts.emplace_back(kConfigFile, veomni_config(source, *encoded.uniform, tensors));
       break;
