@@ -1,6 +1,6 @@
-// Every verb that takes an adapter, on files of llama.cpp, MLX-LM and Tinker: the answer is that for PEFT's file of the
-// same function. Models and adapters are those of the golden group `runtime`: attention and 12 experts, H 40, I 24,
-// r 3.
+// Every verb that takes an adapter, on files of llama.cpp, MLX-LM, Tinker and trainers: the answer is that for PEFT's
+// file of the same function. Models and adapters are those of the golden group `runtime`: attention and 12 experts, H
+// 40, I 24, r 3.
 #include <gtest/gtest.h>
 
 #include "support/judge.h"
@@ -10,7 +10,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr Layout kPrograms[] = {Layout::gguf, Layout::mlx, Layout::tinker};
+constexpr Layout kPrograms[] = {Layout::gguf,   Layout::mlx,    Layout::tinker,        Layout::megatron_bridge,
+                                Layout::sglang, Layout::veomni, Layout::ktransformers, Layout::nemo};
 
 struct Row {
   const char *model_type, *model;

@@ -236,6 +236,139 @@ TEST_F(Forms, ASharedSideServesTheExpertsBesideIt) {
   expect_error(error_of([&] { read({outer.front()}, changes); }), ErrorCode::LO_PAIR, {"gate_proj.lora_B"});
 }
 
+// One pair for each expert and projection, with values of its own.
+std::vector<Stored> per_expert(std::initializer_list<const char*> projections, std::uint64_t seed) {
+  Draw draw(seed);
+  std::vector<Stored> tensors;
+  for (std::int64_t e = 0; e < kExperts; ++e) {
+    for (const std::string projection : projections) {
+      const bool down = projection == "down_proj";
+      const std::string key = fmt::format("base_model.model.model.layers.1.mlp.experts.{}.{}.lora_", e, projection);
+      tensors.push_back(stored(key + "A.weight", "F32", draw.matrix(kRank, down ? kInner : kHidden, 0.125, 9)));
+      tensors.push_back(stored(key + "B.weight", "F32", draw.matrix(down ? kHidden : kInner, kRank, 0.125, 9)));
+    }
+  }
+  return tensors;
+}
+
+TEST_F(Forms, NeMoHasOneRankAndOneScale) {
+  const Json all = {{"target_modules", {"gate_proj", "up_proj", "down_proj"}}};
+  Json rslora = all, patterns = all;
+  rslora["use_rslora"] = true;
+  patterns["alpha_pattern"] = {{"down_proj", 5}};
+  for (const Json& changes : {all, rslora, patterns}) {
+    SCOPED_TRACE(changes.dump());
+    const Input input = read(per_expert({"gate_proj", "up_proj", "down_proj"}, 3), changes);
+    ConvertOptions options;
+    options.input.base = folder_ / "base";
+    const std::string out = folder_ / fmt::format("nemo-{}", count_);
+    const Plan plan = convert(input, options, Layout::nemo, out);
+    const Json config = read_json(fs::path(out) / "adapter_config.json");
+    EXPECT_EQ(config.at("r"), 2 * kRank) << "gate and up share no lora_A";
+    for (const char* key : {"use_rslora", "rank_pattern", "alpha_pattern", "peft_version"})
+      EXPECT_FALSE(config.contains(key)) << key;
+    const Input again = load(out, options.input);
+    EXPECT_EQ(info(again.reading.layout).name, "nemo");
+    compare_deltas(factors_of(input), factors_of(again),
+                   plan.exactness == Exactness::rounded ? rounding(Dtype::f32) : kExact);
+    EXPECT_EQ(plan.exactness == Exactness::rounded, changes == patterns) << "only two scales need a rounding";
+  }
+}
+
+// Nothing in a dense adapter is NeMo's but its config and its marker: both are written.
+TEST_F(Forms, ADenseAdapterGetsNeMosConfigAndMarker) {
+  Draw draw(8);
+  const std::string key = "base_model.model.model.layers.0.self_attn.q_proj.lora_";
+  const Input input = read({stored(key + "A.weight", "F32", draw.matrix(kRank, kHidden, 0.125, 9)),
+                            stored(key + "B.weight", "F32", draw.matrix(6, kRank, 0.125, 9))},
+                           {{"target_modules", {"q_proj"}}, {"use_rslora", true}});
+  ConvertOptions options;
+  options.input.base = folder_ / "base";
+  convert(input, options, Layout::nemo, folder_ / "dense");
+  const fs::path out = folder_.path() / "dense";
+  EXPECT_EQ(read_json(out / "automodel_peft_config.json").at("paramwrapper_layout"), "peft-0.19.1");
+  EXPECT_FALSE(read_json(out / "adapter_config.json").contains("use_rslora"));
+  const Input again = load(out.string(), options.input);
+  compare_factors(factors_of(input), factors_of(again));
+  convert(again, options, Layout::nemo, folder_ / "copied");  // as it is, with the marker that is there
+  for (const char* name : {"adapter_model.safetensors", "adapter_config.json", "automodel_peft_config.json"})
+    EXPECT_EQ(read_file(out / name), read_file(folder_.path() / "copied" / name)) << name;
+}
+
+TEST_F(Forms, NeMoHoldsNoSavedModules) {
+  Draw draw(8);
+  const std::string key = "base_model.model.";
+  const Input input =
+      read({stored(key + "model.layers.0.self_attn.q_proj.lora_A.weight", "F32", draw.matrix(kRank, kHidden, 0.125, 9)),
+            stored(key + "model.layers.0.self_attn.q_proj.lora_B.weight", "F32", draw.matrix(6, kRank, 0.125, 9)),
+            stored(key + "lm_head.weight", "F32", draw.matrix(7, kHidden, 0.125, 9))},
+           {{"target_modules", {"q_proj"}}, {"modules_to_save", {"lm_head"}}});
+  ConvertOptions options;
+  options.to = Layout::nemo;
+  expect_error(error_of([&] { plan_convert(input, options); }), ErrorCode::LO_NO_FORM, {"lm_head", "merge"});
+  expect_error(error_of([&] { convert_config(input.adapter.folder, options); }), ErrorCode::USAGE, {"nemo"});
+}
+
+// down_proj alone looks the same in three forms, and means the same.
+TEST_F(Forms, StacksThatSeveralProgramsWriteAlikeAreNotGuessed) {
+  const Json down = {{"target_modules", {"down_proj"}}};
+  const Input input = read(per_expert({"down_proj"}, 4), down);
+  ConvertOptions options;
+  options.input.base = folder_ / "base";
+  for (const Layout layout : {Layout::megatron_bridge, Layout::sglang, Layout::veomni}) {
+    SCOPED_TRACE(std::string(info(layout).name));
+    const std::string out = folder_ / ("down-" + std::string(info(layout).name));
+    convert(input, options, layout, out);
+    if (layout != Layout::veomni) {  // whose config says what it is
+      expect_error(error_of([&] { load(out, options.input); }), ErrorCode::LO_LAYOUT,
+                   {"--from megatron-bridge", "--from sglang", "--from veomni"});
+    }
+    const Input again = load_as(out, options.input, layout);
+    EXPECT_EQ(info(again.reading.layout).name, info(layout).name);
+    compare_factors(factors_of(input), factors_of(again));
+  }
+}
+
+// Rows of zeros stand for a projection without LoRA: lora_A serves both, and the rank stays.
+TEST_F(Forms, GateAloneKeepsItsRank) {
+  for (const char* projection : {"gate_proj", "up_proj"}) {
+    const Input input = read(per_expert({projection}, 6), {{"target_modules", {projection}}});
+    for (const layout::StackedForm& form : layout::stacked_forms()) {
+      SCOPED_TRACE(std::string(projection) + " " + std::string(info(form.layout).name));
+      ConvertOptions options;
+      options.input.base = folder_ / "base";
+      const std::string out = folder_ / (std::string(projection) + std::string(info(form.layout).name));
+      const Plan plan = convert(input, options, form.layout, out);
+      const bool zeros = form.by_layer || form.tensors.front().projections.size() > 1;
+      EXPECT_EQ(plan.exactness, zeros ? Exactness::value_exact : Exactness::bit_exact);
+      const Input again = load_as(out, options.input, form.layout);
+      compare_deltas(factors_of(input), factors_of(again), kExact);
+      EXPECT_EQ(again.reading.factors.factors.front().rank, kRank);
+    }
+  }
+}
+
+// A file of PEFT is none of a trainer's, and the other way round, whatever --from says.
+TEST_F(Forms, AreNotTakenForEachOther) {
+  const Input input = read(per_expert({"gate_proj", "up_proj", "down_proj"}, 5),
+                           {{"target_modules", {"gate_proj", "up_proj", "down_proj"}}});
+  ConvertOptions options;
+  options.input.base = folder_ / "base";
+  for (const LayoutInfo& written : layouts()) {
+    if (written.form != AdapterForm::peft) continue;
+    const std::string out = folder_ / ("as-" + std::string(written.name));
+    convert(input, options, written.layout, out);
+    EXPECT_EQ(info(load(out, options.input).reading.layout).name, written.name);
+    for (const layout::StackedForm& asked : layout::stacked_forms()) {
+      if (asked.layout == written.layout) continue;
+      SCOPED_TRACE(fmt::format("{} --from {}", written.name, info(asked.layout).name));
+      InputOptions named = options.input;
+      named.read.layout = asked.layout;
+      expect_error(error_of([&] { load(out, named); }), ErrorCode::LO_LAYOUT, {std::string(info(asked.layout).name)});
+    }
+  }
+}
+
 TEST_F(Forms, ATensorInTwoFilesIsRefused) {
   const fs::path path = folder_.path() / "twice";
   fs::create_directories(path);
