@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/text.h"
+#include "layout/decode/components.h"
 #include "layout/encode/stack.h"
 #include "layout/encode/uniform.h"
 #include "layout/keys.h"
@@ -131,6 +132,25 @@ bool fits(const Context& context, const StackedForm& form, const Slot& slot) {
   return a.shape[a.shape.size() - 2] == ranks * b.shape.back();
 }
 
+// Whether gate and up, of one rank, use a half of it each: so they are written where they share no lora_A. The rows of
+// one have zeros in the half of the other.
+bool use_halves(const Context& context, const TensorInfo& b, std::int64_t out) {
+  const std::int64_t rank = b.shape.back(), half = rank / 2;
+  if (half == 0) return false;
+  const StoredMatrix all{context.adapter.weights->bytes(b), b.dtype, stack_size(b) * 2 * out, rank};
+  bool any_gate = false, any_up = false;
+  for (std::int64_t row = 0; row < all.rows; row += 2 * out) {
+    const auto gate = nonzero_columns(all, row, row + out);
+    if (std::find(gate.begin() + half, gate.end(), true) != gate.end()) return false;
+    const auto up = nonzero_columns(all, row + out, row + 2 * out);
+    if (std::find(up.begin(), up.begin() + half, true) != up.begin() + half) return false;
+    if (rank % 2 != 0 && up.back()) return false;
+    any_gate = any_gate || std::ranges::find(gate, true) != gate.end();
+    any_up = any_up || std::ranges::find(up, true) != up.end();
+  }
+  return any_gate && any_up;
+}
+
 // ---- Writing
 
 // Whether all experts have the same values on this side: then it is written once.
@@ -177,7 +197,7 @@ class StackWriter {
       return joined.parts.size() > 1 && !form.tiled && !shares_a(out, joined);
     };
     blocks_ = std::ranges::any_of(joined_, needs_blocks);
-    if (blocks_) out.widen(2);  // gate and up get a half of the rank each
+    if (blocks_) out.widen(2 * largest_joined_rank());  // gate and up get a half of the rank each
     const auto has_zeros = [](const Joined& joined) {
       return std::ranges::find(joined.parts, nullptr) != joined.parts.end();
     };
@@ -210,6 +230,16 @@ class StackWriter {
       }
       found->parts[static_cast<std::size_t>(at - tensor.projections.begin())] = &stack;
     }
+  }
+
+  std::int64_t largest_joined_rank() const {
+    std::int64_t rank = 0;
+    for (const Joined& joined : joined_) {
+      for (std::size_t p = 0; p < joined.parts.size() && joined.parts.size() > 1; ++p)
+        for (std::size_t e = 0; e < joined.experts(); ++e)
+          rank = std::max(rank, joined.factor(p, e) == nullptr ? 0 : joined.factor(p, e)->rank);
+    }
+    return rank;
   }
 
   bool shared_side(const Joined& joined, View Factor::*side) const {
@@ -372,11 +402,17 @@ std::vector<NamedPair> stacked_pairs(const Context& context, const StackedForm& 
   pair.b_step = stack_size(b) == 1 ? 0 : all_b.rows * all_b.cols;
   const std::int64_t rank = form.tiled ? all_a.rows / parts : all_a.rows, out = all_b.rows / parts;
   pair.scale = scale_of(context, slot.a, rank, std::string(slot.module)).scale;
+  require_readable(context, slot.b);
+  const bool halves = parts == 2 && !form.tiled && use_halves(context, b, out);
   std::vector<NamedPair> pairs;
   for (std::int64_t p = 0; p < parts; ++p) {
     pair.projection = projection_in(experts_at(context.model, pair.module), projections[static_cast<std::size_t>(p)]);
     pair.a = form.tiled ? all_a.row_range(p * rank, rank) : all_a;
     pair.b = all_b.row_range(p * out, out);
+    if (halves) {
+      pair.a = pair.a.row_range(p * (rank / 2), rank / 2);
+      pair.b = pair.b.col_range(p * (rank / 2), rank / 2);
+    }
     pairs.push_back(pair);
   }
   return pairs;

@@ -348,6 +348,32 @@ TEST_F(Forms, GateAloneKeepsItsRank) {
   }
 }
 
+// Gate and up that share no lora_A get a half of the rank each, and come back with theirs.
+TEST_F(Forms, MegatronBridgesHalvesAreFoundAgain) {
+  std::vector<Stored> tensors = per_expert({"gate_proj", "up_proj", "down_proj"}, 12);
+  Draw draw(2);
+  const std::string query = "base_model.model.model.layers.0.self_attn.q_proj.lora_";
+  tensors.push_back(stored(query + "A.weight", "F32", draw.matrix(7, kHidden, 0.125, 9)));
+  tensors.push_back(stored(query + "B.weight", "F32", draw.matrix(6, 7, 0.125, 9)));
+  const Input input = read(tensors, {{"target_modules", {"q_proj", "gate_proj", "up_proj", "down_proj"}},
+                                     {"rank_pattern", {{"q_proj", 7}}},
+                                     {"alpha_pattern", {{"q_proj", 14}}}});
+  ConvertOptions options;
+  options.input.base = folder_ / "base";
+  convert(input, options, Layout::megatron_bridge, folder_ / "there");
+  EXPECT_EQ(read_json(folder_.path() / "there" / "adapter_config.json").at("r"), 7) << "2 * 3 have room in 7";
+  const Input there = load(folder_ / "there", options.input);
+  compare_deltas(factors_of(input), factors_of(there), kExact);
+  for (const Factor& factor : there.reading.factors.factors) {
+    const bool halved = factor.site.projection == Projection::gate || factor.site.projection == Projection::up;
+    EXPECT_EQ(factor.rank, halved ? 3 : 7) << describe(factor.site);
+  }
+  convert(there, options, Layout::peft_per_expert, folder_ / "plain");
+  convert(load(folder_ / "plain", options.input), options, Layout::megatron_bridge, folder_ / "again");
+  EXPECT_EQ(read_file(folder_.path() / "there/adapter_model.safetensors"),
+            read_file(folder_.path() / "again/adapter_model.safetensors"));
+}
+
 // A file of PEFT is none of a trainer's, and the other way round, whatever --from says.
 TEST_F(Forms, AreNotTakenForEachOther) {
   const Input input = read(per_expert({"gate_proj", "up_proj", "down_proj"}, 5),

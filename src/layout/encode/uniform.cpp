@@ -140,8 +140,8 @@ void UniformFile::measure(const Factors& factors) {
   }
 }
 
-void UniformFile::widen(std::int64_t times) {
-  rank_ *= times;
+void UniformFile::widen(std::int64_t rank) {
+  rank_ = std::max(rank_, rank);
   note(Exactness::value_exact);
 }
 

@@ -29,8 +29,8 @@ class UniformFile {
 
   std::int64_t rank() const { return rank_; }
   double scale() const { return scale_; }
-  // Gives all pairs a larger rank, padded with zeros: `times` as large.
-  void widen(std::int64_t times);
+  // Gives all pairs this rank at least, padded with zeros.
+  void widen(std::int64_t rank);
   const Model& model() const { return model_; }
   const TensorFile& file() const { return *file_; }
 
