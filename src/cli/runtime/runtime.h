@@ -57,15 +57,7 @@ using Rows = std::vector<std::vector<std::int64_t>>;
 Rows parse_ids(std::string_view text);
 // The same shape as `ids`, zeros and ones, each row with a one. Empty text: an empty result, nothing is masked.
 Rows parse_mask(std::string_view text, const Rows& ids);
-// Where peft-torch is looked for:
-//   * where the environment variable PEFT_TORCH says, and nowhere else, when it is set;
-//   * beside this program, as in a build folder;
-//   * in ../libexec/peft, as in an installation;
-//   * in the folders of PATH.
-// An empty entry of PATH means the current folder. It is left out: whoever can write there could choose the program.
-// The first file that may be executed is taken; a script or a link is fine. Without one the error RT_PROGRAM names the
-// first place and says how to build the program.
-// The paths that are tried, in that order, whether there is a file or not:
+// The paths where peft-torch is looked for (exec_peft_torch.h), in that order, whether there is a file or not.
 std::vector<std::string> places_of_peft_torch();
 
 // Text generation continues the last token: throws USAGE where padding stands right of a row's tokens or between them.
