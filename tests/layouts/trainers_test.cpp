@@ -234,6 +234,9 @@ TEST_F(Forms, ASharedSideServesTheExpertsBesideIt) {
   outer.erase(outer.begin() + 2);  // an expert without its own side has no pair
   EXPECT_EQ(factors_of(read(outer, changes)).size(), static_cast<std::size_t>(2 * kExperts - 1));
   expect_error(error_of([&] { read({outer.front()}, changes); }), ErrorCode::LO_PAIR, {"gate_proj.lora_B"});
+  const std::string magnitude = experts + "gate_proj.lora_magnitude_vector";
+  expect_error(error_of([&] { read({stored(magnitude, "F32", draw.matrix(1, kInner, 0.125, 9))}, changes); }),
+               ErrorCode::LO_PAIR, {"gate_proj"});
 }
 
 // One pair for each expert and projection, with values of its own.

@@ -138,10 +138,9 @@ void share_sides(const Adapter& adapter, std::vector<Slot>& slots) {
   const auto lone = [](const Slot& slot) { return (slot.a == kNoTensor) != (slot.b == kNoTensor); };
   std::map<std::string, const Slot*> shared;
   for (const Slot& slot : slots) {
+    if (!lone(slot) || !model::leaf(model::parent(slot.module)).ends_with("experts")) continue;
     const auto shape = tensors[std::min(slot.a, slot.b)].shape;
-    const bool of_all = lone(slot) && shape.size() == 3 && shape[0] == 1 &&
-                        model::leaf(model::parent(slot.module)).ends_with("experts");
-    if (of_all) shared.emplace(slot.module, &slot);
+    if (shape.size() == 3 && shape[0] == 1) shared.emplace(slot.module, &slot);
   }
   if (shared.empty()) return;
   std::set<std::string> used;
