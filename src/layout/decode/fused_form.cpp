@@ -357,7 +357,7 @@ FusedForm decide_form(Context& context, const std::vector<FusedSlot>& slots) {
   std::optional<Orientation> asked;
   if (!options.orientation.empty())
     asked = named_orientation(options.orientation, *square->parameter);
-  else if (options.layout && *options.layout != Layout::peft_per_expert)
+  else if (options.layout && is_fused(*options.layout))
     asked = orientation_of(*options.layout, as_written(*square, *options.layout));
   if (decided && asked && *decided != *asked) {
     context.at(square->slot->a)
