@@ -119,6 +119,11 @@ View first_matrix(std::uint32_t index, const TensorInfo& tensor) {
 
 std::int64_t stack_size(const TensorInfo& tensor) { return tensor.shape.size() == 2 ? 1 : tensor.shape[0]; }
 
+// Whether the form can write one side for all experts and the other one for each.
+bool may_share_a_side(const StackedForm& form) {
+  return form.sharing == Sharing::first_axis || form.sharing == Sharing::outer_axis;
+}
+
 // Whether the slot could be of this form.
 bool fits(const Context& context, const StackedForm& form, const Slot& slot) {
   const StackedForm::Tensor* tensor = tensor_of(form, model::leaf(slot.module));
@@ -126,8 +131,7 @@ bool fits(const Context& context, const StackedForm& form, const Slot& slot) {
   const TensorInfo &a = context.tensor(slot.a), &b = context.tensor(slot.b);
   const bool matrices = a.shape.size() == 2;
   if (matrices != (b.shape.size() == 2) || (matrices && form.sharing != Sharing::two_axes)) return false;
-  const bool one_sided = form.sharing == Sharing::first_axis || form.sharing == Sharing::outer_axis;
-  if (!one_sided && !matrices && a.shape[0] != b.shape[0]) return false;
+  if (!may_share_a_side(form) && !matrices && a.shape[0] != b.shape[0]) return false;
   const auto ranks = form.tiled ? static_cast<std::int64_t>(tensor->projections.size()) : 1;
   return a.shape[a.shape.size() - 2] == ranks * b.shape.back();
 }
@@ -365,6 +369,13 @@ const StackedForm& stacked_form(const Context& context, const std::vector<Slot>&
   });
   if (named != found.end()) return **named;
   if (found.size() == 1) return *found.front();
+  // Of the one form with these names the shapes are wrong: what is wrong is said where the pairs are made.
+  const auto has_names = [&](const StackedForm& form) {
+    return std::ranges::all_of(slots, [&](const Slot& slot) {
+      return tensor_of(form, model::leaf(slot.module)) != nullptr && context.tensor(slot.a).shape.size() == 3;
+    });
+  };
+  if (found.empty() && std::ranges::count_if(forms(), has_names) == 1) return *std::ranges::find_if(forms(), has_names);
   const TensorInfo &a = context.tensor(slots.front().a), &b = context.tensor(slots.front().b);
   if (!found.empty()) {
     std::string names;
@@ -388,12 +399,16 @@ std::vector<NamedPair> stacked_pairs(const Context& context, const StackedForm& 
   const auto& projections = tensor_of(form, model::leaf(slot.module))->projections;
   const auto parts = static_cast<std::int64_t>(projections.size());
   const View all_a = first_matrix(slot.a, a), all_b = first_matrix(slot.b, b);
-  if (stack_size(a) == 0 || stack_size(b) == 0 || all_b.rows % parts != 0) {
-    context.at(slot.a).fail(
-        ErrorCode::LO_SHAPE,
-        {.problem = all_b.rows % parts != 0 ? "gate and up have different numbers of rows" : "the stack is empty",
-         .expected = "A [E or 1, r, in], B [E or 1, out, r]",
-         .got = fmt::format("A {}, B {}", shape_text(a.shape), shape_text(b.shape))});
+  const std::string_view problem = stack_size(a) == 0 || stack_size(b) == 0 ? "the stack is empty"
+                                   : all_b.rows % parts != 0 ? "gate and up have different numbers of rows"
+                                   : stack_size(a) != stack_size(b) && !may_share_a_side(form)
+                                       ? "the two sides hold different numbers of experts"
+                                       : "";
+  if (!problem.empty()) {
+    context.at(slot.a).fail(ErrorCode::LO_SHAPE,
+                            {.problem = std::string(problem),
+                             .expected = "A [E or 1, r, in], B [E or 1, out, r]",
+                             .got = fmt::format("A {}, B {}", shape_text(a.shape), shape_text(b.shape))});
   }
   NamedPair pair;
   pair.module = std::string(model::parent(slot.module));

@@ -3,6 +3,8 @@
 // 40, I 24, r 3.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "support/judge.h"
 
 namespace peft::testing {
@@ -170,8 +172,10 @@ TEST_P(ProgramVerbs, extract_writes_the_layout) {
 INSTANTIATE_TEST_SUITE_P(All, ProgramVerbs,
                          ::testing::Combine(::testing::ValuesIn(kRows), ::testing::ValuesIn(kPrograms)),
                          [](const auto& row) {
-                           return std::string(std::get<0>(row.param).model_type) + "_" +
-                                  std::string(peft::info(std::get<1>(row.param)).name);
+                           std::string name = std::string(std::get<0>(row.param).model_type) + "_" +
+                                              std::string(peft::info(std::get<1>(row.param)).name);
+                           std::ranges::replace(name, '-', '_');
+                           return name;
                          });
 
 // A dense adapter of each form, by its names alone: nothing says what model it is for.

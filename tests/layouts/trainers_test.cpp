@@ -212,6 +212,33 @@ TEST_F(Forms, AreToldApartByTheRankOfLoraA) {
                ErrorCode::LO_SHAPE, {"gate and up"});
 }
 
+// What the names say is one program's, and its shapes are not.
+TEST_F(Forms, StacksOfWrongShapesAreRefused) {
+  const auto refused = [&](const std::string& name, std::vector<std::int64_t> a, std::vector<std::int64_t> b,
+                           ErrorCode code, const std::vector<std::string>& words) {
+    Draw draw(3);
+    const auto values = [&](const std::vector<std::int64_t>& shape) {
+      std::int64_t rows = 1;
+      for (const std::int64_t size : shape) rows *= size;
+      return draw.matrix(rows / shape.back(), shape.back(), 0.125, 9).values;
+    };
+    const std::string key = "base_model.model.model.layers.1.mlp.experts." + name + ".lora_";
+    SCOPED_TRACE(name + fmt::format(" {}", a.front()));
+    expect_error(error_of([&] {
+                   read({stored(key + "A.weight", "F32", a, values(a)), stored(key + "B.weight", "F32", b, values(b))});
+                 }),
+                 code, words);
+  };
+  using enum ErrorCode;
+  refused("gate_proj", {1, kRank, kHidden}, {kExperts, kInner, kRank}, LO_SHAPE, {"different numbers of experts"});
+  refused("gate_proj", {kExperts - 1, kRank, kHidden}, {kExperts - 1, kInner, kRank}, LO_EXPERT, {"11 experts"});
+  refused("gate_proj", {kExperts, kRank, kHidden}, {kExperts, kInner, kRank + 1}, LO_SHAPE, {});
+  refused("up_proj", {kRank, kHidden}, {kInner, kRank + 1}, LO_LAYOUT, {"no program"});
+  refused("w1", {kRank, kHidden}, {kInner, kRank}, LO_LAYOUT, {"no program"});
+  refused("gate_up_proj", {1, kRank, kHidden}, {kExperts, 2 * kInner, kRank}, LO_LAYOUT, {"no program"});
+  refused("down_proj", {kExperts, kRank, kHidden}, {kExperts, kInner, kRank}, LO_LAYOUT, {"--from"});
+}
+
 // Megatron-Bridge's shared outer side: once for all experts, beside one tensor for each of them.
 TEST_F(Forms, ASharedSideServesTheExpertsBesideIt) {
   Draw draw(9);
