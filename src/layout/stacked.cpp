@@ -412,6 +412,11 @@ std::vector<NamedPair> stacked_pairs(const Context& context, const StackedForm& 
   }
   NamedPair pair;
   pair.module = std::string(model::parent(slot.module));
+  const bool is_model_known = context.model.v4 || context.model.v5 || experts_at(context.model, pair.module) != nullptr;
+  if (form.by_layer && !is_model_known) {
+    context.at(slot.a).fail(ErrorCode::MD_NEEDED, {.problem = "the file names its experts by their layer alone",
+                                                   .expected = "--base with the model (its config.json is enough)"});
+  }
   pair.experts = count_experts(context, slot, stack_size(a), stack_size(b));
   pair.a_step = stack_size(a) == 1 ? 0 : all_a.rows * all_a.cols;
   pair.b_step = stack_size(b) == 1 ? 0 : all_b.rows * all_b.cols;

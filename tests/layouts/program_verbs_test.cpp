@@ -45,9 +45,11 @@ class ProgramVerbs : public ::testing::TestWithParam<std::tuple<Row, Layout>> {
     return options;
   }
 
-  // llama.cpp's architecture "llama" has rows of q and k in another order, by heads: that takes a config.json.
-  bool needs_heads() const {
-    return layout() == Layout::gguf && std::get<0>(GetParam()).model_type == std::string("mixtral");
+  // llama.cpp's architecture "llama" has rows of q and k in another order, by heads; KTransformers names experts by
+  // their layer alone: that takes a config.json.
+  bool needs_base() const {
+    return layout() == Layout::ktransformers ||
+           (layout() == Layout::gguf && std::get<0>(GetParam()).model_type == std::string("mixtral"));
   }
 
   std::vector<WeightedAdapter> halves() const { return {{own_, 0.5}, {own_, 0.5}}; }
@@ -69,7 +71,7 @@ class ProgramVerbs : public ::testing::TestWithParam<std::tuple<Row, Layout>> {
 
 TEST_P(ProgramVerbs, inspect) {
   for (const InputOptions& options : {options_, without_base()}) {
-    if (options.base.empty() && needs_heads()) continue;
+    if (options.base.empty() && needs_base()) continue;
     SCOPED_TRACE(options.base.empty() ? "without --base" : "with --base");
     const InspectReport report = inspect(own_, options);
     EXPECT_EQ(report.error, "");
@@ -87,7 +89,7 @@ TEST_P(ProgramVerbs, inspect) {
 }
 
 TEST_P(ProgramVerbs, names_suffice_to_read_and_to_convert) {
-  if (needs_heads()) {
+  if (needs_base()) {
     const Error error = expect_error("load", [&] { load(own_, without_base()); });
     EXPECT_EQ(error.code(), ErrorCode::MD_NEEDED) << error.what();
     return;
