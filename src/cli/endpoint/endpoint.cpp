@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/text.h"
 #include "cli/endpoint/http.h"
@@ -65,6 +66,18 @@ Asked ask(const Url& url, const EndpointOptions& options, const std::string& mod
   return asked;
 }
 
+// By how much servers take an adapter too strong or too weak: rsLoRA ignored or taken for granted, a rank that was
+// doubled, a scale that was left out or applied twice.
+std::vector<double> likely_factors(const std::string& adapter) {
+  const AdapterConfig config = AdapterConfig::read(adapter);
+  const double root = std::sqrt(static_cast<double>(std::max<std::int64_t>(config.r, 1)));
+  std::vector<double> factors = {config.use_rslora ? 1 / root : root, 2, 0.5};
+  if (const double scale = config.scale_for("", config.r); scale != 0 && std::isfinite(scale))
+    factors.insert(factors.end(), {1 / scale, scale});
+  std::erase_if(factors, [](double factor) { return std::abs(factor - 1) < 0.01; });
+  return factors;
+}
+
 std::string in_words(const Comparison& comparison) {
   switch (comparison.verdict) {
     case ServerVerdict::right:
@@ -99,9 +112,11 @@ EndpointReport ask_server(const EndpointOptions& options) {
     }
     *values = std::move(asked.values);
   }
-  const NativeRuntime runtime(options.base, options.adapter, ids);
+  const std::string adapter = resolve_path(options.adapter);
+  const NativeRuntime runtime(options.base, adapter, ids);
   ours.base = runtime.base(), ours.adapter = runtime.with_adapter();
-  report.comparison = compare(ours, servers, [&](double scale) { return runtime.with_scale(scale); });
+  report.comparison =
+      compare(ours, servers, likely_factors(adapter), [&](double scale) { return runtime.with_scale(scale); });
   report.what = in_words(report.comparison);
   return report;
 }

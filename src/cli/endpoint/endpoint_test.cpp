@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <string>
@@ -133,6 +134,25 @@ TEST_F(Endpoint, NoServerIsAnError) {
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::IO_OPEN);
   }
+}
+
+// Numbers that turn where a scale is far off: steps lead elsewhere, the scale of the likely ones is found.
+TEST(Comparison, ALikelyScaleIsFoundWhereStepsGoAstray) {
+  const auto at = [](double scale) {
+    LogProbabilities values;
+    for (int i = 0; i < 16; ++i) values.push_back(std::sin(1.3 * i + (2.1 + 0.4 * i) * scale) - 1.5);
+    return values;
+  };
+  const Answers ours{at(0), at(1)};
+  for (const double factor : {std::sqrt(8.0), 0.5, 2.0}) {
+    const Comparison found = compare(ours, {at(0), at(factor)}, {std::sqrt(8.0), 2, 0.5}, at);
+    EXPECT_EQ(name(found.verdict), "wrong scale") << factor;
+    EXPECT_NEAR(found.factor, factor, 0.05);
+  }
+  EXPECT_EQ(name(compare(ours, {at(0), at(3.3)}, {2, 0.5}, at).verdict), "different");
+  int asked = 0;
+  compare(ours, {at(0), at(3.3)}, {2, 0.5}, [&](double scale) { return ++asked, at(scale); });
+  EXPECT_LE(asked, 7);
 }
 
 TEST(Http, Addresses) {

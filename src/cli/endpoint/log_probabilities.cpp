@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "cli/output/json.h"
@@ -14,7 +16,7 @@ namespace {
 // Servers compute in 16 bits, which moves log-probabilities by some hundredths. What is no more than that, or no more
 // than a part of what the adapter moves, is the same.
 constexpr double kNoise = 0.02, kPart = 0.1, kOtherBase = 0.5;
-constexpr int kTries = 4;
+constexpr int kSteps = 5;
 
 double distance(const LogProbabilities& x, const LogProbabilities& y) {
   double sum = 0;
@@ -22,15 +24,41 @@ double distance(const LogProbabilities& x, const LogProbabilities& y) {
   return x.empty() ? 0 : std::sqrt(sum / static_cast<double>(x.size()));
 }
 
-// The multiple of (y - base) that is nearest to (x - other_base).
-double multiple(const LogProbabilities& x, const LogProbabilities& other_base, const LogProbabilities& y,
-                const LogProbabilities& base) {
+// A scale of the adapter, and our own numbers with it.
+struct Scaled {
+  double scale;
+  LogProbabilities values;
+};
+
+// How far to go from `to` so that the numbers come nearest to `wanted`, as the way from `from` to `to` shows; no
+// further than the scale is large.
+double next_step(const LogProbabilities& wanted, const Scaled& from, const Scaled& to) {
   double both = 0, own = 0;
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    both += (x[i] - other_base[i]) * (y[i] - base[i]);
-    own += (y[i] - base[i]) * (y[i] - base[i]);
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    const double slope = (to.values[i] - from.values[i]) / (to.scale - from.scale);
+    both += (wanted[i] - to.values[i]) * slope;
+    own += slope * slope;
   }
-  return own == 0 ? 0 : both / own;
+  const double most = std::max(1.0, std::abs(to.scale));
+  return own == 0 ? 0 : std::clamp(both / own, -most, most);
+}
+
+// The scale at which our numbers are the wanted ones. Steps find it where numbers move evenly; where they do not, one
+// of the likely scales may be it. Not a number where none is.
+double find_scale(const LogProbabilities& wanted, const Answers& ours, double allowed,
+                  const std::vector<double>& likely, const std::function<LogProbabilities(double scale)>& at_scale) {
+  Scaled from{0, ours.base}, to{1, ours.adapter};
+  for (int i = 0; i < kSteps; ++i) {
+    const double step = next_step(wanted, from, to);
+    if (!std::isfinite(step) || std::abs(step) < 1e-3) break;
+    from = std::move(to);
+    to = {from.scale + step, at_scale(from.scale + step)};
+    if (distance(wanted, to.values) <= allowed) return to.scale;
+  }
+  for (const double scale : likely) {
+    if (distance(wanted, at_scale(scale)) <= allowed) return scale;
+  }
+  return std::numeric_limits<double>::quiet_NaN();
 }
 
 LogProbabilities of_list(const Json& list, std::size_t tokens) {
@@ -92,7 +120,7 @@ LogProbabilities parse_completions(std::string_view body, const std::vector<std:
   return result;
 }
 
-Comparison compare(const Answers& ours, const Answers& servers,
+Comparison compare(const Answers& ours, const Answers& servers, const std::vector<double>& likely,
                    const std::function<LogProbabilities(double scale)>& at_scale) {
   Comparison result;
   result.moved = distance(ours.adapter, ours.base);
@@ -108,16 +136,8 @@ Comparison compare(const Answers& ours, const Answers& servers,
   } else if (result.adapter_off <= same + result.base_off) {
     result.verdict = ServerVerdict::right;
   } else {
-    double scale = multiple(servers.adapter, servers.base, ours.adapter, ours.base);
-    for (int i = 0; i < kTries && std::isfinite(scale) && std::abs(scale) < 1e3; ++i) {
-      const LogProbabilities scaled = at_scale(scale);
-      if (distance(servers.adapter, scaled) <= same + result.base_off) {
-        result.verdict = ServerVerdict::wrong_scale;
-        result.factor = scale;
-        break;
-      }
-      scale *= multiple(servers.adapter, servers.base, scaled, ours.base);
-    }
+    const double scale = find_scale(servers.adapter, ours, same + result.base_off, likely, at_scale);
+    if (std::isfinite(scale)) result.verdict = ServerVerdict::wrong_scale, result.factor = scale;
   }
   return result;
 }

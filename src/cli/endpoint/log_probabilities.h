@@ -41,8 +41,9 @@ struct Comparison {
 struct Answers {
   LogProbabilities base, adapter;
 };
-// `at_scale` gives our own log-probabilities with the adapter's scale multiplied; it is asked a few times at most.
-Comparison compare(const Answers& ours, const Answers& servers,
+// `at_scale` gives our own log-probabilities with the adapter's scale multiplied; it is asked a few times at most, and
+// for each of the `likely` multiples.
+Comparison compare(const Answers& ours, const Answers& servers, const std::vector<double>& likely,
                    const std::function<LogProbabilities(double scale)>& at_scale);
 
 }  // namespace peft::cli

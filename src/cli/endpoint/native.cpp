@@ -120,6 +120,11 @@ LogProbabilities NativeRuntime::run(const std::string& adapter) const {
             {.problem = "the model could not be run here", .got = printable(text_of(said), 2000)});
 }
 
+bool NativeRuntime::has_alpha() const {
+  const Json config = Json::parse(text_of(fs::path(adapter_) / kConfig), nullptr, false);
+  return config.is_object() && config.contains("lora_alpha");
+}
+
 LogProbabilities NativeRuntime::with_scale(double scale) const {
   const fs::path folder = fs::path(folder_) / "scaled";
   fs::remove_all(folder);

@@ -20,7 +20,9 @@ class NativeRuntime {
   // Throw RT_PROGRAM with what peft-torch said where it fails.
   LogProbabilities base() const { return run({}); }
   LogProbabilities with_adapter() const { return run(adapter_); }
-  LogProbabilities with_scale(double scale) const;  // the adapter's alphas multiplied
+  // With the adapter's alphas multiplied, where its config has some: PEFT's, in a folder.
+  bool has_alpha() const;
+  LogProbabilities with_scale(double scale) const;
 
  private:
   LogProbabilities run(const std::string& adapter) const;
