@@ -115,8 +115,9 @@ EndpointReport ask_server(const EndpointOptions& options) {
   const std::string adapter = resolve_path(options.adapter);
   const NativeRuntime runtime(options.base, adapter, ids);
   ours.base = runtime.base(), ours.adapter = runtime.with_adapter();
-  report.comparison =
-      compare(ours, servers, likely_factors(adapter), [&](double scale) { return runtime.with_scale(scale); });
+  const auto at_scale = [&](double scale) { return runtime.with_scale(scale); };
+  report.comparison = runtime.has_alpha() ? compare(ours, servers, likely_factors(adapter), at_scale)
+                                          : compare(ours, servers, {}, nullptr);
   report.what = in_words(report.comparison);
   return report;
 }

@@ -150,6 +150,7 @@ TEST(Comparison, ALikelyScaleIsFoundWhereStepsGoAstray) {
     EXPECT_NEAR(found.factor, factor, 0.05);
   }
   EXPECT_EQ(name(compare(ours, {at(0), at(3.3)}, {2, 0.5}, at).verdict), "different");
+  EXPECT_EQ(name(compare(ours, {at(0), at(2)}, {}, nullptr).verdict), "different");
   int asked = 0;
   compare(ours, {at(0), at(3.3)}, {2, 0.5}, [&](double scale) { return ++asked, at(scale); });
   EXPECT_LE(asked, 7);

@@ -135,7 +135,7 @@ Comparison compare(const Answers& ours, const Answers& servers, const std::vecto
     result.verdict = ServerVerdict::ignored;
   } else if (result.adapter_off <= same + result.base_off) {
     result.verdict = ServerVerdict::right;
-  } else {
+  } else if (at_scale) {
     const double scale = find_scale(servers.adapter, ours, same + result.base_off, likely, at_scale);
     if (std::isfinite(scale)) result.verdict = ServerVerdict::wrong_scale, result.factor = scale;
   }

@@ -42,7 +42,7 @@ struct Answers {
   LogProbabilities base, adapter;
 };
 // `at_scale` gives our own log-probabilities with the adapter's scale multiplied; it is asked a few times at most, and
-// for each of the `likely` multiples.
+// for each of the `likely` multiples. Without it no scale is looked for.
 Comparison compare(const Answers& ours, const Answers& servers, const std::vector<double>& likely,
                    const std::function<LogProbabilities(double scale)>& at_scale);
 
