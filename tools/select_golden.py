@@ -94,6 +94,8 @@ MODELS_WITH_WEIGHTS = ("deepseek_v2-v4", "deepseek_v3-v4")
 GROUPS_WITH_WEIGHTS = ("merge", "runtime", "generate", "parity", "train")  # what is merged or run
 # The same weights as checkpoints spell them (one tensor per expert), and a wrong base for an adapter.
 FURTHER_MODELS = ("rt-mixtral-v4", "qwen3_moe-disk", "mixtral-disk", "qwen3_moe-HI-v5")
+# Models that no selected case needs, and a test of our own does.
+FURTHER_CONFIGS = ("models/olmoe-v4/config.json",)
 
 
 def lies_below(relative, patterns):
@@ -148,6 +150,7 @@ def selected(source):
         files += [path.relative_to(source) for path in (source / "models" / model).glob("generation_config.json")]
         if model in heavy:
             files += [path.relative_to(source) for path in (source / "models" / model).glob("model*.safetensors*")]
+    files += [pathlib.Path(name) for name in FURTHER_CONFIGS]
     return sorted(files)
 
 

@@ -134,6 +134,7 @@ std::vector<std::pair<std::string, std::string>> fingerprint(const Options& o) {
       {"loraplus_lr_embedding", number(o.loraplus_lr_embedding)},
       {"loss_average", o.loss_average == LossAverage::tokens ? "tokens" : "micro-batch"},
       {"router_aux_loss_coef", optional(o.router_aux_loss_coef)},
+      {"bf16", o.bf16 ? "true" : "false"},
       {"max_length", std::to_string(o.max_length)},
       {"packing", o.packing ? "true" : "false"},
       {"shuffle", o.shuffle ? "true" : "false"},

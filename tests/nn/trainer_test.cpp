@@ -105,13 +105,18 @@ TEST_F(TrainerTest, ALargeVocabularyIsTakenInParts) {
   }
 }
 
+struct Checkpointed {
+  double dropout;
+  bool bf16;
+};
+
 TEST_F(TrainerTest, CheckpointedGradientsAreTheSameBits) {
-  for (const double dropout : {0.0, 0.3}) {
+  for (const auto& [dropout, bf16] : {Checkpointed{0, false}, Checkpointed{0.3, false}, Checkpointed{0.3, true}}) {
     const auto lora = model(lora_config(dropout));
-    const auto gradients_with = [&](bool checkpointing) {
+    const auto gradients_with = [&lora, bf16 = bf16](bool checkpointing) {
       for (at::Tensor t : lora->trainable_parameters()) t.mutable_grad().reset();
       train::Options options;
-      options.gradient_checkpointing = checkpointing, options.router_aux_loss_coef = 0.1;
+      options.gradient_checkpointing = checkpointing, options.router_aux_loss_coef = 0.1, options.bf16 = bf16;
       Trainer trainer(*lora, options);
       const auto data = rows_of({9, 13});
       trainer.backward({train::collate({&data.rows[0], &data.rows[1]})});
@@ -122,6 +127,49 @@ TEST_F(TrainerTest, CheckpointedGradientsAreTheSameBits) {
     ASSERT_FALSE(kept.empty());
     for (const auto& [key, gradient] : kept) EXPECT_TRUE(gradient.equal(again.at(key))) << key << " " << dropout;
   }
+}
+
+// Products in bfloat16 change the loss in its third digit; the weights, the gradients and what runs afterwards are
+// float32.
+TEST_F(TrainerTest, AutocastIsOfTheForwardPassAlone) {
+  const auto lora = model(lora_config());
+  const auto data = rows_of({9, 13});
+  const auto batch = train::collate({&data.rows[0], &data.rows[1]});
+  train::Options options;
+  const StepResult plain = Trainer(*lora, options).backward({batch});
+  const train::Evaluation plain_evaluation = Trainer(*lora, options).evaluate(data);
+  const auto wanted = gradients(*lora);
+  for (at::Tensor t : lora->trainable_parameters()) t.mutable_grad().reset();
+  options.bf16 = true;
+  const StepResult cast = Trainer(*lora, options).backward({batch});
+  EXPECT_NE(cast.loss, plain.loss);
+  EXPECT_NEAR(cast.loss, plain.loss, 1e-2 * plain.loss);
+  for (const auto& [key, gradient] : gradients(*lora)) {
+    EXPECT_EQ(gradient.scalar_type(), at::kFloat) << key;
+    EXPECT_LE(max_difference(gradient, wanted.at(key)), 0.1 * peak(wanted.at(key))) << key;
+  }
+  const train::Evaluation evaluation = Trainer(*lora, options).evaluate(data);
+  EXPECT_NE(evaluation.loss, plain_evaluation.loss);
+  EXPECT_NEAR(evaluation.loss, plain_evaluation.loss, 1e-2 * plain_evaluation.loss);
+  EXPECT_EQ(Trainer(*lora, {}).evaluate(data).loss, plain_evaluation.loss);
+}
+
+// PEFT's own gradient under autocast is twice that in float32 here, because the recurrence runs in bfloat16 there.
+TEST_F(TrainerTest, AutocastKeepsTheGradientsOfLinearAttention) {
+  const auto lora = get_peft_model(load_golden("rt-qwen3_5_moe"), lora_config());
+  const auto data = rows_of({9, 13});
+  const auto norm_with = [&](bool bf16) {
+    train::Options options;
+    options.bf16 = bf16;
+    Trainer(*lora, options).backward({train::collate({&data.rows[0], &data.rows[1]})});
+    double sum = 0;
+    for (const auto& [key, gradient] : gradients(*lora)) sum += gradient.square().sum().item<double>();
+    for (at::Tensor t : lora->trainable_parameters()) t.mutable_grad().reset();
+    return std::sqrt(sum);
+  };
+  const double exact = norm_with(false), cast = norm_with(true);
+  EXPECT_NE(cast, exact);
+  EXPECT_NEAR(cast, exact, 0.15 * exact);
 }
 
 TEST_F(TrainerTest, DropoutIsDrawnAnewInEachStep) {
@@ -242,6 +290,35 @@ TEST_F(TrainerTest, StateDictsGoThereAndBack) {
   EXPECT_THAT(error_of([&] { lora->load_state_dict(state); }), HasSubstr("LO_MISSING"));
   state.push_back(last), state.emplace_back("another", at::ones({1}));
   EXPECT_THAT(error_of([&] { lora->load_state_dict(state); }), HasSubstr("LO_UNUSED"));
+}
+
+// Two adapters in one batch, of which one alone is active: each gets the gradient of its own sequences.
+TEST_F(TrainerTest, AMixedBatchGivesEachAdapterItsGradient) {
+  const auto lora = model(lora_config());
+  lora->add_adapter("other", lora_config(), {.seed = 9});
+  lora->set_requires_grad({"default", "other"});
+  const at::Tensor ids = at::tensor({5, 9, 2, 60, 11, 7, 8, 1, 3, 4, 5, 6}, at::kLong).view({3, 4});
+  const std::vector<std::string> names = {"default", "other", base_name};
+  const auto gradients_of = [&](const std::string& name) {
+    std::map<std::string, at::Tensor> result;
+    for (const AdapterTensor& t : lora->adapter_tensors(name)) {
+      if (t.tensor.grad().defined()) result[t.key] = t.tensor.grad().clone();
+      at::Tensor(t.tensor).mutable_grad().reset();
+    }
+    return result;
+  };
+  lora->forward({.ids = ids}, {.adapter_names = names}).logits.square().sum().backward();
+  const std::map<std::string, std::map<std::string, at::Tensor>> mixed = {{"default", gradients_of("default")},
+                                                                          {"other", gradients_of("other")}};
+  for (std::int64_t row = 0; row < 2; ++row) {
+    const std::string& name = names[static_cast<std::size_t>(row)];
+    lora->set_adapter(name);
+    lora->forward({.ids = ids.narrow(0, row, 1)}).logits.square().sum().backward();
+    const auto alone = gradients_of(name);
+    ASSERT_EQ(alone.size(), lora->adapter_tensors(name).size());
+    for (const auto& [key, wanted] : alone)
+      EXPECT_LE(max_difference(mixed.at(name).at(key), wanted), 1e-5 * peak(wanted) + 1e-9) << name << " " << key;
+  }
 }
 
 TEST_F(TrainerTest, EmbeddingsServeInPlaceOfIds) {

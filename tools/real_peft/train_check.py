@@ -35,6 +35,8 @@ VARIANTS = {
     "dora": ("rt-qwen3_moe", dict(target_modules=ATTENTION, use_dora=True), {}),  # PEFT has no DoRA on parameters
     "accumulation-unequal": ("rt-gpt_oss", dict(target_modules=ATTENTION, target_parameters=EXPERTS), dict(accumulate=3)),
     "bf16-base": ("rt-qwen3_moe", dict(target_modules=ATTENTION, target_parameters=EXPERTS), dict(dtype="bfloat16")),
+    "autocast": ("rt-qwen3_moe", dict(target_modules=ATTENTION, target_parameters=EXPERTS), dict(autocast=True)),
+    "autocast-sinks": ("rt-gpt_oss", dict(target_modules=ATTENTION, target_parameters=EXPERTS), dict(autocast=True, accumulate=2)),
     "linear-attention": ("rt-qwen3_5_moe_text", dict(target_modules="all-linear", target_parameters=EXPERTS), dict(steps=4)),
 }
 
@@ -87,7 +89,8 @@ def theirs(model, data, options):
         for batch in micro:
             inputs = collate(batch)
             labels = inputs.pop("labels")
-            logits = model(**inputs, use_cache=False).logits.float()
+            with torch.autocast("cpu", torch.bfloat16, enabled=options.get("autocast", False)):
+                logits = model(**inputs, use_cache=False).logits.float()
             loss = F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=-100, reduction="sum") / items
             loss.backward()
             total += loss.item()
@@ -108,6 +111,8 @@ def ours(program, base, adapter, data, options, out, extra=()):
                "--dtype", {"float32": "F32", "bfloat16": "BF16"}[options.get("dtype", "float32")], *extra]
     if "loraplus" in options:
         command += ["--loraplus-lr-ratio", options["loraplus"]]
+    if options.get("autocast"):
+        command += ["--bf16"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr)
@@ -127,7 +132,8 @@ def compare(name, want, got, tolerance, problems):
 def check(name, program, models, work):
     model_name, lora, changes = VARIANTS[name]
     options = {**BASIC, **changes}
-    tolerance = 3e-2 if options.get("dtype") else 2e-4
+    reduced = "dtype" in options or "autocast" in options
+    tolerance = 3e-2 if reduced else 2e-4
     base, problems = models / model_name, []
     torch.manual_seed(3)
     model = get_peft_model(load(base, options), LoraConfig(r=3, lora_alpha=7, init_lora_weights=False, task_type="CAUSAL_LM", **lora))
@@ -145,14 +151,14 @@ def check(name, program, models, work):
     if own.keys() != real.keys():
         problems.append(f"{name}: other tensors: {sorted(own.keys() ^ real.keys())[:4]}")
     far = max((own[k].float() - real[k].float()).abs().max().item() for k in own.keys() & real.keys())
-    if far > (0.2 if options.get("dtype") else 2e-3):
+    if far > (0.2 if reduced else 2e-3):
         problems.append(f"{name}: trained tensors differ by {far:.3g}")
     loaded = PeftModel.from_pretrained(load(base, options), work / "out").eval()
     inputs = {k: v for k, v in collate(data[:3]).items() if k != "labels"}
     with torch.no_grad():
         a, b = loaded(**inputs).logits.float(), model.eval()(**inputs).logits.float()
     gap = ((a - b).abs().max() / b.abs().max()).item()
-    if gap > (0.2 if options.get("dtype") else 2e-3):
+    if gap > (0.2 if reduced else 2e-3):
         problems.append(f"{name}: logits of what was trained differ by {gap:.3g} in the real PEFT")
     return problems, f"tensors {far:.1e}, logits {gap:.1e}"
 

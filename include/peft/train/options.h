@@ -40,6 +40,7 @@ struct Options {
   // off.
   std::optional<double> router_aux_loss_coef{};
   bool gradient_checkpointing = true;
+  bool bf16 = false;  // autocast: matrix products of float32 tensors in bfloat16; the weights keep their dtype
 
   std::int64_t max_length = 1024;  // longer rows are cut; 0: never
   bool packing = false;            // several rows in one, which do not see each other

@@ -125,7 +125,8 @@ void add_switches(CLI::App& verb, TrainCommand& command) {
   verb.add_flag("--assistant-only-loss", command.assistant_only_loss,
                 "Learn the assistant's turns alone, where the chat template marks them");
   verb.add_flag("--tensorboard", command.tensorboard, "TensorBoard event files in OUT/runs");
-  verb.add_flag("--bf16", command.bf16, "Not implemented here: --dtype BF16 sets the base's dtype");
+  verb.add_flag("--bf16", o.bf16,
+                "Autocast: matrix products of an F32 base in bfloat16; --dtype alone sets the base's dtype");
   verb.add_flag("--without-experts", command.without_experts,
                 "Go on although the experts that the config seems to mean are not trained");
   verb.add_flag("--resume", command.resume, "Go on with the newest checkpoint of OUT");

@@ -26,7 +26,7 @@ struct TrainCommand {
   train::Options options;
   std::string schedule = "linear", loss_average = "tokens";
   bool completion_only_loss = true, assistant_only_loss = false;
-  bool tensorboard = false, bf16 = false, resume = false, overwrite = false, dry_run = false, quiet = false;
+  bool tensorboard = false, resume = false, overwrite = false, dry_run = false, quiet = false;
   bool without_experts = false;  // the config's experts may be missed
 };
 

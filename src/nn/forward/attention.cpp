@@ -1,10 +1,13 @@
 #include "nn/forward/attention.h"
 
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
 
+#include "nn/kernels/autocast.h"
 #include "nn/kernels/cpu.h"
 
 namespace peft::nn {
@@ -31,7 +34,9 @@ Tensor rotate_floats(const Pass& pass, const Tensor& x) {
 Tensor rotate(const Pass& pass, const Tensor& x) {
   if (plain_floats(x)) return rotate_floats(pass, x);
   const std::int64_t half = pass.cos.size(-1), dim = x.size(3);
-  const Tensor cos = pass.cos.to(x.scalar_type()), sin = pass.sin.to(x.scalar_type());
+  // Angles have the dtype of the hidden values, which under autocast is wider than that of x.
+  const at::ScalarType dtype = is_autocast_on(x.device()) ? pass.model.dtype : x.scalar_type();
+  const Tensor cos = pass.cos.to(dtype), sin = pass.sin.to(dtype);
   const Tensor a = x.narrow(3, 0, half), b = x.narrow(3, half, half);
   std::vector<Tensor> pieces{a * cos - b * sin, b * cos + a * sin};
   if (2 * half != dim) pieces.push_back(x.narrow(3, 2 * half, dim - 2 * half));
@@ -223,6 +228,12 @@ Tensor delta_chunked(const DeltaRule& rule, Tensor& state) {
   return at::cat(out, 2).narrow(2, 0, tokens);
 }
 
+// Autocast stays out: errors of bfloat16 products grow along the recurrence until the gradients are of another size.
+Tensor run_rule(const DeltaRule& rule, Tensor& state) {
+  const c10::impl::ExcludeDispatchKeyGuard exact(c10::autocast_dispatch_keyset);
+  return rule.q.size(2) == 1 ? delta_step(rule, state) : delta_chunked(rule, state);
+}
+
 // Causal convolution over the last inputs, one filter for each channel; x [sequences, channels, tokens].
 Tensor convolve(const Tensor& x, const Tensor& weight, Tensor* remembered, Activation activation) {
   const std::int64_t before = weight.size(2) - 1;
@@ -317,7 +328,7 @@ Tensor run_delta_net(Pass& pass, const Layer& layer, const Tensor& input) {
   Tensor state = cache != nullptr && cache->state.defined()
                      ? cache->state
                      : at::zeros({B, l.value_heads, l.key_dim, l.value_dim}, input.options().dtype(wide));
-  Tensor core = (T == 1 ? delta_step(rule, state) : delta_chunked(rule, state)).transpose(1, 2).to(input.scalar_type());
+  Tensor core = run_rule(rule, state).transpose(1, 2).to(input.scalar_type());
   if (cache != nullptr) cache->state = state;
   pass.record("lin.core_out", core);
 

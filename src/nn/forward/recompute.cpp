@@ -8,6 +8,8 @@
 #include <mutex>
 #include <utility>
 
+#include "nn/kernels/autocast.h"
+
 namespace peft::nn {
 namespace {
 
@@ -29,6 +31,7 @@ void set_state(at::Generator& generator, const Tensor& state) {
 struct Kept {
   Part part;
   Tensor state;
+  bool autocast = false;
 };
 
 // The values carry no history of their own; `x` needs a gradient exactly where it did before, because that decides
@@ -81,6 +84,7 @@ class Recomputed : public torch::autograd::Function<Recomputed> {
   };
 
   static std::vector<Tensor> run_again(const Kept& kept, const Tensor& x) {
+    const Autocast autocast(x.device(), kept.autocast);
     if (!kept.state.defined()) return run(kept, x);
     at::Generator generator = generator_of(x);
     const Tensor now = state_of(generator);
@@ -96,7 +100,7 @@ class Recomputed : public torch::autograd::Function<Recomputed> {
 std::vector<Tensor> recomputed(const Tensor& x, bool random, Part part) {
   if (!at::GradMode::is_enabled()) return part(x);
   auto kept = std::make_shared<Kept>();
-  kept->part = std::move(part);
+  kept->part = std::move(part), kept->autocast = is_autocast_on(x.device());
   if (random) {
     at::Generator generator = generator_of(x);
     kept->state = state_of(generator);

@@ -114,7 +114,8 @@ Tensor run_layer(Pass& pass, const Layer& layer, const Tensor& x) {
   const ModelConfig& config = pass.model.config;
   const Norms norms = config.family->norms;
   const auto add = [&pass](const Tensor& a, Tensor b) {
-    return pass.inference && !pass.recording() ? b.add_(a) : a + b;
+    const bool in_place = pass.inference && !pass.recording() && a.scalar_type() == b.scalar_type();
+    return in_place ? b.add_(a) : a + b;
   };
   const Tensor in = rms_norm(x, layer.input_norm->first, config.eps, norms);
   pass.record("attn_in", in);

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "nn/kernels/autocast.h"
 #include "nn/kernels/cpu.h"
 
 #if !defined(INTRA_OP_PARALLEL) && !defined(PEFT_NO_OPENMP)
@@ -35,7 +36,7 @@ constexpr std::int64_t kGrain = 1 << 15;
 bool has_kernel(const Tensor& x, const Tensor& weight) {
   const at::ScalarType dtype = weight.scalar_type();
   return !at::GradMode::is_enabled() && weight.device().is_cpu() && x.scalar_type() == dtype &&
-         (dtype == at::kFloat || dtype == at::kBFloat16) && weight.stride(-1) == 1;
+         (dtype == at::kFloat || dtype == at::kBFloat16) && weight.stride(-1) == 1 && !is_autocast_on(x.device());
 }
 
 struct Matvec {
@@ -75,13 +76,14 @@ Tensor few_rows(const Tensor& x, const Tensor& weight, const std::vector<std::in
   return y.to(x.scalar_type());
 }
 
+// In the dtype of x: under autocast the weights are wider, and one expert's matrix is cast at a time.
 Tensor grouped_rows(const Tensor& x, const Tensor& weight, const std::vector<std::int64_t>& hit,
                     const std::vector<std::int64_t>& begin) {
   Tensor y = at::empty({x.size(0), weight.size(1)}, x.options());
   for (std::size_t i = 0; i < hit.size(); ++i) {
     const std::int64_t rows = begin[i + 1] - begin[i];
     Tensor part = y.narrow(0, begin[i], rows);
-    at::mm_out(part, x.narrow(0, begin[i], rows), weight.select(0, hit[i]).t());
+    at::mm_out(part, x.narrow(0, begin[i], rows), weight.select(0, hit[i]).to(x.scalar_type()).t());
   }
   return y;
 }
@@ -106,7 +108,7 @@ class GroupedLinear : public torch::autograd::Function<GroupedLinear> {
       for (std::size_t i = 0; i < hit.size(); ++i) {
         const std::int64_t first = begin[i], rows = begin[i + 1] - begin[i];
         Tensor part = for_weight.select(0, hit[i]);
-        at::mm_out(part, gradient.narrow(0, first, rows).t(), x.narrow(0, first, rows));
+        part.copy_(at::mm(gradient.narrow(0, first, rows).t(), x.narrow(0, first, rows)));
       }
     }
     return {for_x, for_weight, {}, {}};
@@ -321,7 +323,8 @@ ExpertGroups group_by_expert(const Tensor& indices, std::int64_t num_experts) {
   return indices.device().is_cpu() ? group_on_host(indices, num_experts) : group_on_device(indices, num_experts);
 }
 
-Tensor grouped_linear(const Tensor& x, const Tensor& weight, const RowGroups& groups) {
+Tensor grouped_linear(const Tensor& input, const Tensor& weight, const RowGroups& groups) {
+  const Tensor x = as_autocast(input);
   if (at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad())) {
     return GroupedLinear::apply(x, weight, groups.hit, groups.begin);
   }
@@ -354,7 +357,7 @@ Tensor add_grouped(const Tensor& y, const Tensor& x, const FactorStack& stack, c
 }
 
 bool can_add_rounded(const Tensor& y, const Tensor& x, const FactorStack& stack) {
-  return at::isReducedFloatingType(y.scalar_type()) && y.is_cpu() && stack.a.scalar_type() == at::kFloat &&
+  return at::isReducedFloatingType(y.scalar_type()) && y.is_cpu() && !is_autocast_on(y.device()) && stack.a.scalar_type() == at::kFloat &&
          x.size(0) > kFewLoraRows && !records(y, x, stack);
 }
 

@@ -12,6 +12,7 @@
 #include <filesystem>
 
 #include "model/config_json/config_section.h"
+#include "nn/kernels/autocast.h"
 #include "nn/train/checkpoint.h"
 #include "nn/train/step_message.h"
 #include "peft/error.h"
@@ -168,6 +169,11 @@ struct Trainer::Impl {
     return {static_cast<double>(predicted), static_cast<double>(batches.size())};
   }
 
+  ForwardOutput forward(const ForwardInput& input, bool training) {
+    const Autocast autocast(model.base()->device(), options.bf16);
+    return model.forward(input, {.training = training});
+  }
+
   StepResult backward(const train::MicroBatch& batch, std::size_t micro, const Divisors& divisors) {
     seed(micro);
     const double own = static_cast<double>(std::max<std::int64_t>(1, batch.predicted)) * divisors.micro_batches;
@@ -177,7 +183,7 @@ struct Trainer::Impl {
     input.gradient_checkpointing = options.gradient_checkpointing;
     ExpertCounter counter(model.base()->expert_count(), input.mask);
     input.on_routing = [&](std::int64_t layer, const at::Tensor& chosen) { counter.see(layer, chosen); };
-    const ForwardOutput output = model.forward(input, {.training = true});
+    const ForwardOutput output = forward(input, true);
     StepResult result{.predicted = output.predicted_tokens, .tokens = batch.real};
     result.expert_tokens = counter.counts();
     at::Tensor loss = output.loss;
@@ -208,7 +214,7 @@ struct Trainer::Impl {
     for (std::size_t i = first; i < last; ++i) rows.push_back(&data.rows[i]);
     ForwardInput input = input_of(train::collate(rows), model.base()->device());
     input.loss_divisor = 1;
-    const ForwardOutput output = model.forward(input);
+    const ForwardOutput output = forward(input, false);
     StepResult result{.loss = output.loss.item<double>(), .predicted = output.predicted_tokens};
     result.correct = output.correct.item<double>(), result.entropy = output.entropy.item<double>();
     return result;

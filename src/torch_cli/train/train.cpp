@@ -35,13 +35,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-void refuse_unimplemented(const cli::TrainCommand& command) {
-  if (!command.bf16) return;
-  throw Error(ErrorCode::USAGE, {.tensor = "--bf16",
-                                 .problem = "autocast is not implemented",
-                                 .hint = "--dtype BF16 holds the base in bfloat16; the adapter stays F32"});
-}
-
 // Whether a folder has what another run wrote, or anything else.
 void require_free_output(const cli::TrainCommand& command) {
   if (command.out.empty()) return;
@@ -296,7 +289,6 @@ cli::TrainCommand share_of(cli::TrainCommand command, const Group& group) {
 
 int train(const cli::TrainCommand& command, const Group& group) {
   const bool first = is_first(group);
-  refuse_unimplemented(command);
   if (first) {
     require_free_output(command);
     require_free_metrics(command);
