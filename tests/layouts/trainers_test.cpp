@@ -76,6 +76,15 @@ TEST(Trainers, ComeBackByteForByte) {
   }
 }
 
+TEST(Trainers, AreNamedAsTheWriters) {
+  for (const auto& [name, writer] :
+       {std::pair{"veomni-shared", "VeOmni"}, {"ktransformers", "KTransformers"}, {"nemo", "NeMo Automodel"}}) {
+    const InspectReport report = inspect((kFolder / name).string(), with_base());
+    EXPECT_EQ(report.producer, writer);
+    EXPECT_EQ(report.error, "");
+  }
+}
+
 // What VeOmni reads its config by is what it wrote itself.
 TEST(Trainers, VeOmnisConfigIsItsOwn) {
   TemporaryFolder folder;
