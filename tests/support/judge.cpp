@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "layout/stacked.h"
 #include "peft/model.h"
 
 namespace peft::testing {
@@ -194,8 +195,12 @@ Plan convert(const Input& input, ConvertOptions options, Layout to, const std::s
   return plan;
 }
 
+bool is_trainer_layout(Layout layout) {
+  return layout == Layout::nemo || (layout::find_stacked_form(layout) != nullptr && layout != Layout::tinker);
+}
+
 bool is_program_layout(Layout layout) {
-  return layout == Layout::gguf || layout == Layout::tinker || layout == Layout::mlx;
+  return info(layout).form != AdapterForm::peft || layout == Layout::tinker || is_trainer_layout(layout);
 }
 
 std::optional<Exactness> check_program_tour(const Input& input, const ConvertOptions& options, Layout to,
