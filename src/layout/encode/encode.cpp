@@ -12,6 +12,7 @@
 
 #include "layout/encode/placer.h"
 #include "layout/encode/stack.h"
+#include "layout/encode/write_config.h"
 #include "layout/forms.h"
 #include "layout/gguf/encode.h"
 #include "layout/keys.h"
@@ -505,3 +506,17 @@ Encoded encode(const Factors& factors, const Model& model, const TensorFile* fil
 }
 
 }  // namespace peft::layout
+
+namespace peft {
+
+Plan encode(const Factors& factors, std::shared_ptr<const TensorFile> file, const Model& model, Layout to,
+            const AdapterConfig& config, std::optional<Dtype> dtype) {
+  Plan plan;
+  layout::Encoded encoded = layout::encode(factors, model, file.get(), {.to = to, .dtype = dtype});
+  plan.sources = {std::move(file)};
+  layout::add_adapter_files(plan, std::move(encoded), config, model, to);
+  set_cost(plan);
+  return plan;
+}
+
+}  // namespace peft

@@ -244,6 +244,14 @@ pythonic::Json uniform_config(const AdapterConfig& source, const Uniform& unifor
   return config;
 }
 
+std::string dump_sorted(const pythonic::Json& config) {
+  std::map<std::string, pythonic::Json> keys;
+  for (const auto& [key, value] : config.items()) keys.emplace(key, value);
+  pythonic::Json sorted;
+  for (auto& [key, value] : keys) sorted[key] = std::move(value);
+  return pythonic::dump_python(sorted, 2, false);
+}
+
 std::string stacked_config(const AdapterConfig& source, const Uniform& uniform,
                            const std::vector<PlannedTensor>& tensors) {
   pythonic::Json config = uniform_config(source, uniform);
@@ -263,11 +271,7 @@ std::string nemo_config(const AdapterConfig& written) {
     config["target_modules"] = *modules;
   if (written.target_parameters) config["target_parameters"] = *written.target_parameters;
   config["use_dora"] = written.use_dora;
-  std::map<std::string, pythonic::Json> keys;
-  for (auto& [key, value] : config.items()) keys.emplace(key, value);
-  pythonic::Json sorted;
-  for (auto& [key, value] : keys) sorted[key] = value;
-  return pythonic::dump_python(sorted, 2, false);
+  return dump_sorted(config);
 }
 
 // As VeOmniLoraConfig.to_peft_dict() has it.
@@ -293,11 +297,7 @@ std::string veomni_config(const AdapterConfig& source, const Uniform& uniform,
   own["moe_two_lora_gate_up"] = true;
   own["schema_version"] = 1;
   config["veomni_lora"] = own;
-  pythonic::Json sorted;
-  std::map<std::string, pythonic::Json> keys;
-  for (auto& [key, value] : config.items()) keys.emplace(key, value);
-  for (auto& [key, value] : keys) sorted[key] = value;
-  return pythonic::dump_python(sorted, 2, false);
+  return dump_sorted(config);
 }
 
 }  // namespace
