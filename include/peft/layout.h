@@ -11,8 +11,6 @@
 
 namespace peft {
 
-struct Plan;  // peft/plan.h
-
 enum class Layout : std::uint8_t {
   peft_per_expert,    // one pair per expert and projection: transformers v4, any PEFT
   peft_fused,         // nn.Parameter wrappers, PEFT >= 0.19.1 on transformers v5
@@ -68,13 +66,6 @@ struct Reading {
 // Decodes. Throws LO_LAYOUT with the possible readings and the flag that decides when the file is ambiguous,
 // LO_PAIR, LO_SHAPE, LO_EXPERT, LO_UNUSED, ... when it is wrong.
 Reading read(const Adapter& adapter, const Model& model, const ReadOptions& options = {});
-
-// Encodes, the inverse of read(): plans a new adapter in layout `to`, its weights and its config. The views of
-// `factors` are of `file`, which may lie in memory (TensorFile::of). `config`: what the new one says beside targets,
-// ranks and scales, such as the base model. `dtype`: what factors are cast to; absent: their own. Nothing is computed
-// before execute() or execute_in_memory(). Throws LO_NO_FORM for what the layout cannot hold, with the way out.
-Plan encode(const Factors& factors, std::shared_ptr<const TensorFile> file, const Model& model, Layout to,
-            const AdapterConfig& config = {}, std::optional<Dtype> dtype = std::nullopt);
 
 // Paths of the modules that an adapter is about, for DescribeOptions::names. `family`: the model's type where known.
 std::vector<std::string> module_names(const Adapter& adapter, const std::string& family = {});

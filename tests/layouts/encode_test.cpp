@@ -1,5 +1,7 @@
 // encode(), as a program calls it whose factors lie in memory: an adapter of any layout, which reads as the same
 // function.
+#include "peft/encode.h"
+
 #include <gtest/gtest.h>
 
 #include "peft/execute.h"

@@ -19,6 +19,7 @@
 #include "layout/mlx/write.h"
 #include "layout/stacked.h"
 #include "model/families/index.h"
+#include "peft/encode.h"
 #include "peft/error.h"
 
 namespace peft::layout {

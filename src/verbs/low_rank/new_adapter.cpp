@@ -9,6 +9,7 @@
 #include "config/peft_rules.h"
 #include "execute/values/element.h"
 #include "peft/adapter.h"
+#include "peft/encode.h"
 #include "peft/error.h"
 
 namespace peft::verbs {
