@@ -20,6 +20,11 @@ enum class Layout : std::uint8_t {
   gguf,               // a file for llama.cpp: experts stacked, one tensor for each projection of a layer
   tinker,             // experts stacked in three dimensions, w1, w2, w3
   mlx,                // MLX-LM
+  megatron_bridge,    // experts stacked in three dimensions, gate_up_proj and down_proj
+  sglang,             // the same, lora_A of gate_up_proj with a rank for each of both
+  veomni,             // experts stacked in three dimensions, gate_proj, up_proj, down_proj; or one pair for all of them
+  ktransformers,      // experts in a file of their own: layers.N.experts.gate_lora_a
+  nemo,               // as peft_fused, with a file beside it that says so: NeMo Automodel
 };
 
 struct LayoutInfo {

@@ -18,6 +18,7 @@
 #include "peft/model.h"
 #include "peft/layout.h"
 #include "peft/plan.h"
+#include "peft/encode.h"
 #include "peft/weights.h"
 #include "peft/execute.h"
 #include "peft/verbs.h"

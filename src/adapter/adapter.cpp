@@ -12,6 +12,7 @@
 #include "base/text.h"
 #include "peft/error.h"
 #include "pickle/pickle_file.h"
+#include "pythonic/python_json.h"
 #include "safetensors/reading/input_file.h"
 #include "safetensors/reading/json.h"
 #include "safetensors/reading/sharded_file.h"
@@ -22,6 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kConfigFile = "adapter_config.json";
+constexpr std::string_view kExpertsFile = "fused_expert_lora.safetensors";
+constexpr std::string_view kNemoFile = "automodel_peft_config.json", kNemoKey = "paramwrapper_layout";
 constexpr std::string_view kWeightsFile = "adapter_model.safetensors";
 constexpr std::string_view kMlxWeightsFile = "adapters.safetensors";
 constexpr std::string_view kShardsFile = "adapter_model.safetensors.index.json";
@@ -132,6 +135,21 @@ std::shared_ptr<const TensorFile> open_weights(const fs::path& folder, std::stri
                                                           path);
 }
 
+// KTransformers keeps the pairs of experts in a file beside the others.
+std::shared_ptr<const TensorFile> with_experts(std::shared_ptr<const TensorFile> weights, const fs::path& folder,
+                                               const OpenOptions& options) {
+  const std::string path = (folder / kExpertsFile).string();
+  std::error_code error;
+  if (!fs::is_regular_file(path, error)) return weights;
+  auto experts = TensorFile::open(path, options);
+  for (const TensorInfo& tensor : experts->tensors()) {
+    if (weights->find(tensor.name) == nullptr) continue;
+    at(path, std::string(tensor.name)).fail(ErrorCode::IX_DUP, {.problem = "the adapter has this tensor in two files"});
+  }
+  const std::string own = weights->path();
+  return std::make_shared<const safetensors::ShardedFile>(std::vector{std::move(weights), std::move(experts)}, own);
+}
+
 std::string environment(const char* name) {
   const char* value = std::getenv(name);
   return value == nullptr ? std::string() : std::string(value);
@@ -165,6 +183,23 @@ fs::path snapshot(const std::string& repo) {
     return {};
   }
   return root / "snapshots" / commit;
+}
+
+// What NeMo Automodel says of the pairs that hold all experts. Files from before September 2026 have no such key.
+std::string wrapper_layout(const fs::path& folder) {
+  const fs::path path = folder / kNemoFile;
+  std::error_code error;
+  if (!fs::is_regular_file(path, error)) return {};
+  const std::string text = safetensors::read_text_file(path.string(), ErrorCode::CF_FORM);
+  const pythonic::Json json = pythonic::parse_json(text, path.string(), ErrorCode::CF_FORM);
+  const auto found = json.is_object() ? json.find(std::string(kNemoKey)) : json.end();
+  if (found == json.end()) return {};
+  const std::string value = found->is_string() ? found->get<std::string>() : found->dump();
+  if (value == "peft-0.19.1" || value == "peft-0.18") return value;
+  at(path.string(), std::string(kNemoKey))
+      .fail(ErrorCode::CF_VALUE, {.problem = "not a layout of PEFT's parameter wrappers that is known",
+                                  .expected = "peft-0.19.1 or peft-0.18",
+                                  .got = printable(value)});
 }
 
 }  // namespace
@@ -206,7 +241,8 @@ Adapter open(const std::string& path, const AdapterOptions& options) {
     adapter::read_mlx_config(adapter, (folder / kConfigFile).string());
   else
     adapter.config = AdapterConfig::read((folder / kConfigFile).string());
-  adapter.weights = open_weights(folder, weights, options.open);
+  adapter.wrapper_layout = wrapper_layout(folder);
+  adapter.weights = with_experts(open_weights(folder, weights, options.open), folder, options.open);
   safetensors::release_json_memory();
   adapter.side_files = side_files(folder);
   return adapter;

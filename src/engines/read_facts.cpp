@@ -215,20 +215,30 @@ bool has_flat_experts(const Adapter& adapter, const Reading& reading) {
   });
 }
 
+// Forms that are not fused tensors of PEFT.
+constexpr Fact kOwnForms[] = {Fact::gguf,          Fact::mlx,       Fact::stacked, Fact::trainer_stacked,
+                              Fact::experts_apart, Fact::per_expert};
+
 }  // namespace
 
 void set_layout(AdapterFacts& facts, Layout layout, const Model& model) {
   for (const Fact fact :
-       {Fact::gguf, Fact::mlx, Fact::old_mlx, Fact::stacked, Fact::per_expert, Fact::fused, Fact::grouped,
-        Fact::peft_0_18, Fact::reversed, Fact::reversed_square, Fact::reversed_in_0_19_0, Fact::unnatural,
-        Fact::v4_names, Fact::foreign_names, Fact::w_names})
+       {Fact::gguf, Fact::mlx, Fact::old_mlx, Fact::stacked, Fact::trainer_stacked, Fact::two_ranks,
+        Fact::experts_apart, Fact::per_expert, Fact::fused, Fact::grouped, Fact::peft_0_18, Fact::reversed,
+        Fact::reversed_square, Fact::reversed_in_0_19_0, Fact::unnatural, Fact::v4_names, Fact::foreign_names,
+        Fact::w_names})
     facts.set(fact, false);
   facts.set(Fact::gguf, layout == Layout::gguf);
   facts.set(Fact::mlx, layout == Layout::mlx);
   if (!facts.has(Fact::experts)) return;
   facts.set(Fact::stacked, layout == Layout::tinker);
+  facts.set(Fact::experts_apart, layout == Layout::ktransformers);
+  facts.set(Fact::two_ranks, layout == Layout::sglang);
+  facts.set(Fact::trainer_stacked,
+            layout == Layout::megatron_bridge || layout == Layout::sglang || layout == Layout::veomni);
   facts.set(Fact::per_expert, layout == Layout::peft_per_expert);
-  if (facts.has(Fact::gguf) || facts.has(Fact::mlx) || facts.has(Fact::stacked) || facts.has(Fact::per_expert)) return;
+  const auto has = [&](Fact fact) { return facts.has(fact); };
+  if (std::ranges::any_of(kOwnForms, has)) return;
   facts.set(Fact::fused);
   facts.set(Fact::grouped, layout == Layout::unsloth_grouped);
   facts.set(Fact::peft_0_18, layout == Layout::peft_fused_0_18);

@@ -22,7 +22,7 @@ Orientation orientation_of(Layout layout, const ExpertsForm::Fused& parameter) {
 
 bool is_fused(Layout layout) {
   return layout == Layout::peft_fused || layout == Layout::peft_fused_0_19_0 || layout == Layout::peft_fused_0_18 ||
-         layout == Layout::unsloth_grouped;
+         layout == Layout::unsloth_grouped || layout == Layout::nemo;
 }
 
 BPacking packing_of(Layout layout) {

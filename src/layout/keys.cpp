@@ -1,6 +1,7 @@
 #include "layout/keys.h"
 
 #include <array>
+#include <utility>
 
 namespace peft::layout {
 namespace {
@@ -63,6 +64,14 @@ Key parse_key(std::string_view tensor_name) {
   Key key;
   const std::string_view name = tensor_name.starts_with(kPrefix) ? tensor_name.substr(kPrefix.size()) : tensor_name;
   // The marker is the last segment, or stands before ".weight" / ".bias", with an adapter's name between at most.
+  // KTransformers writes "layers.3.experts.gate_lora_a".
+  for (const auto& [ending, kind] : {std::pair{"_lora_a", KeyKind::lora_a}, std::pair{"_lora_b", KeyKind::lora_b}}) {
+    if (!name.starts_with("layers.") || !name.ends_with(ending)) continue;
+    key.kind = kind;
+    key.module = name.substr(0, name.size() - std::string_view(ending).size());
+    key.suffix = name.substr(key.module.size() + 1);
+    return key;
+  }
   std::string_view module = name;
   const std::string_view last = pop_segment(module);
   std::string_view segment = last;

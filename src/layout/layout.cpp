@@ -54,6 +54,28 @@ constexpr std::array kLayouts = {
                "[E, r, in]; dense [in, r]", "[E, out, r]; dense [r, out]",
                "one rank and one scale a file; num_layers counts from the last layer", AdapterForm::mlx,
                "adapters.safetensors"},
+    LayoutInfo{Layout::megatron_bridge, "megatron-bridge", "Megatron-Bridge, for models of fused experts",
+               "Megatron-Bridge", "<experts>.{gate_up_proj,down_proj}.lora_{A,B}.weight", "[E, r, in]",
+               "[E, out, r], gate's rows before up's",
+               "twice the rank where gate and up do not share lora_A; by its source, not run"},
+    LayoutInfo{
+        Layout::sglang, "sglang", "tools for SGLang", "SGLang", "<experts>.{gate_up_proj,down_proj}.lora_{A,B}.weight",
+        "[E or 1, r, in]; gate_up_proj [E or 1, 2 r, in]", "[E or 1, out, r], gate's rows before up's",
+        "1 on the first axis of gate_up_proj's lora_A and of down_proj's lora_B: all experts share that side; by "
+        "its source, not run"},
+    LayoutInfo{Layout::veomni, "veomni", "VeOmni", "VeOmni",
+               "<experts>.{gate_proj,up_proj,down_proj}.lora_{A,B}.weight", "[E, r, in], or [r, in] for all experts",
+               "[E, out, r], or [out, r] for all experts",
+               "veomni_lora in the config says which; one r and lora_alpha a file"},
+    LayoutInfo{Layout::ktransformers, "ktransformers", "KTransformers", "KTransformers",
+               "layers.<layer>.experts.{gate,up,down}_lora_{a,b}, in fused_expert_lora.safetensors", "[E, r, in]",
+               "[E, out, r]",
+               "everything else in adapter_model.safetensors; one r and lora_alpha a file; all three "
+               "projections are there"},
+    LayoutInfo{Layout::nemo, "nemo", "NeMo Automodel", "NeMo Automodel; PEFT >= 0.19.1", "as peft-fused",
+               "[E * r, in], row e * r + k", "[out, r * E], column k * E + e",
+               "automodel_peft_config.json says paramwrapper_layout = peft-0.19.1; peft-0.18 there is "
+               "peft-fused-0.18; one r and lora_alpha a file"},
 };
 
 using layout::Context;
@@ -186,7 +208,9 @@ void read_peft(Context& context) {
   PeftPairs pairs;
   for (const Slot& slot : found.slots) {
     if (layout::is_empty_stack(context.adapter, slot)) continue;
-    if (layout::is_stacked(context.adapter, slot)) {
+    const bool is_module = context.model.has(Generation::v4, slot.module).value_or(false) ||
+                           context.model.has(Generation::v5, slot.module).value_or(false);
+    if (!is_module && layout::is_stacked(context.adapter, slot)) {
       pairs.stacked.push_back(slot);
       continue;
     }
@@ -207,25 +231,31 @@ void read_peft(Context& context) {
   }
   require_one_layout(context, pairs);
   Reading& reading = context.reading;
-  bool tinker = !pairs.stacked.empty();
+  const layout::StackedForm* form = pairs.stacked.empty() ? nullptr : &layout::stacked_form(context, pairs.stacked);
+  bool tinker = false;  // by a name that only its files have
   for (const Slot& slot : pairs.dense) {
-    const std::string module = layout::from_tinker(context.model, slot.module);
+    const bool may_be_tinker = form == nullptr || form->layout == Layout::tinker;
+    const std::string module =
+        may_be_tinker ? layout::from_tinker(context.model, slot.module) : std::string(slot.module);
     tinker = tinker || module != slot.module;
     Slot named = slot;
     named.module = module;
     layout::decode_dense(context, named);
   }
-  for (const Slot& slot : pairs.stacked) layout::add_pair(context, layout::stacked_pair(context, slot));
+  for (const Slot& slot : pairs.stacked)
+    for (const layout::NamedPair& pair : layout::stacked_pairs(context, *form, slot)) layout::add_pair(context, pair);
   reading.layout = pairs.per_expert != nullptr ? Layout::peft_per_expert
+                   : form != nullptr           ? form->layout
                    : tinker                    ? Layout::tinker
-                                               : layout::layout_of(context.adapter.config.likely_version().first);
+                                               : layout::layout_of(layout::writing_version(context).first);
   layout::decode_fused(context, pairs.fused, pairs.fused_at);
   for (const auto& single : found.singles) layout::decode_single(context, single);
   reading.has_experts = pairs.per_expert != nullptr || !pairs.fused.empty() || !pairs.stacked.empty();
+  if (pairs.per_expert != nullptr && pairs.per_expert->outer)
+    reading.evidence.insert(reading.evidence.begin(), "one side of a pair is that of all experts: Megatron-Bridge");
   if (pairs.per_expert != nullptr)
     reading.evidence.insert(reading.evidence.begin(), "every expert and projection has a pair of its own");
-  if (!pairs.stacked.empty())
-    reading.evidence.insert(reading.evidence.begin(), "experts are stacked in three dimensions as w1, w2, w3");
+  if (form != nullptr) reading.evidence.insert(reading.evidence.begin(), std::string(form->evidence));
 }
 
 }  // namespace
@@ -282,8 +312,8 @@ std::vector<std::string> module_names(const Adapter& adapter, const std::string&
   std::set<std::string_view> paths;
   for (const TensorInfo& tensor : tensors) {
     const layout::Key key = layout::parse_key(tensor.name);
-    const bool stacked = key.kind == layout::KeyKind::lora_a && tensor.shape.size() == 3 &&
-                         layout::stacked_projection(model::leaf(key.module)) != Projection::none;
+    const bool stacked = key.kind == layout::KeyKind::lora_a && layout::is_stacked_name(model::leaf(key.module)) &&
+                         (tensor.shape.size() == 3 || model::leaf(model::parent(key.module)) == "experts");
     paths.insert(stacked ? model::parent(key.module) : key.module);
   }
   return {paths.begin(), paths.end()};

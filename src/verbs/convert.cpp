@@ -16,6 +16,7 @@
 #include "layout/encode/write_config.h"
 #include "layout/forms.h"
 #include "layout/keys.h"
+#include "layout/stacked.h"
 #include "model/path.h"
 #include "model/trees/build_tree.h"
 #include "peft/error.h"
@@ -101,8 +102,10 @@ bool same_shapes(const Input& input, const layout::Encoded& encoded) {
 bool keeps_everything(const Input& input, const layout::Encoded& encoded, const ConvertOptions& options) {
   if (options.to == Layout::gguf || input.adapter.form != info(options.to).form) return false;
   if (options.dtype || options.block_diagonal) return false;
+  // NeMo's config has other keys than PEFT's.
+  if (options.to == Layout::nemo && input.adapter.wrapper_layout != "peft-0.19.1") return false;
   if (encoded.uniform && !same_shapes(input, encoded)) return false;
-  const bool own_names = encoded.uniform.has_value() || input.reading.layout == Layout::tinker;
+  const bool own_names = encoded.uniform.has_value() || layout::find_stacked_form(input.reading.layout) != nullptr;
   if (input.reading.has_experts || own_names) return options.to == input.reading.layout && same_names(input, encoded);
   // Dense modules can stay as they are where none of them is named or owned differently in the target. What a pattern
   // or PEFT's defaults select depends on the modules of the generation, so such configs of MoE models are written
@@ -450,11 +453,15 @@ SuitedPlan plan_suited(const Input& input, const ConvertOptions& options, const 
   const bool evened = even_out(encoded, source, options.to, suiting);
   const std::int64_t rank = largest_rank(encoded);
   if (!evened && keeps_everything(input, encoded, options)) {
-    plan.files.push_back({std::string(info(options.to).weights_file), copies(input)});
-    if (input.adapter.form == AdapterForm::peft && input.reading.layout != Layout::tinker)
+    layout::add_weights(plan, copies(input), options.to);
+    if (input.adapter.form == AdapterForm::peft && layout::find_stacked_form(input.reading.layout) == nullptr)
       plan.texts.emplace_back(kConfig, input.adapter.config.dump());
     else
       plan.copies.emplace_back(kConfig, (std::filesystem::path(input.adapter.folder) / kConfig).string());
+    if (options.to == Layout::nemo) {
+      constexpr const char* kMarker = "automodel_peft_config.json";
+      plan.copies.emplace_back(kMarker, (std::filesystem::path(input.adapter.folder) / kMarker).string());
+    }
     plan.steps.push_back(input.reading.has_experts
                              ? "already in this layout: copied as it is (bit-exact)"
                              : "nothing in this adapter differs between the layouts: copied as it is (bit-exact)");
@@ -504,7 +511,7 @@ std::optional<AdapterConfig> rewrite_v4_targets(const AdapterConfig& config, con
 }
 
 ConfigConversion convert_config(const std::string& path, const ConvertOptions& options) {
-  if (!layout::is_peft(options.to)) {
+  if (!layout::is_peft(options.to) || options.to == Layout::nemo) {
     throw Error(ErrorCode::USAGE, {.problem = "a config of PEFT has no form in the layout without its weights",
                                    .expected = "--to with a layout of PEFT's, or the whole adapter",
                                    .got = std::string(info(options.to).name)});

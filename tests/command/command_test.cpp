@@ -275,7 +275,7 @@ TEST_F(Cli, targets_lists_modules) {
 
 TEST_F(Cli, tables_are_json_too) {
   const json layouts = peft({"layouts", "--json"}).parsed()["layouts"];
-  EXPECT_EQ(layouts.size(), 8u);
+  EXPECT_EQ(layouts.size(), 13u);
   EXPECT_EQ(layouts[0]["name"], "peft-per-expert");
   const json families = peft({"families", "--json"}).parsed()["families"];
   EXPECT_TRUE(

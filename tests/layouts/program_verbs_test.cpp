@@ -1,7 +1,9 @@
-// Every verb that takes an adapter, on files of llama.cpp, MLX-LM and Tinker: the answer is that for PEFT's file of the
-// same function. Models and adapters are those of the golden group `runtime`: attention and 12 experts, H 40, I 24,
-// r 3.
+// Every verb that takes an adapter, on files of llama.cpp, MLX-LM, Tinker and trainers: the answer is that for PEFT's
+// file of the same function. Models and adapters are those of the golden group `runtime`: attention and 12 experts, H
+// 40, I 24, r 3.
 #include <gtest/gtest.h>
+
+#include <algorithm>
 
 #include "support/judge.h"
 
@@ -10,7 +12,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr Layout kPrograms[] = {Layout::gguf, Layout::mlx, Layout::tinker};
+constexpr Layout kPrograms[] = {Layout::gguf,   Layout::mlx,    Layout::tinker,        Layout::megatron_bridge,
+                                Layout::sglang, Layout::veomni, Layout::ktransformers, Layout::nemo};
 
 struct Row {
   const char *model_type, *model;
@@ -42,9 +45,11 @@ class ProgramVerbs : public ::testing::TestWithParam<std::tuple<Row, Layout>> {
     return options;
   }
 
-  // llama.cpp's architecture "llama" has rows of q and k in another order, by heads: that takes a config.json.
-  bool needs_heads() const {
-    return layout() == Layout::gguf && std::get<0>(GetParam()).model_type == std::string("mixtral");
+  // llama.cpp's architecture "llama" has rows of q and k in another order, by heads; KTransformers names experts by
+  // their layer alone: that takes a config.json.
+  bool needs_base() const {
+    return layout() == Layout::ktransformers ||
+           (layout() == Layout::gguf && std::get<0>(GetParam()).model_type == std::string("mixtral"));
   }
 
   std::vector<WeightedAdapter> halves() const { return {{own_, 0.5}, {own_, 0.5}}; }
@@ -66,7 +71,7 @@ class ProgramVerbs : public ::testing::TestWithParam<std::tuple<Row, Layout>> {
 
 TEST_P(ProgramVerbs, inspect) {
   for (const InputOptions& options : {options_, without_base()}) {
-    if (options.base.empty() && needs_heads()) continue;
+    if (options.base.empty() && needs_base()) continue;
     SCOPED_TRACE(options.base.empty() ? "without --base" : "with --base");
     const InspectReport report = inspect(own_, options);
     EXPECT_EQ(report.error, "");
@@ -84,7 +89,7 @@ TEST_P(ProgramVerbs, inspect) {
 }
 
 TEST_P(ProgramVerbs, names_suffice_to_read_and_to_convert) {
-  if (needs_heads()) {
+  if (needs_base()) {
     const Error error = expect_error("load", [&] { load(own_, without_base()); });
     EXPECT_EQ(error.code(), ErrorCode::MD_NEEDED) << error.what();
     return;
@@ -169,8 +174,10 @@ TEST_P(ProgramVerbs, extract_writes_the_layout) {
 INSTANTIATE_TEST_SUITE_P(All, ProgramVerbs,
                          ::testing::Combine(::testing::ValuesIn(kRows), ::testing::ValuesIn(kPrograms)),
                          [](const auto& row) {
-                           return std::string(std::get<0>(row.param).model_type) + "_" +
-                                  std::string(peft::info(std::get<1>(row.param)).name);
+                           std::string name = std::string(std::get<0>(row.param).model_type) + "_" +
+                                              std::string(peft::info(std::get<1>(row.param)).name);
+                           std::ranges::replace(name, '-', '_');
+                           return name;
                          });
 
 // A dense adapter of each form, by its names alone: nothing says what model it is for.

@@ -93,7 +93,8 @@ class ConvertCase {
     check_against_right();
     check_same_function(fused_);
     check_way_back(fused_, Layout::peft_fused);
-    for (const Layout layout : {Layout::gguf, Layout::tinker, Layout::mlx}) check_program(layout);
+    for (const LayoutInfo& row : layouts())
+      if (is_program_layout(row.layout)) check_program(row.layout);
     for (const Layout layout : {Layout::peft_fused_0_18, Layout::peft_fused_0_19_0, Layout::unsloth_grouped}) {
       try {
         check_tour(layout);

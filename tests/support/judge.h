@@ -54,6 +54,8 @@ void compare_resolved(const Resolved& want, const Resolved& got);
 Input load_as(const std::string& folder, const InputOptions& options, Layout layout);
 // What was written in `layout` to the folder: the folder, or the file in it.
 std::string path_of(const std::string& folder, Layout layout);
+// The layouts of trainers. What they pad with zeros (a rank, a projection without LoRA) stays on the way back.
+bool is_trainer_layout(Layout layout);
 // Layouts of other programs than PEFT and Unsloth.
 bool is_program_layout(Layout layout);
 // As that program's files, read again: the same function. nullopt where they have no such form.

@@ -5,10 +5,12 @@
 
 #include <CLI/CLI.hpp>
 
+#include "cli/endpoint/endpoint.h"
 #include "cli/engines/engine_pages.h"
 #include "cli/output/json.h"
 #include "cli/output/output.h"
 #include "cli/output/table.h"
+#include "cli/runtime/runtime.h"
 #include "engines/engine.h"
 #include "peft/error.h"
 #include "peft/verbs.h"
@@ -20,6 +22,8 @@ constexpr const char* kDoctorExamples = R"(Examples:
   peft doctor my-lora                                    a row for every engine
   peft doctor my-lora --for vllm --base Qwen3-30B-A3B    every kind of module, and the command that mends it
   peft doctor my-lora --for peft@0.20 --json
+  peft doctor --endpoint http://127.0.0.1:8000/v1 --model BASE --lora my-lora --base Qwen3-30B-A3B --adapter my-lora
+                                                         asks a running server, and compares with our own numbers
 
 Exit codes: 0 all right, or no --for; 1 not right, or not known; 2 an input is bad.)";
 
@@ -88,11 +92,29 @@ void print_engine(const DoctorReport::Engine& engine) {
 
 void add_doctor(CLI::App& app, DoctorCommand& command) {
   auto& verb = *app.add_subcommand("doctor", "Say whether an adapter will work where it shall run, and what mends it");
-  verb.add_option("adapter", command.path, "The adapter: a folder, or org/name in the local Hugging Face cache")
+  verb.add_option("adapter,--adapter", command.path,
+                  "The adapter: a folder, or org/name in the local Hugging Face cache")
       ->required()
       ->type_name("ADAPTER");
   verb.add_option("--for", command.engine, "The engine, with a version if need be: vllm, peft@0.20 (peft engines)")
       ->type_name("ENGINE");
+  verb.add_option("--endpoint", command.endpoint, "A running OpenAI-compatible server: is the adapter right there?")
+      ->type_name("URL")
+      ->group("A running server");
+  verb.add_option("--model", command.model, "What the server calls the base model")
+      ->type_name("NAME")
+      ->group("A running server");
+  verb.add_option("--lora", command.lora, "What the server calls the adapter")
+      ->type_name("NAME")
+      ->group("A running server");
+  verb.add_option("--ids", command.ids, "The prompt, as token ids: 1,2,3; some of the vocabulary when not given")
+      ->type_name("IDS")
+      ->group("A running server");
+  verb.add_option("--timeout", command.seconds, "Seconds to wait for an answer")
+      ->type_name("SECONDS")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber)
+      ->group("A running server");
   add_json(verb, command.json);
   add_input_flags(verb, command.input, false);
   verb.footer(kDoctorExamples);
@@ -104,11 +126,65 @@ void add_engines(CLI::App& app, EnginesCommand& command) {
   add_json(verb, command.json);
 }
 
+namespace {
+
+EndpointReport ask_server_of(const DoctorCommand& command) {
+  if (command.model.empty() || command.lora.empty() || command.input.base.empty() || !command.engine.empty()) {
+    at({}).fail(ErrorCode::USAGE, {.problem = "a server is asked for a base and an adapter by their names there",
+                                   .expected = "--endpoint with --model, --lora and --base, and without --for"});
+  }
+  EndpointOptions options;
+  options.url = command.endpoint, options.model = command.model, options.lora = command.lora;
+  options.base = command.input.base, options.adapter = command.path, options.seconds = command.seconds;
+  if (!command.ids.empty()) {
+    const Rows rows = parse_ids(command.ids);
+    if (rows.size() != 1 || rows.front().size() < 2)
+      at({}).fail(ErrorCode::USAGE, {.problem = "--ids is one prompt of two tokens or more", .got = command.ids});
+    options.ids = rows.front();
+  }
+  return ask_server(options);
+}
+
+Json to_json(const DoctorCommand& command, const EndpointReport& report) {
+  const Comparison& comparison = report.comparison;
+  return {{"endpoint", command.endpoint},
+          {"model", command.model},
+          {"lora", command.lora},
+          {"verdict", name(comparison.verdict)},
+          {"what", report.what},
+          {"factor", number(comparison.factor)},
+          {"moved", number(comparison.moved)},
+          {"base_off", number(comparison.base_off)},
+          {"adapter_off", number(comparison.adapter_off)},
+          {"tokens", report.tokens}};
+}
+
+int run_endpoint(const DoctorCommand& command) {
+  const EndpointReport report = ask_server_of(command);
+  const Comparison& comparison = report.comparison;
+  if (command.json) {
+    print_json(to_json(command, report));
+  } else {
+    write_out(fmt::format("{}: {}\n", name(comparison.verdict), report.what));
+    if (comparison.moved > 0) {
+      write_out(
+          fmt::format("log-probabilities of {} tokens, root mean square: the adapter moves them by {:.3g} here; the "
+                      "server is {:.3g} away without it, {:.3g} with it\n",
+                      report.tokens, comparison.moved, comparison.base_off, comparison.adapter_off));
+    }
+  }
+  return comparison.verdict == ServerVerdict::right ? 0 : 1;
+}
+
+}  // namespace
+
 Json result(const DoctorCommand& command) {
+  if (!command.endpoint.empty()) return to_json(command, ask_server_of(command));
   return to_json(doctor(command.path, {command.input.options(), command.engine}));
 }
 
 int run(const DoctorCommand& command) {
+  if (!command.endpoint.empty()) return run_endpoint(command);
   const DoctorReport report = doctor(command.path, {command.input.options(), command.engine});
   if (command.json) {
     print_json(to_json(report));

@@ -11,6 +11,9 @@ namespace peft::cli {
 struct DoctorCommand {
   std::string path, engine;
   InputFlags input;
+  // A running server; "": none.
+  std::string endpoint, model, lora, ids;
+  double seconds = 120;
   bool json = false;
 };
 struct EnginesCommand {

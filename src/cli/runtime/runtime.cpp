@@ -5,12 +5,29 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <cstdlib>
+#include <filesystem>
 
 #include "cli/flags.h"
 #include "peft/error.h"
 
 namespace peft::cli {
 namespace {
+
+namespace fs = std::filesystem;
+constexpr const char* kProgram = "peft-torch";
+
+std::vector<std::string> split_path(const char* path) {
+  std::vector<std::string> folders;
+  std::string text = path == nullptr ? "" : path;
+  for (std::size_t begin = 0; begin < text.size();) {
+    const auto end = std::min(text.find(':', begin), text.size());
+    if (end > begin)
+      folders.push_back(text.substr(begin, end - begin));  // an empty entry, the current folder, is unsafe
+    begin = end + 1;
+  }
+  return folders;
+}
 
 [[noreturn]] void refuse(ErrorReason reason) { at({}).fail(ErrorCode::USAGE, std::move(reason)); }
 
@@ -197,6 +214,19 @@ void require_left_padding(const Rows& mask) {
             .got = "a 0 after a 1",
             .hint = "text goes on after the last token: fill up on the left"});
   }
+}
+
+std::vector<std::string> places_of_peft_torch() {
+  if (const char* named = std::getenv("PEFT_TORCH"); named != nullptr && *named != '\0') return {named};
+  std::vector<std::string> places;
+  std::error_code error;
+  const fs::path self = fs::read_symlink("/proc/self/exe", error);
+  if (!error) {
+    places.push_back((self.parent_path() / kProgram).string());
+    places.push_back((self.parent_path().parent_path() / "libexec" / "peft" / kProgram).string());
+  }
+  for (const auto& folder : split_path(std::getenv("PATH"))) places.push_back((fs::path(folder) / kProgram).string());
+  return places;
 }
 
 }  // namespace peft::cli

@@ -57,6 +57,9 @@ using Rows = std::vector<std::vector<std::int64_t>>;
 Rows parse_ids(std::string_view text);
 // The same shape as `ids`, zeros and ones, each row with a one. Empty text: an empty result, nothing is masked.
 Rows parse_mask(std::string_view text, const Rows& ids);
+// The paths where peft-torch is looked for (exec_peft_torch.h), in that order, whether there is a file or not.
+std::vector<std::string> places_of_peft_torch();
+
 // Text generation continues the last token: throws USAGE where padding stands right of a row's tokens or between them.
 void require_left_padding(const Rows& mask);
 

@@ -40,7 +40,7 @@ const std::array<float, 256>& table_of(Dtype dtype) {
 const std::array<float, 16>& mxfp4_values() {
   static const std::array<float, 16> values = [] {
     std::array<float, 16> all{};
-    for (unsigned code = 0; code < all.size(); ++code) all[code] = mxfp4_value(code);
+    for (unsigned code = 0; code < all.size(); ++code) all[code] = e2m1_to_float(code);
     return all;
   }();
   return values;
@@ -136,18 +136,13 @@ double quantised_value(const Plan& plan, const Block& block, std::int64_t code) 
     const unsigned both = std::to_integer<unsigned>(bytes[code / 2]);
     const auto exponent = std::to_integer<int>(
         first_byte(plan, scales.grid)[row * scales.grid.row_stride + col * scales.grid.col_stride]);
-    return std::ldexp(static_cast<double>(mxfp4_value(code % 2 == 0 ? both & 15u : both >> 4)), exponent - 127);
+    return std::ldexp(static_cast<double>(e2m1_to_float(code % 2 == 0 ? both & 15u : both >> 4)), exponent - 127);
   }
   const auto scale = static_cast<float>(value_at(plan, scales.grid, row, col));
   return static_cast<double>(static_cast<float>(load_element(codes.dtype, bytes + code)) * scale);
 }
 
 }  // namespace
-
-float mxfp4_value(unsigned code) {
-  static constexpr std::array<float, 8> kMagnitudes = {0, 0.5F, 1, 1.5F, 2, 3, 4, 6};
-  return (code & 8u) != 0 ? -kMagnitudes[code & 7u] : kMagnitudes[code & 7u];
-}
 
 Codes codes_of(const Plan& plan, const Block& block) {
   const Scales& scales = *block.scales;

@@ -22,9 +22,6 @@ struct Codes {
 };
 Codes codes_of(const Plan& plan, const Block& block);
 
-// Value of a 4-bit code.
-float mxfp4_value(unsigned code);
-
 // Writes elements (row + i, col + j), for i < rows and j < cols, to out[i * pitch + j] in fp32. mxfp4 values are exact;
 // those of fp8 and of ggml's types are rounded to fp32. Values beyond fp32 become infinite.
 void dequantise(const Codes& codes, std::int64_t row, std::int64_t rows, std::int64_t col, std::int64_t cols,

@@ -15,6 +15,13 @@ View whole(std::uint32_t index, const TensorInfo& tensor) {
   return {0, index, 0, rows, cols, cols, 1};
 }
 
+// Of [rows, columns] or [1, rows, columns].
+View last_two(std::uint32_t index, const TensorInfo& tensor) {
+  if (tensor.shape.size() < 2) return {0, index, 0, 0, 0, 0, 1};
+  const std::int64_t rows = tensor.shape[tensor.shape.size() - 2], cols = tensor.shape.back();
+  return {0, index, 0, rows, cols, cols, 1};
+}
+
 }  // namespace
 
 void Context::leave_out(const Slot& slot, ErrorCode code, const std::string& reason) {
@@ -39,6 +46,14 @@ void require_readable(const Context& context, std::uint32_t index) {
   }
 }
 
+std::pair<AdapterConfig::Version, std::string> writing_version(const Context& context) {
+  const std::string& marker = context.adapter.wrapper_layout;
+  if (marker.empty()) return context.adapter.config.likely_version();
+  const AdapterConfig::Version version =
+      marker == "peft-0.18" ? AdapterConfig::Version{0, 18, 1} : AdapterConfig::Version{0, 19, 1};
+  return {version, "automodel_peft_config.json says paramwrapper_layout = " + marker};
+}
+
 Scale scale_of(const Context& context, std::uint32_t a, std::int64_t rank, const std::string& name) {
   const std::int64_t stated = context.adapter.config.rank_for(name);
   if (stated != rank) {
@@ -55,7 +70,7 @@ Pair pair_of(const Context& context, const Slot& slot) {
   require_readable(context, slot.b);
   const TensorInfo& a = context.tensor(slot.a);
   const TensorInfo& b = context.tensor(slot.b);
-  Pair pair{whole(slot.a, a), whole(slot.b, b)};
+  Pair pair{slot.outer ? last_two(slot.a, a) : whole(slot.a, a), slot.outer ? last_two(slot.b, b) : whole(slot.b, b)};
   if (a.shape.size() < 2 || b.shape.size() < 2 || pair.a.rows != pair.b.cols || pair.a.rows == 0 || pair.a.cols == 0 ||
       pair.b.rows == 0) {
     context.at(slot.a).fail(ErrorCode::LO_SHAPE,

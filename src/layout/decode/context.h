@@ -3,6 +3,7 @@
 
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "layout/decode/slots.h"
@@ -29,6 +30,9 @@ struct Context {
 
 // Throws ST_DTYPE for a tensor whose dtype factors cannot have.
 void require_readable(const Context& context, std::uint32_t index);
+
+// The PEFT version whose rules the file follows, and what says so: NeMo's marker beside it, else its config.
+std::pair<AdapterConfig::Version, std::string> writing_version(const Context& context);
 
 // Rank and scale of a slot. The rank is that of the tensor; the config must have the same rank for `name`.
 struct Scale {

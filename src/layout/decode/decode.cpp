@@ -15,10 +15,12 @@
 namespace peft::layout {
 namespace {
 
-void check_weight_shape(const Context& context, const Slot& slot, const Pair& pair, Generation g) {
+// `name`: the module as this generation calls it.
+void check_weight_shape(const Context& context, const Slot& slot, const std::string& name, const Pair& pair,
+                        Generation g) {
   const auto& tree = context.model.tree(g);
   if (!tree) return;
-  const Module* module = tree->find(slot.module);
+  const Module* module = tree->find(name);
   if (module == nullptr || module->weight.size() != 2) return;
   const bool in_out = module->kind == ModuleKind::conv1d || module->kind == ModuleKind::embedding;
   const std::int64_t out = module->weight[in_out ? 1 : 0], in = module->weight[in_out ? 0 : 1];
@@ -149,10 +151,14 @@ bool is_repeated(Context& context, const Key& key, const Unwrapped& module, cons
   return true;
 }
 
-// Leaves out a pair on a module that the model does not have.
+// Leaves out a pair on a module that the model does not have. Models that came with transformers 5 have no tree of 4;
+// their checkpoints, and adapters with a pair for each expert, spell modules as the table's renaming says.
 bool is_absent(Context& context, const Slot& slot) {
   const std::string module(slot.module);
-  const auto in_v4 = context.model.has(Generation::v4, module), in_v5 = context.model.has(Generation::v5, module);
+  const auto in_v4 = context.model.has(Generation::v4, module);
+  auto in_v5 = context.model.has(Generation::v5, module);
+  if (in_v5 == false && !in_v4)
+    in_v5 = context.model.has(Generation::v5, context.model.rename(module, Generation::v4, Generation::v5));
   const bool v4 = in_v4.value_or(!in_v5), v5 = in_v5.value_or(!in_v4);
   if (v4 || v5) return false;
   context.leave_out(slot, ErrorCode::LO_TARGET, "the model has no module " + module);
@@ -161,10 +167,15 @@ bool is_absent(Context& context, const Slot& slot) {
 
 void add_known_dense(Context& context, const Slot& slot, const Pair& pair, double scale) {
   const std::string module(slot.module);
-  const bool in_v5 = context.model.has(Generation::v5, module).value_or(false);
-  check_weight_shape(context, slot, pair, in_v5 ? Generation::v5 : Generation::v4);
+  const std::string now = context.model.rename(module, Generation::v4, Generation::v5);
+  if (context.model.has(Generation::v5, module).value_or(false))
+    check_weight_shape(context, slot, module, pair, Generation::v5);
+  else if (context.model.v4)
+    check_weight_shape(context, slot, module, pair, Generation::v4);
+  else
+    check_weight_shape(context, slot, now, pair, Generation::v5);
   Factor factor;
-  factor.site.module = context.model.rename(module, Generation::v4, Generation::v5);
+  factor.site.module = now;
   factor.kind = slot.embedding ? FactorKind::embedding : FactorKind::linear;
   factor.out = pair.out, factor.in = pair.in, factor.rank = pair.rank;
   factor.scale = scale;

@@ -8,6 +8,7 @@
 #include "base/text.h"
 #include "config/peft_rules.h"
 #include "layout/forms.h"
+#include "pythonic/python_json.h"
 
 namespace peft::layout {
 namespace {
@@ -242,6 +243,26 @@ Orientation decide_by_version(Context& context, const FusedSlot& slot, Layout by
   return decided;
 }
 
+// Unsloth says a packing for each parameter, and one for the file only where all have it. "mixed" is that of a
+// parameter whose layers differ: which of them have which, the file does not say.
+void refuse_mixed_packing(const Context& context) {
+  const std::string text = context.adapter.config.value("unsloth_fused_expert_lora");
+  if (text.empty()) return;
+  const pythonic::Json detail = pythonic::parse_json(text, context.adapter.config.file, ErrorCode::CF_VALUE);
+  if (!detail.is_object() || !detail.contains("parameters") || !detail.at("parameters").is_object()) return;
+  std::string found;
+  for (const auto& [name, entry] : detail.at("parameters").items()) {
+    const std::string packing = entry.is_object() ? entry.value("lora_B_layout", std::string()) : std::string();
+    found += fmt::format("{}{}: {}", found.empty() ? "" : ", ", printable(name), printable(packing));
+  }
+  if (found.empty()) return;
+  at(context.adapter.config.file, "unsloth_fused_expert_lora")
+      .fail(ErrorCode::LO_LAYOUT, {.problem = "the columns of lora_B have no one order in this file",
+                                   .expected = "lora_B_layout = rank_major or grouped_by_expert",
+                                   .got = found,
+                                   .hint = "save the adapter again with one order, or --b-packing where all have one"});
+}
+
 BPacking decide_packing(Context& context, const std::vector<FusedSlot>& slots) {
   const auto& options = context.options;
   const std::string& marker = context.adapter.config.lora_B_layout;
@@ -258,6 +279,7 @@ BPacking decide_packing(Context& context, const std::vector<FusedSlot>& slots) {
   }
   const bool same =
       std::all_of(slots.begin(), slots.end(), [](const FusedSlot& s) { return s.num_experts <= 1 || s.rank == 1; });
+  if (!packing && !same) refuse_mixed_packing(context);
   const bool hints = context.adapter.config.base_model_name_or_path.value_or("").starts_with("unsloth/");
   if (!packing && !same && hints) {
     context.reading.factors.warnings.push_back(
@@ -277,7 +299,14 @@ Layout name_layout(Context& context, const std::vector<FusedSlot>& slots, Orient
       return !slot.stacked() || orientation_of(layout, as_written(slot, layout)) == o;
     });
   };
-  if (writes(by_version)) return by_version;
+  const bool marked = !context.adapter.wrapper_layout.empty();
+  if (writes(by_version)) return marked && by_version == Layout::peft_fused ? Layout::nemo : by_version;
+  if (marked) {
+    context.at(slots.front().slot->a)
+        .fail(ErrorCode::LO_LAYOUT, {.problem = "the shapes contradict automodel_peft_config.json",
+                                     .expected = "the pairs of " + context.adapter.wrapper_layout,
+                                     .got = shapes_of(context, slots.front()) + " is " + std::string(word(o))});
+  }
   for (const Layout layout : {Layout::peft_fused_0_18, Layout::peft_fused_0_19_0, Layout::peft_fused}) {
     if (!writes(layout)) continue;
     context.reading.anomalies.push_back(fmt::format(
@@ -318,7 +347,7 @@ std::vector<FusedSlot> assign_parameters(const Context& context, const std::vect
 FusedForm decide_form(Context& context, const std::vector<FusedSlot>& slots) {
   FusedForm form;
   form.packing = decide_packing(context, slots);
-  const auto [version, version_evidence] = context.adapter.config.likely_version();
+  const auto [version, version_evidence] = writing_version(context);
   const Layout by_version = layout_of(version);
   const auto square = std::find_if(slots.begin(), slots.end(), [](const FusedSlot& s) { return s.stacked(); });
   if (square == slots.end()) return form;
@@ -328,7 +357,7 @@ FusedForm decide_form(Context& context, const std::vector<FusedSlot>& slots) {
   std::optional<Orientation> asked;
   if (!options.orientation.empty())
     asked = named_orientation(options.orientation, *square->parameter);
-  else if (options.layout && *options.layout != Layout::peft_per_expert)
+  else if (options.layout && is_fused(*options.layout))
     asked = orientation_of(*options.layout, as_written(*square, *options.layout));
   if (decided && asked && *decided != *asked) {
     context.at(square->slot->a)

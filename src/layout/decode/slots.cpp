@@ -1,8 +1,11 @@
 #include "layout/decode/slots.h"
 
 #include <algorithm>
+#include <map>
+#include <set>
 
 #include "base/text.h"
+#include "model/path.h"
 
 namespace peft::layout {
 namespace {
@@ -128,6 +131,35 @@ class Pairs {
   std::vector<Slot> slots_;
 };
 
+// Megatron-Bridge writes a side that all experts share once, as <experts>.gate_proj.lora_A [1, r, in], and the other
+// one as <experts>.<e>.gate_proj.lora_B. Gives each expert its pair, and takes the shared sides off the list.
+void share_sides(const Adapter& adapter, std::vector<Slot>& slots) {
+  const auto tensors = adapter.weights->tensors();
+  const auto lone = [](const Slot& slot) { return (slot.a == kNoTensor) != (slot.b == kNoTensor); };
+  std::map<std::string, const Slot*> shared;
+  for (const Slot& slot : slots) {
+    if (!lone(slot) || !model::leaf(model::parent(slot.module)).ends_with("experts")) continue;
+    const auto shape = tensors[std::min(slot.a, slot.b)].shape;
+    if (shape.size() == 3 && shape[0] == 1) shared.emplace(slot.module, &slot);
+  }
+  if (shared.empty()) return;
+  std::set<std::string> used;
+  std::vector<Slot> result;
+  for (Slot slot : slots) {
+    const std::string name =
+        std::string(model::parent(model::parent(slot.module))) + "." + std::string(model::leaf(slot.module));
+    const auto found = lone(slot) ? shared.find(name) : shared.end();
+    if (found != shared.end() && (found->second->a == kNoTensor) == (slot.b == kNoTensor)) {
+      (slot.a == kNoTensor ? slot.a : slot.b) = std::min(found->second->a, found->second->b);
+      slot.outer = true;
+      used.insert(name);
+    }
+    result.push_back(slot);
+  }
+  std::erase_if(result, [&](const Slot& slot) { return used.contains(std::string(slot.module)); });
+  slots = std::move(result);
+}
+
 }  // namespace
 
 Slots collect_slots(const Adapter& adapter, bool ignore_unused) {
@@ -145,7 +177,9 @@ Slots collect_slots(const Adapter& adapter, bool ignore_unused) {
       pairs.add(key, i);
     }
   }
-  for (const Slot& slot : pairs.finish()) {
+  std::vector<Slot> slots = pairs.finish();
+  share_sides(adapter, slots);
+  for (const Slot& slot : slots) {
     if (slot.a == kNoTensor || slot.b == kNoTensor)
       check_pair(slot, adapter, ignore_unused, result);
     else

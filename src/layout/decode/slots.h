@@ -21,6 +21,7 @@ struct Slot {
   int depth = 0;            // nesting of parameter wrappers
   bool embedding = false;
   std::uint32_t a = kNoTensor, b = kNoTensor, b_bias = kNoTensor, magnitude = kNoTensor;
+  bool outer = false;  // one side is that of all experts, [1, rows, columns]
 };
 
 // A tensor that is no part of a LoRA pair.

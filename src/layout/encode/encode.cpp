@@ -10,131 +10,21 @@
 #include <tuple>
 #include <unordered_map>
 
+#include "layout/encode/placer.h"
 #include "layout/encode/stack.h"
+#include "layout/encode/write_config.h"
 #include "layout/forms.h"
 #include "layout/gguf/encode.h"
 #include "layout/keys.h"
 #include "layout/mlx/write.h"
 #include "layout/stacked.h"
 #include "model/families/index.h"
+#include "peft/encode.h"
 #include "peft/error.h"
-#include "plan/members.h"
 
 namespace peft::layout {
 namespace {
 
-// Puts the factors of a stack into the two tensors of a fused pair, in the orientation of the layout. All experts of a
-// projection are the members of one block, as far as their scales are equal.
-class Placer {
- public:
-  // `alternate`: the rows of the natural B are those of gate and up in turn.
-  Placer(const Stack& stack, const TensorFile* file, Orientation orientation, BPacking packing, bool alternate)
-      : stack_(stack),
-        file_(file),
-        natural_(orientation == Orientation::natural),
-        rank_major_(packing == BPacking::rank_major),
-        alternate_(alternate) {}
-
-  void place(const ExpertsForm::Fused& parameter);
-  std::int64_t components() const { return stack_.experts * stack_.rank; }
-  // How many rows of the columns tensor are one row of its planned matrix: two where rows alternate.
-  std::int64_t rows_at_once() const { return alternate_ && natural_ ? 2 : 1; }
-  std::int64_t stacked_width() const { return natural_ ? stack_.dims.in : stack_.dims.out; }
-  std::int64_t columns_height() const { return natural_ ? stack_.dims.out : stack_.dims.in; }
-
-  std::vector<Block> stacked, columns;  // of lora_A and lora_B
-
- private:
-  using Members = std::vector<plan::MemberView>;
-
-  void place_shared(const ExpertsForm::Fused& parameter);
-  // `rank_at`: first of the fused components that the members fill. `part`: gate or up, whose rows of the natural B
-  // these are.
-  void put_a(std::int64_t rank_at, Members members) {
-    natural_ ? put_rows(rank_at, 0, 1, members) : put_columns(rank_at, 0, 0, transposed(std::move(members)));
-  }
-  void put_b(std::int64_t rank_at, std::size_t part, Members members) {
-    std::int64_t out_at = 0;
-    for (std::size_t p = 0; p < part && !alternate_; ++p) out_at += stack_.out[p];
-    const std::int64_t turn = alternate_ ? static_cast<std::int64_t>(part) : 0;
-    if (natural_)
-      put_columns(rank_at, out_at, turn * components(), members);
-    else
-      put_rows(rank_at, out_at + turn, alternate_ ? 2 : 1, transposed(std::move(members)));
-  }
-  void put_rows(std::int64_t rank_at, std::int64_t col, std::int64_t col_step, const Members& members) {
-    plan::append_members(stacked, {.row = rank_at, .col = col, .col_step = col_step, .row_shift = stack_.rank},
-                         members);
-  }
-  void put_columns(std::int64_t rank_at, std::int64_t row, std::int64_t col, const Members& members) {
-    const plan::MemberGrid by_rank{
-        .row = row, .col = col + rank_at * stack_.experts, .col_step = stack_.experts, .col_shift = 1};
-    const plan::MemberGrid by_expert{.row = row, .col = col + rank_at, .col_shift = stack_.rank};
-    plan::append_members(columns, rank_major_ ? by_rank : by_expert, members);
-  }
-  static Members transposed(Members members) {
-    for (plan::MemberView& member : members) member.view = member.view.transposed();
-    return members;
-  }
-
-  plan::MemberView member(const View& view, double scale) const {
-    return {view, scale, file_ == nullptr ? Dtype::f32 : file_->tensors()[view.tensor].dtype};
-  }
-  plan::MemberView a_of(const Factor* factor) const {
-    return factor == nullptr ? plan::MemberView{} : member(factor->a, 1);
-  }
-  plan::MemberView b_of(const Factor* factor) const {
-    return factor == nullptr ? plan::MemberView{} : member(factor->b, folded_gain(*factor, stack_.scale));
-  }
-  Members all_a(std::size_t part) const {
-    Members members;
-    for (const Factor* factor : stack_.parts[part]) members.push_back(a_of(factor));
-    return members;
-  }
-  Members all_b(std::size_t part) const {
-    Members members;
-    for (const Factor* factor : stack_.parts[part]) members.push_back(b_of(factor));
-    return members;
-  }
-
-  const Stack& stack_;
-  const TensorFile* file_;
-  bool natural_, rank_major_, alternate_;
-};
-
-// Gate and up share A. Their B become the rows of one, as one view where they lie like that in the file.
-void Placer::place_shared(const ExpertsForm::Fused& parameter) {
-  put_a(0, all_a(0));
-  if (alternate_ || !all_join(stack_, parameter.interleaved)) {
-    put_b(0, 0, all_b(0));
-    put_b(0, 1, all_b(1));
-    return;
-  }
-  Members members = all_b(0);
-  for (std::size_t e = 0; e < members.size(); ++e) {
-    const Factor *gate = stack_.parts[0][e], *up = stack_.parts[1][e];
-    if (gate != nullptr) members[e].view = *joined_b(*gate, *up, parameter.interleaved);
-  }
-  put_b(0, 0, std::move(members));
-}
-
-void Placer::place(const ExpertsForm::Fused& parameter) {
-  if (stack_.shared_a) return place_shared(parameter);
-  // Stacked rows of gate and up take turns. In the order of their rows they can be written as they lie in the file.
-  const bool even = std::ranges::all_of(stack_.ranks, [&](auto rank) { return rank == stack_.ranks.front(); });
-  if (natural_ && even) {
-    Members members;
-    for (std::size_t e = 0; e < stack_.parts.front().size(); ++e)
-      for (const auto& part : stack_.parts) members.push_back(a_of(part[e]));
-    plan::append_members(stacked, {.row_shift = stack_.ranks.front()}, members);
-  }
-  std::int64_t rank_at = 0;
-  for (std::size_t p = 0; p < stack_.parts.size(); ++p) {
-    if (!(natural_ && even)) put_a(rank_at, all_a(p));
-    put_b(rank_at, p, all_b(p));
-    rank_at += stack_.ranks[p];
-  }
-}
 // Whether the view is a tensor as it lies in the file.
 bool is_in_order(const View& view) { return view.col_stride == 1 && view.row_stride == view.cols && view.offset == 0; }
 
@@ -210,6 +100,10 @@ class Encoder {
   void add_matrix(std::string name, const View& view);  // a view as a tensor of its own
   std::int32_t column_group_of(const View& view);
   void add_whole(std::string name, const View& view);  // the tensor the view is of, in its own shape
+  // The pair of a factor that is one matrix.
+  void add_matrix_pair(const Factor& factor, const std::string& key, bool embedding);
+  std::int64_t rank_of(const Factor& factor) const { return options_.even ? options_.even->rank : factor.rank; }
+  double scale_of(const Factor& factor) const { return options_.even ? options_.even->scale : factor.scale; }
   void add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes);
   void add_target(std::string name, bool parameter, std::int64_t rank, double scale) {
     result_.targets.push_back({std::move(name), parameter, rank, scale});
@@ -311,6 +205,25 @@ void Encoder::add_whole(std::string name, const View& view) {
   add_tensor(copy_of(info, view.tensor, std::move(name), options_.dtype.value_or(info.dtype)), std::array{info.dtype});
 }
 
+void Encoder::add_matrix_pair(const Factor& factor, const std::string& key, bool embedding) {
+  const std::string a = key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"),
+                    b = key + (embedding ? ".lora_embedding_B" : ".lora_B.weight");
+  const std::int64_t rank = rank_of(factor);
+  const double gain = folded_gain(factor, scale_of(factor));
+  if (rank == factor.rank && gain == 1) {
+    add_whole(a, factor.a);
+    return add_whole(b, factor.b);
+  }
+  if (file_->tensors()[factor.a.tensor].shape.size() > 2)
+    no_form(describe(factor.site), "the rank of a convolution's pair cannot be padded", "keep the layout of the file");
+  const Dtype of_a = dtype_of(factor.a), of_b = dtype_of(factor.b);
+  add_tensor({a, options_.dtype.value_or(of_a), {rank, factor.in}, rank, factor.in, {{0, 0, 1, factor.a, 1.0}}},
+             std::array{of_a});
+  add_tensor({b, options_.dtype.value_or(of_b), {factor.out, rank}, factor.out, rank, {{0, 0, 1, factor.b, gain}}},
+             std::array{of_b});
+  note(std::max(Exactness::value_exact, exactness_of_gain(gain)));
+}
+
 void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes) {
   for (const Dtype from : source_dtypes) note(exactness_of_cast(from, tensor.dtype));
   tensor.must_be_finite = true;
@@ -320,9 +233,7 @@ void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dty
 void Encoder::dense(const Factor& factor) {
   const std::string name = dense_name(factor.site.module);
   const std::string key = std::string(kPrefix) + name;
-  const bool embedding = factor.kind == FactorKind::embedding;
-  add_whole(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"), factor.a);
-  add_whole(key + (embedding ? ".lora_embedding_B" : ".lora_B.weight"), factor.b);
+  add_matrix_pair(factor, key, factor.kind == FactorKind::embedding);
   // Routers of transformers 5 own their weight, so LoRA is on the parameter. Some derive from nn.Linear, but fail when
   // they are wrapped as one (phimoe); the name of their class shows that they are routers. Where only a config is
   // converted, the module stays the target, as in the golden migrations.
@@ -330,7 +241,7 @@ void Encoder::dense(const Factor& factor) {
   const Module* module = tree ? tree->find(name) : nullptr;
   const bool router = file_ != nullptr && module != nullptr && module->class_name.ends_with("Router");
   const bool parameter = router || model_.kind(generation_, name) == ModuleKind::other;
-  add_target(parameter ? name + ".weight" : name, parameter, factor.rank, factor.scale);
+  add_target(parameter ? name + ".weight" : name, parameter, rank_of(factor), scale_of(factor));
   if (name != factor.site.module)
     step("renamed " + factor.site.module.substr(factor.site.module.rfind('.') + 1) + " pair (bit-exact)");
 }
@@ -362,7 +273,10 @@ void Encoder::extra(const Extra& extra) {
 }
 
 void Encoder::per_expert(const Experts& experts, Group group) {
-  if (model::expert_module(model_, experts, options_.spelling, 0, Projection::down).empty()) {
+  const auto down_of = [&](std::int64_t expert) {
+    return model::expert_module(model_, experts, options_.spelling, expert, Projection::down);
+  };
+  if (down_of(0).empty() || down_of(0) == down_of(1)) {  // dbrx: one parameter of all experts in each version
     no_form(group.front().site.module,
             fmt::format("{} has no per-expert modules in any transformers version: its experts are one parameter",
                         model_.model_type),
@@ -441,7 +355,7 @@ std::int64_t Encoder::count_experts(const Experts& experts, Group group) const {
 // Ranks, widths and the one scale of a fused pair.
 void Encoder::measure(Stack& stack) const {
   const auto factors = all_of(stack);
-  stack.scale = common_scale(factors);
+  stack.scale = options_.even ? options_.even->scale : common_scale(factors);
   stack.shared_a = !options_.block_diagonal && shares_a(file_, stack);
   const Factor& first = *factors.front();
   stack.dims.in = first.in;
@@ -459,6 +373,7 @@ void Encoder::measure(Stack& stack) const {
     stack.dims.out += first.out;
     stack.rank = stack.shared_a ? std::max(stack.rank, rank) : stack.rank + rank;
   }
+  if (options_.even) stack.rank = options_.even->rank;
 }
 
 void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack) {
@@ -501,9 +416,8 @@ std::size_t Encoder::fused_parameter(const std::string& module, const std::strin
       return f.site.expert < 0 && f.site.parameter == parameter.name;
     });
     if (matrix == group.end()) return 0;
-    add_whole(key + ".lora_A.weight", matrix->a);
-    add_whole(key + ".lora_B.weight", matrix->b);
-    add_target(name, true, matrix->rank, matrix->scale);
+    add_matrix_pair(*matrix, key, false);
+    add_target(name, true, rank_of(*matrix), scale_of(*matrix));
     return 1;
   }
   Stack stack = collect(group, parameter, experts);
@@ -540,6 +454,37 @@ void Encoder::fused(const Experts& experts, Group group) {
   }
 }
 
+// NeMo Automodel has one rank and one scale a file.
+Encoded encode_nemo(const Factors& factors, const Model& model, const TensorFile* file, EncodeOptions options) {
+  for (const Extra& extra : factors.extras) {
+    if (extra.kind == ExtraKind::magnitude) continue;
+    at(file == nullptr ? std::string() : file->path(), describe(extra.site))
+        .fail(ErrorCode::LO_NO_FORM, {.problem = extra.suffix + " has no form in this layout",
+                                      .expected = "LoRA pairs, and magnitudes of DoRA",
+                                      .hint = "merge the adapter into the base model"});
+  }
+  Encoded encoded = Encoder(factors, model, file, options).run();
+  if (encoded.targets.empty()) return encoded;
+  std::map<double, std::size_t> scales;
+  EncodeOptions::Evenness even;
+  for (const TargetEntry& target : encoded.targets) {
+    even.rank = std::max(even.rank, target.rank);
+    ++scales[target.scale];
+  }
+  even.scale = std::ranges::max_element(scales, {}, [](const auto& entry) {
+                 return std::pair(entry.first != 0, entry.second);
+               })->first;
+  const bool is_even = std::ranges::all_of(encoded.targets, [&](const TargetEntry& target) {
+    return target.rank == even.rank && target.scale == even.scale;
+  });
+  if (is_even) return encoded;
+  options.even = even;
+  Encoded padded = Encoder(factors, model, file, options).run();
+  padded.steps.push_back(fmt::format("one rank {} (padded with zeros) and one scale {} (folded into lora_B) for all",
+                                     even.rank, even.scale));
+  return padded;
+}
+
 }  // namespace
 
 Encoded encode(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options) {
@@ -547,7 +492,13 @@ Encoded encode(const Factors& factors, const Model& model, const TensorFile* fil
     case Layout::gguf:
       return encode_gguf(factors, model, file, options);
     case Layout::tinker:
+    case Layout::megatron_bridge:
+    case Layout::sglang:
+    case Layout::veomni:
+    case Layout::ktransformers:
       return encode_stacked(factors, model, file, options);
+    case Layout::nemo:
+      return encode_nemo(factors, model, file, options);
     case Layout::mlx:
       return encode_mlx(factors, model, file, options);
     default:
@@ -556,3 +507,17 @@ Encoded encode(const Factors& factors, const Model& model, const TensorFile* fil
 }
 
 }  // namespace peft::layout
+
+namespace peft {
+
+Plan encode(const Factors& factors, std::shared_ptr<const TensorFile> file, const Model& model, Layout to,
+            const AdapterConfig& config, std::optional<Dtype> dtype) {
+  Plan plan;
+  layout::Encoded encoded = layout::encode(factors, model, file.get(), {.to = to, .dtype = dtype});
+  plan.sources = {std::move(file)};
+  layout::add_adapter_files(plan, std::move(encoded), config, model, to);
+  set_cost(plan);
+  return plan;
+}
+
+}  // namespace peft

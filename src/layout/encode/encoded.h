@@ -29,6 +29,12 @@ struct EncodeOptions {
   // For engines that are stricter than PEFT:
   bool all_projections = false;  // gate, up or down of experts that have no LoRA: pairs of zeros
   std::string spelling = {};     // single experts by another program's names: "spellings" of the family table
+  // One rank and one scale for all pairs: ranks are padded with zeros, other scales folded into B.
+  struct Evenness {
+    std::int64_t rank = 0;
+    double scale = 1;
+  };
+  std::optional<Evenness> even{};
 };
 
 // What the config of a file with one rank and one scale says.

@@ -46,6 +46,7 @@ void UniformFile::add_missing() {
       std::ranges::fill(zeros.factors, nullptr);
       if ((projection == Projection::down) != (stack.projection == Projection::down)) std::swap(zeros.in, zeros.out);
       stacks_.push_back(std::move(zeros));
+      note(Exactness::value_exact);
       step("stack of zeros for a projection without LoRA");
     }
   }
@@ -137,6 +138,11 @@ void UniformFile::measure(const Factors& factors) {
     if (std::ranges::find(stack.factors, nullptr) != stack.factors.end())
       worst = std::max(worst, Exactness::value_exact);
   }
+}
+
+void UniformFile::widen(std::int64_t rank) {
+  rank_ = std::max(rank_, rank);
+  note(Exactness::value_exact);
 }
 
 Block UniformFile::block_of_b(const Factor& factor, std::int64_t row) const {

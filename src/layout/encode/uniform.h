@@ -2,6 +2,7 @@
 // the largest, scales other than the most frequent one are folded into B, with one rounding each.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -28,6 +29,8 @@ class UniformFile {
 
   std::int64_t rank() const { return rank_; }
   double scale() const { return scale_; }
+  // Gives all pairs this rank at least, padded with zeros.
+  void widen(std::int64_t rank);
   const Model& model() const { return model_; }
   const TensorFile& file() const { return *file_; }
 
@@ -44,6 +47,7 @@ class UniformFile {
   void add(std::string name, std::vector<std::int64_t> shape, std::int64_t rows, std::int64_t cols,
            std::vector<Block> blocks);
   void step(const std::string& text) { ++steps_[text]; }
+  void note(Exactness exactness) { result_.exactness = std::max(result_.exactness, exactness); }
   [[noreturn]] void no_form(const std::string& what, std::string problem, std::string hint) const;
   Encoded finish();
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <map>
+#include <set>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
@@ -13,6 +14,9 @@
 #include "adapter/mlx_config.h"
 #include "config/adapter_fields.h"
 #include "layout/forms.h"
+#include "layout/keys.h"
+#include "layout/stacked.h"
+#include "model/path.h"
 #include "peft/error.h"
 #include "pythonic/python_json.h"
 
@@ -186,19 +190,114 @@ void write_generation(AdapterConfig& config, Layout to) {
 
 constexpr const char* kConfigFile = "adapter_config.json";
 
-// What Tinker's own files say: one rank, one alpha, no targets.
-std::string tinker_config(const AdapterConfig& source, const Uniform& uniform) {
+// ---- Files with one rank and one alpha
+
+pythonic::Json alpha_of(const Uniform& uniform) {
   const Number alpha = alpha_for_scale(uniform.scale, uniform.rank, false);
+  return alpha.integer ? pythonic::Json(static_cast<std::int64_t>(alpha.value)) : pythonic::Json(alpha.value);
+}
+
+// What Tinker's own files say: no targets.
+std::string tinker_config(const AdapterConfig& source, const Uniform& uniform) {
   pythonic::Json config;
   config["r"] = uniform.rank;
-  if (alpha.integer)
-    config["lora_alpha"] = static_cast<std::int64_t>(alpha.value);
-  else
-    config["lora_alpha"] = alpha.value;
+  config["lora_alpha"] = alpha_of(uniform);
   config["peft_type"] = "LORA";
   config["base_model_name_or_path"] = nullptr;
   if (source.base_model_name_or_path) config["base_model_name_or_path"] = *source.base_model_name_or_path;
   return pythonic::dump_python(config, 1, false);
+}
+
+// What the tensors of such a file are about.
+struct UniformTargets {
+  std::set<std::string> modules;     // last names of plain modules
+  std::set<std::string> stacks;      // last names of stacks of experts
+  std::set<std::string> parameters;  // "model.layers.*.mlp.experts.gate_up_proj"
+  bool matrices = false;             // stacks that all experts share: matrices
+};
+UniformTargets targets_of(const std::vector<PlannedTensor>& tensors) {
+  UniformTargets targets;
+  for (const PlannedTensor& tensor : tensors) {
+    const Key key = parse_key(tensor.name);
+    const std::string leaf(model::leaf(key.module)), experts(model::parent(key.module));
+    const bool stacked = is_stacked_name(leaf) && model::leaf(experts).ends_with("experts") &&
+                         (tensor.shape.size() == 3 || model::leaf(experts) == "experts");
+    (stacked ? targets.stacks : targets.modules).insert(leaf);
+    if (!stacked) continue;
+    targets.matrices = targets.matrices || tensor.shape.size() == 2;
+    targets.parameters.insert(model::replace_all(model::path_key(experts).key, "#", "*") +
+                              (leaf == "down_proj" ? ".down_proj" : ".gate_up_proj"));
+  }
+  return targets;
+}
+
+// Keys that every program's loader of PEFT's form asks for, sorted.
+pythonic::Json uniform_config(const AdapterConfig& source, const Uniform& uniform) {
+  pythonic::Json config;
+  config["base_model_name_or_path"] = nullptr;
+  if (source.base_model_name_or_path) config["base_model_name_or_path"] = *source.base_model_name_or_path;
+  config["bias"] = "none";
+  config["lora_alpha"] = alpha_of(uniform);
+  config["peft_type"] = "LORA";
+  config["r"] = uniform.rank;
+  config["task_type"] = source.task_type.value_or("CAUSAL_LM");
+  return config;
+}
+
+std::string dump_sorted(const pythonic::Json& config) {
+  std::map<std::string, pythonic::Json> keys;
+  for (const auto& [key, value] : config.items()) keys.emplace(key, value);
+  pythonic::Json sorted;
+  for (auto& [key, value] : keys) sorted[key] = std::move(value);
+  return pythonic::dump_python(sorted, 2, false);
+}
+
+std::string stacked_config(const AdapterConfig& source, const Uniform& uniform,
+                           const std::vector<PlannedTensor>& tensors) {
+  pythonic::Json config = uniform_config(source, uniform);
+  UniformTargets targets = targets_of(tensors);
+  targets.modules.merge(targets.stacks);
+  config["target_modules"] = targets.modules;
+  return pythonic::dump_python(config, 2, false);
+}
+
+// As NeMo Automodel writes it: one rank and one alpha, and no more keys than PEFT needs.
+std::string nemo_config(const AdapterConfig& written) {
+  pythonic::Json config = uniform_config(written, {});
+  config["r"] = written.r;
+  config["lora_alpha"] = pythonic::Json::parse(written.value("lora_alpha"));
+  config["target_modules"] = pythonic::Json::array();
+  if (const auto* modules = std::get_if<std::vector<std::string>>(&written.target_modules))
+    config["target_modules"] = *modules;
+  if (written.target_parameters) config["target_parameters"] = *written.target_parameters;
+  config["use_dora"] = written.use_dora;
+  return dump_sorted(config);
+}
+
+// As VeOmniLoraConfig.to_peft_dict() has it.
+std::string veomni_config(const AdapterConfig& source, const Uniform& uniform,
+                          const std::vector<PlannedTensor>& tensors) {
+  const UniformTargets targets = targets_of(tensors);
+  pythonic::Json config = uniform_config(source, uniform);
+  config["task_type"] = nullptr;
+  if (source.task_type) config["task_type"] = *source.task_type;
+  for (const char* key : {"exclude_modules", "modules_to_save", "target_modules", "target_parameters"})
+    config[key] = nullptr;
+  for (const char* key : {"fan_in_fan_out", "inference_mode", "use_dora", "use_rslora"}) config[key] = false;
+  for (const char* key : {"alpha_pattern", "rank_pattern"}) config[key] = pythonic::Json::object();
+  config["init_lora_weights"] = true;
+  config["lora_dropout"] = 0.0;
+  if (!targets.modules.empty()) config["target_modules"] = targets.modules;
+  pythonic::Json own;
+  own["moe_mode"] = nullptr;
+  if (!targets.stacks.empty()) {
+    config["target_parameters"] = targets.parameters;
+    own["moe_mode"] = targets.matrices ? "shared" : "independent";
+  }
+  own["moe_two_lora_gate_up"] = true;
+  own["schema_version"] = 1;
+  config["veomni_lora"] = own;
+  return dump_sorted(config);
 }
 
 }  // namespace
@@ -284,9 +383,22 @@ AdapterConfig write_config(const AdapterConfig& source, const Encoded& encoded, 
   return config;
 }
 
+void add_weights(Plan& plan, std::vector<PlannedTensor> tensors, Layout to) {
+  PlannedFile file, experts;
+  file.name = info(to).weights_file, experts.name = "fused_expert_lora.safetensors";
+  experts.metadata.clear();
+  for (PlannedTensor& tensor : tensors) {
+    const bool own_file = to == Layout::ktransformers && !tensor.name.starts_with(kPrefix);
+    (own_file ? experts : file).tensors.push_back(std::move(tensor));
+  }
+  plan.files.push_back(std::move(file));
+  if (!experts.tensors.empty()) plan.files.push_back(std::move(experts));
+}
+
 void add_adapter_files(Plan& plan, Encoded encoded, const AdapterConfig& source, const Model& model, Layout to) {
-  PlannedFile file;
-  file.name = info(to).weights_file;
+  const std::vector<PlannedTensor> tensors = encoded.uniform ? encoded.tensors : std::vector<PlannedTensor>{};
+  add_weights(plan, std::move(encoded.tensors), to);
+  PlannedFile& file = plan.files.back();
   switch (to) {
     case Layout::gguf:
       file.gguf = encoded.gguf;
@@ -301,14 +413,27 @@ void add_adapter_files(Plan& plan, Encoded encoded, const AdapterConfig& source,
     case Layout::tinker:
       plan.texts.emplace_back(kConfigFile, tinker_config(source, *encoded.uniform));
       break;
+    case Layout::megatron_bridge:
+    case Layout::sglang:
+    case Layout::ktransformers:
+      plan.texts.emplace_back(kConfigFile, stacked_config(source, *encoded.uniform, tensors));
+      break;
+    case Layout::nemo: {
+      AdapterConfig plain = source;
+      plain.use_rslora = false;  // its scale is alpha / rank: write_config finds the alpha for that
+      plan.texts.emplace_back(kConfigFile, nemo_config(write_config(plain, encoded, model, to, plan.warnings)));
+      plan.texts.emplace_back("automodel_peft_config.json", "{\n  \"paramwrapper_layout\": \"peft-0.19.1\"\n}");
+      break;
+    }
+    case Layout::veomni:
+      plan.texts.emplace_back(kConfigFile, veomni_config(source, *encoded.uniform, tensors));
+      break;
     default:
       plan.texts.emplace_back(kConfigFile, write_config(source, encoded, model, to, plan.warnings).dump());
   }
   plan.exactness = encoded.exactness;
   plan.steps = std::move(encoded.steps);
   plan.warnings.insert(plan.warnings.end(), encoded.warnings.begin(), encoded.warnings.end());
-  file.tensors = std::move(encoded.tensors);
-  plan.files.push_back(std::move(file));
 }
 
 }  // namespace peft::layout

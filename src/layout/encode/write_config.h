@@ -15,6 +15,9 @@ namespace peft::layout {
 // encoder's steps and warnings. `source` is the config of the adapter that was read.
 void add_adapter_files(Plan& plan, Encoded encoded, const AdapterConfig& source, const Model& model, Layout to);
 
+// Adds these tensors under the file names that the layout's program looks for.
+void add_weights(Plan& plan, std::vector<PlannedTensor> tensors, Layout to);
+
 // Of PEFT's layouts: `source` with targets, ranks, alphas and generation replaced so that PEFT builds exactly the
 // wrappers of `encoded`. Everything else is kept. `warnings` gets what could not be kept.
 AdapterConfig write_config(const AdapterConfig& source, const Encoded& encoded, const Model& model, Layout to,

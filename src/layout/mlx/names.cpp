@@ -51,10 +51,11 @@ constexpr RootRow kRoots[] = {
 struct PartRow {
   std::string_view mlx, transformers;
   std::array<std::string_view, 2> model_types{};
+  bool only_written = false;  // transformers 5 has MLX-LM's name; the checkpoint has the other one
 };
 constexpr PartRow kParts[] = {
     {".h.", ".layers.", {"gpt_neox"}},
-    {".layers.", ".blocks.", {"kimi_k25"}},
+    {".layers.", ".blocks.", {"kimi_k25"}, true},
     {".feed_forward.gate_proj", ".feed_forward.w1", {"lfm2_moe"}},
     {".feed_forward.down_proj", ".feed_forward.w2", {"lfm2_moe"}},
     {".feed_forward.up_proj", ".feed_forward.w3", {"lfm2_moe"}},
@@ -145,7 +146,9 @@ std::vector<std::string> own_roots(const Model& model) {
 std::string with_parts(const Model& model, std::string name, std::string_view PartRow::*from,
                        std::string_view PartRow::*to) {
   for (const PartRow& row : kParts) {
-    if (names_type(row, model.model_type)) name = model::replace_all(std::move(name), row.*from, row.*to);
+    const bool reads = from == &PartRow::mlx;
+    if (names_type(row, model.model_type) && !(reads && row.only_written))
+      name = model::replace_all(std::move(name), row.*from, row.*to);
   }
   return name;
 }

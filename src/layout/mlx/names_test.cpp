@@ -71,7 +71,7 @@ TEST(MlxNames, OfDenseModels) {
       {"mamba", "backbone.embeddings", "backbone.layers.3.mixer.in_proj", "backbone.layers.3.mixer.in_proj"},
       {"llava", "model.language_model.embed_tokens", "model.language_model.layers.3.self_attn.q_proj",
        "language_model.model.layers.3.self_attn.q_proj"},
-      {"kimi_k25", "model.language_model.embed_tokens", "model.language_model.blocks.3.mlp.up_proj",
+      {"kimi_k25", "model.language_model.embed_tokens", "model.language_model.layers.3.mlp.up_proj",
        "language_model.model.layers.3.mlp.up_proj"},
   };
   for (const auto& row : rows) {

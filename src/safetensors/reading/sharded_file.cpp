@@ -2,17 +2,24 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 #include "safetensors/reading/header.h"
 
 namespace peft::safetensors {
 
-ShardedFile::ShardedFile(const Checkpoint& checkpoint, const std::string& path) : shards_(checkpoint.files()) {
+ShardedFile::ShardedFile(const Checkpoint& checkpoint, const std::string& path)
+    : ShardedFile(checkpoint.files(), path) {
+  notes_.insert(notes_.begin(), checkpoint.notes().begin(), checkpoint.notes().end());
+}
+
+ShardedFile::ShardedFile(std::vector<std::shared_ptr<const TensorFile>> files, const std::string& path)
+    : shards_(std::move(files)) {
   path_ = path;
-  notes_ = checkpoint.notes();
   Header header;
   header.memory = std::make_unique<std::pmr::monotonic_buffer_resource>();
-  const std::size_t count = checkpoint.tensors().size();
+  std::size_t count = 0;
+  for (const auto& shard : shards_) count += shard->tensors().size();
   auto* tensors = static_cast<TensorInfo*>(
       header.memory->allocate(std::max<std::size_t>(count, 1) * sizeof(TensorInfo), alignof(TensorInfo)));
   std::size_t next = 0;

@@ -15,6 +15,8 @@ class ShardedFile final : public TensorFile {
  public:
   // `path` is for messages: the index.
   ShardedFile(const Checkpoint& checkpoint, const std::string& path);
+  // Of files whose names are unique.
+  ShardedFile(std::vector<std::shared_ptr<const TensorFile>> files, const std::string& path);
 
   std::span<const std::byte> bytes(const TensorInfo& tensor) const override;
   void prefetch(std::uint64_t begin, std::uint64_t end) const override;

@@ -374,6 +374,9 @@ void fill_decoded(const Input& input, InspectReport& report) {
   const Reading& reading = input.reading;
   report.layout =
       reading.has_experts ? std::string(info(reading.layout).name) : "dense (no experts; the same in every layout)";
+  // The config of a trainer has keys of PEFT's, and no version.
+  const bool is_of_program = !layout::is_peft(reading.layout) || reading.layout == Layout::nemo;
+  if (is_of_program) report.producer = info(reading.layout).written_by;
   report.evidence = reading.evidence;
   report.anomalies = reading.anomalies;
   report.warnings = reading.factors.warnings;

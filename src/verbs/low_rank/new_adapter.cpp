@@ -8,9 +8,8 @@
 
 #include "config/peft_rules.h"
 #include "execute/values/element.h"
-#include "layout/encode/encode.h"
-#include "layout/encode/write_config.h"
 #include "peft/adapter.h"
+#include "peft/encode.h"
 #include "peft/error.h"
 
 namespace peft::verbs {
@@ -155,13 +154,9 @@ Plan NewAdapter::plan(const AdapterConfig& config, const Model& model, Layout to
     factors.extras.push_back(carried[i].extra);
     factors.extras.back().tensor = index_of(*file, fmt::format("{}.carried", i));
   }
-  Plan plan;
-  layout::Encoded encoded = layout::encode(factors, model, file.get(), {to, std::nullopt, false});
-  plan.sources = {file};
   AdapterConfig base = config;
   base.use_rslora = false;  // every scale is 1: alpha is the rank
-  layout::add_adapter_files(plan, std::move(encoded), base, model, to);
-  set_cost(plan);
+  Plan plan = encode(factors, file, model, to, base);
   plan.bytes_in = 0;  // the new factors lie in memory; what was read to make them is counted by the verb
   plan.peak_memory += file->file_size();
   return plan;
