@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <utility>
 
 #include "base/text.h"
@@ -438,12 +439,31 @@ std::vector<NamedPair> stacked_pairs(const Context& context, const StackedForm& 
   return pairs;
 }
 
+namespace {
+
+// A file that names experts by their layer alone cannot tell two of one layer apart (diffusion_gemma's encoder and
+// decoder).
+void require_one_per_layer(const UniformFile& out, const Model& model) {
+  std::map<std::int64_t, const Experts*> seen;
+  for (const Experts& experts : model.experts) {
+    const auto [other, is_new] = seen.emplace(experts.layer, &experts);
+    if (is_new) continue;
+    out.no_form(experts_module(experts),
+                fmt::format("the layout names experts by their layer, and {} is of layer {} too",
+                            experts_module(*other->second), experts.layer),
+                "peft-fused holds them");
+  }
+}
+
+}  // namespace
+
 Encoded encode_stacked(const Factors& factors, const Model& model, const TensorFile* file,
                        const EncodeOptions& options) {
   const StackedForm& form = *find_stacked_form(options.to);
   EncodeOptions used = options;
   used.all_projections = options.all_projections || form.by_layer;  // KTransformers loads all three or none
   UniformFile out(factors, model, file, used);
+  if (form.by_layer && !out.stacks().empty()) require_one_per_layer(out, model);
   StackWriter writer(out, form);
   for (const Factor* factor : out.dense()) add_dense(out, *factor, form.layout);
   writer.run();

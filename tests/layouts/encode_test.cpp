@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <filesystem>
+
 #include "peft/execute.h"
 #include "support/adapter_maker.h"
 #include "support/judge.h"
@@ -43,6 +45,7 @@ TEST_P(EncodeTest, ReadsAsTheSameFunction) {
   EXPECT_LE(plan.exactness, Exactness::value_exact);
   EXPECT_GT(plan.bytes_out, 0u);
   const std::string folder = out_ / "adapter";
+  if (GetParam() == Layout::gguf) std::filesystem::create_directories(folder);
   execute(plan, path_of(folder, GetParam()), {.sync = false});
   InputOptions options;
   options.base = base_.path().string();

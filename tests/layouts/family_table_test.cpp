@@ -48,6 +48,8 @@ Family describe_family(const fs::path& tree_file, const TemporaryFolder& folder)
   // Of dbrx's parameters none says which rows are gate's.
   if (std::ranges::all_of(parameters, [](const auto& parameter) { return parameter.projections.empty(); }))
     return family;
+  // longcat_flash: gate_up_proj has the experts that add nothing, too, and down_proj has not.
+  if (family.type == "longcat_flash") return family;
   family.experts = &last;
   const std::string block = last.v5_module.substr(0, last.v5_module.rfind('.') + 1);
   for (const Module& module : family.model.v5->modules) {
@@ -72,6 +74,10 @@ class AdapterOf {
     for (const Projection projection : {Projection::gate, Projection::up, Projection::down}) {
       const bool down = projection == Projection::down;
       if (special == (down ? Special::gate_and_up_alone : Special::down_alone)) continue;
+      const auto has = [&](const auto& parameter) {
+        return std::ranges::count(parameter.projections, projection) != 0;
+      };
+      if (std::ranges::none_of(family.experts->form->v5, has)) continue;  // experts of two layers have no gate
       for (std::int64_t e = 0; e < family.experts->num_experts; ++e) {
         const Experts& experts = *family.experts;
         add({experts_module(experts), "", e, projection}, down ? experts.hidden : experts.intermediate,
