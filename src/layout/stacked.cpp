@@ -326,6 +326,20 @@ void add_dense(UniformFile& out, const Factor& factor, Layout layout) {
           {out.block_of_b(factor, 0)});
 }
 
+// A file that names experts by their layer alone cannot tell two of one layer apart (diffusion_gemma's encoder and
+// decoder).
+void require_one_per_layer(const UniformFile& out, const Model& model) {
+  std::map<std::int64_t, const Experts*> seen;
+  for (const Experts& experts : model.experts) {
+    const auto [other, is_new] = seen.emplace(experts.layer, &experts);
+    if (is_new) continue;
+    out.no_form(experts_module(experts),
+                fmt::format("the layout names experts by their layer, and {} is of layer {} too",
+                            experts_module(*other->second), experts.layer),
+                "peft-fused holds them");
+  }
+}
+
 }  // namespace
 
 std::span<const StackedForm> stacked_forms() { return forms(); }
@@ -339,6 +353,13 @@ bool is_stacked_name(std::string_view name) {
   return std::ranges::any_of(forms(), [&](const StackedForm& form) { return tensor_of(form, name) != nullptr; });
 }
 
+// A matrix below "experts" is what all experts share; below "shared_experts" it is that of a plain module.
+bool is_stack_of_experts(std::string_view module, std::size_t dimensions) {
+  const std::string_view above = model::leaf(model::parent(module));
+  return is_stacked_name(model::leaf(module)) &&
+         ((dimensions == 3 && above.ends_with("experts")) || (dimensions == 2 && above == "experts"));
+}
+
 std::string from_tinker(const Model& model, std::string_view module) {
   return renamed(model, module, &Renaming::tinker, &Renaming::transformers);
 }
@@ -349,13 +370,11 @@ bool is_empty_stack(const Adapter& adapter, const Slot& slot) {
          tensors[slot.a].bytes() == 0 && tensors[slot.b].bytes() == 0;
 }
 
-// A matrix below "experts" is what all experts share; below "shared_experts" it is that of a plain module.
 bool is_stacked(const Adapter& adapter, const Slot& slot) {
-  const std::string_view above = model::leaf(model::parent(slot.module));
-  if (slot.depth != 0 || slot.embedding || !is_stacked_name(model::leaf(slot.module))) return false;
   const auto tensors = adapter.weights->tensors();
-  const std::size_t a = tensors[slot.a].shape.size(), b = tensors[slot.b].shape.size();
-  return (a == 3 && b == 3 && above.ends_with("experts")) || (a == 2 && b == 2 && above == "experts");
+  const std::size_t dimensions = tensors[slot.a].shape.size();
+  return slot.depth == 0 && !slot.embedding && tensors[slot.b].shape.size() == dimensions &&
+         is_stack_of_experts(slot.module, dimensions);
 }
 
 const StackedForm& stacked_form(const Context& context, const std::vector<Slot>& slots) {
@@ -438,24 +457,6 @@ std::vector<NamedPair> stacked_pairs(const Context& context, const StackedForm& 
   }
   return pairs;
 }
-
-namespace {
-
-// A file that names experts by their layer alone cannot tell two of one layer apart (diffusion_gemma's encoder and
-// decoder).
-void require_one_per_layer(const UniformFile& out, const Model& model) {
-  std::map<std::int64_t, const Experts*> seen;
-  for (const Experts& experts : model.experts) {
-    const auto [other, is_new] = seen.emplace(experts.layer, &experts);
-    if (is_new) continue;
-    out.no_form(experts_module(experts),
-                fmt::format("the layout names experts by their layer, and {} is of layer {} too",
-                            experts_module(*other->second), experts.layer),
-                "peft-fused holds them");
-  }
-}
-
-}  // namespace
 
 Encoded encode_stacked(const Factors& factors, const Model& model, const TensorFile* file,
                        const EncodeOptions& options) {

@@ -41,6 +41,8 @@ const StackedForm* find_stacked_form(Layout layout);  // null for other layouts
 
 // Whether a name is that of a stack of experts in some form: "w1", "gate_up_proj".
 bool is_stacked_name(std::string_view name);
+// Whether a LoRA tensor of that many dimensions is such a stack, or what all experts of a layer share.
+bool is_stack_of_experts(std::string_view module, std::size_t dimensions);
 // A dense module of Tinker as transformers calls it. Few are called otherwise (gpt_oss: attn for self_attn).
 std::string from_tinker(const Model& model, std::string_view module);
 

@@ -365,15 +365,6 @@ std::int64_t largest_rank(const layout::Encoded& encoded) {
   return rank;
 }
 
-// The scale that most targets have, one that is not 0 before one that is.
-double common_scale(const std::vector<layout::TargetEntry>& targets) {
-  std::map<double, std::size_t> counts;
-  for (const auto& target : targets) ++counts[target.scale];
-  const auto most =
-      std::ranges::max_element(counts, {}, [](const auto& entry) { return std::pair(entry.first != 0, entry.second); });
-  return most == counts.end() ? 1 : most->first;
-}
-
 // Pads a pair to `rank` and multiplies its B by `gain`. What no block of a planned tensor covers is zero.
 void even_pair(PlannedTensor& a, PlannedTensor& b, std::int64_t rank, double gain) {
   if (a.shape.size() == 2 && b.shape.size() == 2) {
@@ -394,7 +385,7 @@ void even_pair(PlannedTensor& a, PlannedTensor& b, std::int64_t rank, double gai
 bool even_out(layout::Encoded& encoded, AdapterConfig& config, Layout to, const verbs::Suiting& suiting) {
   if (to != Layout::peft_per_expert || (!suiting.one_scale && !suiting.one_rank)) return false;
   const std::int64_t rank = largest_rank(encoded);
-  const double scale = common_scale(encoded.targets);
+  const double scale = layout::common_scale(encoded.targets);
   std::unordered_map<std::string_view, PlannedTensor*> by_name;
   for (PlannedTensor& tensor : encoded.tensors) by_name.emplace(tensor.name, &tensor);
   std::size_t padded = 0, folded = 0;

@@ -465,15 +465,9 @@ Encoded encode_nemo(const Factors& factors, const Model& model, const TensorFile
   }
   Encoded encoded = Encoder(factors, model, file, options).run();
   if (encoded.targets.empty()) return encoded;
-  std::map<double, std::size_t> scales;
   EncodeOptions::Evenness even;
-  for (const TargetEntry& target : encoded.targets) {
-    even.rank = std::max(even.rank, target.rank);
-    ++scales[target.scale];
-  }
-  even.scale = std::ranges::max_element(scales, {}, [](const auto& entry) {
-                 return std::pair(entry.first != 0, entry.second);
-               })->first;
+  for (const TargetEntry& target : encoded.targets) even.rank = std::max(even.rank, target.rank);
+  even.scale = common_scale(encoded.targets);
   const bool is_even = std::ranges::all_of(encoded.targets, [&](const TargetEntry& target) {
     return target.rank == even.rank && target.scale == even.scale;
   });

@@ -3,7 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <utility>
+
+#include "layout/encode/encoded.h"
 
 namespace peft::layout {
 namespace {
@@ -36,6 +39,14 @@ double common_scale(const std::vector<const Factor*>& factors) {
                             return std::pair(x.first != 0, x.second) < std::pair(y.first != 0, y.second);
                           })
       ->first;
+}
+
+double common_scale(const std::vector<TargetEntry>& targets) {
+  std::map<double, std::size_t> counts;
+  for (const TargetEntry& target : targets) ++counts[target.scale];
+  const auto most =
+      std::ranges::max_element(counts, {}, [](const auto& entry) { return std::pair(entry.first != 0, entry.second); });
+  return most == counts.end() ? 1 : most->first;
 }
 
 double folded_gain(const Factor& factor, double common) { return factor.scale == common ? 1 : factor.scale / common; }

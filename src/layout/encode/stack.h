@@ -12,6 +12,8 @@
 
 namespace peft::layout {
 
+struct TargetEntry;  // encoded.h
+
 // parts[p][e] is the factor of projection p of expert e, null where there is none.
 struct Stack {
   std::vector<std::vector<const Factor*>> parts;
@@ -30,6 +32,8 @@ std::vector<const Factor*> all_of(const Stack& stack);
 // The one scale of a fused pair: the scale that most factors have. The other scales are folded into B, with one
 // rounding each. The result is 0 only where all scales are 0, as alpha may be.
 double common_scale(const std::vector<const Factor*>& factors);
+// The same of a config's targets. 1 where there are none.
+double common_scale(const std::vector<TargetEntry>& targets);
 // The factor by which B is multiplied where the scale is `common`.
 double folded_gain(const Factor& factor, double common);
 

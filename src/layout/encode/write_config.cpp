@@ -220,8 +220,7 @@ UniformTargets targets_of(const std::vector<PlannedTensor>& tensors) {
   for (const PlannedTensor& tensor : tensors) {
     const Key key = parse_key(tensor.name);
     const std::string leaf(model::leaf(key.module)), experts(model::parent(key.module));
-    const bool stacked = is_stacked_name(leaf) && model::leaf(experts).ends_with("experts") &&
-                         (tensor.shape.size() == 3 || model::leaf(experts) == "experts");
+    const bool stacked = is_stack_of_experts(key.module, tensor.shape.size());
     (stacked ? targets.stacks : targets.modules).insert(leaf);
     if (!stacked) continue;
     targets.matrices = targets.matrices || tensor.shape.size() == 2;
@@ -252,10 +251,8 @@ std::string dump_sorted(const pythonic::Json& config) {
   return pythonic::dump_python(sorted, 2, false);
 }
 
-std::string stacked_config(const AdapterConfig& source, const Uniform& uniform,
-                           const std::vector<PlannedTensor>& tensors) {
+std::string stacked_config(const AdapterConfig& source, const Uniform& uniform, UniformTargets targets) {
   pythonic::Json config = uniform_config(source, uniform);
-  UniformTargets targets = targets_of(tensors);
   targets.modules.merge(targets.stacks);
   config["target_modules"] = targets.modules;
   return pythonic::dump_python(config, 2, false);
@@ -275,9 +272,7 @@ std::string nemo_config(const AdapterConfig& written) {
 }
 
 // As VeOmniLoraConfig.to_peft_dict() has it.
-std::string veomni_config(const AdapterConfig& source, const Uniform& uniform,
-                          const std::vector<PlannedTensor>& tensors) {
-  const UniformTargets targets = targets_of(tensors);
+std::string veomni_config(const AdapterConfig& source, const Uniform& uniform, const UniformTargets& targets) {
   pythonic::Json config = uniform_config(source, uniform);
   config["task_type"] = nullptr;
   if (source.task_type) config["task_type"] = *source.task_type;
@@ -396,7 +391,8 @@ void add_weights(Plan& plan, std::vector<PlannedTensor> tensors, Layout to) {
 }
 
 void add_adapter_files(Plan& plan, Encoded encoded, const AdapterConfig& source, const Model& model, Layout to) {
-  const std::vector<PlannedTensor> tensors = encoded.uniform ? encoded.tensors : std::vector<PlannedTensor>{};
+  UniformTargets targets;
+  if (find_stacked_form(to) != nullptr) targets = targets_of(encoded.tensors);
   add_weights(plan, std::move(encoded.tensors), to);
   PlannedFile& file = plan.files.back();
   switch (to) {
@@ -416,7 +412,7 @@ void add_adapter_files(Plan& plan, Encoded encoded, const AdapterConfig& source,
     case Layout::megatron_bridge:
     case Layout::sglang:
     case Layout::ktransformers:
-      plan.texts.emplace_back(kConfigFile, stacked_config(source, *encoded.uniform, tensors));
+      plan.texts.emplace_back(kConfigFile, stacked_config(source, *encoded.uniform, std::move(targets)));
       break;
     case Layout::nemo: {
       AdapterConfig plain = source;
@@ -426,7 +422,7 @@ void add_adapter_files(Plan& plan, Encoded encoded, const AdapterConfig& source,
       break;
     }
     case Layout::veomni:
-      plan.texts.emplace_back(kConfigFile, veomni_config(source, *encoded.uniform, tensors));
+      plan.texts.emplace_back(kConfigFile, veomni_config(source, *encoded.uniform, targets));
       break;
     default:
       plan.texts.emplace_back(kConfigFile, write_config(source, encoded, model, to, plan.warnings).dump());
