@@ -27,7 +27,7 @@ MAX_LINES, MAX_FUNCTION, MIN_HEADER, MIN_UNIT, MAX_FOLDER = 600, 60, 30, 100, 12
 # The first stage that may include a public header. peft.h is for users and is included by no stage.
 PUBLIC = {
     "error.h": "base", "error_codes.inc": "base", "tensor.h": "base", "safetensors.h": "safetensors",
-    "config.h": "config", "model.h": "model", "adapter.h": "adapter", "layout.h": "layout", "encode.h": "layout", "plan.h": "plan", "weights.h": "weights", "execute.h": "execute",
+    "config.h": "config", "model.h": "model", "adapter.h": "adapter", "layout.h": "layout", "engine.h": "engines", "plan.h": "plan", "weights.h": "weights", "execute.h": "execute",
     "verbs.h": "verbs", "train/options.h": "train", "train/data.h": "train", "train/batches.h": "train", "train/metrics.h": "train", "version.h": "base", "c.h": "c_api",
     "nn/model.h": "nn", "nn/peft_model.h": "nn", "nn/optimizer.h": "nn", "nn/trainer.h": "nn", "nn/process_group.h": "nn", "peft.h": None,
 }

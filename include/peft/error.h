@@ -74,5 +74,6 @@ ErrorPlace at(std::string file, std::string tensor = {});
 // Text from a file, safe for a terminal: control, escape and bidi characters become \u{..}, longer than
 // `limit` characters is cut and its full length named. Invalid UTF-8 bytes become \x{..}.
 std::string printable(std::string_view untrusted, std::size_t limit = 200);
+std::string in_quotes(std::string_view untrusted);  // printable, between quotation marks
 
 }  // namespace peft

@@ -1,6 +1,7 @@
 // Layouts: the forms in which programs write LoRA factors to files. A layout is a codec; nothing else knows it.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "peft/adapter.h"
+#include "peft/plan.h"
 
 namespace peft {
 
@@ -72,5 +74,24 @@ std::vector<std::string> module_names(const Adapter& adapter, const std::string&
 
 // What --ignore-unused left out, in one sentence that names the tensors (the first ones of many); "" when nothing.
 std::string left_out(const Reading& reading);
+
+// ---- encode --------------------------------------------------------------------------------------------------------
+// Factors become an adapter: the inverse of read().
+//
+//   std::vector<peft::TensorInMemory> tensors = ...;                   // A and B of each matrix, wherever they lie
+//   const auto file = peft::TensorFile::of(tensors, "step 12");
+//   const peft::Model model = peft::describe({.base = "Qwen3-30B-A3B"});
+//   peft::Factors factors;                                             // views of `file`, one Factor for each matrix
+//   const peft::Plan plan = peft::encode(factors, file, model, peft::Layout::peft_fused);
+//   peft::execute(plan, "my-lora");
+//
+// A program that keeps adapters in memory calls execute_in_memory(plan) in place of the last line.
+
+// Plans a new adapter in layout `to`, its weights and its config. The views of `factors` are of `file`, which may lie
+// in memory. `config`: what the new one says beside targets, ranks and scales, such as the base model. `dtype`: what
+// factors are cast to; absent: their own.
+// Nothing is computed before execute(). Throws LO_NO_FORM for what the layout cannot hold, with the way out.
+Plan encode(const Factors& factors, std::shared_ptr<const TensorFile> file, const Model& model, Layout to,
+            const AdapterConfig& config = {}, std::optional<Dtype> dtype = std::nullopt);
 
 }  // namespace peft

@@ -18,8 +18,8 @@
 #include "peft/model.h"
 #include "peft/layout.h"
 #include "peft/plan.h"
-#include "peft/encode.h"
 #include "peft/weights.h"
+#include "peft/engine.h"
 #include "peft/execute.h"
 #include "peft/verbs.h"
 // clang-format on

@@ -89,4 +89,6 @@ std::string printable(std::string_view untrusted, std::size_t limit) {
   return text;
 }
 
+std::string in_quotes(std::string_view untrusted) { return "\"" + printable(untrusted) + "\""; }
+
 }  // namespace peft

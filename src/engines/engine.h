@@ -14,24 +14,6 @@
 
 namespace peft::engines {
 
-// What an engine makes of a part of an adapter.
-enum class Verdict : std::uint8_t {
-  binds,
-  unknown,         // nobody has run it, and its source was not read
-  dropped,         // loads, and the part is not there; nothing is said
-  wrong_scale,     // loads, and the part is too strong or too weak
-  misread,         // loads, and the part is another function
-  wrong_names,     // as `dropped`, because the names are not those that the engine looks for
-  rank_too_large,  // refused
-  refused,
-};
-std::string_view name(Verdict verdict);  // "binds", "dropped silently", ...
-
-// What that means for the whole, from the best to the worst.
-enum class Outcome : std::uint8_t { right, unknown, wrong, refuses };
-std::string_view name(Outcome outcome);  // "reads it right", "not known", "silently wrong", "refuses it"
-Outcome outcome_of(Verdict verdict);
-
 // The conditions of a row: facts that all hold, facts of which none holds, and model types.
 struct Condition {
   Facts all = 0, none = 0;

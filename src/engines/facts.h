@@ -9,6 +9,8 @@
 #include <string>
 #include <string_view>
 
+#include "peft/engine.h"
+
 namespace peft::engines {
 
 // A set of facts is a sum of bits; fact_info() has their names and meanings.
@@ -80,38 +82,6 @@ struct FactInfo {
 };
 std::span<const FactInfo> fact_info();
 std::optional<Fact> parse_fact(std::string_view name);
-
-// Kinds of modules with LoRA, and kinds of tensors that are more than LoRA.
-enum class Part : std::uint8_t {
-  attention,
-  experts_gate_up,
-  experts_down,
-  experts_other,  // parameters that are neither: biases of gpt_oss
-  router,
-  shared_experts,
-  dense_mlp,
-  embedding,
-  head,
-  other,
-  magnitude,        // DoRA
-  lora_bias,        // lora_B.bias
-  named_head,       // score or classifier, named in modules_to_save
-  unnamed_head,     // the same where modules_to_save is null
-  other_head,       // qa_outputs, pre_classifier, a classifier of several layers
-  saved_module,     // any other module of modules_to_save
-  saved_norm,       // the same of a norm
-  saved_embedding,  // embed_tokens or lm_head, saved whole
-  embedding_below,  // what LoRA on an embedding is added to: embed_tokens.base_layer.weight
-  token_rows,       // trainable_tokens_delta
-  base_bias,        // bias = "all" or "lora_only"
-};
-struct PartInfo {
-  Part part;
-  std::string_view name, text;  // "experts_gate_up", "experts, gate and up"
-};
-std::span<const PartInfo> part_info();
-const PartInfo& info(Part part);
-std::optional<Part> parse_part(std::string_view name);
 
 struct PartCount {
   std::int64_t modules = 0;

@@ -22,8 +22,6 @@ constexpr std::uint64_t kSmallestTensor = 8 + 1 + 4 + 4 + 8;  // bytes: a name o
 constexpr const char* kNewerProgram = "a newer program or a fork wrote it";
 constexpr const char* kAmbiguous = "readers may see different values; export the file again";
 
-std::string quoted(std::string_view name) { return "\"" + printable(name) + "\""; }
-
 std::string bytes_shown(std::string_view bytes) {
   std::string text;
   for (const char c : bytes.substr(0, 8))
@@ -235,7 +233,8 @@ class Parser {
   // Vocabularies hold pieces of characters: what is no UTF-8 there is noted, and kept as it is.
   std::string list_text() {
     std::string text(cursor_.take(limited_length("a text"), "a text"));
-    if (find_invalid_utf8(text) != std::string::npos && bad_texts_++ == 0) first_bad_text_ = quoted(cursor_.subject());
+    if (find_invalid_utf8(text) != std::string::npos && bad_texts_++ == 0)
+      first_bad_text_ = in_quotes(cursor_.subject());
     return text;
   }
 
@@ -383,7 +382,7 @@ class Parser {
       const ErrorPlace here = at(file_.path, std::string(tensor.name));
       const std::uint64_t next = *align_up(end, header_.alignment);
       if (tensor.begin < end) {
-        here.fail(GG_OFFSET, {.problem = "the tensor shares bytes with " + quoted(previous->name),
+        here.fail(GG_OFFSET, {.problem = "the tensor shares bytes with " + in_quotes(previous->name),
                               .expected = fmt::format("data from byte {}", next),
                               .got = fmt::format("[{}, {}) and [{}, {})", tensor.begin, tensor.end, previous->begin,
                                                  previous->end)});

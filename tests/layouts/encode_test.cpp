@@ -1,12 +1,11 @@
 // encode(), as a program calls it whose factors lie in memory: an adapter of any layout, which reads as the same
 // function.
-#include "peft/encode.h"
-
 #include <gtest/gtest.h>
 
 #include <filesystem>
 
 #include "peft/execute.h"
+#include "peft/layout.h"
 #include "support/adapter_maker.h"
 #include "support/judge.h"
 #include "support/model_writer.h"

@@ -33,7 +33,7 @@ std::vector<std::string> verb_names(const std::vector<VerbInfo>& verbs) {
 }
 
 // Text inside single quotes of zsh and fish; ':' and '[' would end a zsh description.
-std::string quoted(std::string_view text, bool zsh) {
+std::string escaped(std::string_view text, bool zsh) {
   std::string out;
   for (const char c : text) {
     if (c == '\'') {
@@ -80,7 +80,7 @@ std::string zsh(const std::vector<VerbInfo>& verbs) {
   std::string text =
       "#compdef peft\n# zsh completion of peft: peft completion zsh > \"${fpath[1]}/_peft\"\n_peft() {\n"
       "  local -a verbs=(\n";
-  for (const auto& verb : verbs) text += fmt::format("    '{}:{}'\n", verb.name, quoted(verb.description, true));
+  for (const auto& verb : verbs) text += fmt::format("    '{}:{}'\n", verb.name, escaped(verb.description, true));
   text +=
       "  )\n  if ((CURRENT == 2)); then\n    _describe 'verb' verbs\n    return\n  fi\n"
       "  local verb=$words[2]\n  shift words\n  ((CURRENT--))\n  case $verb in\n";
@@ -95,7 +95,7 @@ std::string zsh(const std::vector<VerbInfo>& verbs) {
       } else if (flag.value == ValueKind::text) {
         value = ":value: ";
       }
-      text += fmt::format("        '{}[{}]{}' \\\n", flag.name, quoted(flag.description, true), value);
+      text += fmt::format("        '{}[{}]{}' \\\n", flag.name, escaped(flag.description, true), value);
     }
     text += verb.choices.empty() ? "        '*:path:_files'"
                                  : fmt::format("        '1:value:({})'", fmt::join(verb.choices, " "));
@@ -108,11 +108,11 @@ std::string fish(const std::vector<VerbInfo>& verbs) {
   std::string text = "# fish completion of peft: peft completion fish > ~/.config/fish/completions/peft.fish\n";
   for (const auto& verb : verbs) {
     text += fmt::format("complete -c peft -n __fish_use_subcommand -f -a {} -d '{}'\n", verb.name,
-                        quoted(verb.description, false));
+                        escaped(verb.description, false));
     const std::string seen = fmt::format("complete -c peft -n '__fish_seen_subcommand_from {}'", verb.name);
     if (!verb.choices.empty()) text += fmt::format("{} -f -a '{}'\n", seen, fmt::join(verb.choices, " "));
     for (const auto& flag : verb.flags) {
-      text += fmt::format("{} -l {} -d '{}'", seen, flag.name.substr(2), quoted(flag.description, false));
+      text += fmt::format("{} -l {} -d '{}'", seen, flag.name.substr(2), escaped(flag.description, false));
       if (!flag.choices.empty()) {
         text += fmt::format(" -x -a '{}'", fmt::join(flag.choices, " "));
       } else if (flag.value != ValueKind::none) {

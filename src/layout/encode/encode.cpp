@@ -19,8 +19,8 @@
 #include "layout/mlx/write.h"
 #include "layout/stacked.h"
 #include "model/families/index.h"
-#include "peft/encode.h"
 #include "peft/error.h"
+#include "peft/layout.h"
 
 namespace peft::layout {
 namespace {

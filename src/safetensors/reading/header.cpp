@@ -62,11 +62,9 @@ bool before(const TensorInfo& a, const TensorInfo& b) {
   return a.name < b.name;
 }
 
-std::string quoted(std::string_view name) { return "\"" + printable(name) + "\""; }
-
 [[noreturn]] void refuse_gap(const TensorInfo* previous, const TensorInfo& tensor, std::uint64_t expected,
                              const FileFacts& file) {
-  const std::string where = previous == nullptr ? "before the first tensor" : "after " + quoted(previous->name);
+  const std::string where = previous == nullptr ? "before the first tensor" : "after " + in_quotes(previous->name);
   at(file.path, std::string(tensor.name))
       .fail(ErrorCode::ST_HOLE,
             {.problem = fmt::format("{} bytes {} belong to no tensor", tensor.begin - expected, where),
@@ -78,7 +76,7 @@ std::string quoted(std::string_view name) { return "\"" + printable(name) + "\""
 [[noreturn]] void refuse_overlap(const TensorInfo& previous, const TensorInfo& tensor, const FileFacts& file) {
   at(file.path, std::string(tensor.name))
       .fail(ErrorCode::ST_OVERLAP,
-            {.problem = "the tensor shares bytes with " + quoted(previous.name),
+            {.problem = "the tensor shares bytes with " + in_quotes(previous.name),
              .expected = fmt::format("data from byte {}", previous.end),
              .got = fmt::format("[{}, {}) and [{}, {})", tensor.begin, tensor.end, previous.begin, previous.end)});
 }

@@ -24,7 +24,7 @@ Answer best_answer(const engines::Chosen& chosen, const engines::AdapterFacts& f
 }
 
 // A word of a shell's command line.
-std::string quoted(const std::string& text) {
+std::string shell_word(const std::string& text) {
   const bool plain = !text.empty() && std::ranges::all_of(text, [](unsigned char c) {
     return std::isalnum(c) != 0 || std::string_view("/._-=@+:,").find(static_cast<char>(c)) != std::string_view::npos;
   });
@@ -46,8 +46,8 @@ struct Conversion {
 Conversion conversion(const std::string& path, const std::string& base, const engines::Engine& engine,
                       const engines::Fit& fit) {
   const std::string out = path + (fit.form->layout == "gguf" ? ".gguf" : "-" + engine.name);
-  return {fmt::format("peft convert {} --for {}@{}{} --out {}", quoted(path), engine.name, fit.profile->version,
-                      base.empty() ? "" : " --base " + quoted(base), quoted(out)),
+  return {fmt::format("peft convert {} --for {}@{}{} --out {}", shell_word(path), engine.name, fit.profile->version,
+                      base.empty() ? "" : " --base " + shell_word(base), shell_word(out)),
           out};
 }
 
@@ -58,15 +58,15 @@ std::string mend(const std::string& path, const Input& input, const DoctorOption
   const bool rank = std::ranges::any_of(
       answer.parts, [](const engines::Judgement& part) { return part.verdict == engines::Verdict::rank_too_large; });
   if (rank) {
-    const std::string with_base = base.empty() ? "" : " --base " + quoted(base);
-    return fmt::format("peft resize {}{} --rank {} --out {}", quoted(path), with_base, chosen.engine->ranks.back(),
-                       quoted(fmt::format("{}-r{}", path, chosen.engine->ranks.back())));
+    const std::string with_base = base.empty() ? "" : " --base " + shell_word(base);
+    return fmt::format("peft resize {}{} --rank {} --out {}", shell_word(path), with_base, chosen.engine->ranks.back(),
+                       shell_word(fmt::format("{}-r{}", path, chosen.engine->ranks.back())));
   }
   const auto other = engines::fit(chosen, facts, input.model);
   const bool converts = other && other->layout && other->answer.outcome == Outcome::right && !needs_merge(answer);
   if (!converts) {
-    return fmt::format("peft merge --base {} --adapter {} --out {}", base.empty() ? "BASE" : quoted(base), quoted(path),
-                       quoted(path + "-merged"));
+    return fmt::format("peft merge --base {} --adapter {} --out {}", base.empty() ? "BASE" : shell_word(base),
+                       shell_word(path), shell_word(path + "-merged"));
   }
   return conversion(path, base, *chosen.engine, *other).command;
 }

@@ -9,8 +9,8 @@
 #include "config/peft_rules.h"
 #include "execute/values/element.h"
 #include "peft/adapter.h"
-#include "peft/encode.h"
 #include "peft/error.h"
+#include "peft/layout.h"
 
 namespace peft::verbs {
 namespace {

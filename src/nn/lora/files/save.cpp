@@ -99,7 +99,7 @@ void take_out_start(const std::string& folder, AdapterConfig& config, NamedTenso
 }
 
 // Every JSON string is a valid YAML string.
-std::string quoted(const std::string& text) {
+std::string yaml_text(const std::string& text) {
   return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
@@ -107,11 +107,11 @@ std::string quoted(const std::string& text) {
 std::string model_card(const AdapterConfig& config) {
   const std::string base = config.base_model_name_or_path.value_or("");
   std::string card = "---\n";
-  if (!base.empty()) card += fmt::format("base_model: {}\n", quoted(base));
+  if (!base.empty()) card += fmt::format("base_model: {}\n", yaml_text(base));
   card += "library_name: peft\n";
   if (config.task_type == "CAUSAL_LM") card += "pipeline_tag: text-generation\n";
   card += "tags:\n";
-  if (!base.empty()) card += fmt::format("- {}\n", quoted("base_model:adapter:" + base));
+  if (!base.empty()) card += fmt::format("- {}\n", yaml_text("base_model:adapter:" + base));
   card +=
       "- lora\n- transformers\n---\n\nA LoRA adapter, to be loaded on top of its base model.\n\n### Framework "
       "versions\n\n";
