@@ -49,7 +49,7 @@ EXPERT = (("gate_proj", INTERMEDIATE, HIDDEN), ("up_proj", INTERMEDIATE, HIDDEN)
 
 # --------------------------------------------------------------------------------------------------- the adapter
 
-def tensor_shapes(layers):
+def tensor_shapes(layers, rank=RANK):
     """-> {name: shape}, sorted as the safetensors library writes them (one dtype: by name)."""
     shapes = {}
     for layer in range(layers):
@@ -58,8 +58,8 @@ def tensor_shapes(layers):
         for expert in range(EXPERTS):
             modules += [(f"{prefix}mlp.experts.{expert}.{name}", out, width) for name, out, width in EXPERT]
         for module, out, width in modules:
-            shapes[module + ".lora_A.weight"] = [RANK, width]
-            shapes[module + ".lora_B.weight"] = [out, RANK]
+            shapes[module + ".lora_A.weight"] = [rank, width]
+            shapes[module + ".lora_B.weight"] = [out, rank]
     return dict(sorted(shapes.items()))
 
 
@@ -70,12 +70,12 @@ def random_bf16(count):
     return array("H", floats.tobytes())[1::2].tobytes()
 
 
-def write_adapter(folder, layers):
+def write_adapter(folder, layers, rank=RANK):
     """Every tensor is a piece of one pool of random numbers, at its own place: no two are equal."""
     pool = random_bf16(1 << 20)
     places = random.Random(1)
     header, at = {"__metadata__": {"format": "pt"}}, 0
-    for name, shape in tensor_shapes(layers).items():
+    for name, shape in tensor_shapes(layers, rank).items():
         size = 2 * shape[0] * shape[1]
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
         at += size
@@ -90,7 +90,7 @@ def write_adapter(folder, layers):
                 place = 2 * places.randrange((len(pool) - (end - begin)) // 2)
                 file.write(pool[place:place + end - begin])
     config = {"base_model_name_or_path": "tiny/qwen3-30b-a3b-shapes", "bias": "none", "inference_mode": True,
-              "lora_alpha": 2 * RANK, "lora_dropout": 0.0, "peft_type": "LORA", "peft_version": "0.18.1", "r": RANK,
+              "lora_alpha": 2 * rank, "lora_dropout": 0.0, "peft_type": "LORA", "peft_version": "0.18.1", "r": rank,
               "task_type": "CAUSAL_LM",
               "target_modules": sorted(name for name, _, _ in ATTENTION + EXPERT)}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))

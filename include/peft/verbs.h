@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "peft/adapter.h"
+#include "peft/engine.h"
 #include "peft/execute.h"
 #include "peft/layout.h"
 #include "peft/plan.h"
@@ -67,14 +68,19 @@ struct VerifyOptions {
   int threads = 0;
 };
 struct VerifyDifference {
-  std::string site, what;
+  // What differs: the update of a matrix, a tensor that is carried along whole, or a field of the config.
+  enum class Kind : std::uint8_t { update, tensor, config };
+  Kind kind = Kind::update;
+  Site site;         // of an update or a tensor
+  std::string name;  // "model.layers.0.mlp.experts.7.gate", "score.weight", "alora_invocation_tokens"
+  std::string what;  // in words
   double relative = 0;
 };
 struct VerifyReport {
   bool same = false;
   Exactness exactness = Exactness::bit_exact;  // how b differs from a, when same
   double largest_relative = 0;                 // ||dW_a - dW_b|| / max(||dW_a||, ||dW_b||), Frobenius
-  std::string where;                           // site of the largest
+  std::string where;                           // what has the largest, as VerifyDifference::name
   std::int64_t compared = 0, identical = 0;
   std::vector<VerifyDifference> differences;  // up to 50
   std::int64_t num_differences = 0;
@@ -85,7 +91,9 @@ VerifyReport verify(const std::string& a, const std::string& b, const VerifyOpti
 
 // ---- inspect -------------------------------------------------------------------------------------------------
 struct InspectReport {
-  std::string path, producer, layout, family, model_type, dtype;
+  std::string path, producer, family, model_type, dtype;
+  std::optional<Layout> layout;  // absent: it could not be decided, or there are no weights to read
+  bool has_experts = false;      // without them the file is the same in every layout of its program
   std::vector<std::string> evidence;
   struct Row {
     std::string key, shape, meaning;
@@ -95,17 +103,20 @@ struct InspectReport {
   std::int64_t num_tensors = 0, num_layers = 0, num_experts = 0;
   std::uint64_t bytes = 0, parameters = 0;
   struct RankRow {
-    std::string site;
+    std::string site;  // the end of the names that the row stands for: "q_proj", "experts gate"
     std::int64_t rank;
     double alpha, scale;
     std::int64_t count;
   };
   std::vector<RankRow> ranks;
-  std::string orientation, b_packing;
+  std::optional<Orientation> orientation;  // of fused experts
+  std::optional<BPacking> b_packing;
   std::vector<std::string> anomalies, warnings;
   struct Consumer {
-    std::string name, verdict, why;
-  };  // "reads it right", "refuses", "silently wrong"
+    std::string name;  // "vLLM 0.33"
+    engines::Outcome outcome = engines::Outcome::unknown;
+    std::string why;
+  };
   std::vector<Consumer> consumers;
   // What the config says: r, lora_alpha, target_modules and the like, by their names there, as JSON texts. Also where
   // the weights cannot be opened.
@@ -140,12 +151,26 @@ struct MergeOptions {
   bool allow_repeat = false;      // an adapter that the base says it already holds
 };
 
+// How an adapter changes a matrix or a vector of the model.
+enum class MergeRule : std::uint8_t {
+  linear,
+  expert,
+  parameter,
+  embedding,
+  conv1d,
+  bias,        // lora_B.bias
+  saved,       // a module that the adapter carries whole
+  bias_saved,  // a bias of the base, trained
+  tokens,      // rows of an embedding
+};
+std::string_view name(MergeRule rule);  // "linear"
+
 // What happens to one matrix. `update` counts those of its planned tensor; -1 for what is put in place of the old.
 struct MergedPart {
   std::size_t file = 0, tensor = 0;  // plan.files[file].tensors[tensor]
   std::int64_t update = -1;
-  std::string site;  // "model.layers.0.mlp.experts.7.gate"
-  std::string rule;  // "linear", "expert", "parameter", "embedding", "conv1d", "bias", "saved", "tokens"
+  Site site;
+  MergeRule rule = MergeRule::linear;
   bool dora = false;
   std::uint32_t adapter = 0;
   std::int64_t rank = 0;
@@ -194,13 +219,24 @@ struct MergeBounds {
 };
 
 struct MergedDifference {
-  std::string tensor;          // in the base's name, with "[7]" for one expert of a stacked one
-  std::string kind;            // "not_merged", "scaled", "different", "changed", "missing", "extra", "shape"
+  enum class Kind : std::uint8_t {
+    not_merged,  // the base's values, where an adapter changes them
+    scaled,      // a multiple of the delta was added
+    different,   // something else was added
+    changed,     // no adapter touches it, and the values are not the base's
+    missing,     // or has another shape
+    extra,
+  };
+  std::string tensor;        // describe(*site), or the tensor in the base's name
+  std::optional<Site> site;  // the matrix, where an adapter changes it
+  Kind kind = Kind::different;
   std::string what;            // in words
   double factor = 0;           // the multiple of the delta that was found; of "scaled", "not_merged" and "different"
   double relative = 0;         // ||merged - expected|| / ||delta|| (of "changed": / ||base||)
   std::uint64_t elements = 0;  // that are beyond the bounds
 };
+
+std::string_view name(MergedDifference::Kind kind);  // "not_merged"
 
 struct VerifyMergedReport {
   bool same = false;
@@ -222,7 +258,8 @@ VerifyMergedReport verify_merged(const VerifyMergedOptions& options);
 
 // What was made of one matrix (of gate and up together where they share lora_A).
 struct LowRankSite {
-  std::string site;  // "model.layers.0.mlp.experts.7.gate+up"
+  std::vector<Site> sites;  // one, or gate and up
+  std::string name;         // "model.layers.0.mlp.experts.7.gate+up"
   std::int64_t rank = 0;
   double norm = 0;      // of the update that was asked for, Frobenius
   double relative = 0;  // ||what is stored - what was asked for|| / norm
@@ -232,8 +269,8 @@ struct LowRankResult {
   Plan plan;
   std::vector<LowRankSite> sites;     // in natural order
   double worst = 0, mean = 0;         // of LowRankSite::relative
-  std::string where;                  // of the worst
-  std::vector<std::string> left_out;  // sites that came out as zero
+  std::string where;                  // LowRankSite::name of the worst
+  std::vector<std::string> left_out;  // names of sites that came out as zero
   std::vector<std::string> unused;    // tensors of the adapters that --ignore-unused left out, and why
   std::vector<std::string> notes;
 };
@@ -303,23 +340,26 @@ struct DoctorOptions {
   std::string engine;  // "vllm" or "vllm@0.33"; "": every engine in its newest version
 };
 struct DoctorReport {
-  std::string path, layout, model_type;
+  std::string path, model_type;
+  Layout layout = Layout::peft_per_expert;
+  bool has_experts = false;  // without them the file is the same in every layout of its program
   struct Part {
-    std::string part;  // "experts, gate and up"
+    engines::Part part = engines::Part::other;
     std::int64_t modules = 0, rank = 0;
-    std::string example;       // one module
-    std::string verdict;       // "binds", "dropped silently", "wrong scale", "refused", ...
+    std::string example;  // one module
+    engines::Verdict verdict = engines::Verdict::unknown;
     std::string why, message;  // in our words; in the engine's
     std::string shown_by;      // the golden case or the source that shows it; "" nothing speaks of it
     bool measured = false;     // the engine was run; else its source was read
   };
   struct Engine {
     std::string name, version, mode, title;
-    std::string answer;  // "reads it right", "not known", "silently wrong", "refuses it"
-    bool right = false, measured = false;
+    engines::Outcome outcome = engines::Outcome::unknown;
+    bool measured = false;
     std::vector<Part> parts;
     std::vector<std::string> run;  // how to start it, where it reads the file right
     std::string mend;              // the one command that mends it; "" where nothing needs to be
+    bool right() const { return outcome == engines::Outcome::right; }
   };
   std::vector<Engine> engines;
   bool all_right = false;  // of the engine that was asked for
@@ -333,8 +373,9 @@ DoctorReport doctor(const std::string& path, const DoctorOptions& options);
 struct EngineConversion {
   Plan plan;
   std::string engine, version, mode;  // "vllm", "0.33", "" or a way of running
-  std::string layout, why;            // what is written, and why this form where that is not plain
-  std::vector<std::string> run;       // lines to copy: how the engine is started with the adapter
+  Layout layout = Layout::peft_per_expert;
+  std::string why;               // why this form, where that is not plain
+  std::vector<std::string> run;  // lines to copy: how the engine is started with the adapter
 };
 // `engine` is "vllm" or "vllm@0.33"; `out` is where the plan will be written, for the lines. options.to is not used.
 // Throws USAGE for an engine or version that is not known, and LO_NO_FORM with a way out for what the engine reads

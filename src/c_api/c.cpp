@@ -21,6 +21,7 @@ struct peft_result {
 };
 struct peft_inspection {
   peft::InspectReport report;
+  std::string layout;
 };
 struct peft_verification {
   peft::VerifyReport report;
@@ -226,11 +227,13 @@ int peft_inspect(const char* adapter, const peft_input* input, peft_inspection**
   return guarded(error, [&] {
     required(inspection, "inspection") = nullptr;
     const peft_input options = input == nullptr ? peft_input{} : *input;
-    *inspection = new peft_inspection{
-        peft::inspect(required(adapter, "adapter"), input_options(options, peft::Verb::inspect, 1))};
+    peft::InspectReport report =
+        peft::inspect(required(adapter, "adapter"), input_options(options, peft::Verb::inspect, 1));
+    std::string layout = !report.layout ? "" : report.has_experts ? std::string(info(*report.layout).name) : "dense";
+    *inspection = new peft_inspection{std::move(report), std::move(layout)};
   });
 }
-const char* peft_inspection_layout(const peft_inspection* inspection) { return inspection->report.layout.c_str(); }
+const char* peft_inspection_layout(const peft_inspection* inspection) { return inspection->layout.c_str(); }
 const char* peft_inspection_producer(const peft_inspection* inspection) { return inspection->report.producer.c_str(); }
 const char* peft_inspection_model_type(const peft_inspection* inspection) {
   return inspection->report.model_type.c_str();
@@ -248,7 +251,7 @@ const char* peft_inspection_consumer_name(const peft_inspection* inspection, siz
 }
 const char* peft_inspection_consumer_verdict(const peft_inspection* inspection, size_t index) {
   const auto& list = inspection->report.consumers;
-  return index < list.size() ? list[index].verdict.c_str() : "";
+  return index < list.size() ? name(list[index].outcome).data() : "";
 }
 const char* peft_inspection_consumer_why(const peft_inspection* inspection, size_t index) {
   const auto& list = inspection->report.consumers;
@@ -300,7 +303,7 @@ int64_t peft_verification_num_differences(const peft_verification* verification)
 }
 const char* peft_verification_difference_site(const peft_verification* verification, size_t index) {
   const auto& list = verification->report.differences;
-  return index < list.size() ? list[index].site.c_str() : "";
+  return index < list.size() ? list[index].name.c_str() : "";
 }
 const char* peft_verification_difference_what(const peft_verification* verification, size_t index) {
   const auto& list = verification->report.differences;

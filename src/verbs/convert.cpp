@@ -365,54 +365,12 @@ std::int64_t largest_rank(const layout::Encoded& encoded) {
   return rank;
 }
 
-// Pads a pair to `rank` and multiplies its B by `gain`. What no block of a planned tensor covers is zero.
-void even_pair(PlannedTensor& a, PlannedTensor& b, std::int64_t rank, double gain) {
-  if (a.shape.size() == 2 && b.shape.size() == 2) {
-    a.shape[0] = a.rows = rank;
-    b.shape[1] = b.cols = rank;
-  } else if (a.shape[0] != rank) {
-    at({}, a.name)
-        .fail(ErrorCode::LO_NO_FORM, {.problem = "the rank of a convolution's pair cannot be padded",
-                                      .expected = "one rank for the whole file",
-                                      .hint = "peft resize --rank makes the ranks equal"});
-  }
-  for (Block& block : b.blocks) block.scale *= gain;
-  a.column_group = b.column_group = PlannedTensor::kNoGroup;  // its tensors may differ now
-}
-
-// Gives all pairs one scale or one rank, and the config the plain rule alpha / r. Returns whether anything changed.
-// Layouts with one rank and one scale a file do so by themselves.
-bool even_out(layout::Encoded& encoded, AdapterConfig& config, Layout to, const verbs::Suiting& suiting) {
-  if (to != Layout::peft_per_expert || (!suiting.one_scale && !suiting.one_rank)) return false;
-  const std::int64_t rank = largest_rank(encoded);
-  const double scale = layout::common_scale(encoded.targets);
-  std::unordered_map<std::string_view, PlannedTensor*> by_name;
-  for (PlannedTensor& tensor : encoded.tensors) by_name.emplace(tensor.name, &tensor);
-  std::size_t padded = 0, folded = 0;
-  for (layout::TargetEntry& target : encoded.targets) {
-    std::string key = std::string(layout::kPrefix) + target.name;
-    if (target.parameter && key.ends_with(".weight")) key.resize(key.size() - 7);
-    const bool embedding = by_name.contains(key + ".lora_embedding_A");
-    const auto a = by_name.find(key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"));
-    const auto b = by_name.find(key + (embedding ? ".lora_embedding_B" : ".lora_B.weight"));
-    if (a == by_name.end() || b == by_name.end()) continue;
-    const std::int64_t new_rank = suiting.one_rank ? rank : target.rank;
-    const double gain = suiting.one_scale && target.scale != scale ? target.scale / scale : 1;
-    padded += new_rank != target.rank ? 1 : 0;
-    folded += gain != 1 ? 1 : 0;
-    even_pair(*a->second, *b->second, new_rank, gain);
-    encoded.exactness = std::max(encoded.exactness, layout::exactness_of_gain(gain));
-    target.rank = new_rank;
-    if (suiting.one_scale) target.scale = scale;
-  }
-  if (padded + folded != 0) encoded.exactness = std::max(encoded.exactness, Exactness::value_exact);
-  if (padded != 0) encoded.steps.push_back(fmt::format("{} pairs padded with zeros to rank {}", padded, rank));
-  if (folded != 0)
-    encoded.steps.push_back(
-        fmt::format("scales of {} pairs folded into lora_B, the scale of all is {}", folded, scale));
-  const bool plain = config.use_rslora || !config.alpha_pattern.empty() || !config.rank_pattern.empty();
+// A file with one rank and one scale needs no rule but alpha / r. Returns whether the config has others.
+bool forget_scale_rules(AdapterConfig& config, Layout to, const verbs::Suiting& suiting) {
+  if (to != Layout::peft_per_expert || !(suiting.one_scale || suiting.one_rank)) return false;
+  const bool has_rules = config.use_rslora || !config.alpha_pattern.empty() || !config.rank_pattern.empty();
   if (suiting.one_scale) config.use_rslora = false;
-  return padded + folded != 0 || plain;
+  return has_rules;
 }
 
 void require_gguf_options(const ConvertOptions& options) {
@@ -435,15 +393,16 @@ SuitedPlan plan_suited(const Input& input, const ConvertOptions& options, const 
   if (std::string text = left_out(input.reading); !text.empty()) plan.warnings.push_back(std::move(text));
   layout::EncodeOptions encode_options{options.to, options.dtype, options.block_diagonal, options.q8_0};
   encode_options.all_projections = suiting.all_projections, encode_options.spelling = suiting.spelling;
+  encode_options.one_rank = suiting.one_rank, encode_options.one_scale = suiting.one_scale;
   require_gguf_options(options);
   if (!options.gguf_base.empty())
     encode_options.gguf_base = gguf::GgufFile::open(options.gguf_base, options.input.open);
   layout::Encoded encoded =
       layout::encode(input.reading.factors, input.model, input.adapter.weights.get(), encode_options);
   AdapterConfig source = input.adapter.config;
-  const bool evened = even_out(encoded, source, options.to, suiting);
+  const bool had_rules = forget_scale_rules(source, options.to, suiting);
   const std::int64_t rank = largest_rank(encoded);
-  if (!evened && keeps_everything(input, encoded, options)) {
+  if (!encoded.evened && !had_rules && keeps_everything(input, encoded, options)) {
     layout::add_weights(plan, copies(input), options.to);
     if (input.adapter.form == AdapterForm::peft && layout::find_stacked_form(input.reading.layout) == nullptr)
       plan.texts.emplace_back(kConfig, input.adapter.config.dump());

@@ -149,7 +149,7 @@ TEST_F(ConfigFields, ConvertKeepsWhatOnlyTheConfigSaysAndVerifyComparesIt) {
     const VerifyReport report = verify(source_.string(), adapter_, verify_with(input_));
     EXPECT_FALSE(report.same) << key;
     ASSERT_EQ(report.num_differences, 1) << key;
-    EXPECT_EQ(report.differences[0].site, key);
+    EXPECT_EQ(report.differences[0].name, key);
     EXPECT_NE(report.differences[0].what.find("null in the first config"), std::string::npos);
     // A value that says nothing is no difference.
     say(key, "null");

@@ -86,7 +86,7 @@ TEST(MergeConvolutions, KernelsOfAnyDimension) {
           const auto report = verify_merged(verify);
           EXPECT_EQ(report.num_differences, 3);
           for (const auto& difference : report.differences)
-            EXPECT_EQ(difference.kind, "not_merged") << difference.tensor;
+            EXPECT_EQ(difference.kind, MergedDifference::Kind::not_merged) << difference.tensor;
         }
       }
     }

@@ -135,7 +135,7 @@ TEST(Heads, that_differ_are_differences) {
   const VerifyReport report = verify(heads("llama-seq-cls"), folder / "other", {});
   EXPECT_FALSE(report.same);
   ASSERT_EQ(report.differences.size(), 1u);
-  EXPECT_EQ(report.differences[0].site, "score.weight");
+  EXPECT_EQ(report.differences[0].name, "score.weight");
 }
 
 MergeOptions merge_of(const std::string& base) {

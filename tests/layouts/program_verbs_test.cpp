@@ -75,7 +75,7 @@ TEST_P(ProgramVerbs, inspect) {
     SCOPED_TRACE(options.base.empty() ? "without --base" : "with --base");
     const InspectReport report = inspect(own_, options);
     EXPECT_EQ(report.error, "");
-    EXPECT_EQ(report.layout, info(layout()).name);
+    EXPECT_EQ(report.layout, layout());
     EXPECT_EQ(report.model_type, std::get<0>(GetParam()).model_type);
     EXPECT_EQ(report.num_experts, 12);
     EXPECT_EQ(report.num_layers, 2);

@@ -519,7 +519,7 @@ VerifyMergedReport verified(const MergeOptions& options, const std::string& merg
 
 std::string text_of(const VerifyMergedReport& report) {
   std::string text;
-  for (const auto& d : report.differences) text += d.kind + " " + d.tensor + ": " + d.what + "\n";
+  for (const auto& d : report.differences) text += std::string(name(d.kind)) + " " + d.tensor + ": " + d.what + "\n";
   return text;
 }
 
@@ -547,7 +547,7 @@ TEST(VerifyQuantised, DequantisedMergeIsProvedAndEveryLeftOutTensorNamed) {
       write_file(file, broken.replace(found.begin, found.bytes.size(), plain.bytes));
       const auto bad = verified(model.options(), model.folder / "out");
       ASSERT_EQ(bad.num_differences, 1) << module << "\n" << text_of(bad);
-      EXPECT_EQ(bad.differences[0].kind, "not_merged");
+      EXPECT_EQ(bad.differences[0].kind, MergedDifference::Kind::not_merged);
       EXPECT_TRUE(bad.differences[0].tensor == module ||
                   module.starts_with(bad.differences[0].tensor.substr(0, bad.differences[0].tensor.rfind('.'))))
           << text_of(bad);
@@ -557,7 +557,8 @@ TEST(VerifyQuantised, DequantisedMergeIsProvedAndEveryLeftOutTensorNamed) {
   // The base itself: quantised still, where the merge would have added.
   const auto base = verified(model.options(), model.folder / "base");
   EXPECT_FALSE(base.same);
-  for (const auto& difference : base.differences) EXPECT_EQ(difference.kind, "not_merged") << text_of(base);
+  for (const auto& difference : base.differences)
+    EXPECT_EQ(difference.kind, MergedDifference::Kind::not_merged) << text_of(base);
   EXPECT_EQ(base.num_differences, 3) << text_of(base);
 }
 
@@ -597,14 +598,14 @@ TEST(ExtractQuantised, GivesTheDeltaOfTheDequantisedBase) {
   options.rank = 16;
   const LowRankResult result = plan_extract(options);
   std::set<std::string> sites;
-  for (const LowRankSite& site : result.sites) sites.insert(site.site);
+  for (const LowRankSite& site : result.sites) sites.insert(site.name);
   EXPECT_EQ(sites, (std::set<std::string>{"model.layers.1.mlp.experts.0.down", "model.layers.0.self_attn.q_proj"}));
   materialize(result.plan, model.folder.path() / "lora");
   MergeOptions again = model.options();
   again.adapters = {{model.folder / "lora", 1}};
   const auto report = verified(again, model.folder / "out");
   for (const auto& difference : report.differences) {  // what rounding to bf16 took is not of low rank
-    EXPECT_EQ(difference.kind, "different") << text_of(report);
+    EXPECT_EQ(difference.kind, MergedDifference::Kind::different) << text_of(report);
     EXPECT_NEAR(difference.factor, 1, 0.05) << text_of(report);
   }
 }
@@ -623,7 +624,7 @@ TEST(ExtractQuantised, GptOss) {
     const LowRankResult result = plan_extract(options);
     EXPECT_EQ(result.sites.size(), static_cast<std::size_t>(GptOss::kExperts));
     for (const LowRankSite& site : result.sites)
-      EXPECT_TRUE(site.site.starts_with("model.layers.0.mlp.experts.") && site.site.ends_with(".down")) << site.site;
+      EXPECT_TRUE(site.name.starts_with("model.layers.0.mlp.experts.") && site.name.ends_with(".down")) << site.name;
   }
 }
 

@@ -71,7 +71,7 @@ Loose read_loose(const fs::path& folder, Dtype dtype) {
 
 std::string all_of(const VerifyMergedReport& report) {
   std::string text;
-  for (const auto& d : report.differences) text += d.kind + " " + d.tensor + ": " + d.what + "\n";
+  for (const auto& d : report.differences) text += std::string(name(d.kind)) + " " + d.tensor + ": " + d.what + "\n";
   return text;
 }
 
@@ -152,7 +152,8 @@ TEST(VerifyMerged, the_base_itself_is_not_merged_and_every_changed_tensor_is_nam
     EXPECT_FALSE(report.same) << c.id;
     EXPECT_GE(static_cast<std::size_t>(report.num_differences), c.json["expect"]["changed"].size()) << c.id;
     for (const auto& difference : report.differences)
-      EXPECT_EQ(difference.kind, "not_merged") << c.id << " " << difference.tensor << difference.what;
+      EXPECT_EQ(difference.kind, MergedDifference::Kind::not_merged)
+          << c.id << " " << difference.tensor << difference.what;
   }
 }
 
@@ -170,7 +171,8 @@ TEST(VerifyMerged, another_scale_is_estimated) {
       const VerifyMergedReport report = verify_merged(golden.options());
       EXPECT_FALSE(report.same) << c.id;
       for (const auto& difference : report.differences) {
-        EXPECT_EQ(difference.kind, "scaled") << c.id << " " << difference.tensor << " " << difference.what;
+        EXPECT_EQ(difference.kind, MergedDifference::Kind::scaled)
+            << c.id << " " << difference.tensor << " " << difference.what;
         EXPECT_NEAR(difference.factor, factor, 0.06 * std::abs(factor) + 0.02) << c.id << " " << difference.tensor;
       }
     }
@@ -198,14 +200,14 @@ TEST(VerifyMerged, one_expert_one_adapter_one_foreign_change_and_one_missing_ten
               broken.values.begin() + static_cast<std::ptrdiff_t>(2 * per_expert));
   VerifyMergedReport report = golden.verify(model);
   ASSERT_EQ(report.num_differences, 1) << all_of(report);
-  EXPECT_EQ(report.differences[0].kind, "not_merged");
+  EXPECT_EQ(report.differences[0].kind, MergedDifference::Kind::not_merged);
   EXPECT_EQ(report.differences[0].tensor, "model.layers.1.mlp.experts.2.down");
 
   model = golden.merged("merged.safetensors");
   model.at("model.norm.weight").values[3] += 0.5;
   report = golden.verify(model);
   ASSERT_EQ(report.num_differences, 1) << all_of(report);
-  EXPECT_EQ(report.differences[0].kind, "changed");
+  EXPECT_EQ(report.differences[0].kind, MergedDifference::Kind::changed);
   EXPECT_EQ(report.differences[0].tensor, "model.norm.weight");
   EXPECT_EQ(report.differences[0].elements, 1u);
 
@@ -214,8 +216,8 @@ TEST(VerifyMerged, one_expert_one_adapter_one_foreign_change_and_one_missing_ten
   model.tensors.push_back({"stranger", {2}, {1, 2}});
   report = golden.verify(model);
   ASSERT_EQ(report.num_differences, 2) << all_of(report);
-  EXPECT_EQ(report.differences[0].kind, "missing");
-  EXPECT_EQ(report.differences[1].kind, "extra");
+  EXPECT_EQ(report.differences[0].kind, MergedDifference::Kind::missing);
+  EXPECT_EQ(report.differences[1].kind, MergedDifference::Kind::extra);
   EXPECT_EQ(report.differences[1].tensor, "stranger");
 }
 
@@ -287,7 +289,7 @@ TEST(Extract, merging_what_was_extracted_gives_the_model_again) {
     const LowRankResult result = plan_extract(options);
     const bool fp32 = c.json["base_dtype"] == "float32";
     const std::int64_t rank = c.id.find("two") != std::string::npos ? 6 : 3;
-    for (const LowRankSite& site : result.sites) EXPECT_LE(site.rank, fp32 ? 2 * rank : 16) << c.id << " " << site.site;
+    for (const LowRankSite& site : result.sites) EXPECT_LE(site.rank, fp32 ? 2 * rank : 16) << c.id << " " << site.name;
     if (fp32) {
       EXPECT_LE(result.worst, 1e-4) << c.id << " " << result.where;
     }
@@ -299,7 +301,8 @@ TEST(Extract, merging_what_was_extracted_gives_the_model_again) {
     const VerifyMergedReport report = verify_merged(verify);
     // Rounding to bf16 is as large as a part of the delta itself: what matters is that no matrix was missed or scaled.
     for (const auto& difference : report.differences) {
-      EXPECT_EQ(difference.kind, "different") << c.id << " " << difference.tensor << " " << difference.what;
+      EXPECT_EQ(difference.kind, MergedDifference::Kind::different)
+          << c.id << " " << difference.tensor << " " << difference.what;
       EXPECT_NEAR(difference.factor, 1, 0.05) << c.id << " " << difference.tensor;
     }
   }
@@ -320,8 +323,8 @@ TEST(Extract, finds_the_rank_in_fp32_and_leaves_out_what_did_not_change) {
   const LowRankResult result = plan_extract(options);
   EXPECT_EQ(result.sites.size(), c->json["expect"]["changed"].size());
   for (const LowRankSite& site : result.sites) {
-    EXPECT_EQ(site.rank, 3) << site.site;
-    EXPECT_LE(site.relative, 1e-5) << site.site;
+    EXPECT_EQ(site.rank, 3) << site.name;
+    EXPECT_LE(site.relative, 1e-5) << site.name;
   }
   model.at("model.norm.weight").values[0] += 1;
   model.write(folder.path() / "merged", golden.model() / "config.json");

@@ -30,27 +30,33 @@ Exit codes: 0 all right, or no --for; 1 not right, or not known; 2 an input is b
 Json to_json(const DoctorReport::Engine& engine) {
   Json parts = Json::array();
   for (const auto& part : engine.parts) {
-    parts.push_back({{"part", part.part},
+    parts.push_back({{"part", info(part.part).text},
                      {"modules", part.modules},
                      {"rank", part.rank},
                      {"example", part.example},
-                     {"verdict", part.verdict},
+                     {"verdict", name(part.verdict)},
                      {"why", part.why},
                      {"message", part.message},
                      {"shown_by", part.shown_by},
                      {"measured", part.measured}});
   }
-  return {
-      {"engine", engine.name},   {"version", engine.version}, {"mode", engine.mode},         {"title", engine.title},
-      {"answer", engine.answer}, {"right", engine.right},     {"measured", engine.measured}, {"parts", parts},
-      {"run", engine.run},       {"mend", engine.mend}};
+  return {{"engine", engine.name},
+          {"version", engine.version},
+          {"mode", engine.mode},
+          {"title", engine.title},
+          {"answer", name(engine.outcome)},
+          {"right", engine.right()},
+          {"measured", engine.measured},
+          {"parts", parts},
+          {"run", engine.run},
+          {"mend", engine.mend}};
 }
 
 Json to_json(const DoctorReport& report) {
   Json engines = Json::array();
   for (const auto& engine : report.engines) engines.push_back(to_json(engine));
   return {{"path", report.path},
-          {"layout", report.layout},
+          {"layout", report.has_experts ? info(report.layout).name : "dense"},
           {"model_type", report.model_type},
           {"all_right", report.all_right},
           {"engines", engines}};
@@ -59,7 +65,7 @@ Json to_json(const DoctorReport& report) {
 // The part that decides, in a few words.
 std::string reason(const DoctorReport::Engine& engine) {
   for (const auto& part : engine.parts) {
-    if (part.verdict != "binds") return fmt::format("{}: {}", part.part, part.why);
+    if (part.verdict != engines::Verdict::binds) return fmt::format("{}: {}", info(part.part).text, part.why);
   }
   return {};
 }
@@ -67,20 +73,21 @@ std::string reason(const DoctorReport::Engine& engine) {
 void print_rows(const DoctorReport& report) {
   Table table({{"engine"}, {"answer"}, {"how sure"}, {"why"}});
   for (const auto& engine : report.engines)
-    table.add({engine.title, engine.answer, engine.measured ? "measured" : "by its source", reason(engine)});
+    table.add({engine.title, std::string(name(engine.outcome)), engine.measured ? "measured" : "by its source",
+               reason(engine)});
   write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
   write_out("\nMore: peft doctor ADAPTER --for ENGINE\n");
 }
 
 void print_engine(const DoctorReport::Engine& engine) {
-  write_out(bold(engine.title, STDOUT_FILENO) + ": " + engine.answer +
+  write_out(bold(engine.title, STDOUT_FILENO) + ": " + std::string(name(engine.outcome)) +
             (engine.measured ? " (measured)\n" : " (by its source, not run)\n"));
   Table table({{"modules", Align::right}, {"rank", Align::right}, {"what"}, {"verdict"}, {"why"}});
   for (const auto& part : engine.parts) {
     std::string why = part.why;
     if (!part.message.empty()) why += (why.empty() ? "" : ". It says: ") + part.message;
-    table.add({std::to_string(part.modules), part.rank == 0 ? "-" : std::to_string(part.rank), part.part, part.verdict,
-               printable(why, 1000)});
+    table.add({std::to_string(part.modules), part.rank == 0 ? "-" : std::to_string(part.rank),
+               std::string(info(part.part).text), std::string(name(part.verdict)), printable(why, 1000)});
   }
   write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
   if (!engine.run.empty()) write_out("\nTo run it:\n");

@@ -86,19 +86,15 @@ void Change::add(const Change& other) {
   matrices += other.matrices;
 }
 
-SitePlace place_of(const std::string& site) {
+SitePlace place_of(const Site& site) {
   SitePlace place;
-  const auto parts = split(site);
-  for (std::size_t i = 0; i + 1 < parts.size(); ++i) {
-    const std::int64_t number = number_in(parts[i]);
-    if (number < 0) continue;
-    if (i > 0 && parts[i - 1] == "experts")
-      place.expert = number;
-    else if (place.layer < 0)
-      place.layer = number;
-  }
-  place.part = parts.back();
-  if (parts.back() == "weight" && parts.size() > 1) place.part = parts[parts.size() - 2];
+  place.expert = site.expert;
+  const auto path = split(site.module);
+  for (std::size_t i = 0; i + 1 < path.size() && place.layer < 0; ++i) place.layer = number_in(path[i]);
+  if (site.projection != Projection::none)
+    place.part = name(site.projection);
+  else
+    place.part = site.parameter.empty() || site.parameter == "weight" ? path.back() : site.parameter;
   return place;
 }
 
@@ -108,14 +104,14 @@ ReportData report_data(const MergePlan& merge, const ExecuteReport& done) {
   ReportData data;
   std::map<Key, std::size_t> rows;
   std::map<Key, Words> words;
-  std::map<std::pair<Key, std::string>, bool> counted;  // a matrix under several adapters has one base
+  std::map<std::pair<Key, Site>, bool> counted;  // a matrix under several adapters has one base
   for (const MergedPart& part : merge.parts) {
     const Key key{part.file, part.tensor};
     const PlannedTensor& planned = merge.plan.files[part.file].tensors[part.tensor];
     const auto [at, is_new] = rows.try_emplace(key, data.tensors.size());
     if (is_new) data.tensors.push_back({planned.name, std::string(type_name(planned)), {}, {}, {}, {}});
     Words& said = words[key];
-    said.rules.insert(part.dora ? part.rule + " (DoRA)" : part.rule);
+    said.rules.insert(std::string(name(part.rule)) + (part.dora ? " (DoRA)" : ""));
     if (part.update < 0) continue;
     said.ranks.insert(part.rank);
     said.scales.insert(part.scale);

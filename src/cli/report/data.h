@@ -35,11 +35,12 @@ struct ReportData {
 };
 ReportData report_data(const MergePlan& merge, const ExecuteReport& done);
 
-// "model.layers.3.mlp.experts.7.gate" -> 3, 7, "gate"; -1 where there is none.
+// Where a site is in the picture of a model: "model.layers.3.mlp.experts.7.gate" -> 3, 7, "gate"; -1 where there is
+// none.
 struct SitePlace {
   std::int64_t layer = -1, expert = -1;
   std::string part;
 };
-SitePlace place_of(const std::string& site);
+SitePlace place_of(const Site& site);
 
 }  // namespace peft::cli

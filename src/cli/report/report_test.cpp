@@ -16,18 +16,25 @@ using testing::HasSubstr;
 using testing::Not;
 
 TEST(ReportData, sites_say_layer_expert_and_part) {
-  SitePlace place = place_of("model.layers.3.mlp.experts.17.gate");
+  SitePlace place = place_of({"model.layers.3.mlp.experts", "", 17, Projection::gate});
   EXPECT_EQ(place.layer, 3);
   EXPECT_EQ(place.expert, 17);
   EXPECT_EQ(place.part, "gate");
-  place = place_of("model.language_model.layers.11.self_attn.q_proj");
+  place = place_of({"model.language_model.layers.11.self_attn.q_proj"});
   EXPECT_EQ(place.layer, 11);
   EXPECT_EQ(place.expert, -1);
   EXPECT_EQ(place.part, "q_proj");
-  place = place_of("lm_head");
+  place = place_of({"model.layers.2.mlp.gate", "weight"});
+  EXPECT_EQ(place.layer, 2);
+  EXPECT_EQ(place.part, "gate");
+  place = place_of({"model.layers.2.mlp.experts", "gate_up_proj_bias"});
+  EXPECT_EQ(place.part, "gate_up_proj_bias");
+  place = place_of({"lm_head"});
   EXPECT_EQ(place.layer, -1);
   EXPECT_EQ(place.part, "lm_head");
 }
+
+Site expert_down(std::int64_t expert) { return {"model.layers.0.mlp.experts", "", expert, Projection::down}; }
 
 // Two experts of one tensor and a dense module, the second expert changed by two adapters.
 struct Example {
@@ -41,10 +48,10 @@ struct Example {
     };
     merge.plan.files = {
         {"model.safetensors", {tensor("experts.<b>down</b>"), tensor("model.layers.0.self_attn.q_proj.weight")}, {}}};
-    merge.parts = {{0, 0, 0, "model.layers.0.mlp.experts.0.down", "expert", false, 0, 8, 2.0},
-                   {0, 0, 1, "model.layers.0.mlp.experts.1.down", "expert", false, 0, 8, 2.0},
-                   {0, 0, 2, "model.layers.0.mlp.experts.1.down", "expert", false, 1, 16, 0.5},
-                   {0, 1, 0, "model.layers.0.self_attn.q_proj", "linear", false, 0, 8, 2.0}};
+    merge.parts = {{0, 0, 0, expert_down(0), MergeRule::expert, false, 0, 8, 2.0},
+                   {0, 0, 1, expert_down(1), MergeRule::expert, false, 0, 8, 2.0},
+                   {0, 0, 2, expert_down(1), MergeRule::expert, false, 1, 16, 0.5},
+                   {0, 1, 0, {"model.layers.0.self_attn.q_proj"}, MergeRule::linear, false, 0, 8, 2.0}};
     done.merged = {{0, 0, 0, 10, 0.1}, {0, 0, 1, 20, 3}, {0, 0, 2, 20, 4}, {0, 1, 0, 100, 1}};
     merge.changed = 2;
     merge.layouts = {"peft-fused", "peft-per-expert"};

@@ -108,9 +108,9 @@ Plan plan_one(const ConvertCommand& command, const Input& input, const ConvertOp
   if (command.engine.empty()) return plan_convert(input, options);
   const std::string out = folder.empty() ? conversion.out : (fs::path(conversion.out) / folder).string();
   EngineConversion made = plan_convert_for(input, options, command.engine, out);
-  conversion.to = made.layout;
+  conversion.to = info(made.layout).name;
   conversion.engine = made.engine + " " + made.version + (made.mode.empty() ? "" : ", " + made.mode);
-  if (!made.why.empty()) conversion.notes.push_back(made.layout + ": " + made.why);
+  if (!made.why.empty()) conversion.notes.push_back(conversion.to + ": " + made.why);
   for (std::string& line : made.run) conversion.run.push_back(std::move(line));
   return std::move(made.plan);
 }

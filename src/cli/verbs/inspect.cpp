@@ -22,12 +22,29 @@ Exit code 1 when the file cannot be decoded.)";
 
 void heading(std::string_view text) { write_out("\n" + bold(text, STDOUT_FILENO) + "\n"); }
 
+std::string layout_text(const InspectReport& report) {
+  if (!report.layout) return {};
+  return report.has_experts ? std::string(info(*report.layout).name) : "dense (no experts; the same in every layout)";
+}
+
+std::string orientation_text(const InspectReport& report) {
+  if (!report.orientation) return {};
+  return *report.orientation == Orientation::reversed ? "reversed: lora_A has the output width"
+                                                      : "natural: lora_A has the input width";
+}
+
+std::string b_packing_text(const InspectReport& report) {
+  if (!report.b_packing) return {};
+  return *report.b_packing == BPacking::grouped_by_expert ? "grouped by expert: column e * r + k"
+                                                          : "rank-major: column k * E + e";
+}
+
 void facts(const InspectReport& report) {
   Table table({{""}, {""}});
   const auto add = [&](std::string_view what, std::string value) {
     if (!value.empty()) table.add({std::string(what), std::move(value)});
   };
-  if (report.num_tensors > 0) add("layout", report.layout.empty() ? "could not be decided" : report.layout);
+  if (report.num_tensors > 0) add("layout", report.layout ? layout_text(report) : "could not be decided");
   add("written by", report.producer);
   add("model", report.family == report.model_type || report.family.empty()
                    ? report.model_type
@@ -41,8 +58,8 @@ void facts(const InspectReport& report) {
     add("coverage", report.num_experts > 0 ? fmt::format("{} layers, {} experts", report.num_layers, report.num_experts)
                                            : fmt::format("{} layers", report.num_layers));
   }
-  add("orientation", report.orientation);
-  add("lora_B packing", report.b_packing);
+  add("orientation", orientation_text(report));
+  add("lora_B packing", b_packing_text(report));
   write_out(bold(printable(report.path, 1000), STDOUT_FILENO) + "\n" +
             table.render(2, static_cast<std::size_t>(terminal_width())));
 }
@@ -90,7 +107,7 @@ void print(const InspectReport& report) {
   if (!report.consumers.empty()) {
     heading("Who reads this file");
     Table table({{""}, {""}, {""}});
-    for (const auto& row : report.consumers) table.add({row.name, row.verdict, row.why});
+    for (const auto& row : report.consumers) table.add({row.name, std::string(name(row.outcome)), row.why});
     write_out(table.render(2, width));
   }
   list("Unusual", report.anomalies);
@@ -113,14 +130,14 @@ Json to_json(const InspectReport& report) {
                      {"count", row.count}});
   }
   for (const auto& row : report.consumers) {
-    consumers.push_back({{"name", row.name}, {"verdict", row.verdict}, {"why", row.why}});
+    consumers.push_back({{"name", row.name}, {"verdict", name(row.outcome)}, {"why", row.why}});
   }
   Json config = Json::object();
   for (const auto& [key, value] : report.config) config[key] = Json::parse(value, nullptr, false);
   return {{"path", report.path},
           {"config", config},
           {"producer", report.producer},
-          {"layout", report.layout},
+          {"layout", layout_text(report)},
           {"family", report.family},
           {"model_type", report.model_type},
           {"dtype", report.dtype},
@@ -132,8 +149,8 @@ Json to_json(const InspectReport& report) {
           {"bytes", report.bytes},
           {"parameters", report.parameters},
           {"ranks", ranks},
-          {"orientation", report.orientation},
-          {"b_packing", report.b_packing},
+          {"orientation", orientation_text(report)},
+          {"b_packing", b_packing_text(report)},
           {"anomalies", report.anomalies},
           {"warnings", report.warnings},
           {"consumers", consumers},

@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <span>
 #include <sstream>
 
 #include "cli/flags.h"
@@ -12,6 +13,7 @@
 #include "cli/output/output.h"
 #include "cli/output/progress.h"
 #include "cli/output/table.h"
+#include "cli/report/data.h"
 #include "peft/error.h"
 #include "peft/verbs.h"
 
@@ -19,7 +21,11 @@ namespace peft::cli {
 namespace {
 
 // What a site is of its layer: "q_proj", "gate+up".
-std::string part_of(const std::string& site) { return site.substr(site.rfind('.') + 1); }
+std::string part_of(const LowRankSite& site) {
+  std::string part = place_of(site.sites.front()).part;
+  for (const Site& further : std::span(site.sites).subspan(1)) part += "+" + std::string(name(further.projection));
+  return part;
+}
 
 struct Row {
   std::string part;
@@ -30,7 +36,7 @@ struct Row {
 std::vector<Row> rows_of(const LowRankResult& result) {
   std::vector<Row> rows;
   for (const LowRankSite& site : result.sites) {
-    const std::string part = part_of(site.site);
+    const std::string part = part_of(site);
     auto at = std::find_if(rows.begin(), rows.end(), [&](const Row& row) { return row.part == part; });
     if (at == rows.end()) at = rows.insert(rows.end(), {part, 0, site.rank, site.rank, 0, 0});
     ++at->count;
@@ -50,7 +56,7 @@ Json to_json(const LowRankResult& result, Json json) {
   Json sites = Json::array();
   for (const LowRankSite& site : result.sites) {
     sites.push_back(
-        {{"site", site.site}, {"rank", site.rank}, {"norm", number(site.norm)}, {"relative", number(site.relative)}});
+        {{"site", site.name}, {"rank", site.rank}, {"norm", number(site.norm)}, {"relative", number(site.relative)}});
   }
   json["sites"] = std::move(sites);
   json["worst"] = number(result.worst);

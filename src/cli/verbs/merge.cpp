@@ -30,9 +30,9 @@ Json parts_json(const MergePlan& merge, const ExecuteReport* report) {
   Json list = Json::array();
   for (const MergedPart& part : merge.parts) {
     const PlannedTensor& tensor = merge.plan.files[part.file].tensors[part.tensor];
-    Json json = {{"tensor", tensor.name},   {"file", merge.plan.files[part.file].name},
-                 {"site", part.site},       {"rule", part.rule},
-                 {"adapter", part.adapter}, {"use_dora", part.dora}};
+    Json json = {{"tensor", tensor.name},       {"file", merge.plan.files[part.file].name},
+                 {"site", describe(part.site)}, {"rule", name(part.rule)},
+                 {"adapter", part.adapter},     {"use_dora", part.dora}};
     if (part.update >= 0) {
       json["r"] = part.rank;
       json["scaling"] = number(part.scale);
@@ -147,11 +147,11 @@ void print_dry_run(const MergePlan& merge) {
   for (const MergedPart& part : merge.parts) {
     if (shown++ == kShown) break;
     const std::string& tensor = merge.plan.files[part.file].tensors[part.tensor].name;
-    const std::string how = part.update < 0 ? part.rule
-                                            : fmt::format("{}{}, rank {}, scale {:.6g}", part.rule,
+    const std::string how = part.update < 0 ? std::string(name(part.rule))
+                                            : fmt::format("{}{}, rank {}, scale {:.6g}", name(part.rule),
                                                           part.dora ? " DoRA" : "", part.rank, part.scale);
-    write_out(fmt::format("  {}  <-  {} of adapter {} ({})\n", printable(tensor, 200), printable(part.site, 200),
-                          part.adapter + 1, how));
+    write_out(fmt::format("  {}  <-  {} of adapter {} ({})\n", printable(tensor, 200),
+                          printable(describe(part.site), 200), part.adapter + 1, how));
   }
   if (merge.parts.size() > kShown)
     write_out(fmt::format("  ... and {} more (--json lists all)\n", merge.parts.size() - kShown));

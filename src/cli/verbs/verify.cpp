@@ -29,7 +29,7 @@ Json to_json(const VerifyReport& report) {
   Json differences = Json::array();
   for (const auto& difference : report.differences) {
     differences.push_back(
-        {{"site", difference.site}, {"what", difference.what}, {"relative", number(difference.relative)}});
+        {{"site", difference.name}, {"what", difference.what}, {"relative", number(difference.relative)}});
   }
   return {{"same", report.same},
           {"exactness", report.same ? Json(name(report.exactness)) : Json(nullptr)},
@@ -65,7 +65,7 @@ void print(const VerifyReport& report) {
     Table table({{"relative", Align::right}, {"where"}, {"what"}});
     const std::size_t shown = std::min(report.differences.size(), kShown);
     for (const auto& row : std::span(report.differences).first(shown)) {
-      table.add({row.relative == 0 ? "" : fmt::format("{:.3g}", row.relative), row.site, row.what});
+      table.add({row.relative == 0 ? "" : fmt::format("{:.3g}", row.relative), row.name, row.what});
     }
     write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
   }
@@ -77,7 +77,7 @@ Json to_json(const VerifyMergedReport& report) {
   Json differences = Json::array();
   for (const auto& difference : report.differences) {
     differences.push_back({{"tensor", difference.tensor},
-                           {"kind", difference.kind},
+                           {"kind", name(difference.kind)},
                            {"what", difference.what},
                            {"factor", number(difference.factor)},
                            {"relative", number(difference.relative)},
@@ -139,8 +139,9 @@ void print(const VerifyMergedReport& report) {
     Table table({{"tensor"}, {"relative", Align::right}, {"what"}});
     const std::size_t shown = std::min(report.differences.size(), kShown);
     for (const auto& row : std::span(report.differences).first(shown)) {
+      const bool is_named = row.kind == MergedDifference::Kind::missing || row.kind == MergedDifference::Kind::extra;
       table.add({row.tensor, row.relative == 0 ? "" : fmt::format("{:.3g}", row.relative),
-                 row.kind == "missing" || row.kind == "extra" ? row.kind + ": " + row.what : row.what});
+                 is_named ? fmt::format("{}: {}", name(row.kind), row.what) : row.what});
     }
     write_out(table.render(2, static_cast<std::size_t>(terminal_width())));
   }

@@ -57,14 +57,22 @@ std::string describe_step(const ExpertsForm::Fused& parameter, const Stack& stac
   return fmt::format("{} of {} experts, rank {} ({})", parameter.name, stack.experts, ranks, name(exactness));
 }
 
+// What all pairs of a file get; absent: each keeps its own.
+struct Evenness {
+  std::optional<std::int64_t> rank;
+  std::optional<double> scale;
+};
+
 // Names, dtypes, and the record of what was done.
 class Encoder {
  public:
-  Encoder(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options)
+  Encoder(const Factors& factors, const Model& model, const TensorFile* file, const EncodeOptions& options,
+          const Evenness& even = {})
       : factors_(factors),
         model_(model),
         file_(file),
         options_(options),
+        even_(even),
         generation_(generation_of(options.to, model)) {
     for (const Experts& experts : model.experts) {
       experts_.emplace(experts_module(experts), &experts);
@@ -100,10 +108,13 @@ class Encoder {
   void add_matrix(std::string name, const View& view);  // a view as a tensor of its own
   std::int32_t column_group_of(const View& view);
   void add_whole(std::string name, const View& view);  // the tensor the view is of, in its own shape
-  // The pair of a factor that is one matrix.
-  void add_matrix_pair(const Factor& factor, const std::string& key, bool embedding);
-  std::int64_t rank_of(const Factor& factor) const { return options_.even ? options_.even->rank : factor.rank; }
-  double scale_of(const Factor& factor) const { return options_.even ? options_.even->scale : factor.scale; }
+  // The pair of a module, and of one expert's projection.
+  void add_dense_pair(const Factor& factor, const std::string& key);
+  void add_expert_pair(const Factor& factor, const std::string& key);
+  // The pair with the rank and the scale of all. False: it has them already.
+  bool add_evened_pair(const Factor& factor, const std::string& a, const std::string& b);
+  std::int64_t rank_of(const Factor& factor) const { return even_.rank.value_or(factor.rank); }
+  double scale_of(const Factor& factor) const { return even_.scale.value_or(factor.scale); }
   void add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes);
   void add_target(std::string name, bool parameter, std::int64_t rank, double scale) {
     result_.targets.push_back({std::move(name), parameter, rank, scale});
@@ -116,6 +127,7 @@ class Encoder {
   const Model& model_;
   const TensorFile* file_;
   const EncodeOptions& options_;
+  const Evenness even_;
   Generation generation_;
   std::unordered_map<std::string, const Experts*> experts_;
   std::unordered_map<std::string, std::int64_t> counts_;
@@ -205,23 +217,36 @@ void Encoder::add_whole(std::string name, const View& view) {
   add_tensor(copy_of(info, view.tensor, std::move(name), options_.dtype.value_or(info.dtype)), std::array{info.dtype});
 }
 
-void Encoder::add_matrix_pair(const Factor& factor, const std::string& key, bool embedding) {
+void Encoder::add_dense_pair(const Factor& factor, const std::string& key) {
+  const bool embedding = factor.kind == FactorKind::embedding;
   const std::string a = key + (embedding ? ".lora_embedding_A" : ".lora_A.weight"),
                     b = key + (embedding ? ".lora_embedding_B" : ".lora_B.weight");
+  if (add_evened_pair(factor, a, b)) return;
+  add_whole(a, factor.a);
+  add_whole(b, factor.b);
+}
+
+void Encoder::add_expert_pair(const Factor& factor, const std::string& key) {
+  const std::string a = key + ".lora_A.weight", b = key + ".lora_B.weight";
+  if (add_evened_pair(factor, a, b)) return;
+  add_matrix(a, factor.a);
+  add_matrix(b, factor.b);
+}
+
+bool Encoder::add_evened_pair(const Factor& factor, const std::string& a, const std::string& b) {
   const std::int64_t rank = rank_of(factor);
   const double gain = folded_gain(factor, scale_of(factor));
-  if (rank == factor.rank && gain == 1) {
-    add_whole(a, factor.a);
-    return add_whole(b, factor.b);
-  }
-  if (file_->tensors()[factor.a.tensor].shape.size() > 2)
-    no_form(describe(factor.site), "the rank of a convolution's pair cannot be padded", "keep the layout of the file");
+  if (rank == factor.rank && gain == 1) return false;
+  if (rank != factor.rank && file_->tensors()[factor.a.tensor].shape.size() > 2)
+    no_form(describe(factor.site), "the rank of a convolution's pair cannot be padded",
+            "peft resize --rank makes the ranks equal");
   const Dtype of_a = dtype_of(factor.a), of_b = dtype_of(factor.b);
   add_tensor({a, options_.dtype.value_or(of_a), {rank, factor.in}, rank, factor.in, {{0, 0, 1, factor.a, 1.0}}},
              std::array{of_a});
   add_tensor({b, options_.dtype.value_or(of_b), {factor.out, rank}, factor.out, rank, {{0, 0, 1, factor.b, gain}}},
              std::array{of_b});
   note(std::max(Exactness::value_exact, exactness_of_gain(gain)));
+  return true;
 }
 
 void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dtypes) {
@@ -233,7 +258,7 @@ void Encoder::add_tensor(PlannedTensor tensor, std::span<const Dtype> source_dty
 void Encoder::dense(const Factor& factor) {
   const std::string name = dense_name(factor.site.module);
   const std::string key = std::string(kPrefix) + name;
-  add_matrix_pair(factor, key, factor.kind == FactorKind::embedding);
+  add_dense_pair(factor, key);
   // Routers of transformers 5 own their weight, so LoRA is on the parameter. Some derive from nn.Linear, but fail when
   // they are wrapped as one (phimoe); the name of their class shows that they are routers. Where only a config is
   // converted, the module stays the target, as in the golden migrations.
@@ -289,9 +314,8 @@ void Encoder::per_expert(const Experts& experts, Group group) {
     }
     const std::string name =
         model::expert_module(model_, experts, options_.spelling, factor.site.expert, factor.site.projection);
-    add_matrix(std::string(kPrefix) + name + ".lora_A.weight", factor.a);
-    add_matrix(std::string(kPrefix) + name + ".lora_B.weight", factor.b);
-    add_target(name, false, factor.rank, factor.scale);
+    add_expert_pair(factor, std::string(kPrefix) + name);
+    add_target(name, false, rank_of(factor), scale_of(factor));
   }
   step(fmt::format("layer of experts as one pair per expert and projection (bit-exact)"));
   if (options_.all_projections) add_missing(experts, group);
@@ -323,9 +347,9 @@ void Encoder::add_missing(const Experts& experts, Group group) {
     for (const Projection projection : {Projection::gate, Projection::up, Projection::down}) {
       const std::string name = model::expert_module(model_, experts, options_.spelling, e, projection);
       if (name.empty() || present.contains({e, projection})) continue;
-      add_zeros(std::string(kPrefix) + name, first.rank, widths_of(first, projection), Orientation::natural,
+      add_zeros(std::string(kPrefix) + name, rank_of(first), widths_of(first, projection), Orientation::natural,
                 options_.dtype.value_or(dtype_of(first.a)));
-      add_target(name, false, first.rank, first.scale);
+      add_target(name, false, rank_of(first), scale_of(first));
       ++added;
     }
   }
@@ -355,7 +379,7 @@ std::int64_t Encoder::count_experts(const Experts& experts, Group group) const {
 // Ranks, widths and the one scale of a fused pair.
 void Encoder::measure(Stack& stack) const {
   const auto factors = all_of(stack);
-  stack.scale = options_.even ? options_.even->scale : common_scale(factors);
+  stack.scale = even_.scale ? *even_.scale : common_scale(factors);
   stack.shared_a = !options_.block_diagonal && shares_a(file_, stack);
   const Factor& first = *factors.front();
   stack.dims.in = first.in;
@@ -373,7 +397,7 @@ void Encoder::measure(Stack& stack) const {
     stack.dims.out += first.out;
     stack.rank = stack.shared_a ? std::max(stack.rank, rank) : stack.rank + rank;
   }
-  if (options_.even) stack.rank = options_.even->rank;
+  if (even_.rank) stack.rank = *even_.rank;
 }
 
 void Encoder::add_stack(const std::string& key, const ExpertsForm::Fused& parameter, Stack& stack) {
@@ -416,7 +440,7 @@ std::size_t Encoder::fused_parameter(const std::string& module, const std::strin
       return f.site.expert < 0 && f.site.parameter == parameter.name;
     });
     if (matrix == group.end()) return 0;
-    add_matrix_pair(*matrix, key, false);
+    add_dense_pair(*matrix, key);
     add_target(name, true, rank_of(*matrix), scale_of(*matrix));
     return 1;
   }
@@ -454,6 +478,30 @@ void Encoder::fused(const Experts& experts, Group group) {
   }
 }
 
+// Gives all pairs one rank or one scale, as asked. Which ones these are shows when every pair is encoded.
+Encoded encode_evenly(const Factors& factors, const Model& model, const TensorFile* file,
+                      const EncodeOptions& options) {
+  Encoded encoded = Encoder(factors, model, file, options).run();
+  if (encoded.targets.empty() || !(options.one_rank || options.one_scale)) return encoded;
+  Evenness even;
+  if (options.one_rank) even.rank = std::ranges::max(encoded.targets, {}, &TargetEntry::rank).rank;
+  if (options.one_scale) even.scale = common_scale(encoded.targets);
+  std::size_t padded = 0, folded = 0;
+  for (const TargetEntry& target : encoded.targets) {
+    padded += target.rank != even.rank.value_or(target.rank) ? 1 : 0;
+    folded += target.scale != even.scale.value_or(target.scale) ? 1 : 0;
+  }
+  if (padded + folded == 0) return encoded;
+  encoded = Encoder(factors, model, file, options, even).run();
+  encoded.evened = true;
+  const auto step = [&](std::size_t count, std::string what) {
+    if (count != 0) encoded.steps.push_back(fmt::format("{} {}: {}", count, count == 1 ? "target" : "targets", what));
+  };
+  if (padded != 0) step(padded, fmt::format("padded with zeros to rank {}", *even.rank));
+  if (folded != 0) step(folded, fmt::format("scale folded into lora_B, the scale of all is {}", *even.scale));
+  return encoded;
+}
+
 // NeMo Automodel has one rank and one scale a file.
 Encoded encode_nemo(const Factors& factors, const Model& model, const TensorFile* file, EncodeOptions options) {
   for (const Extra& extra : factors.extras) {
@@ -463,20 +511,8 @@ Encoded encode_nemo(const Factors& factors, const Model& model, const TensorFile
                                       .expected = "LoRA pairs, and magnitudes of DoRA",
                                       .hint = "merge the adapter into the base model"});
   }
-  Encoded encoded = Encoder(factors, model, file, options).run();
-  if (encoded.targets.empty()) return encoded;
-  EncodeOptions::Evenness even;
-  for (const TargetEntry& target : encoded.targets) even.rank = std::max(even.rank, target.rank);
-  even.scale = common_scale(encoded.targets);
-  const bool is_even = std::ranges::all_of(encoded.targets, [&](const TargetEntry& target) {
-    return target.rank == even.rank && target.scale == even.scale;
-  });
-  if (is_even) return encoded;
-  options.even = even;
-  Encoded padded = Encoder(factors, model, file, options).run();
-  padded.steps.push_back(fmt::format("one rank {} (padded with zeros) and one scale {} (folded into lora_B) for all",
-                                     even.rank, even.scale));
-  return padded;
+  options.one_rank = options.one_scale = true;
+  return encode_evenly(factors, model, file, options);
 }
 
 }  // namespace
@@ -496,7 +532,7 @@ Encoded encode(const Factors& factors, const Model& model, const TensorFile* fil
     case Layout::mlx:
       return encode_mlx(factors, model, file, options);
     default:
-      return Encoder(factors, model, file, options).run();
+      return encode_evenly(factors, model, file, options);
   }
 }
 

@@ -29,12 +29,9 @@ struct EncodeOptions {
   // For engines that are stricter than PEFT:
   bool all_projections = false;  // gate, up or down of experts that have no LoRA: pairs of zeros
   std::string spelling = {};     // single experts by another program's names: "spellings" of the family table
-  // One rank and one scale for all pairs: ranks are padded with zeros, other scales folded into B.
-  struct Evenness {
-    std::int64_t rank = 0;
-    double scale = 1;
-  };
-  std::optional<Evenness> even{};
+  // One rank and one scale for all pairs of the file: ranks are padded with zeros, other scales folded into B. Layouts
+  // whose config has one of each (nemo, tinker, mlx, ...) do so without being asked.
+  bool one_rank = false, one_scale = false;
 };
 
 // What the config of a file with one rank and one scale says.
@@ -51,6 +48,7 @@ struct Encoded {
   std::vector<std::string> saved_modules;             // modules carried whole, in the target's spelling
   std::shared_ptr<const gguf::TypedMetadata> gguf{};  // of gguf: the keys of the file
   std::optional<Uniform> uniform;                     // of tinker and mlx
+  bool evened = false;                                // one_rank or one_scale changed something
   Exactness exactness = Exactness::bit_exact;
   std::vector<std::string> steps, warnings;
 };

@@ -97,7 +97,7 @@ cli::LayerCells learnt_norms(const std::string& adapter, const std::string& base
   const Input input = load(adapter, options);
   cli::LayerCells squares;
   for (const Factor& factor : input.reading.factors.factors) {
-    const cli::SitePlace place = cli::place_of(describe(factor.site));
+    const cli::SitePlace place = cli::place_of(factor.site);
     squares[place.layer][factor.site.expert >= 0 ? "experts." + place.part : place.part] +=
         squared_norm(*input.adapter.weights, factor);
   }

@@ -69,13 +69,8 @@ EngineConversion plan_convert_for(const Input& input, const ConvertOptions& opti
         fmt::format("rank {}, and the largest it can be started with is {}", suited.rank, chosen.engine->ranks.back()),
         fmt::format("peft resize --rank {}", chosen.engine->ranks.back()));
   }
-  EngineConversion result{std::move(suited.plan),
-                          chosen.engine->name,
-                          fit.profile->version,
-                          fit.profile->mode,
-                          std::string(info(*fit.layout).name),
-                          form.why,
-                          {}};
+  EngineConversion result{
+      std::move(suited.plan), chosen.engine->name, fit.profile->version, fit.profile->mode, *fit.layout, form.why, {}};
   result.run = engines::run_lines(*chosen.engine, form, options.input.base, out, suited.rank);
   if (const engines::Judgement* unknown = fit.answer.decisive()) {
     result.plan.warnings.push_back(fmt::format("{}: not known whether {} reads this right: {}",

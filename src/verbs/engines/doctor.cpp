@@ -89,9 +89,9 @@ std::vector<std::string> how_to_run(const std::string& path, const Input& input,
 
 DoctorReport::Part report_of(const engines::Engine& engine, const engines::Judgement& judgement) {
   DoctorReport::Part part;
-  part.part = info(judgement.part).text;
+  part.part = judgement.part;
   part.modules = judgement.count.modules, part.rank = judgement.count.rank, part.example = judgement.count.example;
-  part.verdict = name(judgement.verdict), part.why = judgement.why;
+  part.verdict = judgement.verdict, part.why = judgement.why;
   if (judgement.rule == nullptr) return part;
   part.message = judgement.rule->message;
   part.shown_by = judgement.rule->shown_by, part.measured = is_measured(engine, judgement);
@@ -106,15 +106,13 @@ DoctorReport::Engine report_of(std::string path, const Input& input, const Docto
                               answer.profile->version,
                               answer.profile->mode,
                               answer.profile->title,
-                              std::string(name(answer.outcome)),
-                              {},
-                              {},
+                              answer.outcome,
+                              is_measured(answer),
                               {},
                               {},
                               {}};
-  engine.right = answer.outcome == Outcome::right, engine.measured = is_measured(answer);
   for (const engines::Judgement& judgement : answer.parts) engine.parts.push_back(report_of(*chosen.engine, judgement));
-  if (engine.right)
+  if (engine.right())
     engine.run = how_to_run(path, input, options, chosen, facts, answer);
   else
     engine.mend = mend(path, input, options, chosen, facts, answer);
@@ -134,14 +132,10 @@ DoctorReport doctor(const std::string& path, const DoctorOptions& options) {
   input_options.read.verb = Verb::inspect;
   const Input input = load(path, input_options);
   const engines::AdapterFacts facts = engines::facts_of(input.adapter, input.model, input.reading);
-  DoctorReport report{path,
-                      input.reading.has_experts ? std::string(info(input.reading.layout).name) : "dense",
-                      input.model.model_type,
-                      {},
-                      true};
+  DoctorReport report{path, input.model.model_type, input.reading.layout, input.reading.has_experts, {}, true};
   for (const engines::Chosen& chosen : asked) {
     report.engines.push_back(report_of(path, input, options, chosen, facts));
-    report.all_right = report.all_right && report.engines.back().right;
+    report.all_right = report.all_right && report.engines.back().right();
   }
   return report;
 }

@@ -283,8 +283,7 @@ std::vector<InspectReport::Consumer> consumers_of(const engines::AdapterFacts& f
       if (!profile.shown) continue;
       const engines::Answer answer = engines::judge(engine, profile, facts);
       const engines::Judgement* decisive = answer.decisive();
-      consumers.push_back(
-          {profile.title, std::string(name(answer.outcome)), decisive == nullptr ? std::string() : decisive->why});
+      consumers.push_back({profile.title, answer.outcome, decisive == nullptr ? std::string() : decisive->why});
     }
   }
   return consumers;
@@ -372,8 +371,8 @@ void check_config(const Input& input, InspectReport& report) {
 
 void fill_decoded(const Input& input, InspectReport& report) {
   const Reading& reading = input.reading;
-  report.layout =
-      reading.has_experts ? std::string(info(reading.layout).name) : "dense (no experts; the same in every layout)";
+  report.layout = reading.layout;
+  report.has_experts = reading.has_experts;
   // The config of a trainer has keys of PEFT's, and no version.
   const bool is_of_program = !layout::is_peft(reading.layout) || reading.layout == Layout::nemo;
   if (is_of_program) report.producer = info(reading.layout).written_by;
@@ -401,9 +400,8 @@ void fill_decoded(const Input& input, InspectReport& report) {
         reversed =
             layout::parse_key(input.adapter.weights->tensors()[factor.a.tensor].name).kind == layout::KeyKind::lora_b;
     }
-    report.orientation = reversed ? "reversed: lora_A has the output width" : "natural: lora_A has the input width";
-    report.b_packing = reading.layout == Layout::unsloth_grouped ? "grouped by expert: column e * r + k"
-                                                                 : "rank-major: column k * E + e";
+    report.orientation = reversed ? Orientation::reversed : Orientation::natural;
+    report.b_packing = reading.layout == Layout::unsloth_grouped ? BPacking::grouped_by_expert : BPacking::rank_major;
   }
   report.ranks = verbs::describe_ranks(input);
   for (auto& sentence : verbs::value_anomalies(input.adapter, reading.factors))

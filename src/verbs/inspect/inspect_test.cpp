@@ -44,7 +44,8 @@ TEST(Inspect, every_tensor_is_in_one_row) {
   for (const auto& row : report.tensors) count += row.count;
   EXPECT_EQ(count, report.num_tensors);
   EXPECT_GT(report.num_tensors, 0);
-  EXPECT_EQ(report.layout, "peft-per-expert");
+  EXPECT_EQ(report.layout, Layout::peft_per_expert);
+  EXPECT_TRUE(report.has_experts);
   EXPECT_EQ(report.num_experts, 12);
   EXPECT_TRUE(report.error.empty());
   for (const auto& row : report.ranks) EXPECT_EQ(row.rank, 3) << row.site;

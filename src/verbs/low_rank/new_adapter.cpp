@@ -210,14 +210,14 @@ void record(LowRankResult& result, const MatrixGroup& group, std::int64_t rank, 
     result.left_out.push_back(group.name());
     return;
   }
-  result.sites.push_back({group.name(), rank, norm, norm == 0 ? 0 : error / norm});
+  result.sites.push_back({group.sites, group.name(), rank, norm, norm == 0 ? 0 : error / norm});
 }
 
 void summarise(LowRankResult& result) {
   for (const LowRankSite& site : result.sites) {
     if (site.relative > result.worst || result.where.empty()) {
       result.worst = site.relative;
-      result.where = site.site;
+      result.where = site.name;
     }
     result.mean += site.relative / static_cast<double>(result.sites.size());
   }

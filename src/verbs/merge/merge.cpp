@@ -113,7 +113,7 @@ void describe_steps(const OutTensors& tensors, const std::vector<MergeAdapter>& 
     merge.changed += tensor.parts.empty() ? 0 : 1;
     merge.copied += tensor.parts.empty() ? 1 : 0;
     merge.dequantized += tensor.dequantized ? 1 : 0;
-    for (const MergedPart& part : tensor.parts) ++rules[part.rule + (part.dora ? " (DoRA)" : "")];
+    for (const MergedPart& part : tensor.parts) ++rules[std::string(name(part.rule)) + (part.dora ? " (DoRA)" : "")];
   }
   auto& steps = merge.plan.steps;
   for (std::size_t i = 0; i < adapters.size(); ++i) {
@@ -343,6 +343,12 @@ MergePlan plan_merge(const MergeOptions& given) {
   if (options.out_q8_0)
     throw Error(ErrorCode::USAGE, {.problem = "--out-dtype Q8_0 is for a base in GGUF", .got = options.base});
   return plan_checkpoint(options);
+}
+
+std::string_view name(MergeRule rule) {
+  constexpr std::string_view kNames[] = {"linear", "expert", "parameter",  "embedding", "conv1d",
+                                         "bias",   "saved",  "bias saved", "tokens"};
+  return kNames[static_cast<std::size_t>(rule)];
 }
 
 std::string_view name(MergeMode mode) {

@@ -55,10 +55,10 @@ class Updates {
     view.source = adapter_->source;
     return view;
   }
-  MergedPart part_of(const Site& site, std::string rule) const {
+  MergedPart part_of(const Site& site, MergeRule rule) const {
     MergedPart part;
-    part.site = describe(site);
-    part.rule = std::move(rule);
+    part.site = site;
+    part.rule = rule;
     part.adapter = number_;
     return part;
   }
@@ -77,23 +77,23 @@ class Updates {
     return found;
   }
 
-  std::string rule_of(const Factor& factor) const {
-    if (factor.kind == FactorKind::embedding) return "embedding";
-    if (factor.site.expert >= 0) return factor.site.parameter.empty() ? "expert" : "parameter";
-    if (!factor.site.parameter.empty()) return "parameter";
+  MergeRule rule_of(const Factor& factor) const {
+    if (factor.kind == FactorKind::embedding) return MergeRule::embedding;
+    if (factor.site.expert >= 0) return factor.site.parameter.empty() ? MergeRule::expert : MergeRule::parameter;
+    if (!factor.site.parameter.empty()) return MergeRule::parameter;
     const auto kind = base_.model().kind(Generation::v5, factor.site.module);
-    if (kind == ModuleKind::conv1d) return "conv1d";
+    if (kind == ModuleKind::conv1d) return MergeRule::conv1d;
     // A router of transformers 5 owns its weight, so PEFT wraps the parameter.
     const bool fused = adapter_->reading.layout != Layout::peft_per_expert;
-    return kind == ModuleKind::other && fused ? "parameter" : "linear";
+    return kind == ModuleKind::other && fused ? MergeRule::parameter : MergeRule::linear;
   }
 
   // Whether merge_and_unload() rounds the delta before it adds it: always for parameters and embeddings, else only with
   // safe_merge.
-  bool rounds_delta(const std::string& rule, bool own_tensor) const {
-    if (rule == "embedding" || rule == "parameter") return true;
+  bool rounds_delta(MergeRule rule, bool own_tensor) const {
+    if (rule == MergeRule::embedding || rule == MergeRule::parameter) return true;
     const bool wraps_parameter =
-        rule == "expert" && !(own_tensor && adapter_->reading.layout == Layout::peft_per_expert);
+        rule == MergeRule::expert && !(own_tensor && adapter_->reading.layout == Layout::peft_per_expert);
     return wraps_parameter || base_.options().mode == MergeMode::peft_safe;
   }
 
@@ -158,7 +158,7 @@ class Updates {
     update.a = View{adapter_->source, extra.tensor, 0, 1, count, count, 1};
     update.scale = factor->second->scale * adapter_->weight;
     update.adapter = number_;
-    MergedPart part = part_of(extra.site, "bias");
+    MergedPart part = part_of(extra.site, MergeRule::bias);
     part.rank = 1;
     part.scale = update.scale;
     tensors_.add(target.tensor, std::move(update), std::move(part));
@@ -182,7 +182,7 @@ class Updates {
     if (at == heads_.end())
       at = heads_.emplace(name, tensors_.add_new(info_of(extra.tensor), adapter_->source, extra.tensor, name)).first;
     claim(at->second, -1, extra);
-    tensors_.note(at->second, part_of(extra.site, "saved"));
+    tensors_.note(at->second, part_of(extra.site, MergeRule::saved));
   }
 
   void replace(const Extra& extra) {
@@ -210,8 +210,9 @@ class Updates {
     }
     claim(target.tensor, -1, extra);
     const View source{adapter_->source, extra.tensor, 0, out.planned.rows, out.planned.cols, out.planned.cols, 1};
-    tensors_.replace(target.tensor, source, below,
-                     part_of(extra.site, extra.kind == ExtraKind::base_bias ? "bias saved" : "saved"));
+    tensors_.replace(
+        target.tensor, source, below,
+        part_of(extra.site, extra.kind == ExtraKind::base_bias ? MergeRule::bias_saved : MergeRule::saved));
   }
 
   const std::vector<std::int64_t>& token_ids(const Extra& extra) const {
@@ -267,8 +268,8 @@ class Updates {
       tensors_.replace_row(target.tensor, ids[i], row);
       if (twin) tensors_.replace_row(*twin, ids[i], row);
     }
-    tensors_.note(target.tensor, part_of(extra.site, "tokens"));
-    if (twin) tensors_.note(*twin, part_of(extra.site, "tokens"));
+    tensors_.note(target.tensor, part_of(extra.site, MergeRule::tokens));
+    if (twin) tensors_.note(*twin, part_of(extra.site, MergeRule::tokens));
   }
 
   const Base& base_;

@@ -49,8 +49,8 @@ TEST(Compare, SwappedExpertsAreFoundAndNamed) {
   EXPECT_EQ(report.identical, 3);
   ASSERT_EQ(report.num_differences, 2);
   for (const VerifyDifference& difference : report.differences) {
-    const int other = difference.site == describe(expert_site(1, Projection::down)) ? 3 : 1;
-    EXPECT_EQ(difference.site, describe(expert_site(4 - other, Projection::down)));
+    const int other = difference.name == describe(expert_site(1, Projection::down)) ? 3 : 1;
+    EXPECT_EQ(difference.name, describe(expert_site(4 - other, Projection::down)));
     EXPECT_NE(difference.what.find("has at " + describe(expert_site(other, Projection::down))), std::string::npos);
     EXPECT_GT(difference.relative, 0.5);
   }
@@ -245,7 +245,7 @@ TEST(Compare, EveryFlippedBitIsFoundAndNamed) {
       EXPECT_FALSE(report.same) << bit;
       EXPECT_EQ(report.identical, 1);
       ASSERT_EQ(report.differences.size(), 1U);
-      EXPECT_EQ(report.differences[0].site, describe(other));
+      EXPECT_EQ(report.differences[0].name, describe(other));
       EXPECT_NE(report.differences[0].what.find("lora_B[2, 1] is "), std::string::npos) << report.differences[0].what;
       EXPECT_NE(report.differences[0].what.find("(1 of 64 elements differ)"), std::string::npos);
       EXPECT_GT(report.largest_relative, 0);
@@ -296,7 +296,7 @@ TEST(Compare, AFactorThatOneSideLacksMustBeZero) {
   const VerifyReport differs = verify_pair(x, nonzero);
   EXPECT_FALSE(differs.same);
   ASSERT_EQ(differs.differences.size(), 1U);
-  EXPECT_EQ(differs.differences[0].site, describe(expert_site(2, Projection::up)));
+  EXPECT_EQ(differs.differences[0].name, describe(expert_site(2, Projection::up)));
   EXPECT_EQ(differs.differences[0].what, "only in the second adapter");
   EXPECT_EQ(differs.differences[0].relative, 1);
   EXPECT_EQ(verify_pair(nonzero, x).differences[0].what.find("only in the first adapter"), 0U);

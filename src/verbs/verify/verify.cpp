@@ -229,7 +229,8 @@ class Summary {
  public:
   explicit Summary(bool tolerance_rounded) : limit_(tolerance_rounded ? Exactness::rounded : Exactness::value_exact) {}
 
-  void add(std::string site, const Verdict& verdict, const FactorPair& pair) {
+  // `of`: what was compared; its text and number are taken from the verdict.
+  void add(VerifyDifference of, const Verdict& verdict, const FactorPair& pair) {
     ++report_.compared;
     ++counts_[static_cast<std::size_t>(verdict.exactness)];
     report_.exactness = std::max(report_.exactness, verdict.exactness);
@@ -237,10 +238,11 @@ class Summary {
     if (alone && verdict.exactness == Exactness::value_exact) ++zero_alone_;
     if (verdict.relative > report_.largest_relative) {
       report_.largest_relative = verdict.relative;
-      report_.where = site;
+      report_.where = of.name;
     }
-    if (verdict.bound > 0 && verdict.exactness == Exactness::rounded) note_basis(site, verdict);
-    if (verdict.exactness > limit_) found_.push_back({{std::move(site), verdict.what, verdict.relative}, pair});
+    if (verdict.bound > 0 && verdict.exactness == Exactness::rounded) note_basis(of.name, verdict);
+    of.what = verdict.what, of.relative = verdict.relative;
+    if (verdict.exactness > limit_) found_.push_back({std::move(of), pair});
   }
 
   VerifyReport finish(const Input& a, const Input& b) {
@@ -322,18 +324,21 @@ VerifyReport compare(const Input& a, const Input& b, const VerifyOptions& option
   file_a.check_unchanged();
   file_b.check_unchanged();
 
+  using Kind = VerifyDifference::Kind;
   Summary summary(options.tolerance_rounded);
   for (const Job& job : jobs) {
     for (std::size_t i = 0; i < job.factors.size(); ++i) {
       const FactorPair& pair = job.factors[i];
-      summary.add(describe((pair.x != nullptr ? pair.x : pair.y)->site), job.verdicts[i], pair);
+      const Site& site = (pair.x != nullptr ? pair.x : pair.y)->site;
+      summary.add({Kind::update, site, describe(site), {}, 0}, job.verdicts[i], pair);
     }
     if (const Extra* extra = job.extra.x != nullptr ? job.extra.x : job.extra.y; extra != nullptr) {
-      summary.add(describe(extra->site) + "." + extra->suffix, job.verdicts.front(), {});
+      summary.add({Kind::tensor, extra->site, describe(extra->site) + "." + extra->suffix, {}, 0}, job.verdicts.front(),
+                  {});
     }
   }
   for (auto& [key, what] : compare_configs(a.adapter.config, b.adapter.config)) {
-    summary.add(std::move(key), {Exactness::lossy, 1, std::move(what)}, {});
+    summary.add({Kind::config, {}, std::move(key), {}, 0}, {Exactness::lossy, 1, std::move(what)}, {});
   }
   return summary.finish(a, b);
 }

@@ -29,7 +29,7 @@ TEST(Compare, ListsTheWorstFiftyAndCountsAll) {
   EXPECT_EQ(report.where, describe(expert_site(59, Projection::up)));
   for (int i = 0; i < 50; ++i) {
     const double factor = (59 - i) / 64.0;
-    EXPECT_EQ(report.differences[i].site, describe(expert_site(59 - i, Projection::up)));
+    EXPECT_EQ(report.differences[i].name, describe(expert_site(59 - i, Projection::up)));
     EXPECT_NEAR(report.differences[i].relative, factor / (1 + factor), 1e-12);
   }
 }
@@ -80,7 +80,7 @@ TEST(Compare, ExtrasAreComparedByKindSiteAndSuffix) {
     EXPECT_FALSE(report.same);
     EXPECT_EQ(report.identical, 1);
     ASSERT_EQ(report.differences.size(), 1U);
-    EXPECT_EQ(report.differences[0].site, describe(kDense) + ".lora_magnitude_vector");
+    EXPECT_EQ(report.differences[0].name, describe(kDense) + ".lora_magnitude_vector");
   }
   EXPECT_NEAR(verify_pair(x, finer).largest_relative, 0.001 / std::sqrt(1 + 4 + 9.006001 + 4.0625 * 4.0625), 1e-7);
   EXPECT_EQ(verify_pair(without, x).differences[0].what, "only in the second adapter");
@@ -102,7 +102,7 @@ TEST(Compare, TheReportDoesNotDependOnTheThreads) {
   const VerifyReport many = verbs::compare(x.input(), y.input(), options);
   ASSERT_EQ(one.differences.size(), 6U);
   for (std::size_t i = 0; i < 6; ++i) {
-    EXPECT_EQ(one.differences[i].site, many.differences[i].site);
+    EXPECT_EQ(one.differences[i].name, many.differences[i].name);
     EXPECT_EQ(one.differences[i].relative, many.differences[i].relative);
   }
 }

@@ -272,12 +272,14 @@ const ExpectedTensor* named(const std::vector<ExpectedTensor>& tensors, const st
   return at == tensors.end() ? nullptr : &*at;
 }
 
+using Kind = MergedDifference::Kind;
+
 constexpr double kClose = 0.03;  // of a factor, or of a residual: what counts as the same
 
 double root_ratio(double x, double y) { return y > 0 ? std::sqrt(std::max(0.0, x) / y) : 0; }
 
 MergedDifference changed(const MatrixSums& sums, MergedDifference difference) {
-  difference.kind = "changed";
+  difference.kind = Kind::changed;
   difference.relative = root_ratio(sums.error, sums.base);
   difference.what = fmt::format("{} of {} elements are not those of the base, and no adapter touches them",
                                 sums.bounds.beyond, sums.elements);
@@ -319,7 +321,7 @@ std::vector<MatrixSums> compare_tensor(const ExpectedTensor& expected, const Mer
   return Comparison(expected, merged, counterpart).run();
 }
 
-std::vector<double> factors_of(const std::string& tensor, const std::string& site, std::span<const MergePlan> alone,
+std::vector<double> factors_of(const std::string& tensor, const Site& site, std::span<const MergePlan> alone,
                                const ExpectedTensor& expected, const MergedModel& merged,
                                const Counterpart& counterpart) {
   const PlannedTensor& planned = expected.planned();
@@ -373,7 +375,8 @@ std::string factor_text(double factor) {
 
 std::optional<MergedDifference> difference_of(const MatrixSums& sums, const std::string& tensor) {
   MergedDifference difference;
-  difference.tensor = sums.site.empty() ? tensor : sums.site;
+  difference.tensor = sums.site ? describe(*sums.site) : tensor;
+  difference.site = sums.site;
   difference.elements = sums.bounds.beyond;
   if (sums.delta == 0) {
     if (sums.bounds.beyond == 0) return std::nullopt;
@@ -387,7 +390,7 @@ std::optional<MergedDifference> difference_of(const MatrixSums& sums, const std:
   difference.factor = factor;
   difference.relative = root_ratio(sums.error, sums.delta);
   if (sums.unchanged == sums.elements) {
-    difference.kind = "not_merged";
+    difference.kind = Kind::not_merged;
     difference.factor = 0;
     difference.what = "not merged: it equals the base";
     return difference;
@@ -395,19 +398,28 @@ std::optional<MergedDifference> difference_of(const MatrixSums& sums, const std:
   const double residual = root_ratio(sums.change - factor * sums.product, sums.delta);
   const double explained = kClose * std::max(1.0, std::abs(factor)) + 2 * root_ratio(sums.noise, sums.delta);
   if (residual > explained) {
-    difference.kind = "different";
+    difference.kind = Kind::different;
     difference.what =
         fmt::format("something else was added: {:.3g} of the delta's norm away from it", difference.relative);
   } else if (std::abs(factor - 1) <= std::max(kClose, blur)) {
-    difference.kind = "different";
+    difference.kind = Kind::different;
     difference.what = fmt::format(
         "{} of {} elements are further from the exact sum than rounding explains, the worst {:.3g} last places",
         sums.bounds.beyond, sums.elements, sums.worst_places);
   } else {
-    difference.kind = std::abs(factor) < std::max(kClose, blur) ? "not_merged" : "scaled";
+    difference.kind = std::abs(factor) < std::max(kClose, blur) ? Kind::not_merged : Kind::scaled;
     difference.what = factor_text(factor);
   }
   return difference;
 }
 
 }  // namespace peft::verbs
+
+namespace peft {
+
+std::string_view name(MergedDifference::Kind kind) {
+  constexpr std::string_view kNames[] = {"not_merged", "scaled", "different", "changed", "missing", "extra"};
+  return kNames[static_cast<std::size_t>(kind)];
+}
+
+}  // namespace peft

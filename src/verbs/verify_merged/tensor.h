@@ -16,15 +16,15 @@ namespace peft::verbs {
 struct ExpectedTensor {
   const MergePlan* merge = nullptr;
   std::size_t file = 0, tensor = 0;
-  std::vector<std::pair<std::string, View>> sites;  // where each matrix with updates lies; every site once
-  bool replaced = false;                            // values of an adapter are put in the place of the base's
+  std::vector<std::pair<Site, View>> sites;  // where each matrix with updates lies; every site once
+  bool replaced = false;                     // values of an adapter are put in the place of the base's
   const PlannedTensor& planned() const { return merge->plan.files[file].tensors[tensor]; }
 };
 std::vector<ExpectedTensor> expected_tensors(const MergePlan& merge);
 
 // Sums over the elements of one matrix. D is merged - base, Delta is expected - base.
 struct MatrixSums {
-  std::string site;
+  std::optional<Site> site;  // absent: elements that no adapter touches
   std::uint64_t elements = 0;
   MergeBounds bounds;
   double base = 0, change = 0, delta = 0, product = 0;  // ||base||^2, ||D||^2, ||Delta||^2, <D, Delta>
@@ -43,7 +43,7 @@ std::optional<MergedDifference> difference_of(const MatrixSums& sums, const std:
 
 // Which multiple of each of several deltas was added to a site; empty where they do not tell. `alone` are plans of one
 // adapter each.
-std::vector<double> factors_of(const std::string& tensor, const std::string& site, std::span<const MergePlan> alone,
+std::vector<double> factors_of(const std::string& tensor, const Site& site, std::span<const MergePlan> alone,
                                const ExpectedTensor& expected, const MergedModel& merged,
                                const Counterpart& counterpart);
 std::string factor_text(double factor);  // "not merged", "merged twice", "merged 0.5 times"

@@ -8,7 +8,7 @@ namespace {
 // A matrix of 100 elements to which `factor` times a delta of norm 1 was added, and an error of norm `residual`.
 MatrixSums sums_of(double factor, double residual = 0) {
   MatrixSums sums;
-  sums.site = "model.layers.0.mlp.down_proj";
+  sums.site = Site{"model.layers.0.mlp.down_proj"};
   sums.elements = 100;
   sums.base = 25;
   sums.delta = 1;
@@ -26,7 +26,7 @@ TEST(MergedTensor, the_expected_sum_is_no_difference) { EXPECT_FALSE(difference_
 TEST(MergedTensor, multiples_of_the_delta_are_named) {
   const auto twice = difference_of(sums_of(2), "w");
   ASSERT_TRUE(twice);
-  EXPECT_EQ(twice->kind, "scaled");
+  EXPECT_EQ(twice->kind, MergedDifference::Kind::scaled);
   EXPECT_EQ(twice->what, "merged twice");
   EXPECT_EQ(twice->tensor, "model.layers.0.mlp.down_proj");
   EXPECT_EQ(difference_of(sums_of(-1), "w")->what, "subtracted");
@@ -38,14 +38,14 @@ TEST(MergedTensor, a_matrix_of_the_base_is_not_merged) {
   sums.unchanged = sums.elements;
   const auto difference = difference_of(sums, "w");
   ASSERT_TRUE(difference);
-  EXPECT_EQ(difference->kind, "not_merged");
+  EXPECT_EQ(difference->kind, MergedDifference::Kind::not_merged);
   EXPECT_EQ(difference->factor, 0);
 }
 
 TEST(MergedTensor, something_else_is_no_multiple) {
   const auto difference = difference_of(sums_of(1, 0.5), "w");
   ASSERT_TRUE(difference);
-  EXPECT_EQ(difference->kind, "different");
+  EXPECT_EQ(difference->kind, MergedDifference::Kind::different);
   EXPECT_DOUBLE_EQ(difference->relative, 0.5);
 }
 
@@ -59,7 +59,7 @@ TEST(MergedTensor, an_element_that_no_adapter_touches_is_changed) {
   sums.bounds = {.exact = 9, .beyond = 1};
   const auto difference = difference_of(sums, "norm.weight");
   ASSERT_TRUE(difference);
-  EXPECT_EQ(difference->kind, "changed");
+  EXPECT_EQ(difference->kind, MergedDifference::Kind::changed);
   EXPECT_EQ(difference->tensor, "norm.weight") << "there is no site to name";
   EXPECT_DOUBLE_EQ(difference->relative, 0.5);
 }

@@ -16,6 +16,7 @@ namespace {
 using verbs::Counterpart;
 using verbs::ExpectedTensor;
 using verbs::MatrixSums;
+using Kind = MergedDifference::Kind;
 
 constexpr std::size_t kReported = 100;
 constexpr std::size_t kExplained = 20;  // differences whose adapters are told apart: each reads the matrix again
@@ -65,7 +66,8 @@ class Check {
     (planned.merge ? report_.changed : report_.copied) += 1;
     for (const std::string& name : counterparts_[i].missing) {
       add({.tensor = name,
-           .kind = "missing",
+           .site = {},
+           .kind = Kind::missing,
            .what = "the merged model has no such tensor, or in another shape",
            .factor = 0,
            .relative = 0,
@@ -73,16 +75,16 @@ class Check {
     }
     for (const MatrixSums& sums : sums_[i]) {
       if (sums.elements == 0) continue;
-      if (!sums.site.empty()) count(sums, planned.name);
+      if (sums.site) count(sums, planned.name);
       auto difference = verbs::difference_of(sums, planned.name);
       if (!difference) continue;
-      if (difference->kind == "changed" && expected.replaced) {
-        difference->kind = "different";
+      if (difference->kind == Kind::changed && expected.replaced) {
+        difference->kind = Kind::different;
         difference->what =
             fmt::format("{} of {} elements are not those that an adapter puts in the place of the base's",
                         sums.bounds.beyond, sums.elements);
       }
-      if (!sums.site.empty()) explain(i, *difference);
+      if (sums.site) explain(i, *difference);
       add(std::move(*difference));
     }
   }
@@ -94,13 +96,13 @@ class Check {
     report_.bounds.beyond += sums.bounds.beyond;
     if (sums.worst_places <= report_.worst_places) return;
     report_.worst_places = sums.worst_places;
-    report_.worst_tensor = sums.site.empty() ? name : sums.site;
+    report_.worst_tensor = sums.site ? describe(*sums.site) : name;
   }
 
   // Of several adapters: which one is missing, or there twice.
   void explain(std::size_t i, MergedDifference& difference) {
     const auto& adapters = options_.merge.adapters;
-    if (adapters.size() < 2 || ++explained_ > kExplained || difference.kind == "not_merged") return;
+    if (adapters.size() < 2 || ++explained_ > kExplained || difference.kind == Kind::not_merged) return;
     if (alone_.empty()) {
       for (const WeightedAdapter& adapter : adapters) {
         MergeOptions one = options_.merge;
@@ -108,8 +110,8 @@ class Check {
         alone_.push_back(plan_merge(one));
       }
     }
-    const auto factors = verbs::factors_of(expected_[i].planned().name, difference.tensor, alone_, expected_[i],
-                                           merged_, counterparts_[i]);
+    const auto factors = verbs::factors_of(expected_[i].planned().name, *difference.site, alone_, expected_[i], merged_,
+                                           counterparts_[i]);
     if (factors.empty()) return;
     difference.what += "; taken apart:";
     for (std::size_t a = 0; a < factors.size(); ++a) {
@@ -133,7 +135,8 @@ class Check {
       }
     }
     add({.tensor = name,
-         .kind = "extra",
+         .site = {},
+         .kind = Kind::extra,
          .what = "neither the base nor an adapter has it",
          .factor = 0,
          .relative = 0,
