@@ -95,7 +95,10 @@ def make():
     for claim in json.loads((ROOT / "bench" / "claims.json").read_text()):
         path = ROOT / "bench" / "results" / f"{claim['claim']}.json"
         rows = json.loads(path.read_text()) if path.exists() else []
-        page += [f"## {claim['title']}", "", claim["text"], "", f"Ratio: {claim['ratio']}. Run: `{claim['command']}`", ""]
+        page += [f"## {claim['title']}", "", claim["text"], "", f"Ratio: {claim['ratio']}."]
+        # What gave the rows; where there are none, what would.
+        commands = sorted({f"bench/record.py {row['command']}" for row in rows}) or [claim["command"]]
+        page += ["Run: " + "; ".join(f"`{command}`" for command in commands), ""]
         if not rows:
             page += ["Not measured yet.", ""]
             continue

@@ -20,7 +20,7 @@ wheels() {
 }
 
 # The module is instrumented (`make asan` does the core), and leaks of both are found. numpy leaks some types when it is
-# imported; a process of ours may leak no more than that.
+# imported; a process of ours may leak no more than that. A leak that is made on purpose shows that leaks are seen.
 sanitizer() {
   local build=build/asan-python
   PEFT_WITH_TORCH=OFF cmake --preset release -B $build -DPEFT_BUILD_PYTHON=ON -DPEFT_BUILD_BENCH=OFF -DPEFT_BUILD_EXAMPLES=OFF \
@@ -30,8 +30,9 @@ sanitizer() {
     build/venvs/python/bin/python -m venv $build/env
     $build/env/bin/python -m pip install -qq --disable-pip-version-check numpy ml_dtypes pytest
   fi
-  rm -f "$results"/asan.* "$results"/numpy.*
+  rm -f "$results"/asan.* "$results"/numpy.* "$results"/wanted.*
   under_sanitizer numpy -c "import numpy, ml_dtypes"
+  under_sanitizer wanted -c "import ctypes, peft_cpp, peft_cpp._core; ctypes.CDLL(None).malloc(54321)"
   under_sanitizer asan -m pytest -q -p no:cacheprovider python/tests | tee "$results/log"
   note "the module with address and undefined behaviour sanitizer: $(tail -n 1 "$results/log")"
   note "$(python3 - "$results" <<'PYTHON'
@@ -39,8 +40,10 @@ import pathlib, re, sys
 def leaked(name):  # without what tracemalloc, which the stress test uses, keeps for itself
     return [sum(int(size) for size, stack in re.findall(r"leak of (\d+) byte(.*?)\n\n", file.read_text(errors="replace"), re.DOTALL)
                 if "_tracemalloc.c" not in stack) for file in pathlib.Path(sys.argv[1]).glob(f"{name}.*")]
-numpy, ours = max(leaked("numpy"), default=0), max(leaked("asan"), default=0)
-print(f"bytes that a process leaks: {ours} (by the import of numpy alone: {numpy})")
+numpy, ours, wanted = (max(leaked(name), default=0) for name in ("numpy", "asan", "wanted"))
+if wanted < 54321:
+    sys.exit(f"a leak of 54321 bytes was made and not found: {wanted}")
+print(f"bytes that a process leaks: {ours} (by the import of numpy alone: {numpy}); a leak of 54321 made on purpose was found")
 sys.exit(1 if ours > numpy else 0)
 PYTHON
 )"

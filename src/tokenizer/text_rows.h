@@ -20,7 +20,7 @@ class TextRows {
 
   // Throws DT_ROW, without a place, and RT_TOKENIZER. The tokenizer is started by the first row.
   train::Row row(std::string_view json_line);
-  // Rows of prompt and completion whose prompt has other ids alone: where it ends is a guess.
+  // Rows of prompt and completion whose prompt has other ids alone: learning begins where both part.
   std::int64_t guessed() const { return guessed_; }
 
  private:

@@ -14,7 +14,7 @@ namespace peft {
 struct TrainingText {
   std::vector<std::int64_t> ids;
   std::vector<std::uint8_t> learnt;  // 1: learnt
-  bool prompt_begins = true;         // the prompt's own ids are the first ones; else the end of the prompt is a guess
+  bool prompt_begins = true;         // the prompt's own ids are the first ones; else learning begins where both part
 };
 
 class Tokenizer {

