@@ -15,21 +15,25 @@ namespace {
 using testing::HasSubstr;
 using testing::Not;
 
+Site dense(std::string module, std::string parameter = {}) {
+  return {std::move(module), std::move(parameter), -1, Projection::none};
+}
+
 TEST(ReportData, sites_say_layer_expert_and_part) {
   SitePlace place = place_of({"model.layers.3.mlp.experts", "", 17, Projection::gate});
   EXPECT_EQ(place.layer, 3);
   EXPECT_EQ(place.expert, 17);
   EXPECT_EQ(place.part, "gate");
-  place = place_of({"model.language_model.layers.11.self_attn.q_proj"});
+  place = place_of(dense("model.language_model.layers.11.self_attn.q_proj"));
   EXPECT_EQ(place.layer, 11);
   EXPECT_EQ(place.expert, -1);
   EXPECT_EQ(place.part, "q_proj");
-  place = place_of({"model.layers.2.mlp.gate", "weight"});
+  place = place_of(dense("model.layers.2.mlp.gate", "weight"));
   EXPECT_EQ(place.layer, 2);
   EXPECT_EQ(place.part, "gate");
-  place = place_of({"model.layers.2.mlp.experts", "gate_up_proj_bias"});
+  place = place_of(dense("model.layers.2.mlp.experts", "gate_up_proj_bias"));
   EXPECT_EQ(place.part, "gate_up_proj_bias");
-  place = place_of({"lm_head"});
+  place = place_of(dense("lm_head"));
   EXPECT_EQ(place.layer, -1);
   EXPECT_EQ(place.part, "lm_head");
 }
@@ -51,7 +55,7 @@ struct Example {
     merge.parts = {{0, 0, 0, expert_down(0), MergeRule::expert, false, 0, 8, 2.0},
                    {0, 0, 1, expert_down(1), MergeRule::expert, false, 0, 8, 2.0},
                    {0, 0, 2, expert_down(1), MergeRule::expert, false, 1, 16, 0.5},
-                   {0, 1, 0, {"model.layers.0.self_attn.q_proj"}, MergeRule::linear, false, 0, 8, 2.0}};
+                   {0, 1, 0, dense("model.layers.0.self_attn.q_proj"), MergeRule::linear, false, 0, 8, 2.0}};
     done.merged = {{0, 0, 0, 10, 0.1}, {0, 0, 1, 20, 3}, {0, 0, 2, 20, 4}, {0, 1, 0, 100, 1}};
     merge.changed = 2;
     merge.layouts = {"peft-fused", "peft-per-expert"};

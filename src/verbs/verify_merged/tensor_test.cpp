@@ -8,7 +8,7 @@ namespace {
 // A matrix of 100 elements to which `factor` times a delta of norm 1 was added, and an error of norm `residual`.
 MatrixSums sums_of(double factor, double residual = 0) {
   MatrixSums sums;
-  sums.site = Site{"model.layers.0.mlp.down_proj"};
+  sums.site.emplace().module = "model.layers.0.mlp.down_proj";
   sums.elements = 100;
   sums.base = 25;
   sums.delta = 1;
