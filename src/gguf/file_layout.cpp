@@ -11,24 +11,18 @@
 namespace peft::gguf {
 namespace {
 
-template <class Number>
-void append(std::string& out, Number number) {
-  char bytes[sizeof number];
-  std::memcpy(bytes, &number, sizeof number);
-  out.append(bytes, sizeof number);
-}
-
 void append_text(std::string& out, std::string_view text) {
-  append<std::uint64_t>(out, text.size());
+  append_number<std::uint64_t>(out, text.size());
   out += text;
 }
 
 void append_tensor(std::string& out, const NewGgufTensor& tensor, std::uint64_t begin) {
   append_text(out, tensor.name);
-  append(out, static_cast<std::uint32_t>(tensor.shape.size()));
-  for (auto dimension = tensor.shape.rbegin(); dimension != tensor.shape.rend(); ++dimension) append(out, *dimension);
-  append(out, static_cast<std::uint32_t>(tensor.type));
-  append(out, begin);
+  append_number(out, static_cast<std::uint32_t>(tensor.shape.size()));
+  for (auto dimension = tensor.shape.rbegin(); dimension != tensor.shape.rend(); ++dimension)
+    append_number(out, *dimension);
+  append_number(out, static_cast<std::uint32_t>(tensor.type));
+  append_number(out, begin);
 }
 
 // An alignment that is not allowed is refused when the head is read back.
@@ -63,12 +57,12 @@ void require_readable(const FileLayout& layout) {
 FileLayout layout_gguf(std::span<const NewGgufTensor> tensors, const KeyValues& values) {
   const std::uint32_t alignment = alignment_of(values);
   FileLayout layout{.head = std::string(kMagic), .order = {}, .begin = {}};
-  append(layout.head, kVersion);
-  append<std::uint64_t>(layout.head, tensors.size());
-  append<std::uint64_t>(layout.head, values.size());
+  append_number(layout.head, kVersion);
+  append_number<std::uint64_t>(layout.head, tensors.size());
+  append_number<std::uint64_t>(layout.head, values.size());
   for (const auto& [key, value] : values) {
     append_text(layout.head, key);
-    append(layout.head, static_cast<std::uint32_t>(value.type));
+    append_number(layout.head, static_cast<std::uint32_t>(value.type));
     append_encoded(layout.head, value);
   }
   for (std::size_t i = 0; i < tensors.size(); ++i) {

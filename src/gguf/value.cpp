@@ -15,7 +15,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "numbers are copied as they stand in the file");
 
 // Indexed by number.
-constexpr std::array<ValueTypeInfo, 13> kTypes = {{
+constexpr std::array<ValueTypeInfo, 13> kValueTypes = {{
     {ValueType::u8, "u8", 1},
     {ValueType::i8, "i8", 1},
     {ValueType::u16, "u16", 2},
@@ -39,16 +39,9 @@ Number load(std::string_view bytes) {
 }
 
 template <class Number>
-void append(std::string& out, Number number) {
-  char bytes[sizeof number];
-  std::memcpy(bytes, &number, sizeof number);
-  out.append(bytes, sizeof number);
-}
-
-template <class Number>
 Value number_value(ValueType type, Number number) {
   Value value{.type = type};
-  append(value.bytes, number);
+  append_number(value.bytes, number);
   return value;
 }
 
@@ -108,10 +101,10 @@ Value take_element(std::string_view& rest, ValueType type) {
 }  // namespace
 
 const ValueTypeInfo* find_value_type(std::uint32_t number) {
-  return number < kTypes.size() ? &kTypes[number] : nullptr;
+  return number < kValueTypes.size() ? &kValueTypes[number] : nullptr;
 }
 
-const ValueTypeInfo& info(ValueType type) { return kTypes[static_cast<std::uint32_t>(type)]; }
+const ValueTypeInfo& info(ValueType type) { return kValueTypes[static_cast<std::uint32_t>(type)]; }
 
 bool is_scalar(ValueType type) { return type != ValueType::text && type != ValueType::array; }
 
@@ -169,10 +162,10 @@ std::string describe(const Value& value) {
 }
 
 void append_encoded(std::string& out, const Value& value) {
-  if (value.type == ValueType::text) append<std::uint64_t>(out, value.bytes.size());
+  if (value.type == ValueType::text) append_number<std::uint64_t>(out, value.bytes.size());
   if (value.type == ValueType::array) {
-    append(out, static_cast<std::uint32_t>(value.element));
-    append(out, value.count);
+    append_number(out, static_cast<std::uint32_t>(value.element));
+    append_number(out, value.count);
   }
   out += value.bytes;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <string>
@@ -19,6 +20,14 @@ struct ValueTypeInfo {
   std::string_view name;
   std::uint64_t bytes;  // of a number; of a text or an array the fewest that one takes: its length, its type and count
 };
+// A number as it lies in a file.
+template <class Number>
+void append_number(std::string& out, Number number) {
+  char bytes[sizeof number];
+  std::memcpy(bytes, &number, sizeof number);
+  out.append(bytes, sizeof number);
+}
+
 const ValueTypeInfo* find_value_type(std::uint32_t number);  // null for a number that is no type
 const ValueTypeInfo& info(ValueType type);
 bool is_scalar(ValueType type);  // neither a text nor an array

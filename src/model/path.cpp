@@ -7,10 +7,6 @@ namespace {
 
 constexpr std::string_view kExpertPrefix = "expert_";  // "expert_7", as switch_transformers and nllb-moe name experts
 
-bool all_digits(std::string_view text) {
-  return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
-}
-
 // A segment that stands where a number is expected: digits, possibly with a sign in front.
 bool looks_like_number(std::string_view segment) {
   return all_digits(segment) ||
@@ -44,6 +40,10 @@ void for_each_segment(std::string_view path, Visit visit) {
 }
 
 }  // namespace
+
+bool all_digits(std::string_view text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
 
 PathKey path_key(std::string_view path) {
   PathKey result;

@@ -14,6 +14,8 @@
 
 namespace peft::model {
 
+bool all_digits(std::string_view text);  // and not empty
+
 struct PathNumber {
   std::int64_t value = 0;
   bool plain = true;  // false: "01", "-1", or too long for a number

@@ -19,7 +19,7 @@ constexpr std::uint32_t kLocal = 0x04034b50, kCentral = 0x02014b50, kEnd = 0x060
 constexpr std::uint64_t kLocalBytes = 30, kCentralBytes = 46, kEndBytes = 22, kEnd64Bytes = 56, kLocatorBytes = 20;
 constexpr std::uint32_t kFull32 = 0xffffffff;
 constexpr std::uint32_t kFull16 = 0xffff;
-constexpr std::uint64_t kMaxName = 4096;
+constexpr std::uint64_t kMaxEntryName = 4096;
 constexpr std::uint32_t kEncrypted = 1;  // a flag
 constexpr const char* kSaveAgain =
     "load it with torch.load(FILE, weights_only=True), which runs no code, and save it with "
@@ -137,7 +137,7 @@ ZipEntry read_entry(const Bytes& file, std::uint64_t& at, std::uint64_t director
   const std::uint64_t name_bytes = file.number<std::uint16_t>(at + 28), extra = file.number<std::uint16_t>(at + 30),
                       comment = file.number<std::uint16_t>(at + 32);
   ZipEntry entry{.name = file.text(at + kCentralBytes, name_bytes), .crc = file.number<std::uint32_t>(at + 16)};
-  if (entry.name.empty() || name_bytes > kMaxName)
+  if (entry.name.empty() || name_bytes > kMaxEntryName)
     file.fail({.problem = "an entry of the archive has no name, or one too long"});
   require_stored(file, entry.name, at + 8);
   file.take(at + kCentralBytes + name_bytes, extra);

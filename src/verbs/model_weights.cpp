@@ -14,11 +14,6 @@ namespace {
 constexpr std::string_view kScaleEndings[] = {"_scale_inv", "_scales"};
 constexpr std::string_view kBlocks = "_blocks";
 
-bool is_scale(std::string_view parameter) {
-  return std::any_of(std::begin(kScaleEndings), std::end(kScaleEndings),
-                     [&](std::string_view end) { return parameter.ends_with(end); });
-}
-
 const Experts* experts_of(const Model& model, const std::string& module) {
   for (const Experts& experts : model.experts) {
     for (const Generation g : {Generation::v5, Generation::v4}) {
@@ -44,6 +39,11 @@ std::vector<Projection> projections_of(const Experts& experts, std::string_view 
 }
 
 }  // namespace
+
+bool is_scale(std::string_view parameter) {
+  return std::any_of(std::begin(kScaleEndings), std::end(kScaleEndings),
+                     [&](std::string_view end) { return parameter.ends_with(end); });
+}
 
 ModelWeights::ModelWeights(const Model& model, const std::string& folder, const OpenOptions& options)
     : checkpoint(Checkpoint::open(resolve_path(folder), options)), weights(model, checkpoint) {

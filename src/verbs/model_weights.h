@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "low_rank/dense.h"
@@ -36,6 +37,9 @@ class ModelWeights {
  private:
   void add(const Model& model, std::size_t tensor);
 };
+
+// Whether a tensor holds scales of another one: its numbers are no weights.
+bool is_scale(std::string_view name);
 
 // The same bytes of the same dtype, element by element.
 bool same_bytes(const ModelWeights& x, const Weight& of_x, const ModelWeights& y, const Weight& of_y);

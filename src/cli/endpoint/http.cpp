@@ -99,7 +99,7 @@ std::string lower(std::string_view text) {
   return result;
 }
 
-std::string_view trimmed(std::string_view text) {
+std::string_view without_blanks(std::string_view text) {
   while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
   while (!text.empty() && (text.back() == ' ' || text.back() == '\t')) text.remove_suffix(1);
   return text;
@@ -118,7 +118,7 @@ std::optional<std::string> joined_chunks(std::string_view bytes) {
   for (;;) {
     const std::size_t line = bytes.find("\r\n");
     if (line == std::string_view::npos) return std::nullopt;
-    const auto size = number_of(trimmed(bytes.substr(0, std::min(line, bytes.find(';')))), 16);
+    const auto size = number_of(without_blanks(bytes.substr(0, std::min(line, bytes.find(';')))), 16);
     if (!size || *size > kMaxAnswer) return std::nullopt;
     bytes.remove_prefix(line + 2);
     if (*size == 0) return body;
@@ -179,7 +179,7 @@ HttpAnswer parse_answer(std::string_view bytes, bool ended) {
     const std::string_view line = head.substr(0, std::min(head.find("\r\n"), head.size()));
     const std::size_t colon = line.find(':');
     if (colon == std::string_view::npos) continue;
-    const std::string name = lower(line.substr(0, colon)), value = lower(trimmed(line.substr(colon + 1)));
+    const std::string name = lower(line.substr(0, colon)), value = lower(without_blanks(line.substr(colon + 1)));
     if (name == "content-length") length = number_of(value, 10);
     if (name == "transfer-encoding") chunked = value.ends_with("chunked");
   }

@@ -20,7 +20,8 @@ using engines::Outcome;
 using engines::Profile;
 using engines::Rule;
 
-constexpr std::string_view kGenerated = "<!-- Made by `peft docs`; change data/engines.json, then `make docs`. -->\n\n";
+constexpr std::string_view kMadeFromEngines =
+    "<!-- Made by `peft docs`; change data/engines.json, then `make docs`. -->\n\n";
 
 std::vector<std::string> fact_names(Facts facts) {
   std::vector<std::string> names;
@@ -240,7 +241,7 @@ void print_engine_profile(const Engine& engine) {
 }
 
 std::string engine_page(const Engine& engine) {
-  std::string page = fmt::format("# I serve with {}\n\n{}", engine.title, kGenerated);
+  std::string page = fmt::format("# I serve with {}\n\n{}", engine.title, kMadeFromEngines);
   page += fmt::format("{} {}. Versions looked at: {}.\n\n", engine.title, engine.what, versions_of(engine));
   page += fmt::format(
       "    peft doctor my-lora --for {0} --base MODEL                     does it read my adapter right?\n"
@@ -267,7 +268,7 @@ std::string engine_page(const Engine& engine) {
 
 std::string engines_page() {
   std::string page =
-      "# Engines\n\n" + std::string(kGenerated) +
+      "# Engines\n\n" + std::string(kMadeFromEngines) +
       "What programs make of adapters, and what `peft convert --for ENGINE` writes for them. The data is "
       "`data/engines.json`;\n[add_an_engine.md](add_an_engine.md) explains its rows. A verdict was "
       "measured on the program (a golden case), or its source was read.\n\n";

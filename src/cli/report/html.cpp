@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <filesystem>
 #include <set>
 
 #include "peft/error.h"
@@ -12,7 +13,7 @@
 namespace peft::cli {
 namespace {
 
-constexpr int kSteps = 9;
+constexpr int kColours = 9;
 constexpr std::int64_t kTitled = 40'000;  // cells up to which each says its number when it is pointed at
 
 std::string layer_name(std::int64_t layer) { return layer < 0 ? "outside of layers" : fmt::format("layer {}", layer); }
@@ -32,6 +33,12 @@ std::pair<std::string_view, bool> marker(std::string_view line) {
 }
 
 }  // namespace
+
+std::string leaf(const std::string& path) {
+  std::filesystem::path p = std::filesystem::path(path).lexically_normal();
+  if (!p.has_filename()) p = p.parent_path();
+  return p.filename().empty() ? path : p.filename().string();
+}
 
 std::string html_escape(std::string_view text) {
   constexpr std::array<std::pair<char, std::string_view>, 5> kEntities = {
@@ -95,12 +102,12 @@ std::string ColourScale::step(double relative) const {
   if (!(relative > 0)) return "n";
   if (most_ <= least_ * 1.0001) return "c5";
   const double at = std::log(relative / least_) / std::log(most_ / least_);
-  return fmt::format("c{}", std::clamp(static_cast<int>(at * kSteps), 0, kSteps - 1));
+  return fmt::format("c{}", std::clamp(static_cast<int>(at * kColours), 0, kColours - 1));
 }
 
 std::string ColourScale::legend(std::string (*text)(double), std::string_view nothing) const {
   std::string html = fmt::format("<div class=legend><span>{}</span><span class=steps>", text(least_));
-  for (int i = 0; i < kSteps; ++i) html += fmt::format("<i class=c{}></i>", i);
+  for (int i = 0; i < kColours; ++i) html += fmt::format("<i class=c{}></i>", i);
   return html + fmt::format("</span><span>{}</span><span style=\"margin-left:14px\"><i class=n></i> {}</span></div>",
                             text(most_), nothing);
 }

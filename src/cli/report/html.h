@@ -11,6 +11,7 @@
 namespace peft::cli {
 
 std::string html_escape(std::string_view text);
+std::string leaf(const std::string& path);  // the last part of a path, for headings: "my-lora" of "/tmp/my-lora/"
 
 // Named fragments of text with {{slots}}. A fragment begins at a line "<!-- name -->"; its lines are joined, and {{nl}}
 // is a line break. After "<!-- name, as it is -->" lines stay lines and there are no slots.

@@ -22,12 +22,6 @@ namespace {
 constexpr std::string_view kAdapterWeights = "adapter_model.safetensors";
 constexpr std::size_t kRows = 4000;  // of the table; a page with more is no help
 
-std::string leaf(const std::string& path) {
-  std::filesystem::path p = std::filesystem::path(path).lexically_normal();
-  if (!p.has_filename()) p = p.parent_path();
-  return p.filename().empty() ? path : p.filename().string();
-}
-
 std::string mode_text(MergeMode mode) {
   switch (mode) {
     case MergeMode::best:

@@ -16,11 +16,6 @@ extern const std::string_view kReportTemplate;  // report.html, which CMake embe
 
 namespace {
 
-std::string leaf(const std::string& path) {
-  const std::filesystem::path p = std::filesystem::path(path).lexically_normal();
-  return (p.has_filename() ? p : p.parent_path()).filename().string();
-}
-
 std::string count_text(double count) { return grouped(static_cast<std::uint64_t>(count)); }
 std::string norm_text(double norm) { return fmt::format("{:.3g}", norm); }
 std::string loss_text(double loss) { return fmt::format("{:.4f}", loss); }

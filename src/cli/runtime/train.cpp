@@ -8,7 +8,7 @@
 namespace peft::cli {
 namespace {
 
-constexpr const char* kExamples = R"(Examples:
+constexpr const char* kTrainExamples = R"(Examples:
   peft train --base Qwen3-30B-A3B --r 16 --lora-alpha 32 --target-modules q_proj,v_proj \
       --target-parameters mlp.experts.gate_up_proj,mlp.experts.down_proj --data train.jsonl --out my-lora
   peft train --base M --adapter my-lora --data more.jsonl --out my-lora-2 --max-steps 500 --learning-rate 1e-4
@@ -172,7 +172,7 @@ void add_train(CLI::App& app, TrainCommand& command) {
     command.options.loss_average = command.loss_average == "tokens" ? LossAverage::tokens : LossAverage::micro_batch;
     train::check(command.options);
   });
-  verb.footer(kExamples);
+  verb.footer(kTrainExamples);
 }
 
 }  // namespace peft::cli

@@ -9,7 +9,7 @@ namespace peft::gguf {
 namespace {
 
 // Sorted by number. Sizes are those of ggml-common.h; gguf-py has another one for Q8_1, which no file holds.
-constexpr std::array<GgmlTypeInfo, 35> kTypes = {{
+constexpr std::array<GgmlTypeInfo, 35> kGgmlTypes = {{
     {GgmlType::f32, "F32", 1, 4, Dtype::f32},
     {GgmlType::f16, "F16", 1, 2, Dtype::f16},
     {GgmlType::q4_0, "Q4_0", 32, 18},
@@ -51,26 +51,27 @@ constexpr std::int64_t row_elements(std::span<const std::int64_t> shape) { retur
 
 }  // namespace
 
-std::span<const GgmlTypeInfo> ggml_types() { return kTypes; }
+std::span<const GgmlTypeInfo> ggml_types() { return kGgmlTypes; }
 
 const GgmlTypeInfo* find_ggml_type(std::uint32_t number) {
-  const auto row = std::find_if(kTypes.begin(), kTypes.end(),
+  const auto row = std::find_if(kGgmlTypes.begin(), kGgmlTypes.end(),
                                 [&](const GgmlTypeInfo& r) { return static_cast<std::uint32_t>(r.type) == number; });
-  return row == kTypes.end() ? nullptr : &*row;
+  return row == kGgmlTypes.end() ? nullptr : &*row;
 }
 
 const GgmlTypeInfo& info(GgmlType type) { return *find_ggml_type(static_cast<std::uint32_t>(type)); }
 
 std::optional<GgmlType> parse_ggml_type(std::string_view name) {
-  const auto row = std::find_if(kTypes.begin(), kTypes.end(), [&](const GgmlTypeInfo& r) { return r.name == name; });
-  if (row == kTypes.end()) return std::nullopt;
+  const auto row =
+      std::find_if(kGgmlTypes.begin(), kGgmlTypes.end(), [&](const GgmlTypeInfo& r) { return r.name == name; });
+  if (row == kGgmlTypes.end()) return std::nullopt;
   return row->type;
 }
 
 std::optional<GgmlType> ggml_type_of(Dtype dtype) {
-  const auto row = std::find_if(kTypes.begin(), kTypes.end(),
+  const auto row = std::find_if(kGgmlTypes.begin(), kGgmlTypes.end(),
                                 [&](const GgmlTypeInfo& r) { return r.dtype == dtype && dtype != Dtype::unknown; });
-  if (row == kTypes.end()) return std::nullopt;
+  if (row == kGgmlTypes.end()) return std::nullopt;
   return row->type;
 }
 

@@ -132,14 +132,14 @@ RuntimeRow read_row(const Table& table, const std::string& type, const Json& jso
   return row;
 }
 
-struct BuiltIn {
+struct RuntimeRows {
   std::shared_ptr<const Table> table;  // the rows point into it
   std::map<std::string, RuntimeRow, std::less<>> rows;
 };
 
-const BuiltIn& built_in() {
-  static const BuiltIn result = [] {
-    BuiltIn fresh{load_table(), {}};
+const RuntimeRows& runtime_rows() {
+  static const RuntimeRows result = [] {
+    RuntimeRows fresh{load_table(), {}};
     for (const auto& [type, json] : fresh.table->runtime.items())
       fresh.rows.emplace(type, read_row(*fresh.table, type, json));
     return fresh;
@@ -150,13 +150,13 @@ const BuiltIn& built_in() {
 }  // namespace
 
 const RuntimeRow* find_runtime(std::string_view model_type) {
-  const auto found = built_in().rows.find(model_type);
-  return found == built_in().rows.end() ? nullptr : &found->second;
+  const auto found = runtime_rows().rows.find(model_type);
+  return found == runtime_rows().rows.end() ? nullptr : &found->second;
 }
 
 std::vector<std::string> runtime_types() {
   std::vector<std::string> types;
-  for (const auto& [type, row] : built_in().rows) types.push_back(type);
+  for (const auto& [type, row] : runtime_rows().rows) types.push_back(type);
   return types;
 }
 

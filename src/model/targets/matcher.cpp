@@ -3,16 +3,13 @@
 #include <algorithm>
 #include <charconv>
 
+#include "model/path.h"
 #include "model/targets/names.h"
 
 namespace peft::model {
 namespace {
 
 constexpr AdapterConfig::Version kFirstNumberSince{0, 20, 0};
-
-bool all_digits(std::string_view text) {
-  return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
-}
 
 std::optional<std::int64_t> to_number(std::string_view digits) {
   std::int64_t value = 0;

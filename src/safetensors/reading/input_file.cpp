@@ -52,7 +52,7 @@ const char* kind_of(mode_t mode) {
 
 namespace fs = std::filesystem;
 
-bool within(const fs::path& path, const fs::path& folder) {
+bool lies_in(const fs::path& path, const fs::path& folder) {
   return std::mismatch(folder.begin(), folder.end(), path.begin(), path.end()).first == folder.end();
 }
 
@@ -60,14 +60,14 @@ bool within(const fs::path& path, const fs::path& folder) {
 bool is_blob_of(const fs::path& path, const fs::path& folder) {
   for (fs::path up = folder; up.has_relative_path(); up = up.parent_path()) {
     const fs::path snapshots = up.parent_path();
-    if (snapshots.filename() == "snapshots" && within(path, snapshots.parent_path() / "blobs")) return true;
+    if (snapshots.filename() == "snapshots" && lies_in(path, snapshots.parent_path() / "blobs")) return true;
   }
   return false;
 }
 
 // Both without links.
 void require_inside(const fs::path& real, const fs::path& folder, const std::string& shown) {
-  if (within(real, folder) || is_blob_of(real, folder)) return;
+  if (lies_in(real, folder) || is_blob_of(real, folder)) return;
   at(shown).fail(ErrorCode::IX_LINK, {.problem = "a link that leaves its folder",
                                       .expected = "a file in " + folder.string(),
                                       .got = real.string(),

@@ -54,7 +54,7 @@ bool shares_a_file(const fs::path& out, const fs::path& input) {
          std::any_of(names->begin(), names->end(), [&](const auto& name) { return same_file(out / name, input); });
 }
 
-constexpr const char* kSuffix = ".partial-peft";  // a name that no other program gives to a folder
+constexpr const char* kStagingSuffix = ".partial-peft";  // a name that no other program gives to a folder
 constexpr const char* kWhole = "1-of-1";
 constexpr const char* kTemporary = ".unfinished-";
 constexpr const char* kJournal = "journal-";
@@ -204,7 +204,7 @@ std::optional<std::vector<std::string>> names_in(const std::string& folder, std:
   return names;
 }
 
-std::string staging_path(const std::string& out) { return out + kSuffix; }
+std::string staging_path(const std::string& out) { return out + kStagingSuffix; }
 
 std::vector<std::string> journal_paths(const std::string& staging) {
   std::vector<std::string> paths;

@@ -18,7 +18,7 @@ namespace {
 using low_rank::Dense;
 using low_rank::Operator;
 
-constexpr double kCancelled = 0x1p-45;
+constexpr double kCancelledSum = 0x1p-45;
 
 // One adapter's share of a group, with its weight.
 struct Term {
@@ -110,7 +110,7 @@ CombinedGroup from_factors(const InputGroup& group, const low_rank::Factors& wan
   CombinedGroup result;
   if (wanted.a.cols == 0) return result;
   result.norm = low_rank::product_norm(wanted.b, wanted.a);
-  if (result.norm <= kCancelled * largest) return result;
+  if (result.norm <= kCancelledSum * largest) return result;
   const low_rank::Factors kept = as_they_are ? wanted : cut(low_rank::spectrum_of_product(wanted.b, wanted.a), most);
   result.pair = store(group.group, kept, dtype);
   result.error = low_rank::difference_norm(wanted, result.pair->values);

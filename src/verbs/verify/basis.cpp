@@ -20,10 +20,10 @@ using adapter::kNoComponent;
 using adapter::Matrix;
 using adapter::TallQr;
 
-constexpr double kParallel = 0.99;       // cosine; below it, one vector is not a rounding of the other
-constexpr double kSameCosine = 1e-9;     // cosines that are no further apart say the same
-constexpr double kCancelled = 0x1p-5;    // of the changes: what changes independently does not cancel so far
-constexpr double kArithmetic = 0x1p-40;  // what an SVD in fp64 loses, and what combine cuts off
+constexpr double kParallel = 0.99;            // cosine; below it, one vector is not a rounding of the other
+constexpr double kSameCosine = 1e-9;          // cosines that are no further apart say the same
+constexpr double kCancelledChanges = 0x1p-5;  // of the changes: what changes independently does not cancel so far
+constexpr double kArithmetic = 0x1p-40;       // what an SVD in fp64 loses, and what combine cuts off
 constexpr std::int64_t kRowsAtOnce = 256;
 
 double dot(std::span<const double> x, std::span<const double> y) {
@@ -113,7 +113,7 @@ class Comparison {
     if (whole(&Match::exact)) return {Exactness::rounded, relative, "the same sum of reordered rank components"};
     if (whole(&Match::near))
       return {Exactness::rounded, relative, "equal up to one rounding of each element, in another order"};
-    if (same_basis() && difference.norm_difference > kCancelled * difference.norm_changes)
+    if (same_basis() && difference.norm_difference > kCancelledChanges * difference.norm_changes)
       return {Exactness::lossy, relative, {}};
     const double bound = rounding_bound() / std::max(difference.norm_x, difference.norm_y);
     const bool explained = relative <= bound;

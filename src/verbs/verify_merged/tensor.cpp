@@ -164,9 +164,9 @@ void count(MergeBounds& bounds, Fit fit) {
   }
 }
 
-class Comparison {
+class TensorComparison {
  public:
-  Comparison(const ExpectedTensor& expected, const MergedModel& merged, const Counterpart& counterpart)
+  TensorComparison(const ExpectedTensor& expected, const MergedModel& merged, const Counterpart& counterpart)
       : expected_(expected),
         planned_(expected.planned()),
         merged_(merged),
@@ -318,7 +318,7 @@ std::vector<MatrixSums> compare_tensor(const ExpectedTensor& expected, const Mer
     sums.elements = sums.bounds.beyond = static_cast<std::uint64_t>(planned.rows * planned.cols);
     return {sums};
   }
-  return Comparison(expected, merged, counterpart).run();
+  return TensorComparison(expected, merged, counterpart).run();
 }
 
 std::vector<double> factors_of(const std::string& tensor, const Site& site, std::span<const MergePlan> alone,

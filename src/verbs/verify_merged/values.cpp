@@ -14,9 +14,6 @@ std::int64_t elements_of(std::span<const std::int64_t> shape) {
   return count;
 }
 
-// Scales and the like: numbers to read another tensor by.
-bool is_scale(std::string_view name) { return name.ends_with("_scale_inv") || name.ends_with("_scales"); }
-
 }  // namespace
 
 MergedModel::MergedModel(const Model& model, const std::string& base, const std::string& merged,
