@@ -237,15 +237,25 @@ bool Encoder::add_evened_pair(const Factor& factor, const std::string& a, const 
   const std::int64_t rank = rank_of(factor);
   const double gain = folded_gain(factor, scale_of(factor));
   if (rank == factor.rank && gain == 1) return false;
-  if (rank != factor.rank && file_->tensors()[factor.a.tensor].shape.size() > 2)
+  note(std::max(Exactness::value_exact, exactness_of_gain(gain)));
+  if (file_ == nullptr) return true;
+  const TensorInfo &of_a = file_->tensors()[factor.a.tensor], &of_b = file_->tensors()[factor.b.tensor];
+  const auto cast = [this](const TensorInfo& source) { return options_.dtype.value_or(source.dtype); };
+  const bool convolution = factor.site.expert < 0 && of_a.shape.size() > 2;
+  if (convolution && rank != factor.rank) {
     no_form(describe(factor.site), "the rank of a convolution's pair cannot be padded",
             "peft resize --rank makes the ranks equal");
-  const Dtype of_a = dtype_of(factor.a), of_b = dtype_of(factor.b);
-  add_tensor({a, options_.dtype.value_or(of_a), {rank, factor.in}, rank, factor.in, {{0, 0, 1, factor.a, 1.0}}},
-             std::array{of_a});
-  add_tensor({b, options_.dtype.value_or(of_b), {factor.out, rank}, factor.out, rank, {{0, 0, 1, factor.b, gain}}},
-             std::array{of_b});
-  note(std::max(Exactness::value_exact, exactness_of_gain(gain)));
+  }
+  if (convolution) {  // keeps its shape
+    add_whole(a, factor.a);
+    PlannedTensor scaled = copy_of(of_b, factor.b.tensor, b, cast(of_b));
+    for (Block& block : scaled.blocks) block.scale *= gain;
+    add_tensor(std::move(scaled), std::array{of_b.dtype});
+    return true;
+  }
+  add_tensor({a, cast(of_a), {rank, factor.in}, rank, factor.in, {{0, 0, 1, factor.a, 1.0}}}, std::array{of_a.dtype});
+  add_tensor({b, cast(of_b), {factor.out, rank}, factor.out, rank, {{0, 0, 1, factor.b, gain}}},
+             std::array{of_b.dtype});
   return true;
 }
 
