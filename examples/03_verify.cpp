@@ -14,7 +14,7 @@ int main(int argc, char** argv) try {
   std::cout << (report.same ? "the same function" : "different") << ": " << report.compared << " matrices, "
             << report.identical << " identical, largest relative difference " << report.largest_relative << "\n";
   for (const auto& difference : report.differences)
-    std::cout << "  " << difference.site << ": " << difference.what << "\n";
+    std::cout << "  " << difference.name << ": " << difference.what << "\n";
   return report.same ? 0 : 1;
 } catch (const peft::Error& error) {
   std::cerr << error.what() << "\n";
