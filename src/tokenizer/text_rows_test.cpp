@@ -70,12 +70,12 @@ TEST_F(Rows, of_prompt_and_completion_the_completion_is_learnt) {
   EXPECT_EQ(learnt(chat), "4<|im_end|>\n");
 }
 
-// " c" is one token: the prompt's last one, a space, is not in the row. TRL learns from there on.
+// " the" is one token: the prompt's last one, a space, is not in the row. TRL learns from there on.
 TEST_F(Rows, a_completion_begins_where_the_prompt_alone_has_other_tokens) {
   TextRows text = rows();
-  const auto row = text.row(R"({"prompt": "a b ", "completion": "c d"})");
-  EXPECT_EQ(wide(row.ids), ids("a b c d<|im_end|>"));
-  EXPECT_EQ(learnt(row), " c d<|im_end|>");
+  const auto row = text.row(R"({"prompt": "a b ", "completion": "the d"})");
+  EXPECT_EQ(wide(row.ids), ids("a b the d<|im_end|>"));
+  EXPECT_EQ(learnt(row), " the d<|im_end|>");
   EXPECT_EQ(text.guessed(), 1);
 }
 
