@@ -11,7 +11,7 @@ build: configure-release                ## build/release/peft, and peft-torch, w
 	cmake --build --preset release -j $(JOBS) --target $(PROGRAMS)
 
 demo: configure-demo                    ## inspect, convert, verify, convert back: on bundled adapters; builds peft alone
-	@echo "Building peft: four to nine minutes with two cores, the first time"
+	@echo "Building peft: five minutes with two cores, the first time"
 	@cmake --build --preset demo -j $(JOBS) --target peft_cli -- $$([ -t 2 ] || echo --quiet)
 	@tools/demo.sh build/demo/peft
 
