@@ -34,6 +34,7 @@ import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from array import array
@@ -129,17 +130,19 @@ class Measured:
     def __init__(self, command):
         self.anon = self.high_water = 0.0
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        errors = tempfile.TemporaryFile()  # a pipe that nobody reads would stop a program that says much
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors)
         watcher = threading.Thread(target=self._watch, args=(process.pid,))
         watcher.start()
-        self.output, errors = process.stdout.read().decode(), process.stderr.read()
+        self.output = process.stdout.read().decode()
         _, code, usage = os.wait4(process.pid, 0)
         self.seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(code)
         watcher.join()
         self.cpu = usage.ru_utime + usage.ru_stime
         if process.returncode:
-            sys.exit(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{errors.decode()[-2000:]}")
+            errors.seek(0)
+            sys.exit(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{errors.read().decode()[-2000:]}")
 
     def _watch(self, pid):
         try:
@@ -154,12 +157,13 @@ class Measured:
 
 
 class Row:
-    def __init__(self, name, command, remove, reference=None, inner=False):
+    def __init__(self, name, command, remove, reference=None, inner=False, once=False):
         self.name, self.command, self.remove, self.reference, self.inner = name, command, remove, reference, inner
+        self.once = inner or once
         self.runs = []
 
     def run(self):
-        for _ in range(1 if self.inner else 2):  # the second is timed; an inner call needs no pages for files
+        for _ in range(1 if self.once else 2):  # the second is timed; an inner call needs no pages for files
             shutil.rmtree(self.remove) if self.remove.is_dir() else self.remove.unlink(missing_ok=True)
             os.sync()  # what earlier runs left to be written is not this run's work
             measured = Measured(self.command)

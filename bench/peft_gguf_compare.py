@@ -8,7 +8,7 @@ Rows as there: each a process of its own, run twice, the second timed; the round
     cp + sync + cmp          the same, made durable and compared
     ours                     --no-sync --no-readback, 1 and 2 threads, from the fused and from the per-expert form
     ours, durable            the default: synced, read back
-    convert_lora_to_gguf.py  the whole job from the per-expert form, in the first round alone (--llama-cpp: a checkout, or vendor/llama.cpp of
+    convert_lora_to_gguf.py  the whole job from the per-expert form, run once (--llama-cpp: a checkout, or vendor/llama.cpp of
                              llama_cpp_python's sdist; --python: an interpreter with torch, transformers and numpy)
 Before the table the .gguf is converted back, and compared with the file it was made of, tensor by tensor; and with the
 converter's, where that is run.
@@ -44,7 +44,7 @@ def make_rows(arguments, inputs, base, folder, result):
                 command = our_command(arguments.peft, source, "gguf", base, scratch, "--threads", threads, *flags)
                 rows.append(Row(f"  {form} -> gguf, {kind}{threads} thread{'s' if threads > '1' else ''}", command, scratch, reference))
     if arguments.llama_cpp:
-        rows.append(Row(f"  {CONVERTER}", converter_command(arguments, inputs[1][1], base, scratch), scratch, cp))
+        rows.append(Row(f"  {CONVERTER}", converter_command(arguments, inputs[1][1], base, scratch), scratch, cp, once=True))
     return rows
 
 
