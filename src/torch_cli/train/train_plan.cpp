@@ -135,8 +135,8 @@ TrainPlan plan_training(const cli::TrainCommand& command) {
   for (const TokenCache& cache : plan.caches) guessed += cache.guessed();
   if (guessed > 0) {
     plan.warnings.push_back(fmt::format(
-        "{} rows: the prompt alone has other token ids than at the beginning of the row; the completion begins where they "
-        "part, as TRL has it, and the end of the prompt is learnt with it",
+        "{} rows: the prompt alone has other token ids than at the beginning of the row; the completion begins where "
+        "they part, as TRL has it, and the end of the prompt is learnt with it",
         guessed));
   }
   const train::Batches batches(plan.data, command.options);
