@@ -136,8 +136,8 @@ using Float8E4M3 = SmallFloat<4, 3, 7, Specials::nan_only>;
 using Float8E5M2Fnuz = SmallFloat<5, 2, 16, Specials::negative_nan>;
 using Float8E4M3Fnuz = SmallFloat<4, 3, 8, Specials::negative_nan>;
 
-// The two formats that matter most, without branches where the bits allow it. Same results as the class above, except
-// that NaN becomes 0x7FC0 whatever its sign, as PyTorch writes it.
+// The two formats that matter most, the short way where the bits allow it. Same results as the class above, except that
+// NaN becomes 0x7FC0 in bf16 whatever its sign, as PyTorch writes it.
 constexpr float bf16_to_float(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
@@ -154,8 +154,17 @@ constexpr std::uint16_t double_to_bf16(double value) {
   return static_cast<std::uint16_t>(BFloat16::is_nan(bits) ? 0x7FC0u : bits);
 }
 
-constexpr float f16_to_float(std::uint16_t bits) { return static_cast<float>(Float16::decode(bits)); }
+constexpr float f16_to_float(std::uint16_t bits) {
+  const std::uint32_t magnitude = bits & 0x7FFFu, sign = bits & 0x8000u;
+  if (magnitude - 0x0400u < 0x7C00u - 0x0400u)  // a normal number
+    return std::bit_cast<float>(sign << 16 | ((magnitude << 13) + (112u << 23)));
+  return static_cast<float>(Float16::decode(bits));
+}
 constexpr std::uint16_t float_to_f16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t magnitude = bits & 0x7FFFFFFFu, sign = bits >> 16 & 0x8000u;
+  if (magnitude - 0x38800000u < 0x477FF000u - 0x38800000u)  // becomes a normal number
+    return static_cast<std::uint16_t>(sign | (magnitude + 0xFFFu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13);
   return static_cast<std::uint16_t>(Float16::encode(static_cast<double>(value)));
 }
 constexpr std::uint16_t double_to_f16(double value) { return static_cast<std::uint16_t>(Float16::encode(value)); }

@@ -125,6 +125,25 @@ TEST(BFloat16Fast, AgreesWithTheGeneralForm) {
   }
 }
 
+// The short way beside the class: every half, and floats at and around every rounding limit.
+TEST(FloatFormats, Float16TheShortWay) {
+  const auto same = [](float value) {
+    ASSERT_EQ(float_to_f16(value), Float16::encode(static_cast<double>(value))) << value;
+  };
+  for (std::uint32_t bits = 0; bits <= 0xFFFF; ++bits) {
+    const auto value = static_cast<float>(Float16::decode(bits));
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(f16_to_float(static_cast<std::uint16_t>(bits))),
+              std::bit_cast<std::uint32_t>(value))
+        << bits;
+    same(value);
+    const float next = static_cast<float>(Float16::decode(bits + 1 <= 0xFFFF ? bits + 1 : bits));
+    const float between = value / 2 + next / 2;
+    for (const float near : {between, std::nextafter(between, value), std::nextafter(between, next)}) same(near);
+  }
+  std::mt19937 random(5);
+  for (int i = 0; i < 1'000'000; ++i) same(std::bit_cast<float>(static_cast<std::uint32_t>(random())));
+}
+
 // 1 + 2^-8 is a tie of bf16; a hair above it, visible only in a double, must not become one.
 TEST(BFloat16Fast, DoublesAreRoundedOnce) {
   const double hair = std::ldexp(1.0, -40);

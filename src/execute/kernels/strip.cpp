@@ -132,6 +132,68 @@ StripResult strip_any(const AddOptions& o, const Strip& strip) {
   }
 }
 
+// Finishes kPanel columns of a row. Returns whether all results are finite. They are looked at before they are narrowed
+// too: on targets without vectors, infinity is narrowed to the largest number.
+template <class Out>
+HWY_INLINE bool finish_row_in_fp64(V64 scale, const double* d, const std::byte* from, std::byte* to) {
+  const Tag64 wide;
+  const Tag32 tag;
+  HWY_ALIGN float values[kPanel];
+  bool finite = true;
+  HWY_UNROLL(4)
+  for (std::size_t j = 0; j < kPanel; j += kLanes<double>) {
+    const V64 value = fused(wide, scale, hn::LoadU(wide, d + j), F32::load(wide, from + j * F32::kSize));
+    finite &= F32::all_finite(wide, value);
+    F32::store(wide, value, reinterpret_cast<std::byte*>(values + j));
+  }
+  HWY_UNROLL(2)
+  for (std::size_t j = 0; j < kPanel; j += kLanes<float>) {
+    const V32 value = hn::LoadU(tag, values + j);
+    finite &= Out::all_finite(tag, value);
+    Out::store(tag, value, to + j * Out::kSize);
+  }
+  return finite;
+}
+
+template <class Out>
+HWY_INLINE StripResult strip_in_fp64(double scale, const Strip& strip) {
+  const V64 factor = hn::Set(Tag64(), scale);
+  StripResult result;
+  HWY_ALIGN double d[kTileSize];
+  const auto* right = static_cast<const double*>(strip.right);
+  for (std::size_t p = 0; p < strip.panels(); ++p, right += strip.width * kPanel) {
+    multiply_tile(static_cast<const double*>(strip.left), strip.rows, strip.width, right, d);
+    const std::size_t first = std::max(strip.begin, p * kPanel), last = std::min(strip.end, (p + 1) * kPanel);
+    const std::size_t cols = last - first, skipped = first - p * kPanel;
+    const std::byte* from = strip.base + (first - strip.begin) * F32::kSize;
+    std::byte* to = strip.out + (first - strip.begin) * Out::kSize;
+    for (std::size_t i = 0; i < strip.rows; ++i, from += strip.base_pitch, to += strip.out_pitch) {
+      if (cols == kPanel) {
+        result.finite &= finish_row_in_fp64<Out>(factor, d + i * kPanel, from, to);
+        continue;
+      }
+      double part[kPanel] = {};
+      std::byte in[kPanel * F32::kSize] = {}, out[kPanel * Out::kSize];
+      std::memcpy(in, from, cols * F32::kSize);
+      std::memcpy(part, d + i * kPanel + skipped, cols * sizeof(double));
+      result.finite &= finish_row_in_fp64<Out>(factor, part, in, out);
+      std::memcpy(to, out, cols * Out::kSize);
+    }
+  }
+  return result;
+}
+
+StripResult strip_any_in_fp64(double scale, Dtype out, const Strip& strip) {
+  switch (out) {
+    case Dtype::bf16:
+      return strip_in_fp64<Bf16>(scale, strip);
+    case Dtype::f16:
+      return strip_in_fp64<F16>(scale, strip);
+    default:
+      return strip_in_fp64<F32>(scale, strip);
+  }
+}
+
 }  // namespace
 }  // namespace peft::execution::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -140,6 +202,11 @@ HWY_AFTER_NAMESPACE();
 namespace peft::execution {
 
 HWY_EXPORT(strip_any);
+HWY_EXPORT(strip_any_in_fp64);
+
+StripResult merge_strip_in_fp64(double scale, Dtype out, const Strip& strip) {
+  return HWY_DYNAMIC_DISPATCH(strip_any_in_fp64)(scale, out, strip);
+}
 
 StripResult merge_strip(const AddOptions& options, const Strip& strip) {
   const bool whole = strip.begin == 0 && strip.end % kPanel == 0;

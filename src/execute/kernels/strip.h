@@ -20,4 +20,8 @@ namespace peft::execution {
 // Reads and writes columns [strip.begin, strip.end) of strip.rows rows, and nothing outside of them.
 StripResult merge_strip(const AddOptions& options, const Strip& strip);
 
+// The same for fp32 weights and packed factors of fp64: fma(scale, d, W) in fp64, rounded to fp32, then to `out`: f32,
+// f16 or bf16. Limits are not looked at. `base` and `out` may be the same memory.
+StripResult merge_strip_in_fp64(double scale, Dtype out, const Strip& strip);
+
 }  // namespace peft::execution

@@ -229,6 +229,68 @@ TEST_P(MergeStrip, NoNumber) {
   }
 }
 
+// One strip in fp64: rank and columns as given, beside the same sums by plain loops.
+void expect_right_in_fp64(Dtype out, std::size_t rank, std::size_t rows, std::size_t begin, std::size_t end,
+                          float special) {
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  const std::size_t panels = (end + kPanel - 1) / kPanel, pitch = panels * kPanel;
+  const auto size = static_cast<std::size_t>(element_size(out));
+  LineBuffer<double> left, right;
+  left.resize(rows * rank), right.resize(panels * rank * kPanel);
+  for (std::size_t i = 0; i < rows * rank; ++i) left.get()[i] = static_cast<double>(normal(random));
+  for (std::size_t i = 0; i < panels * rank * kPanel; ++i) right.get()[i] = static_cast<double>(normal(random) * 0.01F);
+  std::vector<float> base(rows * pitch);
+  for (float& weight : base) weight = normal(random);
+  base[(rows - 1) * pitch + end - 1] = special;
+  std::vector<std::byte> made(rows * pitch * size, std::byte{0xAB}), in_place(rows * pitch * sizeof(float));
+  std::memcpy(in_place.data(), base.data(), in_place.size());
+  Strip strip{.width = rank, .left = left.get(), .right = right.get(), .rows = rows, .begin = begin, .end = end};
+  strip.base = reinterpret_cast<const std::byte*>(&base[begin]),
+  strip.base_pitch = static_cast<std::int64_t>(4 * pitch);
+  strip.out = &made[begin * size], strip.out_pitch = static_cast<std::int64_t>(size * pitch);
+  const StripResult result = merge_strip_in_fp64(-1.5, out, strip);
+  bool finite = true;
+  for (std::size_t i = 0; i < rows; ++i) {
+    for (std::size_t j = begin; j < end; ++j) {
+      double d = 0;
+      for (std::size_t k = 0; k < rank; ++k)
+        d = std::fma(left.get()[i * rank + k], right.get()[(j / kPanel * rank + k) * kPanel + j % kPanel], d);
+      const auto value = static_cast<float>(std::fma(-1.5, d, static_cast<double>(base[i * pitch + j])));
+      std::byte bytes[4];
+      store_element(out, static_cast<double>(value), bytes);
+      finite &= std::isfinite(load_element(out, bytes));
+      if (!std::isfinite(value)) continue;
+      ASSERT_EQ(std::memcmp(bytes, &made[(i * pitch + j) * size], size), 0) << i << " " << j << " " << value;
+    }
+    for (std::size_t j = 0; j < begin * size; ++j) ASSERT_EQ(made[i * pitch * size + j], std::byte{0xAB});
+    for (std::size_t j = end * size; j < pitch * size; ++j) ASSERT_EQ(made[i * pitch * size + j], std::byte{0xAB});
+  }
+  EXPECT_EQ(result.finite, finite);
+  EXPECT_FALSE(result.marked);
+  if (out != Dtype::f32) return;
+  strip.base = strip.out = &in_place[begin * size], strip.out_pitch = strip.base_pitch;
+  merge_strip_in_fp64(-1.5, out, strip);
+  for (std::size_t i = 0; i < rows; ++i) {
+    ASSERT_EQ(
+        std::memcmp(&in_place[(i * pitch + begin) * size], &made[(i * pitch + begin) * size], (end - begin) * size), 0)
+        << "in place, row " << i;
+  }
+}
+
+TEST_P(MergeStrip, InFp64) {
+  for (const Dtype out : {Dtype::f32, Dtype::f16, Dtype::bf16}) {
+    for (const std::size_t rank : {1, 3, 16, 33}) {
+      for (const std::size_t rows : {1, 2, 7, 8}) expect_right_in_fp64(out, rank, rows, 0, 3 * kPanel, 1);
+      for (const float special : {1.0F, 60000.0F, 65519.0F, 65521.0F, 0x1.fffffep127F,
+                                  -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+        expect_right_in_fp64(out, rank, 5, 3, 2 * kPanel + 1, special);
+        expect_right_in_fp64(out, rank, 5, 10, 20, special);
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Hwy, MergeStrip, testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
                          [](const auto& target) { return std::string(hwy::TargetName(target.param)); });
 

@@ -14,6 +14,8 @@ namespace peft::execution {
 namespace {
 
 constexpr std::size_t kKeptMatrices = 4;  // target matrices that keep their packed factors
+// Rows of the base that have to be rendered, are rendered this many bytes at a time, so that they stay in the cache.
+constexpr std::int64_t kRenderedBytes = std::int64_t{256} << 10, kRowsTogether = 32;
 constexpr auto kNoMatrix = static_cast<std::size_t>(-1);
 
 bool uses_peft_rounding(const Merge& merge) {
@@ -64,8 +66,11 @@ void Merger::open(const Plan& plan, const PlannedTensor& tensor, bool wide) {
 void Merger::render(const Plan& plan, const PlannedTensor& tensor, bool wide, const Rectangle& area, std::byte* out) {
   open(plan, tensor, wide);
   const std::int64_t pitch = area.cols * element_size(tensor.dtype);
+  const std::int64_t rendered = kRenderedBytes / (area.cols * element_size(tensor.merge->base_dtype) + 1);
   for (std::int64_t row = area.row; row < area.row + area.rows;) {
-    const std::int64_t rows = std::min(area.row + area.rows - row, tensor_->stretch(row));
+    std::int64_t rows = std::min(area.row + area.rows - row, tensor_->stretch(row));
+    if (!tensor_->is_direct(row))
+      rows = std::min(rows, std::max(rendered / kRowsTogether, std::int64_t{1}) * kRowsTogether);
     render_stretch({row, rows, area.col, area.cols}, out + (row - area.row) * pitch);
     row += rows;
   }
@@ -125,10 +130,8 @@ std::shared_ptr<const DoraRowScales> Merger::row_scales_of(std::size_t matrix, c
 template <class T>
 bool Merger::merge_strip_of(UpdateProducts<T>& products, const DoraRowScales& row_scales, const AreaRows& target,
                             const StripArea& strip) {
-  if constexpr (sizeof(T) == sizeof(float)) {
-    if (is_strip(*tensor_, products)) {
-      if (const auto finite = strips_.run(*tensor_, products, target, strip, error_)) return *finite;
-    }
+  if (is_strip(*tensor_, products)) {
+    if (const auto finite = strips_.run(*tensor_, products, target, strip, error_)) return *finite;
   }
   bool finite = true;
   for (std::int64_t panel = strip.begin / kWidth; panel * kWidth < strip.end; ++panel) {

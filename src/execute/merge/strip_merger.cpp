@@ -43,23 +43,27 @@ void move_columns(const std::byte* from, std::byte* to, std::size_t count, std::
 
 }  // namespace
 
-bool is_strip(const MergedTensor& tensor, const UpdateProducts<float>& products) {
+template <class T>
+bool is_strip(const MergedTensor& tensor, const UpdateProducts<T>& products) {
   const MergeProgram& program = products.program();
-  return program.steps.size() == 1 && program.steps.front().kind == Step::Kind::add &&
-         tensor.merge().base_dtype == tensor.tensor().dtype;
+  if (program.steps.size() != 1 || program.steps.front().kind != Step::Kind::add) return false;
+  const Dtype base = tensor.merge().base_dtype, dtype = tensor.tensor().dtype;
+  if constexpr (sizeof(T) == sizeof(float)) return base == dtype;
+  return base == Dtype::f32 && program.steps.front().rule == AddRule::fused &&
+         (dtype == Dtype::f32 || dtype == Dtype::f16 || dtype == Dtype::bf16);
 }
 
-std::optional<bool> StripMerger::run(const MergedTensor& tensor, UpdateProducts<float>& products,
-                                     const AreaRows& target, const StripArea& area, MergeError& error) {
-  const Merge& merge = tensor.merge();
-  const Dtype dtype = merge.base_dtype;
+template <class T>
+std::optional<bool> StripMerger::run(const MergedTensor& tensor, UpdateProducts<T>& products, const AreaRows& target,
+                                     const StripArea& area, MergeError& error) {
+  const Dtype base = tensor.merge().base_dtype, dtype = tensor.tensor().dtype;
   const std::int64_t panel = area.begin / kWidth, panels = (area.end + kWidth - 1) / kWidth - panel;
   const auto factors = products.factors(area.row, panel, panels);
   if (!factors) return std::nullopt;
   const plan::Lattice& lattice = products.lattice();
   const std::int64_t row = lattice.rows.first + (area.first + area.row) * lattice.rows.step - target.area.row;
   const std::int64_t step = lattice.cols.step;
-  const std::int64_t col = (lattice.cols.first + area.begin * step - target.area.col) * element_size(dtype);
+  const std::int64_t col = lattice.cols.first + area.begin * step - target.area.col;
   Strip strip{.paired = factors->paired,
               .width = factors->width,
               .left = factors->left,
@@ -67,34 +71,53 @@ std::optional<bool> StripMerger::run(const MergedTensor& tensor, UpdateProducts<
               .rows = area.rows,
               .begin = static_cast<std::size_t>(area.begin - panel * kWidth),
               .end = static_cast<std::size_t>(area.end - panel * kWidth),
-              .base = target.base.data + row * target.base.pitch + col,
+              .base = target.base.data + row * target.base.pitch + col * element_size(base),
               .base_pitch = lattice.rows.step * target.base.pitch,
-              .out = target.out + row * target.out_pitch + col,
+              .out = target.out + row * target.out_pitch + col * element_size(dtype),
               .out_pitch = lattice.rows.step * target.out_pitch};
-  // merge_strip() needs columns without gaps, and weights that do not lie where the result goes.
-  const auto cols = static_cast<std::size_t>(area.end - area.begin),
-             bytes = cols * static_cast<std::size_t>(element_size(dtype));
+  // The kernels need columns without gaps. What may be recomputed needs weights that the result does not overwrite.
+  constexpr bool kRecomputes = sizeof(T) == sizeof(float);
+  const auto cols = static_cast<std::size_t>(area.end - area.begin);
   std::byte* const out = strip.out;
   const std::int64_t out_pitch = strip.out_pitch;
-  if (step != 1 || strip.base == strip.out) {
+  if (step != 1 || (kRecomputes && strip.base == strip.out)) {
+    const std::size_t bytes = cols * static_cast<std::size_t>(element_size(base));
     std::byte* kept = kept_.resize(area.rows * bytes);
     for (std::size_t i = 0; i < area.rows; ++i) {
       move_columns<false>(strip.base + static_cast<std::int64_t>(i) * strip.base_pitch, kept + i * bytes, cols, step,
-                          dtype);
+                          base);
     }
     strip.base = kept;
     strip.base_pitch = static_cast<std::int64_t>(bytes);
   }
   if (step != 1) {
-    strip.out = made_.resize(area.rows * bytes);
-    strip.out_pitch = static_cast<std::int64_t>(bytes);
+    strip.out_pitch = static_cast<std::int64_t>(cols) * element_size(dtype);
+    strip.out = made_.resize(area.rows * static_cast<std::size_t>(strip.out_pitch));
   }
+  bool finite;
+  if constexpr (kRecomputes) {
+    finite = run_in_fp32(tensor, products, *factors, strip, area, error);
+  } else {
+    finite = merge_strip_in_fp64(products.update(0).scale, dtype, strip).finite;
+  }
+  for (std::size_t i = 0; step != 1 && i < area.rows; ++i) {
+    const auto at = static_cast<std::int64_t>(i);
+    move_columns<true>(strip.out + at * strip.out_pitch, out + at * out_pitch, cols, step, dtype);
+  }
+  return finite;
+}
+
+bool StripMerger::run_in_fp32(const MergedTensor& tensor, const UpdateProducts<float>& products,
+                              const UpdateProducts<float>::Factors& factors, Strip& strip, const StripArea& area,
+                              MergeError& error) {
+  const Merge& merge = tensor.merge();
+  const Dtype dtype = merge.base_dtype;
   if (merge.mode == MergeMode::best) {
-    limits_.resize(static_cast<std::size_t>(panels));
-    cancelled_.resize(static_cast<std::size_t>(panels) * kTileRows);
+    limits_.resize(strip.panels());
+    cancelled_.resize(strip.panels() * kTileRows);
     const float smallest = products.smallest_of_norms(0, dtype);
-    for (std::size_t p = 0; p < limits_.size(); ++p) limits_[p] = factors->right_norms[p] * smallest;
-    strip.row_limits = factors->left_norms;
+    for (std::size_t p = 0; p < limits_.size(); ++p) limits_[p] = factors.right_norms[p] * smallest;
+    strip.row_limits = factors.left_norms;
     strip.panel_limits = limits_.data();
     strip.cancelled = cancelled_.data();
   }
@@ -102,8 +125,6 @@ std::optional<bool> StripMerger::run(const MergedTensor& tensor, UpdateProducts<
       merge_strip({products.program().steps.front().rule, dtype, products.update(0).scale}, strip);
   if (result.marked) recompute_exact(strip, dtype, area, products);
   if (merge.mode == MergeMode::fast) sample(strip, dtype, area, products, error);
-  for (std::size_t i = 0; step != 1 && i < area.rows; ++i)
-    move_columns<true>(strip.out + i * bytes, out + static_cast<std::int64_t>(i) * out_pitch, cols, step, dtype);
   return result.finite;
 }
 
@@ -135,5 +156,12 @@ void StripMerger::sample(const Strip& strip, Dtype dtype, const StripArea& area,
                    1, error);
   }
 }
+
+template bool is_strip(const MergedTensor&, const UpdateProducts<float>&);
+template bool is_strip(const MergedTensor&, const UpdateProducts<double>&);
+template std::optional<bool> StripMerger::run(const MergedTensor&, UpdateProducts<float>&, const AreaRows&,
+                                              const StripArea&, MergeError&);
+template std::optional<bool> StripMerger::run(const MergedTensor&, UpdateProducts<double>&, const AreaRows&,
+                                              const StripArea&, MergeError&);
 
 }  // namespace peft::execution

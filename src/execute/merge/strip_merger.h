@@ -7,7 +7,8 @@
 
 namespace peft::execution {
 
-bool is_strip(const MergedTensor& tensor, const UpdateProducts<float>& products);
+template <class T>
+bool is_strip(const MergedTensor& tensor, const UpdateProducts<T>& products);
 
 // Rows [row, row + rows) of the rows that UpdateProducts::take_rows() took from row `first` of the matrix on; columns
 // [begin, end), of one panel or of all packed panels.
@@ -19,10 +20,14 @@ struct StripArea {
 class StripMerger {
  public:
   // Returns whether all results are finite, or nullopt where the fast path would be inexact; then nothing was written.
-  std::optional<bool> run(const MergedTensor& tensor, UpdateProducts<float>& products, const AreaRows& target,
+  template <class T>
+  std::optional<bool> run(const MergedTensor& tensor, UpdateProducts<T>& products, const AreaRows& target,
                           const StripArea& area, MergeError& error);
 
  private:
+  bool run_in_fp32(const MergedTensor& tensor, const UpdateProducts<float>& products,
+                   const UpdateProducts<float>::Factors& factors, Strip& strip, const StripArea& area,
+                   MergeError& error);
   void recompute_exact(const Strip& strip, Dtype dtype, const StripArea& area,
                        const UpdateProducts<float>& products) const;
   void sample(const Strip& strip, Dtype dtype, const StripArea& area, const UpdateProducts<float>& products,

@@ -86,18 +86,23 @@ bool in_one_row(const Codes& codes, std::int64_t first, std::int64_t stride, std
   return stride == 1 && first % codes.width + count <= codes.width;
 }
 
-// Unpacks elements of a GGUF tensor that follow each other, block by block. Rows are whole blocks, so that blocks
-// follow each other where elements do.
-template <class Store>
-void unpack_run(const Codes& codes, std::int64_t first, std::int64_t count, const Store& store) {
+// Unpacks elements of a GGUF tensor that follow each other. Rows are whole blocks, so that blocks follow each other
+// where elements do.
+void unpack_run(const Codes& codes, std::int64_t first, std::int64_t count, float* out) {
   const gguf::GgmlTypeInfo& sizes = gguf::info(codes.type);
-  const auto unpack = gguf::find_block_format(codes.type)->unpack;
-  float values[gguf::kMaxBlock];
+  const auto bytes = static_cast<std::int64_t>(sizes.block_bytes);
   for (std::int64_t done = 0; done < count;) {
     const std::int64_t block = (first + done) / sizes.block, begin = (first + done) % sizes.block;
-    const std::int64_t some = std::min(count - done, sizes.block - begin);
-    unpack(codes.data + block * static_cast<std::int64_t>(sizes.block_bytes), values);
-    store(done, values + begin, some);
+    const std::byte* from = codes.data + block * bytes;
+    std::int64_t some = (count - done) / sizes.block * sizes.block;
+    if (begin == 0 && some != 0) {
+      gguf::unpack_blocks(codes.type, {from, static_cast<std::size_t>(some / sizes.block * bytes)}, out + done);
+    } else {
+      float values[gguf::kMaxBlock];
+      gguf::unpack_blocks(codes.type, {from, static_cast<std::size_t>(bytes)}, values);
+      some = std::min(count - done, sizes.block - begin);
+      std::copy_n(values + begin, some, out + done);
+    }
     done += some;
   }
 }
@@ -107,25 +112,19 @@ void unpack(const Codes& codes, std::int64_t row, std::int64_t rows, std::int64_
   for (std::int64_t i = 0; i < rows; ++i) {
     const std::int64_t first = codes.offset + (row + i) * codes.row_stride + col * codes.col_stride;
     if (codes.col_stride == 1) {
-      unpack_run(codes, first, cols, [&](std::int64_t at, const float* values, std::int64_t count) {
-        std::copy_n(values, count, out + i * pitch + at);
-      });
+      unpack_run(codes, first, cols, out + i * pitch);
       continue;
     }
-    for (std::int64_t j = 0; j < cols; ++j) {
-      unpack_run(codes, first + j * codes.col_stride, 1,
-                 [&](std::int64_t, const float* value, std::int64_t) { out[i * pitch + j] = *value; });
-    }
+    for (std::int64_t j = 0; j < cols; ++j) unpack_run(codes, first + j * codes.col_stride, 1, out + i * pitch + j);
   }
 }
 
 double quantised_value(const Plan& plan, const Block& block, std::int64_t code) {
   const Scales& scales = *block.scales;
   if (scales.kind == Scales::Kind::ggml) {
-    double value = 0;
-    unpack_run(codes_of(plan, block), code, 1,
-               [&](std::int64_t, const float* at, std::int64_t) { value = static_cast<double>(*at); });
-    return value;
+    float value = 0;
+    unpack_run(codes_of(plan, block), code, 1, &value);
+    return static_cast<double>(value);
   }
   const std::int64_t row = code / scales.width / scales.cell_rows, col = code % scales.width / scales.cell_cols;
   const View& view = block.source;

@@ -9,8 +9,8 @@ namespace {
 
 constexpr int kUnit = 80;            // a unit is 2^-80
 constexpr double kLargest = 0x1p46;  // that as many units as fit hold, with room for a sum
-constexpr std::size_t kLanes = 8;    // independent sums, so that additions do not wait for each other
-constexpr std::size_t kBlock = 32;   // elements: rows are whole blocks
+constexpr std::size_t kLanes = 16;   // independent sums, so that additions do not wait for each other
+constexpr std::size_t kChunk = 512;  // elements that are summed in fp32
 
 }  // namespace
 
@@ -26,12 +26,15 @@ struct RowSums {
   double error = 0, delta = 0, kept = 0;
 };
 
-// Blocks of a row are summed in fp32, which is enough for a report, and then in fp64.
+double total(const float (&lanes)[kLanes]) { return static_cast<double>(std::accumulate(lanes, lanes + kLanes, 0.0F)); }
+
+// Chunks of a row are summed in fp32, which is enough for a report, and then in fp64. Rows are whole blocks of 32
+// elements or more.
 RowSums sums_of(const float* before, const float* merged, const float* packed, std::size_t cols) {
   RowSums sums;
-  for (std::size_t begin = 0; begin < cols; begin += kBlock) {
+  for (std::size_t begin = 0; begin < cols; begin += kChunk) {
     float error[kLanes] = {}, delta[kLanes] = {}, kept[kLanes] = {};
-    for (std::size_t first = begin; first < begin + kBlock; first += kLanes) {
+    for (std::size_t first = begin; first < std::min(begin + kChunk, cols); first += kLanes) {
       for (std::size_t c = 0; c < kLanes; ++c) {
         const float lost = packed[first + c] - merged[first + c], added = merged[first + c] - before[first + c];
         error[c] += lost * lost;
@@ -39,9 +42,9 @@ RowSums sums_of(const float* before, const float* merged, const float* packed, s
         kept[c] += (packed[first + c] - before[first + c]) * added;
       }
     }
-    sums.error += static_cast<double>(std::accumulate(error, error + kLanes, 0.0F));
-    sums.delta += static_cast<double>(std::accumulate(delta, delta + kLanes, 0.0F));
-    sums.kept += static_cast<double>(std::accumulate(kept, kept + kLanes, 0.0F));
+    sums.error += total(error);
+    sums.delta += total(delta);
+    sums.kept += total(kept);
   }
   return sums;
 }

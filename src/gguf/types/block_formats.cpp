@@ -8,7 +8,17 @@
 
 #include "base/float_formats.h"
 
-namespace peft::gguf {
+// Plain loops, which the compiler vectorises for each target. SVE and RISC-V vectors have no size at compile time; NEON
+// and scalar code take their place.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "gguf/types/block_formats.cpp"
+#include <hwy/foreach_target.h>  // compiles this file once per target
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace peft::gguf::HWY_NAMESPACE {
 namespace {
 
 constexpr std::size_t kSmall = 32, kLarge = 256;  // elements of a block
@@ -142,12 +152,12 @@ void unpack_q6_k(const std::byte* block, float* values) {
 
 // ---- packing
 
+// The largest magnitude. Those of numbers are ordered like their bits, and integers are what compilers vectorise here.
 float largest_of(const float* values) {
-  constexpr std::size_t kLanes = 8;  // that do not wait for each other
-  float largest[kLanes] = {};
-  for (std::size_t i = 0; i < kSmall; i += kLanes)
-    for (std::size_t c = 0; c < kLanes; ++c) largest[c] = std::max(largest[c], std::abs(values[i + c]));
-  return *std::max_element(largest, largest + kLanes);
+  std::uint32_t largest = 0;
+  for (std::size_t i = 0; i < kSmall; ++i)
+    largest = std::max(largest, std::bit_cast<std::uint32_t>(values[i]) & 0x7FFFFFFFU);
+  return std::bit_cast<float>(largest);
 }
 
 // As std::round does it, for numbers that an int holds: what is cut off is exact.
@@ -221,13 +231,25 @@ constexpr std::array<BlockFormat, 9> kFormats = {{{GgmlType::q4_0, unpack_q4_0, 
                                                   {GgmlType::q6_k, unpack_q6_k},
                                                   {GgmlType::mxfp4, unpack_mxfp4, pack_mxfp4}}};
 
-}  // namespace
+const BlockFormat* formats() { return kFormats.data(); }
 
-std::span<const BlockFormat> block_formats() { return kFormats; }
+}  // namespace
+}  // namespace peft::gguf::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace peft::gguf {
+
+HWY_EXPORT(formats);
+
+std::span<const BlockFormat> block_formats() {
+  return {HWY_DYNAMIC_DISPATCH(formats)(), HWY_STATIC_DISPATCH(kFormats).size()};
+}
 
 const BlockFormat* find_block_format(GgmlType type) {
-  const auto row = std::ranges::find(kFormats, type, &BlockFormat::type);
-  return row == kFormats.end() ? nullptr : &*row;
+  const std::span<const BlockFormat> formats = block_formats();
+  const auto row = std::ranges::find(formats, type, &BlockFormat::type);
+  return row == formats.end() ? nullptr : &*row;
 }
 
 bool can_pack(GgmlType type) {
@@ -252,3 +274,4 @@ void unpack_blocks(GgmlType type, std::span<const std::byte> blocks, float* out)
 }
 
 }  // namespace peft::gguf
+#endif

@@ -31,6 +31,8 @@ class MergedTensor {
   // The number of rows from `row` on that one call of base() can return: up to the end of the block that lies in the
   // file as it is needed, or up to the next such block.
   std::int64_t stretch(std::int64_t row) const;
+  // Whether base() points into the source from this row on.
+  bool is_direct(std::int64_t row) const { return direct_block(row) != nullptr; }
   // Points into the source if the rows lie there as they are needed. Else renders them into `scratch`, which holds
   // area.rows * area.cols elements.
   BaseRows base(const Rectangle& area, std::byte* scratch, Scratch& more) const;
