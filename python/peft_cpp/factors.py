@@ -26,20 +26,9 @@ class Factor:
     the file's dtype, whatever its layout. For an embedding, W stands for its transpose: [dim, vocabulary].
     """
 
-    __slots__ = ("site", "module", "parameter", "expert", "projection", "kind", "scale", "dtype", "A", "B", "_index",
-                 "_list")
+    __slots__ = ("site", "scale", "dtype", "A", "B", "_index", "_list")
     site: str
     """The place in the model: "model.layers.0.mlp.experts.7.gate"."""
-    module: str
-    """The module's path in transformers 5."""
-    parameter: str
-    """The parameter, where LoRA sits on one that is not per expert."""
-    expert: int
-    """The expert's number, or -1."""
-    projection: str
-    """"gate", "up" or "down" of an expert; else ""."""
-    kind: str
-    """"linear" or "embedding"."""
     scale: float
     """What B @ A is multiplied with."""
     dtype: str
@@ -50,6 +39,31 @@ class Factor:
     """[out, rank], read-only."""
     _index: int
     _list: _core.FactorList
+
+    @property
+    def module(self) -> str:
+        """The module's path in transformers 5."""
+        return self._list.parts(self._index)[0]
+
+    @property
+    def parameter(self) -> str:
+        """The parameter, where LoRA sits on one that is not per expert."""
+        return self._list.parts(self._index)[1]
+
+    @property
+    def expert(self) -> int:
+        """The expert's number, or -1."""
+        return self._list.parts(self._index)[2]
+
+    @property
+    def projection(self) -> str:
+        """"gate", "up" or "down" of an expert; else ""."""
+        return self._list.parts(self._index)[3]
+
+    @property
+    def kind(self) -> str:
+        """"linear" or "embedding"."""
+        return self._list.parts(self._index)[4]
 
     @property
     def rank(self) -> int:
@@ -98,10 +112,8 @@ class Factors(Sequence["Factor"]):
         return self._ndarray(shape, known, buffer, offset, strides)
 
     def _make(self, index: int) -> Factor:
-        row = self._core.at(index)
         factor = Factor.__new__(Factor)
-        (factor.site, factor.module, factor.parameter, factor.expert, factor.projection, factor.kind, factor.scale, a,
-         b) = row
+        factor.site, factor.scale, a, b = self._core.at(index)
         factor.dtype = a[0]
         factor.A = self._view(a)
         factor.B = self._view(b)
@@ -123,7 +135,7 @@ class Factors(Sequence["Factor"]):
 
     def _index_of(self, site: str) -> int:
         if self._sites is None:
-            self._sites = {self._core.at(index)[0]: index for index in range(len(self))}
+            self._sites = {self._core.site(index): index for index in range(len(self))}
         found = self._sites.get(site)
         if found is None:
             raise fail("LO_TARGET", "the adapter has no factor at this site", site)
@@ -131,7 +143,7 @@ class Factors(Sequence["Factor"]):
 
     def sites(self) -> list[str]:
         """The sites of all factors."""
-        return [self._core.at(index)[0] for index in range(len(self))]
+        return [self._core.site(index) for index in range(len(self))]
 
     def to_delta(self, site: str) -> Any:
         """The update of one matrix, [out, in] in float64.

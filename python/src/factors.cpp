@@ -1,5 +1,6 @@
 // The factors of an adapter on disk: where each lies in the file, and the update it stands for.
 #include <algorithm>
+#include <functional>
 
 #include "buffer.h"
 #include "cli/flags.h"
@@ -15,19 +16,24 @@ namespace {
 // An open adapter. Its file stays mapped while views of it live.
 class FactorList {
  public:
-  explicit FactorList(Input input) : input_(std::move(input)) {}
+  explicit FactorList(Input input) : input_(std::move(input)), data_(data_of(*input_.adapter.weights)) {}
   std::size_t size() const { return factors().size(); }
 
-  // (site, module, parameter, expert, projection, kind, scale, A, B); A and B are (dtype, bytes of the tensor, offset,
-  // shape, strides), the last three in bytes.
-  nb::tuple at(std::size_t index) const {
+  // (site, scale, A, B); A and B are (dtype, bytes that hold them, offset, shape, strides), the last three in bytes.
+  nb::tuple at(std::size_t index) {
+    const Factor& factor = factor_at(index);
+    return nb::make_tuple(site(index), factor.scale, place(factor.a), place(factor.b));
+  }
+
+  nb::str site(std::size_t index) const { return to_python(describe(factor_at(index).site)); }
+
+  // (module, parameter, expert, projection, kind)
+  nb::tuple parts(std::size_t index) const {
     const Factor& factor = factor_at(index);
     const Site& site = factor.site;
-    const std::string text = describe(site);
-    return nb::make_tuple(to_python(text), to_python(site.module), to_python(site.parameter), site.expert,
+    return nb::make_tuple(to_python(site.module), to_python(site.parameter), site.expert,
                           to_python(name(site.projection)),
-                          to_python(factor.kind == FactorKind::embedding ? "embedding" : "linear"), factor.scale,
-                          place(factor.a), place(factor.b));
+                          to_python(factor.kind == FactorKind::embedding ? "embedding" : "linear"));
   }
 
   nb::list warnings() const {
@@ -62,7 +68,20 @@ class FactorList {
     return factors()[index];
   }
 
-  nb::tuple place(const View& view) const {
+  // All tensors of a file that is one mapping; nothing of one that has shards.
+  static std::span<const std::byte> data_of(const TensorFile& file) {
+    const std::byte *begin = nullptr, *end = nullptr;
+    for (const TensorInfo& tensor : file.tensors()) {
+      const std::span<const std::byte> bytes = file.bytes(tensor);
+      if (bytes.empty()) continue;
+      if (begin == nullptr || std::less<>()(bytes.data(), begin)) begin = bytes.data();
+      if (end == nullptr || std::less<>()(end, bytes.data() + bytes.size())) end = bytes.data() + bytes.size();
+    }
+    const auto size = static_cast<std::size_t>(end - begin);
+    return size <= file.file_size() ? std::span(begin, size) : std::span<const std::byte>();
+  }
+
+  nb::tuple place(const View& view) {
     const auto& file = input_.adapter.weights;
     const TensorInfo& tensor = file->tensors()[view.tensor];
     const std::int64_t bits = info(tensor.dtype).bits;
@@ -73,12 +92,18 @@ class FactorList {
                                       .hint = "convert the adapter with dtype=\"F32\" first"});
     }
     const std::int64_t width = bits / 8;
-    return nb::make_tuple(to_python(tensor.dtype_name), read_only_buffer(file->bytes(tensor), file),
-                          view.offset * width, nb::make_tuple(view.rows, view.cols),
+    const std::span<const std::byte> bytes = file->bytes(tensor);
+    const bool shared = !data_.empty() && !bytes.empty();  // one object for all views, not one for each
+    if (shared && !buffer_.is_valid()) buffer_ = read_only_buffer(data_, file);
+    return nb::make_tuple(to_python(tensor.dtype_name), shared ? buffer_ : read_only_buffer(bytes, file),
+                          (shared ? bytes.data() - data_.data() : 0) + view.offset * width,
+                          nb::make_tuple(view.rows, view.cols),
                           nb::make_tuple(view.row_stride * width, view.col_stride * width));
   }
 
   Input input_;
+  std::span<const std::byte> data_;
+  nb::object buffer_;
 };
 
 FactorList read_factors(nb::dict values) {
@@ -104,6 +129,8 @@ void add_factors(nb::module_& module) {
   nb::class_<FactorList>(module, "FactorList")
       .def("__len__", &FactorList::size)
       .def("at", &FactorList::at)
+      .def("site", &FactorList::site)
+      .def("parts", &FactorList::parts)
       .def("delta", &FactorList::delta)
       .def("warnings", &FactorList::warnings)
       .def("layout", &FactorList::layout);

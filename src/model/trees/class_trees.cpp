@@ -285,7 +285,10 @@ class TreeMaker {
   Lookup lookup() const {
     return [this](std::string_view name) -> std::optional<Value> {
       const std::size_t letter = name.size() == 1 ? kLetters.find(name[0]) : std::string_view::npos;
-      if (letter < numbers_.size()) return Value(numbers_[letter]);
+      if (letter < numbers_.size()) {
+        uses_number_ = true;
+        return Value(numbers_[letter]);
+      }
       auto value = values_(name);
       if (!value) unknown_ = true;
       return value;
@@ -318,11 +321,20 @@ class TreeMaker {
     tree_.modules.push_back(std::move(module));
   }
 
+  // Evaluated once, unless it depends on the number of a layer or expert.
+  std::optional<std::int64_t> size_of(const std::string& formula) {
+    const auto known = sizes_.find(&formula);
+    if (known != sizes_.end()) return known->second;
+    uses_number_ = false;
+    const auto size = evaluate_integer(formula, lookup());
+    if (!uses_number_) sizes_.emplace(&formula, size);
+    return size;
+  }
+
   std::vector<std::int64_t> shape_of(const std::vector<std::string>& formulas) {
-    const Lookup names = lookup();
     std::vector<std::int64_t> shape;
     for (const std::string& formula : formulas) {
-      const auto size = evaluate_integer(formula, names);
+      const auto size = size_of(formula);
       if (!size || *size <= 0) {
         tree_.complete = false;
         return {};
@@ -343,6 +355,8 @@ class TreeMaker {
   const std::string& file_;
   std::vector<std::int64_t> numbers_;
   mutable bool unknown_ = false;  // a formula asked for a key that neither the config nor the table has
+  mutable bool uses_number_ = false;
+  std::map<const std::string*, std::optional<std::int64_t>> sizes_;  // by the formula in the row
   ModuleTree tree_;
 };
 
