@@ -6,6 +6,7 @@
 
 #include "nn/golden_nn.h"
 #include "peft/nn/trainer.h"
+#include "support/train_expectation.h"
 
 namespace peft::nn::testing {
 namespace {
@@ -45,8 +46,8 @@ class Training : public ::testing::TestWithParam<std::string> {
   }
   double tolerance(const char* what) const { return allowed(json_["expect"]["tolerance"][what].get<double>()); }
   // adapter_tensors() as on disk, compared with a file of them.
-  void expect_tensors(const PeftModel& model, const std::string& file) const {
-    const Tensors wanted = read_tensors(folder_ / file);
+  void expect_tensors(const PeftModel& model, const fs::path& file) const {
+    const Tensors wanted = read_tensors(file);
     const auto got = model.state_dict();
     EXPECT_EQ(got.size(), wanted.size());
     for (const auto& [name, tensor] : got) {
@@ -79,32 +80,38 @@ void Training::run_through(bool checkpointing) {
   const auto lora = model();
   Trainer trainer(*lora, options_);
   train::Batches batches(data_, options_);
-  const Json& steps = json_["expect"]["steps"];
-  ASSERT_EQ(static_cast<std::size_t>(batches.total_steps()), steps.size());
+  ASSERT_EQ(static_cast<std::size_t>(batches.total_steps()), json_["expect"]["steps"].size());
   {
     trainer.backward(batches.of_step(0));
     expect_gradients(*lora);
     for (at::Tensor tensor : lora->trainable_parameters()) tensor.mutable_grad().reset();
   }
-  for (std::size_t i = 0; i < steps.size(); ++i) {
-    const auto step = static_cast<std::int64_t>(i);
-    const double rate = train::learning_rate(options_, step, batches.total_steps());
-    EXPECT_NEAR(rate, steps[i]["lr"].get<double>(), 1e-15) << i;
-    const StepResult result = trainer.step(batches.of_step(step), rate);
-    EXPECT_NEAR(result.loss, steps[i]["loss"].get<double>(), tolerance("loss")) << i;
-    EXPECT_NEAR(result.grad_norm, steps[i]["grad_norm"].get<double>(), tolerance("grad_norm")) << i;
-    const auto micro = steps[i]["micro_losses"].get<std::vector<double>>();
+  std::vector<StepResult> results;
+  std::vector<double> rates, grad_norms;
+  for (std::int64_t step = 0; step < batches.total_steps(); ++step) {
+    rates.push_back(train::learning_rate(options_, step, batches.total_steps()));
+    results.push_back(trainer.step(batches.of_step(step), rates.back()));
+    grad_norms.push_back(results.back().grad_norm);
+    const fs::path after = folder_ / "expected/after_step0.safetensors";
+    if (step == 0 && fs::exists(after)) expect_tensors(*lora, after);
+  }
+  const test::TrainExpectation expected = test::train_expectation(json_, GetParam(), grad_norms);
+  for (std::size_t i = 0; i < results.size(); ++i) {
+    const StepResult& result = results[i];
+    const Json& wanted = expected.expect["steps"][i];
+    EXPECT_NEAR(rates[i], wanted["lr"].get<double>(), 1e-15) << i;
+    EXPECT_NEAR(result.loss, wanted["loss"].get<double>(), tolerance("loss")) << i;
+    EXPECT_NEAR(result.grad_norm, wanted["grad_norm"].get<double>(), tolerance("grad_norm")) << i;
+    const auto micro = wanted["micro_losses"].get<std::vector<double>>();
     ASSERT_EQ(result.micro_losses.size(), micro.size());
     for (std::size_t m = 0; m < micro.size(); ++m)
       EXPECT_NEAR(result.micro_losses[m], micro[m], tolerance("loss")) << i << " " << m;
-    EXPECT_EQ(result.aux_loss.has_value(), steps[i].contains("aux_loss"));
+    EXPECT_EQ(result.aux_loss.has_value(), wanted.contains("aux_loss"));
     if (result.aux_loss) {
-      EXPECT_NEAR(*result.aux_loss, steps[i]["aux_loss"].get<double>(), 1e-5) << i;
+      EXPECT_NEAR(*result.aux_loss, wanted["aux_loss"].get<double>(), 1e-5) << i;
     }
-    if (i == 0 && fs::exists(folder_ / "expected/after_step0.safetensors"))
-      expect_tensors(*lora, "expected/after_step0.safetensors");
   }
-  expect_tensors(*lora, "expected/final.safetensors");
+  expect_tensors(*lora, expected.final_tensors);
   const at::NoGradGuard no_gradients;
   const Json& batch = json_["batches"][0];
   const bool with_aux = options_.router_aux_loss_coef > 0;
@@ -113,7 +120,7 @@ void Training::run_through(bool checkpointing) {
                                               .want_aux_loss = with_aux,
                                               .labels = ids_tensor(batch["labels"])});
   const double after = output.loss.item<double>() + (with_aux ? 0.02 * output.aux_loss.item<double>() : 0);
-  EXPECT_NEAR(after, json_["expect"]["loss_after_last_step_on_batch_0"].get<double>(), tolerance("loss_after"));
+  EXPECT_NEAR(after, expected.expect["loss_after_last_step_on_batch_0"].get<double>(), tolerance("loss_after"));
 }
 
 TEST_P(Training, IsThatOfPeft) { run_through(false); }
