@@ -10,11 +10,15 @@ for word in "$@"; do
 done
 "$here/setup.sh" peft "${programs[@]:-llama_cpp mlx_lm vllm}" # run.py needs numpy and safetensors, which are there
 root=$here/../..
-if [[ ${#programs[@]} == 0 || " ${programs[*]} " == *" mlx_lm "* ]]; then
-  names=("$root/build/venvs/mlx_lm/bin/python" "$here/mlx_names.py")
-  for ((i = 1; i < $#; ++i)); do
-    if [[ ${!i} == --peft ]]; then next=$((i + 1)) && names+=(--peft "${!next}"); fi
-  done
-  "${names[@]}" 2>/dev/null
+peft=()
+for ((i = 1; i < $#; ++i)); do
+  if [[ ${!i} == --peft ]]; then next=$((i + 1)) && peft=(--peft "${!next}"); fi
+done
+asked() { [[ ${#programs[@]} == 0 || " ${programs[*]} " == *" $1 "* ]]; }
+if asked mlx_lm; then "$root/build/venvs/mlx_lm/bin/python" "$here/mlx_names.py" "${peft[@]}" 2>/dev/null; fi
+# Where setup.sh llama_server has built one, and the golden data has the weights.
+server=$root/build/llama_cpp/build/bin/llama-server
+if asked llama_cpp && [[ -x $server && -f ${PEFT_GOLDEN:-$root/../shared/golden}/models/consumer-qwen3_moe/model.safetensors ]]; then
+  "$root/build/venvs/base/bin/python" "$here/llama_server_check.py" "$server" "${peft[@]}"
 fi
 exec "$root/build/venvs/base/bin/python" "$here/run.py" "$@"

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Makes the environments of real programs under build/venvs. Does nothing for those that are there.
 #
-#     tools/consumers/setup.sh [llama_cpp] [mlx_lm] [vllm] [peft]      default: all
+#     tools/consumers/setup.sh [llama_cpp] [mlx_lm] [vllm] [peft] [llama_server]      default: all but llama_server
 #
 # llama_cpp is built from source: 78 objects, 6 minutes on two cores. It may be stopped; the next call goes on.
+# llama_server (build/llama_cpp/build/bin/llama-server) is built of the same source: 120 objects more, 7 minutes.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -30,8 +31,11 @@ install() {  # name, pip's arguments
   "$venvs/$1/bin/python" -m pip install -qq --no-warn-script-location --disable-pip-version-check "${@:2}"
 }
 
-build_llama_cpp() {
-  local folder=build/llama_cpp source
+llama_cpp_folder=build/llama_cpp
+llama_cpp_source=$llama_cpp_folder/llama_cpp_python-$llama_cpp_python
+
+build_llama_cpp() {  # target, ON if it is one of the programs
+  local folder=$llama_cpp_folder
   mkdir -p "$folder"
   if [[ ! -f $folder/unpacked ]]; then
     # pip also configures the package, to ask it for its metadata: about a minute.
@@ -40,23 +44,23 @@ build_llama_cpp() {
     tar xzf "$folder"/llama_cpp_python-*.tar.gz -C "$folder"
     touch "$folder/unpacked"
   fi
-  source=$folder/llama_cpp_python-$llama_cpp_python
   local launcher=()
   if command -v ccache >/dev/null; then launcher=(-DCMAKE_C_COMPILER_LAUNCHER=ccache -DCMAKE_CXX_COMPILER_LAUNCHER=ccache); fi
-  cmake -S "$source/vendor/llama.cpp" -B "$folder/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
-    -DGGML_OPENMP=OFF -DLLAMA_CURL=OFF -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF \
-    -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF "${launcher[@]}" >"$folder/configure.log"
-  cmake --build "$folder/build" --target llama -j "${JOBS:-$(nproc)}" >"$folder/build.log"
-  mkdir -p "$source/llama_cpp/lib"
-  cp -L "$folder"/build/bin/lib*.so "$source/llama_cpp/lib/"
+  cmake -S "$llama_cpp_source/vendor/llama.cpp" -B "$folder/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
+    -DGGML_OPENMP=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_COMMON="$2" -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS="$2" \
+    -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER="$2" -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_APP=OFF \
+    "${launcher[@]}" >"$folder/configure.log"
+  cmake --build "$folder/build" --target "$1" -j "${JOBS:-$(nproc)}" >"$folder/build.log"
 }
 
 make_llama_cpp() {
-  build_llama_cpp
+  build_llama_cpp llama OFF
+  mkdir -p "$llama_cpp_source/llama_cpp/lib"
+  cp -L "$llama_cpp_folder"/build/bin/lib*.so "$llama_cpp_source/llama_cpp/lib/"
   new_venv llama_cpp
   # shellcheck disable=SC2086  # a list of requirements
   install llama_cpp ${packages[llama_cpp]}
-  echo "$PWD/build/llama_cpp/llama_cpp_python-$llama_cpp_python" \
+  echo "$PWD/$llama_cpp_source" \
     >"$("$venvs/llama_cpp/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/llama_cpp.pth"
 }
 
@@ -92,6 +96,8 @@ for name in "${@:-llama_cpp mlx_lm vllm peft}"; do
   for program in $name; do
     if [[ $program == peft ]]; then
       tools/real_peft/setup.sh
+    elif [[ $program == llama_server ]]; then
+      build_llama_cpp llama-server ON
     elif ! is_there "$program"; then
       "make_$program"
       echo "${packages[$program]}" >"$venvs/$program/stamp"

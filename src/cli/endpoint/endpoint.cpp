@@ -5,8 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "base/text.h"
-#include "cli/endpoint/http.h"
+#include "cli/endpoint/dialect.h"
 #include "cli/endpoint/native.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
@@ -28,42 +27,6 @@ std::vector<std::int64_t> some_tokens(const std::string& base) {
   std::vector<std::int64_t> ids;
   for (std::int64_t i = 0; i < kTokens; ++i) ids.push_back((17 + i * 104'729 + i * i * 7'919) % vocabulary);
   return ids;
-}
-
-struct Asked {
-  LogProbabilities values;
-  ServerVerdict failed = ServerVerdict::right;  // else why there are none
-  std::string what;
-};
-
-Asked ask(const Url& url, const EndpointOptions& options, const std::string& model,
-          const std::vector<std::int64_t>& ids) {
-  const auto limit = std::chrono::milliseconds(static_cast<std::int64_t>(options.seconds * 1000));
-  const HttpAnswer answer = post_json(url, "/completions", completions_request(model, ids), limit);
-  const std::string named = fmt::format("model {}: ", printable(model));
-  switch (answer.failure) {
-    case HttpFailure::not_reached:
-      at(options.url)
-          .fail(ErrorCode::IO_OPEN, {.problem = "no server answers there: " + answer.what,
-                                     .hint = "is it running, and is this its address?"});
-    case HttpFailure::too_late:
-      return {{}, ServerVerdict::too_late, named + answer.what};
-    case HttpFailure::closed:
-      return {{}, ServerVerdict::closed, named + answer.what};
-    case HttpFailure::unreadable:
-      return {{}, ServerVerdict::not_readable, named + answer.what};
-    case HttpFailure::none:
-      break;
-  }
-  if (answer.status != 200) {
-    return {{},
-            ServerVerdict::not_readable,
-            fmt::format("{}status {}: {}", named, answer.status, printable(answer.body, 300))};
-  }
-  Asked asked;
-  asked.values = parse_completions(answer.body, ids, asked.what);
-  if (asked.values.empty()) asked.failed = ServerVerdict::not_readable, asked.what = named + printable(asked.what, 400);
-  return asked;
 }
 
 // By how much servers take an adapter too strong or too weak: rsLoRA ignored or taken for granted, a rank that was
@@ -95,30 +58,46 @@ std::string in_words(const Comparison& comparison) {
   }
 }
 
+// Where the server gave a number both times.
+std::vector<std::size_t> known_places(const LogProbabilities& base, const LogProbabilities& adapter) {
+  std::vector<std::size_t> places;
+  for (std::size_t i = 0; i < base.size(); ++i)
+    if (std::isfinite(base[i]) && std::isfinite(adapter[i])) places.push_back(i);
+  return places;
+}
+
+LogProbabilities at_places(const LogProbabilities& values, const std::vector<std::size_t>& places) {
+  LogProbabilities result;
+  for (const std::size_t place : places) result.push_back(values[place]);
+  return result;
+}
+
 }  // namespace
 
 EndpointReport ask_server(const EndpointOptions& options) {
-  const Url url = parse_url(options.url);
   const std::vector<std::int64_t> ids = options.ids.empty() ? some_tokens(options.base) : options.ids;
   EndpointReport report;
   report.tokens = ids.size();
-  Answers servers, ours;
-  for (const auto& [model, values] : {std::pair{&options.model, &servers.base}, {&options.lora, &servers.adapter}}) {
-    Asked asked = ask(url, options, *model, ids);
-    if (asked.values.empty()) {
-      report.comparison.verdict = asked.failed;
-      report.what = asked.what;
-      return report;
-    }
-    *values = std::move(asked.values);
+  Asked base, adapter;
+  const auto dialect = find_dialect(options.server, base);
+  if (dialect) base = dialect->base(ids);
+  if (base.failed == ServerVerdict::right) adapter = dialect->adapter(ids);
+  for (const Asked* asked : {&base, &adapter}) {
+    if (asked->failed == ServerVerdict::right) continue;
+    report.comparison.verdict = asked->failed;
+    report.what = asked->what;
+    return report;
   }
-  const std::string adapter = resolve_path(options.adapter);
-  const NativeRuntime runtime(options.base, adapter, ids);
-  ours.base = runtime.base(), ours.adapter = runtime.with_adapter();
-  const auto at_scale = [&](double scale) { return runtime.with_scale(scale); };
-  report.comparison = runtime.has_alpha() ? compare(ours, servers, likely_factors(adapter), at_scale)
+  const std::vector<std::size_t> known = known_places(base.values, adapter.values);
+  report.tokens -= base.values.size() - known.size();
+  const std::string folder = resolve_path(options.adapter);
+  const NativeRuntime runtime(options.base, folder, ids);
+  const Answers ours{at_places(runtime.base(), known), at_places(runtime.with_adapter(), known)};
+  const Answers servers{at_places(base.values, known), at_places(adapter.values, known)};
+  const auto at_scale = [&](double scale) { return at_places(runtime.with_scale(scale), known); };
+  report.comparison = runtime.has_alpha() ? compare(ours, servers, likely_factors(folder), at_scale)
                                           : compare(ours, servers, {}, nullptr);
-  report.what = in_words(report.comparison);
+  report.what = in_words(report.comparison) + dialect->note();
   return report;
 }
 

@@ -6,20 +6,20 @@
 #include <string>
 #include <vector>
 
+#include "cli/endpoint/dialect.h"
 #include "cli/endpoint/log_probabilities.h"
 
 namespace peft::cli {
 
 struct EndpointOptions {
-  std::string url, model, lora;   // "http://127.0.0.1:8000/v1"; what the server calls the base, and the adapter
+  ServerOptions server;
   std::string base, adapter;      // folders
   std::vector<std::int64_t> ids;  // of the prompt; empty: some that the vocabulary has
-  double seconds = 120;           // for each answer
 };
 struct EndpointReport {
   Comparison comparison;
-  std::string what;  // in words
-  std::size_t tokens = 0;
+  std::string what;        // in words
+  std::size_t tokens = 0;  // of the prompt, but those that the server gave no number for
 };
 // Throws IO_OPEN where no server is reached, and what the runtime throws.
 EndpointReport ask_server(const EndpointOptions& options);

@@ -70,12 +70,11 @@ class Endpoint : public ::testing::Test {
     std::ofstream(folder_ + "/adapter_config.json")
         << R"({"peft_type": "LORA", "r": )" << rank << R"(, "lora_alpha": )" << 2 * rank << "}";
   }
-  EndpointReport ask(const std::string& mode, double seconds = 30) const {
+  EndpointReport ask(const std::string& mode, double seconds = 30, const std::string& lora = "lora") const {
     const Server server(mode);
     EndpointOptions options;
-    options.url = server.url(), options.model = "base", options.lora = "lora";
+    options.server = {server.url(), "base", lora, seconds};
     options.base = options.adapter = folder_;
-    options.seconds = seconds;
     for (int i = 0; i < 17; ++i) options.ids.push_back((3 + 7 * i) % 29);
     return ask_server(options);
   }
@@ -98,6 +97,51 @@ TEST_F(Endpoint, EveryWayToBeWrongHasAVerdict) {
     EXPECT_EQ(name(report.comparison.verdict), name(verdict)) << mode << ": " << report.what;
     EXPECT_FALSE(report.what.empty());
   }
+}
+
+// llama-server: a request for each token, adapters by their scale.
+TEST_F(Endpoint, TheSameVerdictsOnALlamaServer) {
+  const std::pair<const char*, ServerVerdict> rows[] = {{"llama right", ServerVerdict::right},
+                                                        {"llama parts of characters", ServerVerdict::right},
+                                                        {"llama ignores", ServerVerdict::ignored},
+                                                        {"llama switched off", ServerVerdict::ignored},
+                                                        {"llama stronger", ServerVerdict::wrong_scale},
+                                                        {"llama weaker", ServerVerdict::wrong_scale},
+                                                        {"llama twice as strong", ServerVerdict::wrong_scale},
+                                                        {"llama different", ServerVerdict::different},
+                                                        {"llama other base", ServerVerdict::other_base},
+                                                        {"llama not loaded", ServerVerdict::not_readable},
+                                                        {"llama two of a name", ServerVerdict::not_readable},
+                                                        {"llama garbage", ServerVerdict::not_readable},
+                                                        {"llama small context", ServerVerdict::not_readable},
+                                                        {"llama more tokens", ServerVerdict::not_readable},
+                                                        {"llama unforced", ServerVerdict::not_readable},
+                                                        {"llama old", ServerVerdict::not_readable},
+                                                        {"llama closes", ServerVerdict::closed}};
+  for (const auto& [mode, verdict] : rows) {
+    const EndpointReport report = ask(mode);
+    EXPECT_EQ(name(report.comparison.verdict), name(verdict)) << mode << ": " << report.what;
+    EXPECT_FALSE(report.what.empty());
+  }
+  EXPECT_EQ(ask("llama hangs", 0.5).comparison.verdict, ServerVerdict::too_late);
+}
+
+TEST_F(Endpoint, ALlamaServersAdapterIsNamedByItsFileOrNumber) {
+  for (const char* lora : {"/models/lora.gguf", "lora.gguf", "lora", "1"})
+    EXPECT_EQ(ask("llama right", 30, lora).comparison.verdict, ServerVerdict::right) << lora;
+  EXPECT_EQ(ask("llama two of a name", 30, "1").comparison.verdict, ServerVerdict::right);
+  for (const char* lora : {"", "2", "models/lora.gguf", "lor"}) {
+    const EndpointReport report = ask("llama right", 30, lora);
+    EXPECT_EQ(report.comparison.verdict, ServerVerdict::not_readable) << lora;
+    EXPECT_NE(report.what.find("0: other/one.gguf, 1: /models/lora.gguf"), std::string::npos) << report.what;
+  }
+}
+
+TEST_F(Endpoint, WhatALlamaServerSaysOfTheAdapterIsRepeated) {
+  const EndpointReport report = ask("llama twice as strong");
+  EXPECT_NEAR(report.comparison.factor, 2, 0.1);
+  EXPECT_NE(report.what.find("/models/lora.gguf loaded with scale 2 "), std::string::npos) << report.what;
+  EXPECT_LT(ask("llama parts of characters").tokens, 17U);
 }
 
 TEST_F(Endpoint, SaysByHowMuchTheScaleIsWrong) {
@@ -125,7 +169,7 @@ TEST_F(Endpoint, AnAdapterThatDoesNotRunHereIsAnError) {
 
 TEST_F(Endpoint, NoServerIsAnError) {
   EndpointOptions options;
-  options.url = "http://127.0.0.1:1/v1", options.model = "base", options.lora = "lora";
+  options.server = {"http://127.0.0.1:1/v1", "base", "lora", 30};
   options.base = options.adapter = folder_;
   options.ids = {1, 2, 3};
   try {
@@ -177,6 +221,17 @@ TEST(Http, AnswersThatAreCutOrWrong) {
   EXPECT_EQ(parse_answer(chunked + "3\r\nabc\r\n0\r\n\r\n", false).body, "abc");
   for (const char* body : {"3\r\nab", "zz\r\nabc\r\n0\r\n\r\n", "ffffffffffffffff\r\nabc", "3\r\nabc\r\n"})
     EXPECT_EQ(parse_answer(chunked + body, true).failure, HttpFailure::closed) << body;
+  // However it is cut, the pieces are joined once.
+  const std::string pieces = chunked + "3;x=y\r\nabc\r\nb\r\n0\r\n\r\ndefghi\r\n0\r\n\r\n";
+  for (std::size_t step = 1; step < 9; ++step) {
+    AnswerReader reader;
+    HttpAnswer answer{HttpFailure::closed, {}, 0, {}};
+    for (std::size_t i = 0; i < pieces.size() && answer.failure == HttpFailure::closed; i += step) {
+      reader.add(std::string_view(pieces).substr(i, step));
+      answer = reader.answer(false);
+    }
+    EXPECT_EQ(answer.body, "abc0\r\n\r\ndefghi") << step;
+  }
   // Cut anywhere, it is no whole answer.
   const std::string whole = head + "abcd";
   for (std::size_t length = 0; length < whole.size(); ++length)

@@ -112,22 +112,6 @@ std::optional<std::size_t> number_of(std::string_view text, int base) {
   return value;
 }
 
-// The body of an answer that comes in pieces, each with its length. Nothing when it is not whole, or no such body.
-std::optional<std::string> joined_chunks(std::string_view bytes) {
-  std::string body;
-  for (;;) {
-    const std::size_t line = bytes.find("\r\n");
-    if (line == std::string_view::npos) return std::nullopt;
-    const auto size = number_of(without_blanks(bytes.substr(0, std::min(line, bytes.find(';')))), 16);
-    if (!size || *size > kMaxAnswer) return std::nullopt;
-    bytes.remove_prefix(line + 2);
-    if (*size == 0) return body;
-    if (bytes.size() < *size + 2) return std::nullopt;
-    body += bytes.substr(0, *size);
-    bytes.remove_prefix(*size + 2);
-  }
-}
-
 constexpr std::string_view kClosed = "the server closed the connection before its answer was whole";
 
 }  // namespace
@@ -161,71 +145,115 @@ Url parse_url(const std::string& text) {
   return url;
 }
 
-HttpAnswer parse_answer(std::string_view bytes, bool ended) {
-  const std::size_t head_end = bytes.find("\r\n\r\n");
-  if (!bytes.empty() && !std::string_view("HTTP/1.").starts_with(bytes.substr(0, 7)))
-    return failed(HttpFailure::unreadable, "the answer is not HTTP");
-  if (head_end == std::string_view::npos) return failed(HttpFailure::closed, std::string(kClosed));
-  HttpAnswer answer;
-  const auto status = number_of(bytes.substr(std::min<std::size_t>(9, head_end), 3), 10);
-  if (!status) return failed(HttpFailure::unreadable, "the answer is not HTTP");
-  answer.status = static_cast<int>(*status);
-  const std::string_view body = bytes.substr(head_end + 4);
-  std::string_view head = bytes.substr(0, head_end);
-  std::optional<std::size_t> length;
-  bool chunked = false;
+bool AnswerReader::read_head(std::size_t end) {
+  std::string_view head = std::string_view(bytes_).substr(0, end);
+  const auto status = number_of(head.substr(std::min<std::size_t>(9, end), 3), 10);
+  if (!status || *status == 0) return false;
+  status_ = static_cast<int>(*status);
+  at_ = end + 4;
   while (head.find("\r\n") != std::string_view::npos) {
     head.remove_prefix(head.find("\r\n") + 2);
     const std::string_view line = head.substr(0, std::min(head.find("\r\n"), head.size()));
     const std::size_t colon = line.find(':');
     if (colon == std::string_view::npos) continue;
     const std::string name = lower(line.substr(0, colon)), value = lower(without_blanks(line.substr(colon + 1)));
-    if (name == "content-length") length = number_of(value, 10);
-    if (name == "transfer-encoding") chunked = value.ends_with("chunked");
+    if (name == "content-length") length_ = number_of(value, 10);
+    if (name == "transfer-encoding") chunked_ = value.ends_with("chunked");
   }
-  if (chunked) {
-    auto joined = joined_chunks(body);
-    if (!joined) return failed(HttpFailure::closed, std::string(kClosed));
-    answer.body = std::move(*joined);
-  } else if (length ? body.size() < *length : !ended) {
-    return failed(HttpFailure::closed, std::string(kClosed));
-  } else {
-    answer.body = body.substr(0, length.value_or(body.size()));
-  }
-  return answer;
+  return true;
 }
 
-HttpAnswer post_json(const Url& url, std::string_view path, std::string_view body, std::chrono::milliseconds limit) {
+constexpr std::size_t kLongestLine = 4096;  // before a piece
+
+// Joins the pieces that are whole. True when the last one, which is empty, is there.
+bool AnswerReader::take_chunks() {
+  for (;;) {
+    const std::string_view rest = std::string_view(bytes_).substr(at_);
+    const std::size_t line = rest.substr(0, kLongestLine).find("\r\n");
+    if (line == std::string_view::npos) return false;
+    const auto size = number_of(without_blanks(rest.substr(0, std::min(line, rest.substr(0, line).find(';')))), 16);
+    if (!size || *size > kMaxAnswer) return false;
+    if (*size == 0) return true;
+    if (rest.size() < line + 2 + *size + 2) return false;
+    body_ += rest.substr(line + 2, *size);
+    at_ += line + 2 + *size + 2;
+  }
+}
+
+HttpAnswer AnswerReader::answer(bool ended) {
+  constexpr std::string_view kHeadEnd = "\r\n\r\n";
+  if (!bytes_.empty() && !std::string_view("HTTP/1.").starts_with(std::string_view(bytes_).substr(0, 7)))
+    return failed(HttpFailure::unreadable, "the answer is not HTTP");
+  if (status_ == 0) {
+    const std::size_t end = bytes_.find(kHeadEnd, at_);
+    if (end == std::string::npos) {
+      at_ = bytes_.size() - std::min(bytes_.size(), kHeadEnd.size() - 1);
+      return failed(HttpFailure::closed, std::string(kClosed));
+    }
+    if (!read_head(end)) return failed(HttpFailure::unreadable, "the answer is not HTTP");
+  }
+  const std::size_t got = bytes_.size() - at_;
+  const bool whole = chunked_ ? take_chunks() : length_ ? got >= *length_ : ended;
+  if (!whole) return failed(HttpFailure::closed, std::string(kClosed));
+  return {HttpFailure::none, {}, status_, chunked_ ? std::move(body_) : bytes_.substr(at_, length_.value_or(got))};
+}
+
+HttpAnswer parse_answer(std::string_view bytes, bool ended) {
+  AnswerReader reader;
+  reader.add(bytes);
+  return reader.answer(ended);
+}
+
+namespace {
+
+HttpAnswer exchange(const Url& url, std::string_view request, std::chrono::milliseconds limit) {
   const auto end = Clock::now() + limit;
   HttpAnswer failure;
   const Socket socket = connect_to(url, end, failure);
   if (socket.fd() < 0) return failure;
-  const std::string request = fmt::format(
-      "POST {}{} HTTP/1.1\r\nHost: {}:{}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n"
-      "Accept: application/json\r\nConnection: close\r\n\r\n{}",
-      url.path, path, url.host, url.port, body.size(), body);
   const auto late = [&] {
     return failed(HttpFailure::too_late,
                   fmt::format("no whole answer within {} s", std::chrono::duration<double>(limit).count()));
   };
   if (!send_all(socket, request, end))
     return Clock::now() >= end ? late() : failed(HttpFailure::closed, std::string(kClosed));
-  std::string bytes;
+  AnswerReader reader;
+  std::size_t bytes = 0;
   char buffer[65536];
   for (;;) {
     const ssize_t got = recv(socket.fd(), buffer, sizeof buffer, 0);
-    if (got == 0) return parse_answer(bytes, true);
+    if (got == 0) return reader.answer(true);
     if (got > 0) {
-      bytes.append(buffer, static_cast<std::size_t>(got));
-      if (bytes.size() > kMaxAnswer) return failed(HttpFailure::unreadable, "the answer is longer than 64 MiB");
+      bytes += static_cast<std::size_t>(got);
+      if (bytes > kMaxAnswer) return failed(HttpFailure::unreadable, "the answer is longer than 64 MiB");
+      reader.add({buffer, static_cast<std::size_t>(got)});
       // A server may keep the connection open after its answer.
-      if (HttpAnswer answer = parse_answer(bytes, false); answer.failure == HttpFailure::none) return answer;
+      if (HttpAnswer answer = reader.answer(false); answer.failure == HttpFailure::none) return answer;
     } else if (errno != EAGAIN && errno != EINTR) {
       return failed(HttpFailure::closed, std::string(kClosed));
     } else if (!wait_for(socket, POLLIN, end)) {
       return late();
     }
   }
+}
+
+// What each request has in its head.
+std::string head(std::string_view method, const Url& url, std::string_view path) {
+  return fmt::format("{} {}{} HTTP/1.1\r\nHost: {}:{}\r\nAccept: application/json\r\nConnection: close\r\n", method,
+                     url.path, path, url.host, url.port);
+}
+
+}  // namespace
+
+HttpAnswer post_json(const Url& url, std::string_view path, std::string_view body, std::chrono::milliseconds limit) {
+  return exchange(url,
+                  fmt::format("{}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
+                              head("POST", url, path), body.size(), body),
+                  limit);
+}
+
+HttpAnswer get_json(const Url& url, std::string_view path, std::chrono::milliseconds limit) {
+  return exchange(url, head("GET", url, path) + "\r\n", limit);
 }
 
 }  // namespace peft::cli

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -33,8 +34,26 @@ inline constexpr std::size_t kMaxAnswer = std::size_t{64} << 20;  // bytes
 
 // Sends `body` as JSON to a path below the URL's.
 HttpAnswer post_json(const Url& url, std::string_view path, std::string_view body, std::chrono::milliseconds limit);
+HttpAnswer get_json(const Url& url, std::string_view path, std::chrono::milliseconds limit);
 
-// A whole answer as it came over the wire; `ended` says that the server closed the connection.
+// Takes an answer apart while it comes over the wire; what it has read it does not read again.
+class AnswerReader {
+ public:
+  void add(std::string_view bytes) { bytes_ += bytes; }
+  // `closed` where the answer is not whole. `ended`: the server closed the connection. Once the answer is whole,
+  // nothing may be added or asked.
+  HttpAnswer answer(bool ended);
+
+ private:
+  bool read_head(std::size_t end);
+  bool take_chunks();
+
+  std::string bytes_, body_;  // all that came; what is joined of a body in pieces
+  std::size_t at_ = 0;        // where the head is still looked for; then where the body, or its next piece, begins
+  int status_ = 0;            // 0: the head has not been read
+  std::optional<std::size_t> length_;
+  bool chunked_ = false;
+};
 HttpAnswer parse_answer(std::string_view bytes, bool ended);
 
 }  // namespace peft::cli

@@ -120,6 +120,55 @@ LogProbabilities parse_completions(std::string_view body, const std::vector<std:
   return result;
 }
 
+std::optional<std::vector<LoadedAdapter>> parse_lora_adapters(std::string_view body) {
+  const Json list = Json::parse(body, nullptr, false);
+  if (!list.is_array()) return std::nullopt;
+  std::vector<LoadedAdapter> result;
+  for (const Json& entry : list) {
+    const auto has = [&](const char* key) { return entry.is_object() && entry.contains(key); };
+    if (!has("id") || !entry.at("id").is_number_integer() || !has("path") || !entry.at("path").is_string() ||
+        !has("scale") || !entry.at("scale").is_number())
+      return std::nullopt;
+    result.push_back(
+        {entry.at("id").get<std::int64_t>(), entry.at("path").get<std::string>(), entry.at("scale").get<double>()});
+  }
+  return result;
+}
+
+std::string next_token_request(const std::string& model, const NextToken& next, const std::vector<LoadedAdapter>& at) {
+  constexpr double kForced = 1e9;  // added to the token's logit when the server chooses one
+  Json lora = Json::array();
+  for (const LoadedAdapter& adapter : at) lora.push_back({{"id", adapter.id}, {"scale", adapter.scale}});
+  // What a server keeps of earlier prompts may be of another scale of the adapter: cache_prompt is off.
+  const Json request = {{"model", model},        {"prompt", next.prompt},
+                        {"n_predict", 1},        {"temperature", 0},
+                        {"n_probs", 1},          {"post_sampling_probs", false},
+                        {"cache_prompt", false}, {"logit_bias", Json::array({Json::array({next.token, kForced})})},
+                        {"lora", lora},          {"response_fields", {"completion_probabilities", "tokens_evaluated"}}};
+  return request.dump();
+}
+
+std::optional<double> parse_next_token(std::string_view body, const NextToken& next, std::string& problem) {
+  constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+  constexpr double kLeast = -1e30;  // what the server writes for the logarithm of zero is below
+  const Json answer = Json::parse(body, nullptr, false);
+  if (!answer.is_object()) return problem = "the answer is no JSON object", std::nullopt;
+  if (answer.contains("error")) return problem = "the server says: " + answer.at("error").dump(), std::nullopt;
+  if (!answer.contains("tokens_evaluated") || !answer.at("tokens_evaluated").is_number_integer())
+    return problem = "the answer does not say how many tokens the prompt has", std::nullopt;
+  if (const auto tokens = answer.at("tokens_evaluated").get<std::int64_t>(); tokens != std::ssize(next.prompt)) {
+    problem = fmt::format("the server makes {} tokens of a prompt of {}", tokens, next.prompt.size());
+    return std::nullopt;
+  }
+  const Json list = answer.contains("completion_probabilities") ? answer.at("completion_probabilities") : Json::array();
+  if (list.is_array() && list.empty()) return kUnknown;
+  if (!list.is_array() || !list[0].is_object() || !list[0].contains("id") || !list[0].at("id").is_number_integer() ||
+      !list[0].contains("logprob") || !list[0].at("logprob").is_number())
+    return problem = "the answer has no log-probability of the generated token (id, logprob)", std::nullopt;
+  const double value = list[0].at("logprob").get<double>();
+  return list[0].at("id").get<std::int64_t>() == next.token && value > kLeast ? value : kUnknown;
+}
+
 Comparison compare(const Answers& ours, const Answers& servers, const std::vector<double>& likely,
                    const std::function<LogProbabilities(double scale)>& at_scale) {
   Comparison result;

@@ -3,13 +3,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace peft::cli {
 
-// Of each token but the first, given those before it.
+// Of each token but the first, given those before it. Not a number: the server did not say.
 using LogProbabilities = std::vector<double>;
 
 // The body of a request to /completions that asks for them.
@@ -17,6 +18,26 @@ std::string completions_request(const std::string& model, const std::vector<std:
 // Reads them from the answer: choices[0].logprobs.token_logprobs of a prompt that is echoed, or vLLM's prompt_logprobs.
 // `problem` says what is wrong where the result is empty.
 LogProbabilities parse_completions(std::string_view body, const std::vector<std::int64_t>& ids, std::string& problem);
+
+// An adapter that a llama-server has loaded, and how strong it is in requests that do not speak of it.
+struct LoadedAdapter {
+  std::int64_t id = 0;
+  std::string path;
+  double scale = 1;
+};
+// The answer to GET /lora-adapters. Nothing where it is no such list.
+std::optional<std::vector<LoadedAdapter>> parse_lora_adapters(std::string_view body);
+// A prompt and the token after it. llama-server gives log-probabilities of tokens that it generates, those of the model
+// whatever the request makes of them: so the request has it generate this very token.
+struct NextToken {
+  std::vector<std::int64_t> prompt;
+  std::int64_t token = 0;
+};
+// The body of a request to llama-server's /completion, with each adapter at its scale.
+std::string next_token_request(const std::string& model, const NextToken& next, const std::vector<LoadedAdapter>& at);
+// Not a number where the server generated nothing that it gives a number for, or another token: it keeps back tokens
+// that are a part of a character. Nothing, and a `problem`, where the answer cannot be read.
+std::optional<double> parse_next_token(std::string_view body, const NextToken& next, std::string& problem);
 
 enum class ServerVerdict : std::uint8_t {
   right,

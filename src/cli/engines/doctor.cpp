@@ -111,7 +111,7 @@ void add_doctor(CLI::App& app, DoctorCommand& command) {
   verb.add_option("--model", command.model, "What the server calls the base model")
       ->type_name("NAME")
       ->group("A running server");
-  verb.add_option("--lora", command.lora, "What the server calls the adapter")
+  verb.add_option("--lora", command.lora, "What the server calls the adapter; of llama-server: its file")
       ->type_name("NAME")
       ->group("A running server");
   verb.add_option("--ids", command.ids, "The prompt, as token ids: 1,2,3; some of the vocabulary when not given")
@@ -141,8 +141,8 @@ EndpointReport ask_server_of(const DoctorCommand& command) {
                                    .expected = "--endpoint with --model, --lora and --base, and without --for"});
   }
   EndpointOptions options;
-  options.url = command.endpoint, options.model = command.model, options.lora = command.lora;
-  options.base = command.input.base, options.adapter = command.path, options.seconds = command.seconds;
+  options.server = {command.endpoint, command.model, command.lora, command.seconds};
+  options.base = command.input.base, options.adapter = command.path;
   if (!command.ids.empty()) {
     const Rows rows = parse_ids(command.ids);
     if (rows.size() != 1 || rows.front().size() < 2)
