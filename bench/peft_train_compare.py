@@ -110,6 +110,12 @@ def main():
                 ratio = their[key] / our[key]
                 print(f"{what:23} {name:42} {our[key]:9.1f} {their[key]:9.1f} {unit}  {ratio:.2f}x")
                 record("train", f"{what}, {name}", "PEFT", our[key], their[key], unit, ratio)
+    # With the same setting both hold the adapter's gradients and AdamW's state, which are most of what is left; so ours is compared
+    # with what PEFT takes without it, too.
+    our, their = least["experts", True, "ours"]["mb"], least["experts", False, "theirs"]["mb"]
+    name = f"experts, {a.dtype}, ours alone with checkpointing, {a.threads} thread{'s' if a.threads > 1 else ''}"
+    print(f"{'memory above the model':23} {name:42} {our:9.1f} {their:9.1f} MiB  {their / our:.2f}x")
+    record("train", f"memory above the model, {name}", "PEFT", our, their, "MiB", their / our)
     attention, experts = (least[kind, False, "ours"]["ms"] for kind in ("attention", "experts"))
     print(f"our step with LoRA on experts against our step with LoRA on attention: {experts / attention:.2f}x")
     return 0

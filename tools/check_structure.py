@@ -29,7 +29,7 @@ PUBLIC = {
     "error.h": "base", "error_codes.inc": "base", "tensor.h": "base", "safetensors.h": "safetensors",
     "config.h": "config", "model.h": "model", "adapter.h": "adapter", "layout.h": "layout", "engine.h": "engines", "plan.h": "plan", "weights.h": "weights", "execute.h": "execute",
     "verbs.h": "verbs", "train/options.h": "train", "train/data.h": "train", "train/batches.h": "train", "train/metrics.h": "train", "version.h": "base", "c.h": "c_api",
-    "nn/model.h": "nn", "nn/peft_model.h": "nn", "nn/optimizer.h": "nn", "nn/trainer.h": "nn", "nn/process_group.h": "nn", "peft.h": None,
+    "nn/model.h": "nn", "nn/peft_model.h": "nn", "nn/optimizer.h": "nn", "nn/trainer.h": "nn", "nn/process_group.h": "nn", "nn/memory.h": "nn", "peft.h": None,
 }
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)

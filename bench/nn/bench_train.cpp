@@ -22,6 +22,7 @@
 #include <string>
 #include <vector>
 
+#include "peft/nn/memory.h"
 #include "peft/nn/trainer.h"
 
 namespace {
@@ -132,6 +133,7 @@ int main(int argc, char** argv) {
              {"checkpointing", "0"}};
   for (int i = 1; i + 1 < argc; i += 2) o[argv[i] + 2] = argv[i + 1];
   at::set_num_threads(std::atoi(o["threads"].c_str()));
+  peft::nn::reuse_memory_blocks();  // as peft train does
   const std::string kinds = o["kinds"] + ",";
   for (std::size_t begin = 0; begin < kinds.size();) {
     const std::size_t end = kinds.find(',', begin);

@@ -160,12 +160,9 @@ float largest_of(const float* values) {
   return std::bit_cast<float>(largest);
 }
 
-// As std::round does it, for numbers that an int holds: what is cut off is exact.
-int nearest_code(float value) {
-  const int cut = static_cast<int>(value);
-  const float rest = value - static_cast<float>(cut);
-  return cut + static_cast<int>(rest >= 0.5F) - static_cast<int>(rest <= -0.5F);
-}
+// As std::round does it, for numbers that an int holds. What is added is the largest number below one half: with one
+// half, the number below one half would become 1.
+int nearest_code(float value) { return static_cast<int>(value + std::copysign(0x1.fffffep-2F, value)); }
 
 // 1 / scale. 0 where that is not finite: such a scale is stored as 0, and no code matters.
 float inverse_of(float scale) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "gguf/gguf_file.h"
+#include "support/every_target.h"
 #include "test_paths.h"
 
 namespace peft::gguf {
@@ -24,7 +25,9 @@ std::vector<float> floats(std::span<const std::byte> bytes) {
   return values;
 }
 
-TEST(BlockFormats, ValuesAreThoseOfGgufPy) {
+class BlockFormats : public execution::EveryTarget {};
+
+TEST_P(BlockFormats, ValuesAreThoseOfGgufPy) {
   const auto file = recorded("blocks.gguf");
   for (const BlockFormat& format : block_formats()) {
     const std::string name(info(format.type).name);
@@ -41,7 +44,7 @@ TEST(BlockFormats, ValuesAreThoseOfGgufPy) {
   }
 }
 
-TEST(BlockFormats, PackAsGgufPyDoes) {
+TEST_P(BlockFormats, PackAsGgufPyDoes) {
   const auto file = recorded("packed.gguf");
   const auto values = floats(file->bytes(*file->find("values")));
   std::size_t compared = 0;
@@ -57,8 +60,23 @@ TEST(BlockFormats, PackAsGgufPyDoes) {
   EXPECT_EQ(compared, 3u);
 }
 
+// Halves away from zero, and the numbers beside them: in a block whose scale is 1.
+TEST_P(BlockFormats, Q8IsRoundedAsStdRoundDoes) {
+  for (int code = -127; code < 127; ++code) {
+    const float half = static_cast<float>(code) + 0.5F;
+    std::vector<float> values(32);
+    values[0] = 127, values[1] = half, values[2] = std::nextafter(half, -200.0F),
+    values[3] = std::nextafter(half, 200.0F);
+    values[4] = static_cast<float>(code);
+    std::vector<std::byte> packed(34);
+    ASSERT_TRUE(pack_blocks(GgmlType::q8_0, values, packed.data()));
+    for (std::size_t i = 0; i < values.size(); ++i)
+      ASSERT_EQ(static_cast<float>(std::to_integer<std::int8_t>(packed[2 + i])), std::round(values[i])) << values[i];
+  }
+}
+
 // What was packed is worth numbers that are packed the same way again.
-TEST(BlockFormats, PackingTwiceChangesNothing) {
+TEST_P(BlockFormats, PackingTwiceChangesNothing) {
   const auto file = recorded("packed.gguf");
   for (const GgmlType type : {GgmlType::q8_0, GgmlType::q4_0, GgmlType::mxfp4}) {
     const auto packed = file->bytes(*file->find(info(type).name));
@@ -73,7 +91,7 @@ TEST(BlockFormats, PackingTwiceChangesNothing) {
   }
 }
 
-TEST(BlockFormats, UnpackToTheNearestCode) {
+TEST_P(BlockFormats, UnpackToTheNearestCode) {
   const auto file = recorded("packed.gguf");
   const auto values = floats(file->bytes(*file->find("values")));
   std::vector<float> unpacked(values.size());
@@ -87,7 +105,7 @@ TEST(BlockFormats, UnpackToTheNearestCode) {
   }
 }
 
-TEST(BlockFormats, RefuseAScaleThatDoesNotFit) {
+TEST_P(BlockFormats, RefuseAScaleThatDoesNotFit) {
   std::vector<float> values(32, 1);
   std::vector<std::byte> packed(34);
   values[5] = 65504.0F * 127 * 1.01F;
@@ -99,7 +117,7 @@ TEST(BlockFormats, RefuseAScaleThatDoesNotFit) {
 }
 
 // Numbers too small for any scale become zeros, and nothing overflows on the way.
-TEST(BlockFormats, TinyNumbersBecomeZeros) {
+TEST_P(BlockFormats, TinyNumbersBecomeZeros) {
   const std::vector<float> values(32, std::numeric_limits<float>::denorm_min() * 200);
   for (const GgmlType type : {GgmlType::q8_0, GgmlType::q4_0}) {
     std::vector<std::byte> packed(info(type).block_bytes);
@@ -110,7 +128,7 @@ TEST(BlockFormats, TinyNumbersBecomeZeros) {
   }
 }
 
-TEST(BlockFormats, EveryRowIsAKnownTypeAndFitsTheLargestBlock) {
+TEST_P(BlockFormats, EveryRowIsAKnownTypeAndFitsTheLargestBlock) {
   for (const BlockFormat& format : block_formats()) {
     EXPECT_GT(info(format.type).block, 1);
     EXPECT_LE(info(format.type).block, kMaxBlock);
@@ -119,6 +137,9 @@ TEST(BlockFormats, EveryRowIsAKnownTypeAndFitsTheLargestBlock) {
   EXPECT_EQ(find_block_format(GgmlType::iq2_xxs), nullptr);
   EXPECT_FALSE(can_pack(GgmlType::q4_k));
 }
+
+INSTANTIATE_TEST_SUITE_P(Hwy, BlockFormats, testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
+                         [](const auto& target) { return std::string(hwy::TargetName(target.param)); });
 
 }  // namespace
 }  // namespace peft::gguf

@@ -19,6 +19,7 @@
 #include "nn/train/checkpoint.h"
 #include "peft/adapter.h"
 #include "peft/error.h"
+#include "peft/nn/memory.h"
 #include "peft/nn/process_group.h"
 #include "peft/nn/trainer.h"
 #include "safetensors/writing/staging_folder.h"
@@ -325,6 +326,7 @@ int train(const cli::TrainCommand& command, const Group& group) {
 }  // namespace
 
 int run_train(const cli::TrainCommand& command) {
+  nn::reuse_memory_blocks();
   const Group group = nn::ProcessGroup::from_environment();
   try {
     return train(share_of(command, group), group);
