@@ -116,6 +116,18 @@ std::string up_to_layer(std::string_view path) {
   return std::string(at == std::string_view::npos ? path : path.substr(0, at + kLayer.size()));
 }
 
+std::string without_numbers(std::string_view path) {
+  std::string result;
+  for (std::size_t begin = 0; begin <= path.size();) {
+    const std::size_t end = std::min(path.find('.', begin), path.size());
+    const std::string_view part = path.substr(begin, end - begin);
+    if (begin != 0) result += '.';
+    result += all_digits(part) ? "*" : part;
+    begin = end + 1;
+  }
+  return result;
+}
+
 bool is_below(std::string_view path, std::string_view ancestor) {
   return path.size() > ancestor.size() && path.starts_with(ancestor) && path[ancestor.size()] == '.';
 }

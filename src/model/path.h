@@ -59,6 +59,8 @@ std::string_view parent(std::string_view path);
 std::string_view leaf(std::string_view path);
 // "model.layers.{layer}.mlp" -> "model.layers.{layer}". A path without a layer stays as it is.
 std::string up_to_layer(std::string_view path);
+// "model.layers.3.mlp.experts.17" -> "model.layers.*.mlp.experts.*".
+std::string without_numbers(std::string_view path);
 bool is_below(std::string_view path, std::string_view ancestor);  // "a.b.c" is below "a.b" and "a"
 
 // ---- What the name of a module says

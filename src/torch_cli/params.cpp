@@ -15,6 +15,7 @@
 #include "cli/output/output.h"
 #include "cli/output/table.h"
 #include "cli/runtime/runtime.h"
+#include "model/path.h"
 #include "peft/adapter.h"
 #include "peft/model.h"
 #include "torch_cli/running_model.h"
@@ -32,10 +33,6 @@ struct ParameterKind {
   std::uint64_t adapter_parameters = 0;
 };
 
-bool is_number(std::string_view text) {
-  return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
-}
-
 // A ParameterKind while its rows are collected.
 struct Collected {
   ParameterKind kind;
@@ -45,7 +42,7 @@ struct Collected {
 class Kinds {
  public:
   Collected& at(const std::string& name) {
-    const std::string key = without_numbers(name);
+    const std::string key = model::without_numbers(name);
     const auto [place, is_new] = places_.emplace(key, all_.size());
     if (is_new) all_.emplace_back().kind.name = key;
     return all_[place->second];
@@ -172,17 +169,6 @@ void print(const std::vector<ParameterKind>& kinds, const std::string& line) {
 }
 
 }  // namespace
-
-std::string without_numbers(const std::string& name) {
-  std::string result;
-  for (std::size_t begin = 0; begin <= name.size();) {
-    const auto end = std::min(name.find('.', begin), name.size());
-    const std::string part = name.substr(begin, end - begin);
-    result += (begin == 0 ? "" : ".") + (is_number(part) ? "*" : part);
-    begin = end + 1;
-  }
-  return result;
-}
 
 int run_params(const cli::ParamsCommand& command) {
   nn::InitOptions shapes_only;

@@ -7,25 +7,11 @@
 #include <map>
 #include <set>
 
+#include "model/path.h"
 #include "peft/error.h"
 
 namespace peft::train {
 namespace {
-
-bool is_number(std::string_view text) {
-  return !text.empty() && std::ranges::all_of(text, [](char c) { return c >= '0' && c <= '9'; });
-}
-
-std::string starred(const std::string& name) {
-  std::string result;
-  for (std::size_t begin = 0; begin <= name.size();) {
-    const auto end = std::min(name.find('.', begin), name.size());
-    const std::string part = name.substr(begin, end - begin);
-    result += (begin == 0 ? "" : ".") + (is_number(part) ? "*" : part);
-    begin = end + 1;
-  }
-  return result;
-}
 
 std::int64_t elements(const std::vector<std::int64_t>& shape) {
   std::int64_t count = shape.empty() ? 0 : 1;
@@ -79,7 +65,7 @@ std::vector<std::string> unmatched_entries(const ResolvedTargets& resolved) {
 class Rows {
  public:
   CoverageRow& at(const std::string& name, std::int64_t rank, double scale) {
-    const std::string key = starred(name);
+    const std::string key = model::without_numbers(name);
     const auto [place, is_new] = places_.emplace(key, rows_.size());
     if (is_new) rows_.push_back({.name = key, .rank = rank, .scale = scale});
     CoverageRow& row = rows_[place->second];
