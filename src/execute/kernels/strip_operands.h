@@ -9,8 +9,8 @@
 namespace peft::execution {
 
 struct Strip {
-  // Packed factors: fp32, fp64, or words of two bf16 (bf16_pairs.h). A row of `left` has `width` of them; a panel of `right`
-  // has kPanel times as many. Panels follow each other.
+  // Packed factors: fp32, fp64, or words of two bf16 (bf16_pairs.h). A row of `left` has `width` of them; a panel of
+  // `right` has kPanel times as many. Panels follow each other.
   bool paired = false;
   std::size_t width = 0;
   const void* left = nullptr;

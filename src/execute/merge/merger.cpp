@@ -14,7 +14,7 @@ namespace peft::execution {
 namespace {
 
 constexpr std::size_t kKeptMatrices = 4;  // target matrices that keep their packed factors
-// Rows of the base that have to be rendered, are rendered this many bytes at a time, so that they stay in the cache.
+// Rows of the base that have to be rendered are rendered so many bytes at a time: they stay in the cache.
 constexpr std::int64_t kRenderedBytes = std::int64_t{256} << 10, kRowsTogether = 32;
 constexpr auto kNoMatrix = static_cast<std::size_t>(-1);
 

@@ -17,8 +17,8 @@ namespace peft::execution {
 namespace {
 
 constexpr std::uint64_t kCacheLine = 64;
-constexpr std::int64_t kPackedElements = 1
-                                         << 15;  // that are rendered before they are quantised; they stay in the cache
+// Elements that are rendered before they are quantised. They stay in the cache.
+constexpr std::int64_t kPackedElements = 1 << 15;
 
 [[noreturn]] void overflow(const FileWork& work, std::size_t t) {
   const PlannedTensor& tensor = work.tensor(t);
