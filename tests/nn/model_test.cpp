@@ -209,6 +209,14 @@ TEST_F(Errors, OfIdsAndMasks) {
   expect_error(ErrorCode::USAGE, "[2, 5]", [&] { model->logits(ids, at::ones({2, 4}, at::kLong)); });
   expect_error(ErrorCode::USAGE, "0 and 1", [&] { model->logits(ids, at::full({2, 5}, 2, at::kLong)); });
   expect_error(ErrorCode::USAGE, "token ids", [&] { model->logits(at::zeros({2, 0}, at::kLong)); });
+  const auto at_positions = [&](const at::Tensor& positions) {
+    return model->forward({.ids = ids, .mask = {}, .positions = positions}, {}).logits;
+  };
+  const at::Tensor five = at::arange(5, at::kLong), plain = at_positions({});
+  for (const at::Tensor& positions : {five, five.unsqueeze(0), five.repeat({2, 1})})
+    EXPECT_TRUE(at::equal(at_positions(positions), plain));
+  for (const at::Tensor& positions : {at::arange(4, at::kLong), five.repeat({3, 1}), five.view({5, 1}), five[0]})
+    expect_error(ErrorCode::USAGE, "positions", [&] { at_positions(positions); });
   if (has_model("rt-qwen3_5_moe")) {
     const auto composite = load_model(path_of("rt-qwen3_5_moe"));
     const std::int64_t image = json_of(path_of("rt-qwen3_5_moe") + "/config.json")["image_token_id"];

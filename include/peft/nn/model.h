@@ -39,7 +39,7 @@ using CachePtr = std::unique_ptr<Cache, DeleteCache>;
 struct ForwardInput {
   at::Tensor ids{};        // [sequences, tokens] int64
   at::Tensor mask{};       // [sequences, cached + tokens], 1 real, 0 padding; undefined: all real
-  at::Tensor positions{};  // [sequences, tokens]; undefined: 0, 1, ... after what is cached
+  at::Tensor positions{};  // [sequences, tokens], or [tokens] of all; undefined: 0, 1, ... after what is cached
   Cache* cache = nullptr;
   std::int64_t logits_to_keep = 0;  // only the last n tokens' logits; 0: all
   bool want_aux_loss = false;       // the routers' load balancing loss

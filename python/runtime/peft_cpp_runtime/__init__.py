@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 from typing import Any
 
@@ -23,9 +24,16 @@ def _check() -> None:
 
 
 def program() -> str:
-    """The path of peft-torch, which carries out `peft logits`, `generate`, `params` and `train`."""
+    """The path of peft-torch, which carries out `peft logits`, `generate`, `params` and `train`. It finds torch beside this
+    package; torch of another folder is named in the environment."""
     _check()
-    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "bin", "peft-torch")
+    folder = os.path.dirname(os.path.abspath(__file__))
+    torch = importlib.util.find_spec("torch")
+    for package in torch.submodule_search_locations or () if torch else ():
+        if os.path.dirname(package) != os.path.dirname(folder):  # torch of another folder of packages
+            libraries = [os.path.join(package, "lib"), os.environ.get("LD_LIBRARY_PATH", "")]
+            os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
+    return os.path.join(folder, "bin", "peft-torch")
 
 
 def load() -> Any:

@@ -1,6 +1,8 @@
 #include "nn/forward/run.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -195,9 +197,20 @@ void check_documents(const ForwardInput& input, std::int64_t sequences, std::int
                                .got = std::to_string(sum) + ", " + std::to_string(sequences) + " sequences"});
 }
 
+Tensor checked_positions(const Tensor& given, std::int64_t sequences, std::int64_t tokens) {
+  const Tensor positions = given.dim() == 1 ? given.unsqueeze(0) : given;
+  if (positions.dim() == 2 && (positions.size(0) == 1 || positions.size(0) == sequences) && positions.size(1) == tokens)
+    return positions;
+  at({}, "positions")
+      .fail(ErrorCode::USAGE, {.problem = "positions are not those of the tokens",
+                               .expected = fmt::format("[{}, {}], [1, {}] or [{}]", sequences, tokens, tokens, tokens),
+                               .got = fmt::format("[{}]", fmt::join(given.sizes(), ", "))});
+}
+
 // Each document's positions begin with 0.
 Tensor positions_of(const Pass& pass, const ForwardInput& input) {
-  if (input.positions.defined()) return input.positions.to(pass.model.device);
+  if (input.positions.defined())
+    return checked_positions(input.positions, pass.sequences, pass.tokens).to(pass.model.device);
   if (pass.documents.empty())
     return at::arange(pass.past, pass.past + pass.tokens, at::kLong).unsqueeze(0).to(pass.model.device);
   std::vector<Tensor> parts;
