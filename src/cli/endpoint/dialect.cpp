@@ -154,8 +154,8 @@ std::optional<std::size_t> find_adapter(const std::vector<LoadedAdapter>& adapte
 
 std::unique_ptr<Dialect> find_dialect(const ServerOptions& options, Asked& failure) {
   Url root = parse_url(options.url);
-  if (constexpr std::string_view kVersion = "/v1"; root.path.ends_with(kVersion))
-    root.path.resize(root.path.size() - kVersion.size());
+  if (constexpr std::string_view kApi = "/v1"; root.path.ends_with(kApi))
+    root.path.resize(root.path.size() - kApi.size());
   const HttpAnswer answer = get_json(root, "/lora-adapters", limit(options));
   failure = failure_of(answer, options, "");
   if (failure.failed == ServerVerdict::too_late) return nullptr;
