@@ -107,6 +107,8 @@ def test_adapters(tmp_path):
         nn.load_model(tmp_path / "nowhere")
     with pytest.raises(TypeError):
         model.forward("text")
+    with pytest.raises(peft_cpp.UsageError, match="positions"):
+        model.forward(ids, mask, torch.arange(ids.shape[1] + 1))
 
 
 def test_another_torch_is_one_clear_error(monkeypatch):
